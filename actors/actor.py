@@ -1,0 +1,183 @@
+"""The loop every actor shares: wait, take everything that waits, act once, report to the supervisor.
+
+An actor takes *all* waiting messages before `flush`, so a queue becomes a batch under load and
+the cost per message falls; nothing waits for a timer.  The beat to the supervisor comes from
+this loop, the one that does the work, so an actor that hangs is noticed.
+
+States: starting (until `ready`), running, draining (after SIGTERM, until `drained`), ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import ClassVar
+
+import zmq
+
+from meterd.actors import sockets
+from meterd.actors.options import Options
+from meterd.protocol.errors import BootFailed
+
+# One turn takes at most this many messages, so that beats and other sockets are served.
+MESSAGES_PER_TURN_MAX = 1_000
+BEAT_SECONDS = 1.0
+
+
+class Lifeline:
+    """The pipe from an actor to the supervisor: one line a message, never blocking.
+
+    Lines: ``beat``, ``ready``, ``status TEXT``, ``failed EXIT_CODE REASON``.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        os.set_blocking(descriptor, False)
+
+    def say(self, line: str) -> None:
+        # A full pipe means that the supervisor does not read; it cannot act on one more line.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._descriptor, line.replace("\n", " ").encode()[:500] + b"\n")
+
+
+class Actor:
+    """One process of a node.  Subclasses override the methods from `open` to `close`."""
+
+    name: ClassVar[str]
+
+    def __init__(self, options: Options, run_dir: str, lifeline: Lifeline) -> None:
+        self.options = options
+        self.run_dir = run_dir
+        self.lifeline = lifeline
+        self.parent = os.getppid()
+        self.stopping = False
+        self.reloading = False
+        self._poller = zmq.Poller()
+        self._handlers: dict[zmq.Socket[bytes], Callable[[list[bytes]], None]] = {}
+        self._outboxes: dict[str, zmq.Socket[bytes]] = {}
+        self._wake = os.pipe()
+
+    # What an actor is made of
+
+    def open(self) -> None:
+        """Open files and sockets.  Raise BootFailed to halt the node with a reason."""
+
+    def handle(self, frames: list[bytes]) -> None:
+        """Take one message from the inbox."""
+
+    def flush(self) -> None:
+        """Act on what this turn's messages left; called after every turn that had any."""
+
+    def tick(self, now: float) -> float:
+        """Do what is due at monotonic `now`; return the seconds until the next call (at most 1)."""
+        return BEAT_SECONDS
+
+    def reload(self, options: Options) -> None:
+        """Take over reloadable options (SIGHUP)."""
+        self.options = options
+
+    def drained(self) -> bool:
+        """After SIGTERM: is there nothing left to finish?"""
+        return True
+
+    def close(self) -> None:
+        """Finish: called once after the last turn."""
+
+    # The means they share
+
+    def ready(self) -> None:
+        """Tell the supervisor that this actor can do its work."""
+        self.lifeline.say("ready")
+
+    def listen(self, socket: zmq.Socket[bytes], handler: Callable[[list[bytes]], None]) -> None:
+        """Serve `socket` in the loop: `handler` gets each message."""
+        self._handlers[socket] = handler
+        self._poller.register(socket, zmq.POLLIN)
+
+    def unlisten(self, socket: zmq.Socket[bytes]) -> None:
+        """Stop serving `socket`."""
+        del self._handlers[socket]
+        self._poller.unregister(socket)
+
+    def send(self, actor: str, frames: list[bytes]) -> None:
+        """Send one message to another actor's inbox."""
+        outbox = self._outboxes.get(actor)
+        if outbox is None:
+            outbox = self._outboxes[actor] = sockets.outbox(self.run_dir, actor)
+        outbox.send_multipart(frames, copy=len(frames) < 8)
+
+    # The loop
+
+    def run(self) -> None:
+        """Open, serve until told to stop, close."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGHUP, self._on_signal)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor turns it into SIGTERM
+        os.set_blocking(self._wake[1], False)
+        signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
+        self._poller.register(self._wake[0], zmq.POLLIN)
+        self.open()
+        self.listen(sockets.inbox(self.run_dir, self.name), self.handle)
+        self._serve()
+        self.close()
+        for outbox in self._outboxes.values():
+            outbox.close()
+
+    def _serve(self) -> None:
+        beat_due = tick_due = 0.0
+        while not (self.stopping and self.drained()):
+            now = time.monotonic()
+            if now >= beat_due:
+                self._beat()
+                beat_due = now + BEAT_SECONDS
+            if now >= tick_due:
+                tick_due = now + self.tick(now)
+            wait = max(0.0, min(beat_due, tick_due) - time.monotonic())
+            if self.turn(int(wait * 1000) + 1):
+                self.flush()
+
+    def turn(self, wait_ms: int) -> bool:
+        """Take what waits on every socket; return whether there was anything."""
+        taken = False
+        for source, _ in self._poller.poll(wait_ms):
+            if source == self._wake[0]:
+                os.read(self._wake[0], 4096)
+                continue
+            handler = self._handlers.get(source)
+            if handler is None:
+                continue  # removed by a handler earlier in this turn
+            for _ in range(MESSAGES_PER_TURN_MAX):
+                try:
+                    frames = source.recv_multipart(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                taken = True
+                handler(frames)
+        return taken
+
+    def _beat(self) -> None:
+        if os.getppid() != self.parent:
+            os._exit(1)  # the supervisor is gone; nobody would restart or reap us
+        self.lifeline.say("beat")
+        if self.reloading:
+            self.reloading = False
+            self.reload(Options.load_again(self.options))
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if number == signal.SIGTERM:
+            self.stopping = True
+        else:
+            self.reloading = True
+
+
+def main(actor: Actor) -> int:
+    """Run an actor to its end and return its exit status."""
+    try:
+        actor.run()
+    except BootFailed as failure:
+        actor.lifeline.say(f"failed {failure.exit_code} {failure.reason}")
+        return failure.exit_code
+    return 0

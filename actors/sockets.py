@@ -1,0 +1,84 @@
+"""Makes every ZeroMQ socket of the node, with all options set before bind or connect.
+
+One context per process, made on first use after the fork; the supervisor never calls in here.
+Inside a node each actor binds one PULL inbox at ``ipc://RUN/NAME`` and the others connect PUSH
+sockets to it.  Queues inside the node are bounded by what the router admits, not by high-water
+marks, so a PUSH never blocks on a living actor.
+"""
+
+from __future__ import annotations
+
+import os
+
+import zmq
+
+from meterd.protocol import limits
+
+# Messages waiting for one actor.  The router admits fewer requests than this, so reaching
+# it means that an actor has stopped reading: the sender blocks, its beat stops, and the supervisor acts.
+INTERNAL_HIGH_WATER_MARK = 100_000
+# A client that does not read loses answers beyond this (and asks again with the same ids).
+CLIENT_HIGH_WATER_MARK = 1_000
+HANDSHAKE_MS = 3_000
+HEARTBEAT_MS = 2_000
+HEARTBEAT_TIMEOUT_MS = 6_000
+BACKLOG = 1_024
+
+_context: zmq.Context[zmq.Socket[bytes]] | None = None
+_context_pid = 0
+
+
+def context() -> zmq.Context[zmq.Socket[bytes]]:
+    """Return this process's context; refuse one that was inherited through a fork."""
+    global _context, _context_pid
+    if _context is None:
+        _context, _context_pid = zmq.Context(io_threads=1), os.getpid()
+    if _context_pid != os.getpid():
+        raise RuntimeError("a ZeroMQ context must not cross a fork")
+    return _context
+
+
+def endpoint(run_dir: str, name: str) -> str:
+    """Return the address of an actor's inbox."""
+    return f"ipc://{run_dir}/{name}"
+
+
+def inbox(run_dir: str, name: str) -> zmq.Socket[bytes]:
+    """Bind the inbox of actor `name`."""
+    socket = context().socket(zmq.PULL)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.RCVHWM, INTERNAL_HIGH_WATER_MARK)
+    socket.bind(endpoint(run_dir, name))
+    return socket
+
+
+def outbox(run_dir: str, name: str) -> zmq.Socket[bytes]:
+    """Connect to the inbox of actor `name`; messages wait while it restarts."""
+    socket = context().socket(zmq.PUSH)
+    socket.setsockopt(zmq.LINGER, 1_000)
+    socket.setsockopt(zmq.SNDHWM, INTERNAL_HIGH_WATER_MARK)
+    socket.setsockopt(zmq.RECONNECT_IVL, 10)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 100)
+    socket.connect(endpoint(run_dir, name))
+    return socket
+
+
+def client_listener(address: str) -> zmq.Socket[bytes]:
+    """Bind the front door: a ROUTER that reports what it cannot deliver and bounds each client."""
+    socket = context().socket(zmq.ROUTER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.RCVHWM, CLIENT_HIGH_WATER_MARK)
+    socket.setsockopt(zmq.SNDHWM, CLIENT_HIGH_WATER_MARK)
+    socket.setsockopt(zmq.MAXMSGSIZE, limits.MESSAGE_BYTES_MAX)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.BACKLOG, BACKLOG)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
+    if ":" in address.removeprefix("tcp://").rsplit(":", 1)[0]:
+        socket.setsockopt(zmq.IPV6, 1)
+    socket.bind(address)
+    return socket
