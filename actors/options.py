@@ -1,0 +1,324 @@
+"""What an operator can set: one frozen dataclass per section, each key with default and limits.
+
+`Options()` is a complete, valid configuration.  Durations are float seconds and sizes are int bytes
+once they are in here; "1h" and "64MiB" exist only in files, variables and flags, and `parse_value`
+is the one place that reads them.  Where values come from, and which source wins, is decided in
+`meterd.config`; actors see only the result.
+
+Invariants:
+  * an `Options` made by `from_mapping` keeps every limit below and every rule in `check`
+  * a key marked reloadable may change while the node runs; no other key does
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from meterd.protocol.errors import ConfigError
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+SIZE_UNITS = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
+DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
+
+# A node number fits the u32 of the log's file header.
+NODE_ID_MAX = (1 << 32) - 1
+PORT_MAX = 65_535
+
+
+def _text(default: str, help: str, choices: tuple[str, ...] = (), **flags: bool) -> Any:
+    return _key(default, "text", help, choices=choices, **flags)
+
+
+def _count(default: int, help: str, low: int, high: int, **flags: bool) -> Any:
+    return _key(default, "count", help, low=low, high=high, **flags)
+
+
+def _size(default: int, help: str, low: int, high: int, **flags: bool) -> Any:
+    return _key(default, "size", help, low=low, high=high, **flags)
+
+
+def _duration(default: float, help: str, low: float, high: float, **flags: bool) -> Any:
+    return _key(default, "duration", help, low=low, high=high, **flags)
+
+
+def _key(default: object, kind: str, help: str, **metadata: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"kind": kind, "help": help, **metadata})
+
+
+@dataclass(frozen=True)
+class Node:
+    """Who this node is and where it listens."""
+
+    id: int = _count(0, "number of this node, unique in its cluster", 0, NODE_ID_MAX)
+    data_dir: str = _text("./data", "directory of everything the node keeps")
+    listen: str = _text("127.0.0.1", "address to listen on; 0.0.0.0 or :: for every interface")
+    port: int = _count(7001, "application port", 1, PORT_MAX)
+    advertise: str = _text(
+        "", "host name or address clients are told; empty: the listen address, or the host name"
+    )
+    http_port: int = _count(9090, "port of /health and /metrics", 1, PORT_MAX)
+    http_listen: str = _text("", "address of /health and /metrics; empty: as listen")
+    bootstrap: str = _text(
+        "auto",
+        "auto: make a new cluster in an empty directory, else recover; new, recover: only that",
+        choices=("auto", "new", "join", "recover"),
+    )
+    peers: str = _text("", "the other nodes, NODE_ID:HOST:PORT,...; empty: a single node")
+
+
+@dataclass(frozen=True)
+class Wal:
+    """The log."""
+
+    segment_size: int = _size(64 * MIB, "size of a log file", 4 * MIB, 1 * GIB)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Checkpoints: what a start does not have to replay."""
+
+    checkpoint_events: int = _count(
+        500_000, "save a checkpoint after so many events", 1_000, 1_000_000_000, reloadable=True
+    )
+    checkpoint_interval: float = _duration(
+        60.0, "and at least so often while events arrive", 1.0, 86_400.0, reloadable=True
+    )
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long events are kept, and how far ahead they may lie."""
+
+    days: int = _count(90, "keep raw events, and know their ids, for so many days", 1, 36_500)
+    sweep_interval: float = _duration(
+        3_600.0, "look for expired log files so often", 1.0, 86_400.0, reloadable=True
+    )
+    future_hours: int = _count(24, "take events at most so many hours ahead of now", 0, 87_600)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """When free space runs short."""
+
+    check_interval: float = _duration(
+        10.0, "look at the free space so often", 0.1, 600.0, reloadable=True
+    )
+    warn_free: int = _size(2 * GIB, "warn when less is free", 0, 1 << 50, reloadable=True)
+    stop_free: int = _size(
+        256 * MIB, "refuse events when less is free", 0, 1 << 50, reloadable=True
+    )
+    resume_margin: int = _size(
+        256 * MIB, "take events again when so much more is free", 0, 1 << 50, reloadable=True
+    )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the node holds at most; beyond it requests are refused, never queued without end."""
+
+    inflight_requests: int = _count(10_000, "requests taken and not yet answered", 1, 90_000)
+    inflight_bytes: int = _size(128 * MIB, "bytes of those requests", 32 * MIB, 64 * GIB)
+    accounts: int = _count(20_000_000, "accounts with usage", 1_000, 2_000_000_000)
+    series: int = _count(50_000_000, "series: account, metric, dimensions", 1_000, 2_000_000_000)
+    cells: int = _count(100_000_000, "totals: a series in one period", 1_000, 4_000_000_000)
+    identities: int = _count(
+        400_000_000, "event ids known within the retention", 10_000, 100_000_000_000
+    )
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """How events become records of the log."""
+
+    record_events_max: int = _count(4_096, "start a new record after so many events", 1, 1_000_000)
+
+
+@dataclass(frozen=True)
+class Log:
+    """What the node says about itself on standard error."""
+
+    level: str = _text(
+        "info",
+        "least important messages to write",
+        choices=("debug", "info", "warning", "error"),
+        reloadable=True,
+    )
+    format: str = _text("text", "text for people, json for machines", choices=("text", "json"))
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """How a node stops."""
+
+    grace: float = _duration(5.0, "wait so long for requests in flight", 0.0, 600.0)
+
+
+@dataclass(frozen=True)
+class Watchdog:
+    """When an actor counts as hung."""
+
+    stall: float = _duration(10.0, "end and restart an actor silent for so long", 2.0, 600.0)
+
+
+@dataclass(frozen=True)
+class Options:
+    """All sections.  Immutable: a reload makes new options."""
+
+    node: Node = Node()
+    wal: Wal = Wal()
+    storage: Storage = Storage()
+    retention: Retention = Retention()
+    disk: Disk = Disk()
+    limits: Limits = Limits()
+    ingest: Ingest = Ingest()
+    log: Log = Log()
+    shutdown: Shutdown = Shutdown()
+    watchdog: Watchdog = Watchdog()
+
+    @classmethod
+    def from_mapping(cls, sections: Mapping[str, Mapping[str, object]]) -> Options:
+        """Make options from {section: {key: value}}; keys that are absent keep their defaults.
+
+        Raises ConfigError.
+        """
+        made = {}
+        for section, values in sections.items():
+            if not isinstance(values, Mapping):
+                raise _wrong(section, "a section, not a single value, was expected")
+            parsed = {key: parse_value(section, key, value) for key, value in values.items()}
+            made[section] = dataclasses.replace(getattr(cls(), find_section(section)), **parsed)
+        options = cls(**made)
+        check(options)
+        return options
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Options:
+        """Read what `to_json` wrote."""
+        return cls.from_mapping(json.loads(text))
+
+    def to_json(self) -> str:
+        """Write every key; `from_json` gives the same options."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    def reloaded(self, other: Options) -> tuple[Options, list[str]]:
+        """Take the reloadable keys of `other`; return the result and the keys it kept."""
+        taken = dataclasses.asdict(self)
+        kept = []
+        for section, field in all_keys():
+            value = getattr(getattr(other, section), field.name)
+            if value == taken[section][field.name]:
+                continue
+            if field.metadata.get("reloadable"):
+                taken[section][field.name] = value
+            else:
+                kept.append(f"{section}.{field.name}")
+        return Options.from_mapping(taken), kept
+
+
+def all_keys() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Yield (section, field) for every key there is, in the order of this file."""
+    for section in dataclasses.fields(Options):
+        for field in dataclasses.fields(section.default):  # type: ignore[arg-type]
+            yield section.name, field
+
+
+def find_section(name: str) -> str:
+    """Return `name` if there is such a section.  Raises ConfigError with the nearest one."""
+    sections = [field.name for field in dataclasses.fields(Options)]
+    if name not in sections:
+        raise _wrong(name, f"no such section{_nearest(name, sections)}")
+    return name
+
+
+def find_key(section: str, key: str) -> dataclasses.Field[Any]:
+    """Return the field of a key.  Raises ConfigError with the nearest known key."""
+    find_section(section)
+    fields = {field.name: field for owner, field in all_keys() if owner == section}
+    if key in fields:
+        return fields[key]
+    near = difflib.get_close_matches(key, fields, 1)
+    if near:
+        raise _wrong(f"{section}.{key}", f"no such key; did you mean {section}.{near[0]}?")
+    elsewhere = [f"{owner}.{field.name}" for owner, field in all_keys()]
+    raise _wrong(f"{section}.{key}", f"no such key{_nearest(f'{section}.{key}', elsewhere)}")
+
+
+def _wrong(key: str, reason: str) -> ConfigError:
+    return ConfigError(f"{key}: {reason}")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.4)
+    return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
+
+
+def parse_value(section: str, key: str, value: object) -> object:
+    """Turn a value as people write it into the type of its key, within its limits.
+
+    Raises ConfigError.
+    """
+    field = find_key(section, key)
+    rules = field.metadata
+    name = f"{section}.{key}"
+    if rules["kind"] == "text":
+        if not isinstance(value, str):
+            raise _wrong(name, f"text was expected, not {value!r}")
+        if rules["choices"] and value not in rules["choices"]:
+            raise _wrong(name, f"{value!r} is none of {', '.join(rules['choices'])}")
+        return value
+    number = _number(name, rules["kind"], value)
+    if not rules["low"] <= number <= rules["high"]:
+        low, high = (format_value(rules["kind"], rules[end]) for end in ("low", "high"))
+        raise _wrong(name, f"{value} is not between {low} and {high}")
+    return number
+
+
+def _number(name: str, kind: str, value: object) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise _wrong(name, f"a {kind} was expected, not {value!r}")
+    units = {"count": {"": 1}, "size": SIZE_UNITS, "duration": DURATION_UNITS}[kind]
+    if isinstance(value, str):
+        match = QUANTITY.fullmatch(value.strip())
+        if match is None or match[2] not in units:
+            raise _wrong(name, f"{value!r} is no {kind}{_examples(kind)}")
+        # Decimal digits of a whole number must not pass through a float.
+        digits = float(match[1]) if "." in match[1] else int(match[1])
+        value = digits * units[match[2]]
+    if kind == "duration":
+        return float(value)
+    if not math.isfinite(value) or value != int(value):
+        raise _wrong(name, f"{value} is not a whole number")
+    return int(value)
+
+
+def _examples(kind: str) -> str:
+    return {"count": "", "size": ", such as 64MiB", "duration": ", such as 500ms, 10s or 1h"}[kind]
+
+
+def format_value(kind: str, value: float | str) -> str:
+    """Write a value the way `parse_value` reads it, in the largest unit that is whole."""
+    if kind in ("text", "count") or isinstance(value, str):
+        return str(value)
+    units: Mapping[str, float] = SIZE_UNITS if kind == "size" else DURATION_UNITS
+    for unit, factor in sorted(units.items(), key=lambda item: (-item[1], item[0] == "B")):
+        if unit and value and value % factor == 0:
+            return f"{int(value // factor)}{unit}"
+    return "0B" if kind == "size" else f"{round(float(value) * 1000)}ms" if value else "0s"
+
+
+def check(options: Options) -> None:
+    """Check what concerns several keys.  Raises ConfigError."""
+    node, disk = options.node, options.disk
+    if node.port == node.http_port:
+        raise _wrong("node.http_port", f"{node.http_port} is the application port")
+    if disk.stop_free > disk.warn_free:
+        raise _wrong("disk.stop_free", "must not be above disk.warn_free")
