@@ -1,0 +1,260 @@
+"""Puts bytes on stable storage: the only module that calls fsync.
+
+`Disk` is the small port through which the log reaches its files; `LocalDisk` is the real one, and
+tests put one in its place that remembers what was synced and what was not.  Everything else in
+the data directory is replaced whole, by `atomic_write`.
+
+Rules that every function keeps:
+  * a write is complete or raises: short writes are continued (EINTR the interpreter repeats)
+  * no room left is DiskFull; the caller may wait and try again
+  * a failed sync is FsyncFailed and final: the kernel may have dropped the pages and call them
+    clean, so the process must end and read again what is really there
+  * a name (create, rename, unlink) is durable only after `sync_directory`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from meterd.protocol.errors import DiskFull, FsyncFailed
+
+Buffer = bytes | bytearray | memoryview | mmap.mmap
+
+# The kernel takes at most so many buffers in one call.
+BUFFERS_PER_CALL_MAX = 1024
+# Zeros are written and synced in pieces, so that a write to the log beside it waits for one
+# piece at most.
+FILL_SIZE = 1024 * 1024
+
+FILE_MODE = 0o640
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Disk(Protocol):
+    """What the log does to files.  Every method raises OSError, DiskFull or FsyncFailed."""
+
+    def names(self, directory: str) -> list[str]:
+        """Return the names in a directory, sorted."""
+
+    def open(self, path: str) -> int:
+        """Open an existing file for reading and writing."""
+
+    def create(self, path: str, size: int) -> int:
+        """Make a file of `size` zeros, durable but for its name; replace one that exists."""
+
+    def close(self, descriptor: int) -> None:
+        """Close a file."""
+
+    def size(self, descriptor: int) -> int:
+        """Return the size of an open file."""
+
+    def view(self, descriptor: int) -> memoryview:
+        """Return the bytes of an open file, read-only, not copied."""
+
+    def write(self, descriptor: int, buffers: Sequence[Buffer], offset: int) -> None:
+        """Write all buffers one after another, from `offset`."""
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        """Cut a file."""
+
+    def sync(self, descriptor: int) -> None:
+        """Put the bytes of a file, and its size, on stable storage."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file another name, replacing what has it."""
+
+    def remove(self, path: str) -> None:
+        """Remove a file; nothing happens when there is none."""
+
+    def sync_directory(self, directory: str) -> None:
+        """Put the names of a directory on stable storage."""
+
+
+class LocalDisk:
+    """The file system of this machine."""
+
+    def names(self, directory: str) -> list[str]:
+        return sorted(os.listdir(directory))
+
+    def open(self, path: str) -> int:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def create(self, path: str, size: int) -> int:
+        self.remove(path)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        try:
+            _fill(descriptor, size)
+        except BaseException:
+            os.close(descriptor)
+            self.remove(path)  # the space that was there may save somebody else
+            raise
+        return descriptor
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def size(self, descriptor: int) -> int:
+        return os.fstat(descriptor).st_size
+
+    def view(self, descriptor: int) -> memoryview:
+        if self.size(descriptor) == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ))
+
+    def write(self, descriptor: int, buffers: Sequence[Buffer], offset: int) -> None:
+        write_all(descriptor, buffers, offset)
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        os.ftruncate(descriptor, size)
+
+    def sync(self, descriptor: int) -> None:
+        sync_data(descriptor)
+
+    def rename(self, old: str, new: str) -> None:
+        os.rename(old, new)
+
+    def remove(self, path: str) -> None:
+        Path(path).unlink(missing_ok=True)
+
+    def sync_directory(self, directory: str) -> None:
+        sync_directory(directory)
+
+
+class DirectoryLock:
+    """The file `lock` of a data directory, held from `acquire` until the process ends."""
+
+    def __init__(self, directory: str) -> None:
+        self.path = os.path.join(directory, "lock")
+        self._descriptor = -1
+
+    def acquire(self) -> bool:
+        """Take the lock; return False when another process has it.
+
+        Forked children share the lock, and it lasts until the last of them has ended: exactly
+        as long as anybody may still write.
+        """
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        """Give the lock back before the process ends."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def atomic_write(path: str | os.PathLike[str], data: Buffer | Iterable[Buffer]) -> None:
+    """Replace a file by `data`: after a crash it holds the old bytes or the new, never a mixture.
+
+    Every such file has one writer, so the temporary name is fixed and what a crash leaves behind
+    is overwritten by the next write.  Raises DiskFull, FsyncFailed, OSError; the old file is
+    then still there.
+    """
+    target = os.fspath(path)
+    temporary = f"{target}.tmp"
+    try:
+        with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+            offset = 0
+            for buffer in _buffers(data):
+                offset += write_all(descriptor, [buffer], offset)
+            _sync(os.fsync, descriptor)
+        os.rename(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_directory(os.path.dirname(target) or ".")
+
+
+def _buffers(data: Buffer | Iterable[Buffer]) -> Iterable[Buffer]:
+    try:
+        return [memoryview(data)]  # type: ignore[arg-type]
+    except TypeError:
+        return data  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str], flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def sync_data(descriptor: int) -> None:
+    """Put the bytes of an open file, and its size, on stable storage.  Raises FsyncFailed."""
+    _sync(os.fdatasync, descriptor)
+
+
+def sync_directory(directory: str | os.PathLike[str]) -> None:
+    """Put the names of a directory on stable storage.  Raises FsyncFailed."""
+    with _opened(directory, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+        _sync(os.fsync, descriptor)
+
+
+def write_all(descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
+    """Write all buffers from `offset`; return how many bytes that was.
+
+    Raises DiskFull, OSError; how much was written is then unknown.
+    """
+    try:
+        written = os.pwritev(descriptor, buffers[:BUFFERS_PER_CALL_MAX], offset)
+        total = sum(memoryview(buffer).nbytes for buffer in buffers)
+        while written < total:  # rare: a signal, a quota, more buffers than the kernel takes
+            step = os.pwritev(descriptor, _after(buffers, written), offset + written)
+            if step == 0:
+                raise OSError(errno.EIO, "the file takes no more bytes")
+            written += step
+    except OSError as error:
+        raise _translated(error) from error
+    return total
+
+
+def _after(buffers: Sequence[Buffer], skip: int) -> list[memoryview]:
+    """Return what is left of `buffers` after their first `skip` bytes, as one call takes it."""
+    left = []
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B")
+        if skip < view.nbytes:
+            left.append(view[skip:])
+        skip = max(0, skip - view.nbytes)
+    return left[:BUFFERS_PER_CALL_MAX]
+
+
+def _fill(descriptor: int, size: int) -> None:
+    """Write zeros.  Writing into a filled file changes no metadata, so fdatasync is cheapest."""
+    try:
+        if size:
+            os.posix_fallocate(descriptor, 0, size)  # no room left is noticed at once
+    except OSError as error:
+        raise _translated(error) from error
+    zeros = bytes(FILL_SIZE)
+    for offset in range(0, size, FILL_SIZE):
+        write_all(descriptor, [zeros[: size - offset]], offset)
+        sync_data(descriptor)
+    _sync(os.fsync, descriptor)
+
+
+def _sync(call: Callable[[int], None], descriptor: int) -> None:
+    try:
+        call(descriptor)
+    except OSError as error:
+        raise FsyncFailed(f"fsync failed: {error}") from error
+
+
+def _translated(error: OSError) -> Exception:
+    return DiskFull(str(error)) if error.errno in _FULL else error
