@@ -65,16 +65,16 @@ def make_index(entries_max: int) -> Index:
 
 
 @njit(cache=True, forceinline=True)
-def bucket_of(index: Any, k0: Any) -> int:
+def bucket_of(index: Any, k0: Any) -> Any:
     """Return the bucket in which a key lies."""
-    return int(index.directory[k0 >> _U64(64 - index.head[DEPTH])])
+    return np.int64(index.directory[k0 >> _U64(64 - index.head[DEPTH])])
 
 
 @njit(cache=True, forceinline=True)
-def find(index: Any, k0: Any, k1: Any) -> int:
+def find(index: Any, k0: Any, k1: Any) -> Any:
     """Return the slot of a key, or MISSING."""
     base = bucket_of(index, k0) * BUCKET_SLOTS
-    slot = int(k1 & _SLOT_MASK)
+    slot = np.int64(k1 & _SLOT_MASK)
     slots = index.slots
     while True:
         a = slots[base + slot, 0]
@@ -87,8 +87,8 @@ def find(index: Any, k0: Any, k1: Any) -> int:
 
 
 @njit(cache=True)
-def _place(slots: Array, base: int, k0: Any, k1: Any, payload: Any) -> int:
-    slot = int(k1 & _SLOT_MASK)
+def _place(slots: Array, base: int, k0: Any, k1: Any, payload: Any) -> Any:
+    slot = np.int64(k1 & _SLOT_MASK)
     while slots[base + slot, 0] != 0 or slots[base + slot, 1] != 0:
         slot = (slot + 1) & (BUCKET_SLOTS - 1)
     slots[base + slot, 0] = k0
@@ -102,7 +102,7 @@ def _split(index: Any, k0: Any) -> None:
     """Split the bucket of `k0` by the first bit that its keys do not share."""
     head = index.head
     bucket = bucket_of(index, k0)
-    depth = int(index.depths[bucket])
+    depth = np.int64(index.depths[bucket])
     directory = index.directory
     if depth == head[DEPTH]:
         size = 1 << depth
@@ -116,7 +116,7 @@ def _split(index: Any, k0: Any) -> None:
         raise RuntimeError("index is full")
     head[BUCKETS] += 1
     span = 1 << (head[DEPTH] - depth)
-    first = (int(k0 >> _U64(64 - head[DEPTH])) // span) * span
+    first = (np.int64(k0 >> _U64(64 - head[DEPTH])) // span) * span
     for i in range(first + span // 2, first + span):
         directory[i] = fresh
     index.depths[bucket] = index.depths[fresh] = depth + 1
@@ -140,7 +140,7 @@ def _split(index: Any, k0: Any) -> None:
 
 
 @njit(cache=True)
-def insert(index: Any, k0: Any, k1: Any, payload: Any) -> int:
+def insert(index: Any, k0: Any, k1: Any, payload: Any) -> Any:
     """Add a key that is not there; return its slot.  (0, 0) is not a key."""
     bucket = bucket_of(index, k0)
     while index.counts[bucket] >= BUCKET_FULL:

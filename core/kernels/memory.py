@@ -20,6 +20,7 @@ def reserve(shape: tuple[int, ...], dtype: Any) -> Any:
     """Return a zeroed array of the given shape whose pages are not yet in memory."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-    return np.frombuffer(mmap.mmap(-1, max(size, 1), flags=flags), dtype, math.prod(shape)).reshape(
-        shape
-    )
+    area = mmap.mmap(-1, max(size, 1), flags=flags)
+    if size >= (1 << 26):
+        area.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(area, dtype, math.prod(shape)).reshape(shape)

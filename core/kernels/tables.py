@@ -1,0 +1,258 @@
+"""The state machine's tables as arrays, reserved at their limits (see kernels/memory.py).
+
+An account, series or cell is a row of 64-bit integers, named by its number; chains of numbers (ended by -1)
+tie an account to its series, a series to its cells and a cell to its members.  Hash indexes find
+them by key.  Everything but the indexes is saved in a checkpoint; the indexes are made anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from meterd.core.kernels import cells as cell_rows
+from meterd.core.kernels.entries import (
+    CELL,
+    MEMBER,
+    SERIES,
+    account_hash,
+    pair_hash,
+)
+from meterd.core.kernels.hashing import sip_bytes, sip_finish, sip_start, sip_word
+from meterd.core.kernels.index import MISSING, Index, find, insert, make_index
+from meterd.core.kernels.memory import reserve
+
+Array = Any
+_U64 = np.uint64
+
+# Columns of an account (int64[n, 4]).
+TEXT_START, TEXT_SIZE, FIRST_SERIES, NEXT_IN_ROOT = range(4)
+# Columns of a series (int64[n, 8]).
+ACCOUNT, METRIC, DIMS_START, DIMS_SIZE, NEXT_SERIES, FIRST_CELL, SEATS, PARTITION = range(8)
+# Columns of a member (u64[n, 3]): two words of hash, next member of the cell (all ones: none).
+MEMBER_0, MEMBER_1, NEXT_MEMBER = range(3)
+NO_MEMBER = np.uint64(2**64 - 1)
+# Columns of the counters (int64[8]).
+ACCOUNTS, TEXT_USED, SERIES_COUNT, DIMS_USED, CELLS, MEMBERS, JOURNAL = range(7)
+
+# Expiry hours of identities are kept in 16 bits; the rest of the payload is the content's digest.
+HOUR_NS = 3_600_000_000_000
+HOUR_MASK = np.uint64(0xFFFF)
+
+
+class Capacity(NamedTuple):
+    """How much the tables can hold."""
+
+    identities: int
+    accounts: int
+    series: int
+    cells: int
+    members: int
+    journal: int
+
+
+class Tables(NamedTuple):
+    """All tables of one state machine."""
+
+    identities: Index
+    account_index: Index
+    root_index: Index
+    series_index: Index
+    cell_index: Index
+    member_index: Index
+    accounts: Array
+    text: Array
+    series: Array
+    dims: Array
+    cells: Array
+    members: Array
+    journal: Array
+    counters: Array
+
+
+# Reserved heap bytes per account and series: their texts at their largest are rare.
+ACCOUNT_TEXT_BYTES = 64
+SERIES_DIMS_BYTES = 128
+
+
+def make_tables(capacity: Capacity) -> Tables:
+    """Return empty tables that can grow to `capacity`."""
+    return Tables(
+        identities=make_index(capacity.identities),
+        account_index=make_index(capacity.accounts),
+        root_index=make_index(capacity.accounts),
+        series_index=make_index(capacity.series),
+        cell_index=make_index(capacity.cells),
+        member_index=make_index(capacity.members),
+        accounts=reserve((capacity.accounts, 4), np.int64),
+        text=reserve((capacity.accounts * ACCOUNT_TEXT_BYTES,), np.uint8),
+        series=reserve((capacity.series, 8), np.int64),
+        dims=reserve((capacity.series * SERIES_DIMS_BYTES,), np.uint8),
+        cells=reserve((capacity.cells, cell_rows.CELL_WORDS), np.int64),
+        members=reserve((capacity.members, 3), np.uint64),
+        journal=reserve((capacity.journal, 3), np.uint64),
+        counters=np.zeros(8, np.int64),
+    )
+
+
+@njit(cache=True)
+def find_account(tables: Any, key: Any, data: Array, start: int, end: int) -> Any:
+    """Return the number of an account given as text, or MISSING."""
+    a0, a1 = account_hash(key[0], key[1], data, start, end)
+    slot = find(tables.account_index, a0, a1)
+    if slot == MISSING:
+        return np.int64(MISSING)
+    return np.int64(tables.account_index.slots[slot, 2])
+
+
+@njit(cache=True)
+def find_root(tables: Any, key: Any, data: Array, start: int, end: int) -> Any:
+    """Return the first account of a root (chain NEXT_IN_ROOT), or MISSING."""
+    r0, r1 = account_hash(key[0], key[1], data, start, end)
+    slot = find(tables.root_index, r0, r1)
+    if slot == MISSING:
+        return np.int64(MISSING)
+    return np.int64(tables.root_index.slots[slot, 2])
+
+
+@njit(cache=True)
+def link_account(tables: Any, key: Any, number: int) -> None:
+    """Enter an account whose row and text are written into the indexes and its root's chain."""
+    accounts, text = tables.accounts, tables.text
+    start = accounts[number, TEXT_START]
+    end = start + accounts[number, TEXT_SIZE]
+    a0, a1 = account_hash(key[0], key[1], text, start, end)
+    insert(tables.account_index, a0, a1, _U64(number))
+    stop = start
+    while stop < end and text[stop] != 47:
+        stop += 1
+    r0, r1 = account_hash(key[0], key[1], text, start, stop)
+    slot = find(tables.root_index, r0, r1)
+    if slot == MISSING:
+        accounts[number, NEXT_IN_ROOT] = MISSING
+        insert(tables.root_index, r0, r1, _U64(number))
+    else:
+        accounts[number, NEXT_IN_ROOT] = np.int64(tables.root_index.slots[slot, 2])
+        tables.root_index.slots[slot, 2] = _U64(number)
+
+
+@njit(cache=True)
+def add_account(tables: Any, key: Any, data: Array, start: int, end: int) -> Any:
+    """Make a new account from its text; return its number."""
+    counters = tables.counters
+    number = counters[ACCOUNTS]
+    at = counters[TEXT_USED]
+    for i in range(start, end):
+        tables.text[at + i - start] = data[i]
+    tables.accounts[number, TEXT_START] = at
+    tables.accounts[number, TEXT_SIZE] = end - start
+    tables.accounts[number, FIRST_SERIES] = MISSING
+    counters[ACCOUNTS] = number + 1
+    counters[TEXT_USED] = at + end - start
+    link_account(tables, key, number)
+    return number
+
+
+@njit(cache=True, forceinline=True)
+def series_hash(key: Any, account: int, metric: int, dims: Array, start: int, end: int) -> Any:
+    """Hash (account number, metric number, dimension tuple)."""
+    v0, v1, v2, v3 = sip_start(key[0], key[1])
+    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, _U64(SERIES) | _U64(end - start) << _U64(8))
+    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, _U64(account) << _U64(16) | _U64(metric))
+    v0, v1, v2, v3 = sip_bytes(v0, v1, v2, v3, dims, start, end)
+    return sip_finish(v0, v1, v2, v3)
+
+
+@njit(cache=True)
+def add_series(tables: Any, account: int, metric: int, dims_end: int, partition: int) -> Any:
+    """Make a new series whose dimension tuple lies at the end of the dims heap; return its number."""
+    counters = tables.counters
+    number = counters[SERIES_COUNT]
+    row = tables.series[number]
+    row[ACCOUNT] = account
+    row[METRIC] = metric
+    row[DIMS_START] = counters[DIMS_USED]
+    row[DIMS_SIZE] = dims_end - counters[DIMS_USED]
+    row[NEXT_SERIES] = tables.accounts[account, FIRST_SERIES]
+    row[FIRST_CELL] = MISSING
+    row[SEATS] = 0
+    row[PARTITION] = partition
+    tables.accounts[account, FIRST_SERIES] = number
+    counters[SERIES_COUNT] = number + 1
+    counters[DIMS_USED] = dims_end
+    return number
+
+
+@njit(cache=True, forceinline=True)
+def cell_hash(key: Any, series: int, period_start: int) -> Any:
+    """Hash (series number, period)."""
+    return pair_hash(key[0], key[1], CELL, _U64(series), _U64(period_start), _U64(0))
+
+
+@njit(cache=True)
+def add_cell(tables: Any, key: Any, series: int, period_start: int) -> Any:
+    """Make the cell of a series in a period; return its number."""
+    number = tables.counters[CELLS]
+    tables.counters[CELLS] = number + 1
+    cells = tables.cells
+    cell_rows.clear_cell(cells, number)
+    cells[number, cell_rows.SERIES] = series
+    cells[number, cell_rows.PERIOD_START] = period_start
+    cells[number, cell_rows.NEXT_CELL] = tables.series[series, FIRST_CELL]
+    tables.series[series, FIRST_CELL] = number
+    c0, c1 = cell_hash(key, series, period_start)
+    insert(tables.cell_index, c0, c1, _U64(number))
+    return number
+
+
+@njit(cache=True)
+def add_member(tables: Any, key: Any, cell: int, m0: Any, m1: Any) -> None:
+    """Count a member into a cell unless it is there."""
+    h0, h1 = pair_hash(key[0], key[1], MEMBER, _U64(cell), m0, m1)
+    if find(tables.member_index, h0, h1) != MISSING:
+        return
+    number = tables.counters[MEMBERS]
+    tables.counters[MEMBERS] = number + 1
+    insert(tables.member_index, h0, h1, _U64(number))
+    cells = tables.cells
+    tables.members[number, MEMBER_0] = m0
+    tables.members[number, MEMBER_1] = m1
+    first = cells[cell, cell_rows.FIRST_MEMBER]
+    tables.members[number, NEXT_MEMBER] = NO_MEMBER if first < 0 else _U64(first)
+    cells[cell, cell_rows.FIRST_MEMBER] = number
+    cells[cell, cell_rows.UNIQUE] += 1
+
+
+@njit(cache=True)
+def rebuild_indexes(tables: Any, key: Any) -> None:
+    """Make the indexes of accounts, series, cells and members from their rows (after a load)."""
+    counters = tables.counters
+    for number in range(counters[ACCOUNTS]):
+        link_account(tables, key, number)
+    for number in range(counters[SERIES_COUNT]):
+        row = tables.series[number]
+        start = row[DIMS_START]
+        h0, h1 = series_hash(
+            key, row[ACCOUNT], row[METRIC], tables.dims, start, start + row[DIMS_SIZE]
+        )
+        insert(tables.series_index, h0, h1, _U64(number))
+    cells = tables.cells
+    for number in range(counters[CELLS]):
+        c0, c1 = pair_hash(
+            key[0],
+            key[1],
+            CELL,
+            _U64(cells[number, cell_rows.SERIES]),
+            _U64(cells[number, cell_rows.PERIOD_START]),
+            _U64(0),
+        )
+        insert(tables.cell_index, c0, c1, _U64(number))
+        member = cells[number, cell_rows.FIRST_MEMBER]
+        while member >= 0:
+            m0, m1 = tables.members[member, MEMBER_0], tables.members[member, MEMBER_1]
+            h0, h1 = pair_hash(key[0], key[1], MEMBER, _U64(number), m0, m1)
+            insert(tables.member_index, h0, h1, _U64(member))
+            following = tables.members[member, NEXT_MEMBER]
+            member = np.int64(-1) if following == NO_MEMBER else np.int64(following)
