@@ -21,13 +21,15 @@ LZ4_RATIO_MAX = 255
 EVENTS_MAX = 10_000
 # A request cannot name more metrics than it has events; must stay below 2^16 (index is u16).
 METRIC_CODES_MAX = EVENTS_MAX
-# Maps and lists in one body: an event of the plain form has two maps. An empty map takes one byte
-# on the wire and 64 in memory, so this is what bounds the memory of a decoded body.
-CONTAINERS_MAX = 3 * EVENTS_MAX
+# Elements of all maps and lists of one body, each costing up to 150 bytes of memory once decoded
+# but as little as one on the wire. 10,000 plain events with every field and property make 430,000.
+ITEMS_MAX = 1_000_000
+# Bodies below this size cannot hold enough elements to matter and are not counted.
+ITEMS_UNCOUNTED_SIZE_MAX = 128 * 1024
 # Lists longer than the longest column dictionary are never valid.
 LIST_SIZE_MAX = EVENTS_MAX
-# The widest map is one of properties; twice that, so that a few too many cost their row only.
-MAP_SIZE_MAX = 64
+# The widest map is one of properties; far more than 32, so that too many cost their event only.
+MAP_SIZE_MAX = 4_096
 KIND_SIZE_MAX = 32
 REQUEST_ID_MAX = 2**64 - 1
 # A deadline is how long the client still waits; nobody waits longer than an hour for an answer.
