@@ -1,8 +1,10 @@
-"""The loop every actor shares: wait, take everything that waits, act once, report to the supervisor.
+"""The loop every actor shares: wait, take all that waits, act once, report to the supervisor.
 
 An actor takes *all* waiting messages before `flush`, so a queue becomes a batch under load and
 the cost per message falls; nothing waits for a timer.  The beat to the supervisor comes from
-this loop, the one that does the work, so an actor that hangs is noticed.
+this loop, the one that does the work, so an actor that hangs is noticed.  Whoever works longer
+than a second outside the loop (opening a large log) says something on the lifeline meanwhile:
+every line counts as a beat.
 
 States: starting (until `ready`), running, draining (after SIGTERM, until `drained`), ended.
 """
@@ -10,21 +12,31 @@ States: starting (until `ready`), running, draining (after SIGTERM, until `drain
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar
 
+import msgpack
 import zmq
 
-from meterd.actors import sockets
+from meterd.actors import endings, journal, sockets
 from meterd.actors.options import Options
-from meterd.protocol.errors import BootFailed
+from meterd.actors.telemetry import Telemetry
+from meterd.protocol.errors import BootFailed, Corrupt, DiskFull, FsyncFailed
 
 # One turn takes at most this many messages, so that beats and other sockets are served.
 MESSAGES_PER_TURN_MAX = 1_000
 BEAT_SECONDS = 1.0
+# One write of at most this size to a pipe is never torn (PIPE_BUF is 4096).
+LINE_SIZE_MAX = 500
+# The options of the running node, in its run directory; the supervisor writes them, all or nothing.
+OPTIONS_FILE = "options.json"
+
+logger = logging.getLogger(__name__)
 
 
 class Lifeline:
@@ -40,7 +52,7 @@ class Lifeline:
     def say(self, line: str) -> None:
         # A full pipe means that the supervisor does not read; it cannot act on one more line.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._descriptor, line.replace("\n", " ").encode()[:500] + b"\n")
+            os.write(self._descriptor, line.replace("\n", " ").encode()[:LINE_SIZE_MAX] + b"\n")
 
 
 class Actor:
@@ -52,6 +64,7 @@ class Actor:
         self.options = options
         self.run_dir = run_dir
         self.lifeline = lifeline
+        self.telemetry = Telemetry(self.name)
         self.parent = os.getppid()
         self.stopping = False
         self.reloading = False
@@ -123,8 +136,8 @@ class Actor:
         self.listen(sockets.inbox(self.run_dir, self.name), self.handle)
         self._serve()
         self.close()
-        for outbox in self._outboxes.values():
-            outbox.close()
+        self.report()
+        sockets.close()
 
     def _serve(self) -> None:
         beat_due = tick_due = 0.0
@@ -162,9 +175,17 @@ class Actor:
         if os.getppid() != self.parent:
             os._exit(1)  # the supervisor is gone; nobody would restart or reap us
         self.lifeline.say("beat")
+        self.report()
         if self.reloading:
             self.reloading = False
-            self.reload(Options.load_again(self.options))
+            options = Options.from_json(Path(self.run_dir, OPTIONS_FILE).read_bytes())
+            journal.set_level(options.log.level)
+            self.reload(options)
+
+    def report(self) -> None:
+        snapshot = self.telemetry.snapshot()
+        if snapshot is not None:
+            self.send("metrics", [b"telemetry", self.name.encode(), msgpack.packb(snapshot)])
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGTERM:
@@ -174,10 +195,22 @@ class Actor:
 
 
 def main(actor: Actor) -> int:
-    """Run an actor to its end and return its exit status."""
+    """Run an actor to its end and return its exit status.
+
+    What restarting cannot mend halts the node: damage, a disk that fails, a refused boot.
+    """
     try:
         actor.run()
+        return endings.CLEAN
     except BootFailed as failure:
-        actor.lifeline.say(f"failed {failure.exit_code} {failure.reason}")
-        return failure.exit_code
-    return 0
+        code, reason = failure.exit_code, failure.reason
+    except Corrupt as error:
+        code, reason = endings.CORRUPT, f"{error}; {error.hint}"
+    except (FsyncFailed, DiskFull) as error:
+        code, reason = endings.IO_ERROR, f"{error}; {error.hint}"
+    except Exception:
+        # The one place that ends a process for a bug: say where, and let the supervisor restart it.
+        logger.exception("ended by a bug")
+        return endings.INTERNAL
+    actor.lifeline.say(f"failed {code} {reason}")
+    return code

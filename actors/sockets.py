@@ -14,8 +14,8 @@ import zmq
 
 from meterd.protocol import limits
 
-# Messages waiting for one actor.  The router admits fewer requests than this, so reaching
-# it means that an actor has stopped reading: the sender blocks, its beat stops, and the supervisor acts.
+# Messages waiting for one actor.  The router admits fewer requests than this, so reaching it
+# means that an actor has stopped reading: the sender blocks, its beat stops, the supervisor acts.
 INTERNAL_HIGH_WATER_MARK = 100_000
 # A client that does not read loses answers beyond this (and asks again with the same ids).
 CLIENT_HIGH_WATER_MARK = 1_000
@@ -36,6 +36,14 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     if _context_pid != os.getpid():
         raise RuntimeError("a ZeroMQ context must not cross a fork")
     return _context
+
+
+def close() -> None:
+    """End this process's context; each socket keeps its linger for what is not yet sent."""
+    global _context
+    if _context is not None:
+        _context.destroy()
+        _context = None
 
 
 def endpoint(run_dir: str, name: str) -> str:
@@ -70,7 +78,7 @@ def client_listener(address: str) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.RCVHWM, CLIENT_HIGH_WATER_MARK)
     socket.setsockopt(zmq.SNDHWM, CLIENT_HIGH_WATER_MARK)
-    socket.setsockopt(zmq.MAXMSGSIZE, limits.MESSAGE_BYTES_MAX)
+    socket.setsockopt(zmq.MAXMSGSIZE, limits.BODY_SIZE_MAX)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)

@@ -1,0 +1,142 @@
+"""Who owns a data directory: `node.json`, made once, read at every start.
+
+A directory with a history is never made new again; one of another node, of a newer version, or
+without its `node.json` is refused: whoever mixes up directories must not mix up invoices.
+
+The identity key is secret: with it one could make two event ids collide.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from crc32c import crc32c
+
+from meterd.actors import disk, endings
+from meterd.protocol.errors import BootFailed
+
+MAGIC = "meterd node"
+STORAGE_VERSION = 1
+FILE_NAME = "node.json"
+FILE_SIZE_MAX = 64 * 1024
+KEY_SIZE = 16
+
+# Files that show that a directory has a history.
+HISTORY = ("wal*.log", "checkpoint*.bin", "metric_registry.bin", "ids-*.run", "*.seg")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The contents of `node.json`; hexadecimal where the log holds bytes."""
+
+    node_id: int
+    cluster_id_hex: str
+    identity_key_hex: str
+    incarnation: int
+    storage_version: int
+    created: str
+
+    @property
+    def cluster_id(self) -> bytes:
+        return bytes.fromhex(self.cluster_id_hex)
+
+    @property
+    def identity_key(self) -> bytes:
+        return bytes.fromhex(self.identity_key_hex)
+
+
+def claim(data_dir: str, node_id: int, bootstrap: str) -> tuple[Identity, bool]:
+    """Read the identity of a directory, or make one where that is allowed.
+
+    Returns the identity and whether it is new.  Raises BootFailed.
+    """
+    if (Path(data_dir) / FILE_NAME).exists():
+        return _recover(data_dir, node_id, bootstrap), False
+    found = [path.name for pattern in HISTORY for path in Path(data_dir).glob(pattern)]
+    if found:
+        raise BootFailed(
+            endings.IDENTITY,
+            f"{data_dir} has a history ({min(found)}) but no {FILE_NAME}; restore it",
+        )
+    if bootstrap == "recover":
+        raise BootFailed(
+            endings.IDENTITY,
+            f"{data_dir} is empty, and --bootstrap recover never makes a new cluster;"
+            " check --data-dir",
+        )
+    identity = Identity(
+        node_id=node_id,
+        cluster_id_hex=secrets.token_hex(KEY_SIZE),
+        identity_key_hex=secrets.token_hex(KEY_SIZE),
+        incarnation=1,
+        storage_version=STORAGE_VERSION,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    disk.atomic_write(os.path.join(data_dir, FILE_NAME), encode(identity))
+    return identity, True
+
+
+def _recover(data_dir: str, node_id: int, bootstrap: str) -> Identity:
+    identity = read(data_dir)
+    if bootstrap == "new":
+        raise BootFailed(
+            endings.IDENTITY,
+            f"{data_dir} already has a history (cluster {identity.cluster_id_hex});"
+            " --bootstrap new wants an empty directory",
+        )
+    if identity.node_id != node_id:
+        raise BootFailed(
+            endings.IDENTITY,
+            f"{data_dir} belongs to node {identity.node_id}, not to node {node_id};"
+            f" start it with --node-id {identity.node_id}",
+        )
+    return identity
+
+
+def read(data_dir: str) -> Identity:
+    """Read the identity of a directory that has one.  Raises BootFailed."""
+    path = Path(data_dir) / FILE_NAME
+    try:
+        with path.open("rb") as file:
+            raw = file.read(FILE_SIZE_MAX)
+    except OSError as error:
+        raise BootFailed(endings.IO_ERROR, f"cannot read {path}: {error}") from error
+    return decode(raw, str(path))
+
+
+def encode(identity: Identity) -> bytes:
+    """Make the bytes of `node.json`."""
+    body = {"magic": MAGIC, **asdict(identity)}
+    return json.dumps({**body, "crc32c": _checksum(body)}, indent=1).encode() + b"\n"
+
+
+def decode(raw: bytes, path: str) -> Identity:
+    """Read the bytes of `node.json`.  Raises BootFailed."""
+    try:
+        body = json.loads(raw)
+        if body.pop("magic") != MAGIC:
+            raise ValueError("it is no identity of a meterd node")
+        version = body["storage_version"]
+        if isinstance(version, int) and version > STORAGE_VERSION:
+            raise BootFailed(
+                endings.IDENTITY,
+                f"{path} was written by a newer version (storage version {version}, this one"
+                f" knows {STORAGE_VERSION}); install that version",
+            )
+        if body.pop("crc32c") != _checksum({"magic": MAGIC, **body}):
+            raise ValueError("its checksum does not match")
+        identity = Identity(**body)
+        if {len(identity.cluster_id), len(identity.identity_key)} != {KEY_SIZE}:
+            raise ValueError("a key has the wrong size")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BootFailed(endings.CORRUPT, f"{path} is damaged: {error}") from error
+    return identity
+
+
+def _checksum(body: dict[str, object]) -> int:
+    return crc32c(json.dumps(body, sort_keys=True).encode())
