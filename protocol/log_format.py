@@ -43,6 +43,9 @@ KINDS: Final = (EVENTS, META, EXPIRE)
 META_GROUP: Final = 256
 GROUP_COUNT: Final = 257
 
+ACTIVE_NAME: Final = "wal.log"
+SPARE_NAME: Final = "wal.spare"
+
 # No writer comes near these; a size beyond them is damage, not a reason to read on.
 RECORD_SIZE_MAX: Final = 256 * 1024 * 1024
 BLOCK_SIZE_MAX: Final = RECORD_SIZE_MAX + 16 * 1024 * 1024
@@ -210,6 +213,19 @@ class Record(NamedTuple):
     def body(self) -> memoryview:
         """The msgpack map of a record that holds no events."""
         return self.payload[: self.heap_size]
+
+
+def full_name(file_number: int) -> str:
+    """Return the name of a full log file."""
+    return f"wal-{file_number:020d}.log"
+
+
+def number_of(name: str) -> int | None:
+    """Return the number of a full log file, or None when `name` is no such name."""
+    digits = name[4:-4]
+    if len(digits) == 20 and digits.isdecimal() and name == full_name(int(digits)):
+        return int(digits)
+    return None
 
 
 def padded(size: int, multiple: int = 8) -> int:

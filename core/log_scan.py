@@ -1,0 +1,247 @@
+"""Reads log files block by block and tells their end, a torn tail and corruption apart.
+
+No block is begun before the last one is on stable storage, and the files are zero-filled before
+they are used.  So whatever a crash leaves behind is this: durable blocks, then at most one block
+some of whose 512-byte sectors are still zero, then zeros.  Anything else is damage, and damage is
+never cut off (docs/STORAGE.md, "The end of the log, and damage").
+
+Invariants:
+  * a block is yielded only after all of it has checked: header, chain to the block before,
+    every record, the padding
+  * `end` is always the place behind the last block yielded
+
+Does not know: files, clocks, what records mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meterd.core.kernels import sectors
+from meterd.protocol import log_format
+from meterd.protocol.errors import Corrupt
+from meterd.protocol.log_format import (
+    BLOCK_HEADER_SIZE,
+    BLOCK_MAGIC,
+    EVENTS,
+    FILE_HEADER_SIZE,
+    GROUP_COUNT,
+    SECTOR_SIZE,
+    BlockHeader,
+    Damaged,
+    FileHeader,
+    Record,
+)
+
+SLICE_FAULTS = {
+    sectors.BAD_ORDER: "slices are not in the order of their partitions",
+    sectors.BAD_COUNT: "slices and record disagree about the number of rows",
+    sectors.BAD_HEAP: "slices and record disagree about the size of the heap",
+    sectors.BAD_INDEX: "a slice's index does not follow the last one of its group",
+    sectors.BAD_TERM: "a slice's term is older than the last one of its group",
+}
+
+
+class Place(NamedTuple):
+    """Where in a file the next block belongs, and what it must say to belong there."""
+
+    offset: int
+    block_seq: int
+    row: int  # number of its first row in the file
+    previous_crc: int | None  # None: not known, any is right
+
+
+class Block(NamedTuple):
+    """One block, all of which has checked."""
+
+    offset: int
+    header: BlockHeader
+    crc: int
+    records: list[Record]
+
+
+class Torn(NamedTuple):
+    """Bytes of a block that was not written whole: from its beginning to its last sector."""
+
+    start: int
+    end: int
+
+
+class Groups:
+    """The last term, index and digest of each group, and the last record's time and number.
+
+    Changes only through `follow`.
+    """
+
+    def __init__(self) -> None:
+        self.term: NDArray[np.uint32] = np.zeros(GROUP_COUNT, np.uint32)
+        self.index: NDArray[np.uint64] = np.zeros(GROUP_COUNT, np.uint64)
+        self.digest: NDArray[np.uint64] = np.zeros((GROUP_COUNT, 2), np.uint64)
+        self.leader_time = 0
+        self.sequence = 0
+
+    def follow(self, record: Record) -> None:
+        """Move on by one record.  Raises Damaged when it does not follow the last one."""
+        if record.leader_time <= self.leader_time:
+            raise Damaged(record.offset, "a record's time is not after the last one's")
+        if record.sequence <= self.sequence:
+            raise Damaged(record.offset, "a record's sequence is not after the last one's")
+        fault = sectors.follow_slices(record.slices, self.term, self.index, self.digest)
+        if fault:
+            raise Damaged(record.offset, SLICE_FAULTS[fault])
+        self.leader_time, self.sequence = record.leader_time, record.sequence
+
+
+# Checks a record against the groups before it, as for the hash chain.  Raises Damaged.
+Verify = Callable[[Record, Groups], None]
+
+
+def open_file(path: str, buffer: memoryview) -> tuple[FileHeader, Place]:
+    """Return the header of a log file and the place of its first block.  Raises Corrupt."""
+    try:
+        header, _ = log_format.parse_file_header(buffer)
+    except Damaged as damage:
+        raise Corrupt(path, damage.offset, damage.reason) from damage
+    return header, Place(FILE_HEADER_SIZE, header.first_block_seq, 0, None)
+
+
+def read_block(buffer: memoryview, offset: int) -> Block:
+    """Return the block at `offset`, its records checked one by one.  Raises Damaged."""
+    header, crc = log_format.parse_block(buffer, offset)
+    end = offset + header.block_size
+    if end > len(buffer):
+        raise Damaged(offset, "block reaches beyond the end of the file")
+    view = buffer[:end]
+    records = []
+    at = offset + BLOCK_HEADER_SIZE
+    rows = 0
+    for _ in range(header.record_count):
+        record = log_format.parse_record(view, at)
+        if record.kind == EVENTS:
+            fault = sectors.check_slices(
+                record.slices, GROUP_COUNT, record.row_count, record.heap_size
+            )
+            if fault:
+                raise Damaged(at, SLICE_FAULTS[fault])
+        records.append(record)
+        rows += record.row_count
+        at += record.size
+    if end - at >= SECTOR_SIZE or bytes(view[at:]).strip(b"\0"):
+        raise Damaged(at, "what follows the last record of a block is not its padding")
+    if rows != header.row_count:
+        raise Damaged(offset, f"a block of {header.row_count} rows holds {rows}")
+    return Block(offset, header, crc, records)
+
+
+class FileScan:
+    """Iterates over the blocks of one file; afterwards `end` and `torn` say how it ends.
+
+    An `active` file is preallocated and may end in zeros or in a torn block; any other ends with
+    its last block, and a reader of a file that is still written passes a buffer that does.
+    """
+
+    def __init__(self, path: str, buffer: memoryview, place: Place, active: bool = False) -> None:
+        self.path = path
+        self.end = place
+        self.torn: Torn | None = None
+        self._buffer = buffer
+        self._active = active
+        try:
+            self._file, self._file_crc = log_format.parse_file_header(buffer)
+        except Damaged as damage:
+            raise Corrupt(path, damage.offset, damage.reason) from damage
+        if place.offset > len(buffer) or place.offset % SECTOR_SIZE:
+            raise Corrupt(path, len(buffer), f"the file ends before offset {place.offset}")
+
+    def __iter__(self) -> Iterator[Block]:
+        """Yield the blocks from the place on.  Raises Corrupt."""
+        while self.end.offset < len(self._buffer):
+            offset = self.end.offset
+            try:
+                block = read_block(self._buffer, offset)
+                self._check(block.header, offset)
+            except Damaged as damage:
+                self.torn = self._classify(offset, damage)
+                return
+            self.end = Place(
+                offset + block.header.block_size,
+                self.end.block_seq + 1,
+                self.end.row + block.header.row_count,
+                block.crc,
+            )
+            yield block
+
+    def _check(self, header: BlockHeader, offset: int) -> None:
+        """Check that a block belongs where it lies."""
+        place = self.end
+        if header.file_crc != self._file_crc or header.file_number != self._file.file_number:
+            raise Damaged(offset, "block of another file")
+        if header.block_seq != place.block_seq:
+            raise Damaged(offset, f"block {header.block_seq} where {place.block_seq} belongs")
+        if place.previous_crc is not None and header.previous_crc != place.previous_crc:
+            raise Damaged(offset, "block does not continue the one before (previous_crc)")
+        if header.first_row != place.row:
+            raise Damaged(offset, f"block begins with row {header.first_row}, not {place.row}")
+
+    def _classify(self, offset: int, damage: Damaged) -> Torn | None:
+        """Say what a block that does not check is: the end (None) or torn.  Raises Corrupt."""
+        corrupt = Corrupt(self.path, damage.offset, damage.reason)
+        if not self._active or self._later_block(offset):
+            raise corrupt from damage
+        if not any(self._buffer[offset : offset + BLOCK_HEADER_SIZE]):
+            return self._classify_headless(offset, corrupt)
+        try:
+            header, _ = log_format.parse_block(self._buffer, offset)
+            self._check(header, offset)
+        except Damaged as found:
+            raise corrupt from found  # its first sector was written: whoever wrote it wrote this
+        end = offset + header.block_size
+        if end > len(self._buffer) or _nonzero_end(self._buffer, end) > end:
+            raise corrupt
+        words = _words(self._buffer[offset:end])
+        if sectors.count_zero_sectors(words) <= header.zero_sectors:
+            raise corrupt
+        return Torn(offset, end)
+
+    def _classify_headless(self, offset: int, corrupt: Corrupt) -> Torn | None:
+        """A header of zeros: the end of the log, or a block whose first sector was not written."""
+        end = _nonzero_end(self._buffer, offset)
+        if end == offset:
+            return None
+        if any(self._buffer[offset : offset + SECTOR_SIZE]):
+            raise corrupt
+        return Torn(offset, end)
+
+    def _later_block(self, offset: int) -> bool:
+        """Is there a block of this file behind `offset`?  Then the one at `offset` was durable."""
+        start = offset + SECTOR_SIZE
+        left = (len(self._buffer) - start) // SECTOR_SIZE * SECTOR_SIZE
+        if left <= 0:
+            return False
+        words = np.frombuffer(self._buffer, np.uint32, left // 4, start)
+        for sector in np.flatnonzero(words[:: SECTOR_SIZE // 4] == BLOCK_MAGIC).tolist():
+            try:
+                header, _ = log_format.parse_block(self._buffer, start + sector * SECTOR_SIZE)
+            except Damaged:
+                continue
+            if header.file_crc == self._file_crc:
+                return True
+        return False
+
+
+def _words(view: memoryview) -> NDArray[np.uint64]:
+    return np.frombuffer(view, np.uint64, len(view) // 8)
+
+
+def _nonzero_end(buffer: memoryview, start: int) -> int:
+    """Return the end of the last sector from `start` on that is not all zero, or `start`."""
+    words = _words(buffer[start:])
+    first = int(sectors.first_nonzero(words))
+    if first == len(words):
+        return start
+    last = len(words) - int(sectors.first_nonzero(words[::-1]))
+    return start + log_format.padded(8 * last, SECTOR_SIZE)
