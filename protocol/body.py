@@ -64,6 +64,23 @@ def unpack(body: bytes) -> object:
         raise RemoteProtocolError("malformed", f"the body is not msgpack: {error!s:.200}") from None
 
 
+def unpack_answer(body: bytes) -> object:
+    """Decode the body of an answer, whose lists are bounded by its size alone.
+
+    Raises RemoteProtocolError when the bytes are not one value.
+    """
+    try:
+        return msgpack.unpackb(
+            body,
+            raw=False,
+            unicode_errors="surrogateescape",
+            strict_map_key=False,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError) as error:
+        raise RemoteProtocolError("malformed", f"not msgpack: {error!s:.200}") from None
+
+
 def pack(value: object) -> bytes:
     """Encode one msgpack value.
 

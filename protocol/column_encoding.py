@@ -53,13 +53,19 @@ class ColumnInput:
 
 def encode_columns(columns: ColumnInput, durability: Durability = "sync") -> bytes:
     """Encode the events of one request."""
+    try:
+        return pack(_body(columns) | {"durability": durability})
+    except UnicodeEncodeError as error:
+        raise LocalProtocolError(f"text that is no Unicode: {error}") from error
+
+
+def _body(columns: ColumnInput) -> dict[str, object]:
     timestamp = _integers(columns.timestamp, "timestamp")
     n = len(timestamp)
     if not 1 <= n <= EVENTS_MAX:
         raise LocalProtocolError(f"{n} events; a request takes 1 to {EVENTS_MAX}")
     body: dict[str, object] = {
         "n": n,
-        "durability": durability,
         "timestamp": timestamp.tobytes(),
         "metric": _metric(columns.metric, n),
         "account": _account(columns.account, n),
@@ -72,7 +78,7 @@ def encode_columns(columns: ColumnInput, durability: Durability = "sync") -> byt
         body["properties"] = [
             _property(key, values, n) for key, values in columns.properties.items()
         ]
-    return pack(body)
+    return body
 
 
 def _check_count(count: int, n: int, name: str) -> None:

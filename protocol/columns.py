@@ -40,6 +40,7 @@ from meterd.protocol.event_columns import (
     RowFaults,
     TextColumn,
     constant_column,
+    is_metric_code,
     is_property_key,
     is_property_value,
     text_column,
@@ -53,7 +54,6 @@ from meterd.protocol.limits import (
     PROPERTY_KEYS_PER_REQUEST_MAX,
     UUID_SIZE,
 )
-from meterd.protocol.metric import is_metric_code
 from meterd.protocol.plain_events import decode_plain, encode_plain
 
 __all__ = [

@@ -10,6 +10,7 @@ Invariants of EventColumns, whichever bytes it came from:
 Not checked here: UTF-8 and sizes of account and id, which a kernel does faster over the arrays.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,6 +28,7 @@ from meterd.protocol.limits import (
 Number = TypeVar("Number", bound=np.generic)
 Durability = Literal["sync", "async"]
 
+METRIC_CODE = re.compile(rb"[a-z0-9_.:-]{1,63}")
 # The operations as numbers in columns and as words in the plain form.
 OPERATIONS = ("none", "add", "remove")
 # A row's index into a property's values when the event has no such property.
@@ -119,6 +121,10 @@ def text_rows(column: TextColumn) -> list[bytes]:
     """Return the texts of a column."""
     text, ends = column.text.tobytes(), column.offsets.tolist()
     return [text[start:end] for start, end in pairwise(ends)]
+
+
+def is_metric_code(code: bytes) -> bool:
+    return METRIC_CODE.fullmatch(code) is not None
 
 
 def is_property_key(key: bytes) -> bool:

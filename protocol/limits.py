@@ -8,6 +8,8 @@ compatible; lowering one is not.
 # One message must fit in a client's and a router's buffers many times over; 4 MiB is 10,000 events
 # with 400 bytes each. It is also ZeroMQ's MAXMSGSIZE, which counts per frame.
 BODY_SIZE_MAX = 4 * 1024 * 1024
+# Answers are not bounded by ZeroMQ; pages are cut so that they stay below this.
+ANSWER_SIZE_MAX = 16 * 1024 * 1024
 # The largest valid header takes about 90 bytes; the rest is room for keys of later versions.
 HEADER_SIZE_MAX = 512
 # A message is [header][body], nothing else; ZeroMQ itself sets no limit to frames.
@@ -77,6 +79,7 @@ def wire_limits() -> dict[str, int]:
     return {
         "header_bytes": HEADER_SIZE_MAX,
         "body_bytes": BODY_SIZE_MAX,
+        "answer_bytes": ANSWER_SIZE_MAX,
         "decompressed_bytes": DECOMPRESSED_SIZE_MAX,
         "events": EVENTS_MAX,
         "account_bytes": ACCOUNT_SIZE_MAX,

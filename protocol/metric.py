@@ -5,15 +5,23 @@ Invariants of a MetricDefinition: the code matches CODE; dimensions are distinct
 Whether the time zone exists is for `core` to know: here it is only text of the right shape.
 """
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 from meterd.protocol import limits
-from meterd.protocol.body import unknown_key
 from meterd.protocol.errors import BadRequest, UnsupportedAggregation, UnsupportedThresholds
-from meterd.protocol.event_columns import is_property_key
+from meterd.protocol.fields import (
+    boolean,
+    default,
+    integer,
+    known_map,
+    metric_code,
+    one_of,
+    property_key,
+    property_keys,
+    text,
+    timezone,
+)
 
 AGGREGATIONS = ("count", "sum", "min", "max", "avg", "latest", "first", "unique")
 AGGREGATIONS_KNOWN_ONLY = ("time_weighted", "percentile")
@@ -21,9 +29,6 @@ PERIOD_KINDS = ("hour", "day", "week", "month", "quarter", "year", "fixed")
 # Events and members are counted in ones; amounts come in millionths unless told otherwise.
 DECIMALS_DEFAULT = {"count": 0, "unique": 0}
 DECIMALS_DEFAULT_AMOUNT = 6
-
-CODE = re.compile(rb"[a-z0-9_.:-]{1,63}")
-TIMEZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+./-]*", re.ASCII)
 
 PERIOD_KEYS = ("kind", "anchor_day", "duration", "epoch", "timezone")
 # What the sender chooses, and what the node adds.
@@ -39,10 +44,6 @@ CONTENT_KEYS = (
     "thresholds",
 )
 VERSION_KEYS = ("version", "effective_from", "deleted")
-
-
-def is_metric_code(code: bytes) -> bool:
-    return CODE.fullmatch(code) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +64,14 @@ class Period:
         """
         if isinstance(raw, str):
             raw = {"kind": raw}
-        fields = _map(raw, "period", PERIOD_KEYS)
-        kind = _one_of(fields.get("kind", "month"), PERIOD_KINDS, "period.kind")
+        fields = known_map(raw, "period", PERIOD_KEYS)
+        kind = one_of(fields.get("kind", "month"), PERIOD_KINDS, "period.kind")
         for key, its_kind in (("anchor_day", "month"), ("duration", "fixed"), ("epoch", "fixed")):
             if fields.get(key) is not None and kind != its_kind:
                 raise BadRequest(f"period.{key}: only a period of kind {its_kind} has one")
         duration = 0
         if kind == "fixed":
-            duration = _integer(
+            duration = integer(
                 fields.get("duration"),
                 limits.PERIOD_SECONDS_MIN,
                 limits.PERIOD_SECONDS_MAX,
@@ -78,12 +79,12 @@ class Period:
             )
         return cls(
             kind,
-            _integer(_default(fields.get("anchor_day"), 1), 1, 31, "period.anchor_day"),
+            integer(default(fields.get("anchor_day"), 1), 1, 31, "period.anchor_day"),
             duration,
-            _integer(
-                _default(fields.get("epoch"), 0), limits.I64_MIN, limits.I64_MAX, "period.epoch"
+            integer(
+                default(fields.get("epoch"), 0), limits.I64_MIN, limits.I64_MAX, "period.epoch"
             ),
-            check_timezone(_default(fields.get("timezone"), "UTC"), "period.timezone"),
+            timezone(default(fields.get("timezone"), "UTC"), "period.timezone"),
         )
 
     def to_map(self) -> dict[str, object]:
@@ -118,7 +119,7 @@ class MetricDefinition:
 
         Raises BadRequest naming the field, UnsupportedAggregation or UnsupportedThresholds.
         """
-        fields = _map(raw, "metric", CONTENT_KEYS + VERSION_KEYS)
+        fields = known_map(raw, "metric", CONTENT_KEYS + VERSION_KEYS)
         aggregation = _aggregation(fields.get("aggregation"))
         if fields.get("thresholds") not in (None, [], ()):
             raise UnsupportedThresholds("thresholds are not watched by this version")
@@ -127,28 +128,26 @@ class MetricDefinition:
             raise BadRequest("unique_on: only the aggregation unique has one")
         decimals = DECIMALS_DEFAULT.get(aggregation, DECIMALS_DEFAULT_AMOUNT)
         return cls(
-            check_code(fields.get("code")),
+            metric_code(fields.get("code"), "code"),
             aggregation,
-            _integer(
-                _default(fields.get("decimals"), decimals), 0, limits.DECIMALS_MAX, "decimals"
-            ),
-            _text(_default(fields.get("unit"), ""), limits.UNIT_SIZE_MAX, "unit"),
-            _text(
-                _default(fields.get("description"), ""),
+            integer(default(fields.get("decimals"), decimals), 0, limits.DECIMALS_MAX, "decimals"),
+            text(default(fields.get("unit"), ""), limits.UNIT_SIZE_MAX, "unit"),
+            text(
+                default(fields.get("description"), ""),
                 limits.DESCRIPTION_SIZE_MAX,
                 "description",
             ),
-            check_keys(_default(fields.get("dimensions"), []), "dimensions"),
-            None if unique_on is None else check_key(unique_on, "unique_on"),
-            Period.from_map(_default(fields.get("period"), {})),
-            _integer(_default(fields.get("version"), 0), 0, 2**32 - 1, "version"),
-            _integer(
-                _default(fields.get("effective_from"), limits.I64_MIN),
+            property_keys(default(fields.get("dimensions"), []), "dimensions"),
+            None if unique_on is None else property_key(unique_on, "unique_on"),
+            Period.from_map(default(fields.get("period"), {})),
+            integer(default(fields.get("version"), 0), 0, 2**32 - 1, "version"),
+            integer(
+                default(fields.get("effective_from"), limits.I64_MIN),
                 limits.I64_MIN,
                 limits.I64_MAX,
                 "effective_from",
             ),
-            _boolean(_default(fields.get("deleted"), False), "deleted"),
+            boolean(default(fields.get("deleted"), False), "deleted"),
         )
 
     def to_map(self) -> dict[str, object]:
@@ -177,81 +176,7 @@ class MetricDefinition:
         return replace(self, version=0, effective_from=limits.I64_MIN, deleted=False)
 
 
-def check_code(raw: object) -> str:
-    """Return a metric code, or raise BadRequest."""
-    if not isinstance(raw, str) or not is_metric_code(raw.encode("utf-8", "replace")):
-        raise BadRequest("code: 1 to 63 of the characters a-z 0-9 _ . : -")
-    return raw
-
-
-def check_key(raw: object, where: str) -> str:
-    """Return a property key, or raise BadRequest."""
-    if not isinstance(raw, str) or not is_property_key(raw.encode("utf-8", "surrogateescape")):
-        raise BadRequest(f"{where}: a property key is text of 1 to 63 bytes UTF-8")
-    return raw
-
-
-def check_keys(raw: object, where: str) -> tuple[str, ...]:
-    """Return distinct property keys, at most as many as a metric has dimensions."""
-    if not isinstance(raw, list | tuple) or len(raw) > limits.DIMENSIONS_MAX:
-        raise BadRequest(f"{where}: a list of at most {limits.DIMENSIONS_MAX} property keys")
-    keys = tuple(check_key(key, where) for key in raw)
-    if len(set(keys)) != len(keys):
-        raise BadRequest(f"{where}: a key is named twice")
-    return keys
-
-
-def check_timezone(raw: object, where: str) -> str:
-    """Return text that can be the name of an IANA time zone, or raise BadRequest."""
-    name = _text(raw, limits.TIMEZONE_SIZE_MAX, where)
-    if TIMEZONE.fullmatch(name) is None or ".." in name:
-        raise BadRequest(f"{where}: not the name of a time zone")
-    return name
-
-
 def _aggregation(raw: object) -> str:
     if raw in AGGREGATIONS_KNOWN_ONLY:
         raise UnsupportedAggregation(f"aggregation: {raw} is not computed by this version")
-    return _one_of(raw, AGGREGATIONS, "aggregation")
-
-
-def _default(raw: object, default: object) -> object:
-    return default if raw is None else raw
-
-
-def _map(raw: object, where: str, known: tuple[str, ...]) -> Mapping[str, Any]:
-    if not isinstance(raw, Mapping):
-        raise BadRequest(f"{where}: not a map")
-    if not raw.keys() <= set(known):
-        raise BadRequest(unknown_key(raw, known, where))
-    return raw
-
-
-def _one_of(raw: object, known: tuple[str, ...], where: str) -> str:
-    if not isinstance(raw, str) or raw not in known:
-        raise BadRequest(f"{where}: one of {', '.join(known)}")
-    return raw
-
-
-def _integer(raw: object, low: int, high: int, where: str) -> int:
-    if type(raw) is not int or not low <= raw <= high:
-        raise BadRequest(f"{where}: an integer from {low} to {high}")
-    return raw
-
-
-def _boolean(raw: object, where: str) -> bool:
-    if type(raw) is not bool:
-        raise BadRequest(f"{where}: true or false")
-    return raw
-
-
-def _text(raw: object, size_max: int, where: str) -> str:
-    if not isinstance(raw, str):
-        raise BadRequest(f"{where}: not text")
-    try:
-        size = len(raw.encode())
-    except UnicodeEncodeError:
-        raise BadRequest(f"{where}: not UTF-8") from None
-    if size > size_max:
-        raise BadRequest(f"{where}: {size} bytes; the limit is {size_max}")
-    return raw
+    return one_of(raw, AGGREGATIONS, "aggregation")

@@ -36,6 +36,7 @@ from meterd.protocol.event_columns import (
     EventColumns,
     PropertyColumn,
     RowFaults,
+    is_metric_code,
     is_property_key,
     is_property_value,
     text_column,
@@ -47,7 +48,6 @@ from meterd.protocol.limits import (
     PROPERTIES_MAX,
     PROPERTY_KEYS_PER_REQUEST_MAX,
 )
-from meterd.protocol.metric import is_metric_code
 
 BODY_KEYS = frozenset({"durability", "events"})
 EVENT_KEYS = frozenset({"account", "id", "metric", "operation", "properties", "timestamp", "value"})

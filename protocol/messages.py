@@ -1,0 +1,187 @@
+"""Lists the kinds of request, who serves each, and checks the bodies of all but ingest.
+
+`KINDS` is the one table: the router takes from it where a request goes, the actors which fields a
+body may have, and docs/PROTOCOL.md is checked against it. Ingest bodies have a module of their own
+(`columns`), because they are not checked field by field.
+
+Invariants:
+  * `check_request` returns every field of the kind, defaults filled in, or raises: nothing behind
+    it looks at what a client sent again;
+  * an unknown key is an error that names the nearest known one, never silently dropped: a
+    misspelt filter would change an invoice.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from meterd.protocol import fields, limits
+from meterd.protocol.body import open_body, unknown_key, unpack
+from meterd.protocol.errors import BadRequest, RemoteProtocolError
+from meterd.protocol.metric import CONTENT_KEYS, MetricDefinition
+
+Actor = Literal["ingest", "metrics", "query", "retention_sweeper", "router", "usage"]
+Check = Callable[[Any], Any]
+
+SORTS = ("account", "usage")
+WINDOWS = ("hour", "day", "week", "month")
+REQUIRED = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One key of a body; nil means the default."""
+
+    check: Check
+    default: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One row of the table of kinds."""
+
+    name: str
+    actor: Actor
+    meaning: str
+    fields: Mapping[str, Field] = field(default_factory=dict)
+
+
+def _account(default: Any = REQUIRED) -> dict[str, Field]:
+    return {"account": Field(fields.account, default)}
+
+
+def _metric(default: Any = REQUIRED) -> dict[str, Field]:
+    return {"metric": Field(partial(fields.metric_code, where="metric"), default)}
+
+
+def _code() -> dict[str, Field]:
+    return {"code": Field(partial(fields.metric_code, where="code"), REQUIRED)}
+
+
+def _flag(name: str) -> dict[str, Field]:
+    return {name: Field(partial(fields.boolean, where=name), False)}
+
+
+BOUNDS = {
+    "start": Field(partial(fields.nanoseconds, where="start")),
+    "end": Field(partial(fields.nanoseconds, where="end")),
+}
+RANGE = {"period": Field(fields.period_name)} | BOUNDS
+PAGE = {
+    "limit": Field(fields.page_size, limits.PAGE_SIZE_DEFAULT),
+    "after": Field(fields.cursor),
+}
+FILTERS = {"filters": Field(fields.filters, {})}
+USAGE = {
+    "group_by": Field(partial(fields.property_keys, where="group_by"), ()),
+    "window": Field(partial(fields.one_of, known=WINDOWS, where="window")),
+    "timezone": Field(partial(fields.timezone, where="timezone")),
+}
+SORT = {"sort": Field(partial(fields.one_of, known=SORTS, where="sort"), "account")}
+TELEMETRY_FILTER = Field(
+    partial(fields.text, size_max=limits.TELEMETRY_FILTER_SIZE_MAX, where="filter"), ""
+)
+DEFINITION = {name: Field(lambda raw: raw) for name in CONTENT_KEYS}
+EFFECTIVE_FROM = {"effective_from": Field(partial(fields.nanoseconds, where="effective_from"))}
+
+_KINDS = (
+    Kind("hello", "router", "says who the node is and which limits it has"),
+    Kind("map", "router", "gives the partition map"),
+    Kind("ingest", "ingest", "stores events, each exactly once"),
+    Kind(
+        "metric_put",
+        "ingest",
+        "registers a metric, or with replace a new version of one",
+        DEFINITION | EFFECTIVE_FROM | _flag("replace"),
+    ),
+    Kind("metric_delete", "ingest", "deletes a metric; its events stay", _code()),
+    Kind("metric_list", "usage", "lists the registered metrics"),
+    Kind("metric_show", "usage", "gives all versions of a metric", _code()),
+    Kind(
+        "usage",
+        "usage",
+        "says how much an account used of a metric in a range",
+        _account() | _metric() | RANGE | FILTERS | USAGE | _flag("subtree"),
+    ),
+    Kind(
+        "accounts",
+        "usage",
+        "gives the usage of every account of a metric, in pages",
+        _metric() | RANGE | FILTERS | SORT | PAGE,
+    ),
+    Kind(
+        "events",
+        "usage",
+        "lists the stored events of an account, in pages",
+        _account() | BOUNDS | _metric(None) | PAGE | _flag("subtree"),
+    ),
+    Kind("feed", "usage", "gives stored events in log order after a cursor", _account(None) | PAGE),
+    Kind("rejected", "retention_sweeper", "lists refused events, newest first", PAGE),
+    Kind("status", "usage", "describes the node, its actors and its log"),
+    Kind("health", "metrics", "says whether the node can do its work"),
+    Kind("metrics", "metrics", "gives the node's telemetry as text", {"filter": TELEMETRY_FILTER}),
+)
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _KINDS}
+
+
+def kind_of(name: str) -> Kind:
+    """Return the row of a kind.
+
+    Raises RemoteProtocolError naming the nearest known kind.
+    """
+    kind = KINDS.get(name)
+    if kind is None:
+        raise RemoteProtocolError("unknown_kind", unknown_key([name], KINDS, "kind"))
+    return kind
+
+
+def check_request(name: str, body: bytes, lz4_size: int | None = None) -> dict[str, Any]:
+    """Return all fields of a request's body, checked, with defaults filled in.
+
+    `metric_put` gives {"definition": MetricDefinition, "replace", "effective_from"}.
+
+    Raises RemoteProtocolError when the bytes are no map, Rejected when a field is wrong.
+    """
+    kind = kind_of(name)
+    raw = unpack(open_body(body, lz4_size))
+    if type(raw) is not dict:
+        raise RemoteProtocolError("malformed", "the body is not a map")
+    if not raw.keys() <= kind.fields.keys():
+        raise BadRequest(unknown_key(raw, kind.fields, name))
+    checked: dict[str, Any] = {}
+    for key, row in kind.fields.items():
+        value = raw.get(key)
+        if value is not None:
+            checked[key] = row.check(value)
+        elif row.default is REQUIRED:
+            raise BadRequest(f"{key}: missing")
+        else:
+            checked[key] = row.default
+    if "start" in checked:
+        _check_range(checked)
+    return _definition(checked) if name == "metric_put" else checked
+
+
+def _check_range(checked: dict[str, Any]) -> None:
+    """Make sure that there is one range; usage of no range at all means the current period."""
+    start, end = checked["start"], checked["end"]
+    if start is not None and end is not None and start >= end:
+        raise BadRequest("end: not after start")
+    if "period" not in checked:
+        return
+    if (start is None) != (end is None):
+        raise BadRequest("start and end go together")
+    if checked["period"] is None:
+        checked["period"] = "current" if start is None else None
+    elif start is not None:
+        raise BadRequest("period: either period, or start and end")
+
+
+def _definition(checked: dict[str, Any]) -> dict[str, Any]:
+    content = {key: checked[key] for key in CONTENT_KEYS}
+    return {
+        "definition": MetricDefinition.from_map(content),
+        "replace": checked["replace"],
+        "effective_from": checked["effective_from"],
+    }
