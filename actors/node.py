@@ -1,0 +1,95 @@
+"""Brings a node up: takes its directory, reads its identity, loads kernels, runs the supervisor.
+
+Everything that actors share is imported here, before the first fork: modules and compiled kernels
+then exist once in memory, however many processes use them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from numba.core import config as numba_config
+
+from meterd.actors import directory, endings, identity, journal
+from meterd.actors.actor import Actor
+from meterd.actors.ingest import Ingest
+from meterd.actors.metrics import Metrics
+from meterd.actors.notify import Notifier
+from meterd.actors.options import Options
+from meterd.actors.query import Query
+from meterd.actors.replication import Replication
+from meterd.actors.retention_sweeper import RetentionSweeper
+from meterd.actors.router import Router
+from meterd.actors.supervisor import Supervisor
+from meterd.actors.usage import Usage
+from meterd.actors.wal_writer import WalWriter
+from meterd.core import kernels
+from meterd.protocol.errors import BootFailed
+
+# The chain shares knowledge of what is durable, so it restarts together; all others alone.
+UNITS: Sequence[Sequence[type[Actor]]] = (
+    (WalWriter, Replication, Usage, Ingest),
+    (Metrics,),
+    (Router,),
+    (Query,),
+    (RetentionSweeper,),
+)
+
+# glibc: at most so many heaps in a process; each actor has one thread that allocates much.
+M_ARENA_MAX, ARENAS = -8, 2
+
+logger = logging.getLogger(__name__)
+
+
+def run(options: Options, load: Callable[[], Options]) -> int:
+    """Run a node to its end; return its exit code.  `load` reads the configuration again."""
+    journal.open_journal("supervisor", options.log)
+    notifier = Notifier(dict(os.environ))
+    try:
+        run_dir = _prepare(options, notifier)
+    except BootFailed as failure:
+        logger.error("%s", failure.reason)
+        notifier.send(f"STATUS={failure.reason}")
+        return failure.exit_code
+    return Supervisor(options, run_dir, UNITS, load, notifier).run()
+
+
+def _prepare(options: Options, notifier: Notifier) -> str:
+    if not __debug__:
+        raise BootFailed(endings.USAGE, "python -O drops the checks that guard the data; refused")
+    node = options.node
+    with _timed("data directory writable and locked", path=os.path.abspath(node.data_dir)):
+        directory.take(node.data_dir)
+    with _timed("identity checked", node_id=node.id):
+        who, new = identity.claim(node.data_dir, node.id, node.bootstrap)
+    if new:
+        logger.info("made a new cluster", extra={"fields": {"cluster_id": who.cluster_id_hex}})
+    run_dir = directory.make_run_dir(node.data_dir)
+    notifier.status("loading kernels (the first start compiles them)", extend=True)
+    with _timed("kernels loaded"):
+        warm_kernels()
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
+    gc.collect()
+    gc.freeze()
+    return run_dir
+
+
+def warm_kernels() -> None:
+    """Load every kernel, compiling those that no cache has."""
+    if not any(os.scandir(numba_config.CACHE_DIR)):
+        logger.info("compiling kernels; this happens once and takes about a minute")
+    kernels.warm()
+
+
+@contextmanager
+def _timed(what: str, **fields: object) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    fields["seconds"] = f"{time.monotonic() - began:.3f}"
+    logger.info(what, extra={"fields": fields})

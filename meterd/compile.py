@@ -1,0 +1,22 @@
+"""python -m meterd.compile: compile all kernels now, so that the first start need not."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from numba.core import config
+
+from meterd.core import kernels
+
+
+def main() -> None:
+    """Compile what no cache holds yet, and say where the cache is."""
+    began = time.monotonic()
+    kernels.warm()
+    seconds = time.monotonic() - began
+    sys.stdout.write(f"kernels are compiled, in {config.CACHE_DIR} ({seconds:.1f} s)\n")
+
+
+if __name__ == "__main__":
+    main()
