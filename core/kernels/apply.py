@@ -26,7 +26,15 @@ from meterd.core.kernels.entries import (
     write_dimensions,
 )
 from meterd.core.kernels.hashing import prefetch
-from meterd.core.kernels.index import BUCKET_SLOTS, MISSING, bucket_of, find, insert
+from meterd.core.kernels.index import (
+    BUCKET_SLOTS,
+    ENTRIES,
+    MISSING,
+    bucket_of,
+    find,
+    insert,
+    place,
+)
 from meterd.core.kernels.tables import (
     DIMS_USED,
     HOUR_MASK,
@@ -75,15 +83,10 @@ class MetricTable(NamedTuple):
     bounds: Array  # int64: starts of the periods kept in memory, per metric
 
 
-class Columns(NamedTuple):
-    """The columns of a record's payload."""
-
-    timestamp: Array
-    value: Array
-    heap_end: Array
-    metric: Array
-    operation: Array
-    heap: Array
+@njit(cache=True, forceinline=True)
+def _expired(payload: Any, horizon_hour: int) -> Any:
+    """Is an identity's event older than the horizon?  Hours wrap after 7.5 years."""
+    return np.int16(np.uint16(payload & HOUR_MASK) - np.uint16(horizon_hour & 0xFFFF)) < 0
 
 
 @njit(cache=True, forceinline=True)
@@ -173,13 +176,14 @@ def _decide(columns: Any, slices: Array, tables: Any, horizon: int, latest: int,
     hashes, outcome = out
     identities, journal, counters = tables.identities, tables.journal, tables.counters
     timestamp = columns.timestamp
+    horizon_hour = horizon // HOUR_NS
     n = counters[JOURNAL]
     first = n
     for i in range(len(timestamp)):
         i0, i1, digest = hashes[i, 2], hashes[i, 3], hashes[i, 4]
         slot = find(identities, i0, i1)
         at = timestamp[i]
-        if slot != MISSING:
+        if slot != MISSING and not _expired(identities.slots[slot, 2], horizon_hour):
             outcome[i] = _known(identities, slot, digest)
         elif at < horizon:
             outcome[i] = TOO_OLD
@@ -188,7 +192,10 @@ def _decide(columns: Any, slices: Array, tables: Any, horizon: int, latest: int,
         else:
             outcome[i] = STORED
             payload = digest | (_U64(at // HOUR_NS) & HOUR_MASK)
-            insert(identities, i0, i1, payload)
+            if slot == MISSING:
+                insert(identities, i0, i1, payload)
+            else:
+                identities.slots[slot, 2] = payload  # the expired event's identity is free again
             journal[n, 0], journal[n, 1], journal[n, 2] = i0, i1, payload
             n += 1
     counters[JOURNAL] = n
@@ -279,7 +286,7 @@ def apply(
     """
     horizon, latest = times
     _hash_rows(columns, metrics, key, out[0], tables.identities)
-    stored = _decide(columns, slices, tables, horizon, latest, out)
+    stored = _decide(columns, tables, horizon, latest, out)
     if stored:
         _count(columns, slices, tables, metrics, key, out)
     return stored
@@ -287,7 +294,13 @@ def apply(
 
 @njit(cache=True)
 def judge(
-    rows: Array, heap: Array, code_hashes: Array, tables: Any, key: Any, outcome: Array
+    rows: Array,
+    heap: Array,
+    code_hashes: Array,
+    tables: Any,
+    key: Array,
+    horizon: int,
+    outcome: Array,
 ) -> None:
     """Say what refused rows are: duplicate or conflict if their identity is known, else rejected.
 
@@ -303,7 +316,7 @@ def judge(
             key[0], key[1], a0, a1, heap, account_end, id_end, np.int64(heap[start + 1])
         )
         slot = find(identities, i0, i1)
-        if slot == MISSING:
+        if slot == MISSING or _expired(identities.slots[slot, 2], horizon // HOUR_NS):
             outcome[i] = REJECTED | ((flags >> 16) & 0xFF) << 4
         elif (flags >> 40) & 1:
             outcome[i] = CONFLICT
@@ -321,3 +334,47 @@ def judge(
                 end,
             )
             outcome[i] = _known(identities, slot, digest)
+
+
+@njit(cache=True)
+def purge(index: Any, first: int, last: int, horizon: int) -> int:
+    """Free the identities in buckets first..last whose events are older than the horizon.
+
+    Returns how many there were.  Bucket by bucket, so that it can be done in small turns.
+    """
+    slots = index.slots
+    horizon_hour = horizon // HOUR_NS
+    freed = 0
+    for bucket in range(first, last):
+        base = bucket * BUCKET_SLOTS
+        expired = 0
+        for i in range(base, base + BUCKET_SLOTS):
+            used = slots[i, 0] != 0 or slots[i, 1] != 0
+            if used and _expired(slots[i, 2], horizon_hour):
+                expired += 1
+        if expired == 0:
+            continue
+        held = slots[base : base + BUCKET_SLOTS].copy()
+        slots[base : base + BUCKET_SLOTS] = 0
+        for i in range(BUCKET_SLOTS):
+            used = held[i, 0] != 0 or held[i, 1] != 0
+            if used and not _expired(held[i, 2], horizon_hour):
+                place(slots, base, held[i, 0], held[i, 1], held[i, 2])
+        index.counts[bucket] -= expired
+        index.head[ENTRIES] -= expired
+        freed += expired
+    return freed
+
+
+@njit(cache=True)
+def load_identities(index: Any, entries: Array, horizon: int) -> None:
+    """Enter saved identities (u64[n, 3]) that have not expired; a later one replaces an earlier."""
+    horizon_hour = horizon // HOUR_NS
+    for i in range(len(entries)):
+        if _expired(entries[i, 2], horizon_hour):
+            continue
+        slot = find(index, entries[i, 0], entries[i, 1])
+        if slot == MISSING:
+            insert(index, entries[i, 0], entries[i, 1], entries[i, 2])
+        else:
+            index.slots[slot, 2] = entries[i, 2]

@@ -45,7 +45,7 @@ class Index(NamedTuple):
     head: Array
 
 
-def make_index(entries_max: int) -> Index:
+def make_index(entries_max: int, large_pages: bool = False) -> Index:
     """Return an empty index with room for at least `entries_max` entries."""
     buckets = 2
     # Right after a round of splits buckets are half as full as when they split.
@@ -53,7 +53,7 @@ def make_index(entries_max: int) -> Index:
         buckets *= 2
     directory_size = buckets * 16  # unlucky prefixes are up to a few bits deeper than the average
     index = Index(
-        reserve((buckets * BUCKET_SLOTS, 3), np.uint64),
+        reserve((buckets * BUCKET_SLOTS, 3), np.uint64, large_pages),
         reserve((directory_size,), np.uint32),
         reserve((buckets,), np.uint8),
         reserve((buckets,), np.uint16),
@@ -87,7 +87,8 @@ def find(index: Any, k0: Any, k1: Any) -> Any:
 
 
 @njit(cache=True)
-def _place(slots: Array, base: int, k0: Any, k1: Any, payload: Any) -> Any:
+def place(slots: Array, base: int, k0: Any, k1: Any, payload: Any) -> Any:
+    """Write an entry into the first free slot of its bucket; return the slot."""
     slot = np.int64(k1 & _SLOT_MASK)
     while slots[base + slot, 0] != 0 or slots[base + slot, 1] != 0:
         slot = (slot + 1) & (BUCKET_SLOTS - 1)
@@ -131,10 +132,10 @@ def _split(index: Any, k0: Any) -> None:
         if a == 0 and b == 0:
             continue
         if (a >> bit) & _U64(1):
-            _place(slots, other, a, b, held[i, 2])
+            place(slots, other, a, b, held[i, 2])
             moved += 1
         else:
-            _place(slots, base, a, b, held[i, 2])
+            place(slots, base, a, b, held[i, 2])
     index.counts[fresh] = moved
     index.counts[bucket] -= moved
 
@@ -148,14 +149,7 @@ def insert(index: Any, k0: Any, k1: Any, payload: Any) -> Any:
         bucket = bucket_of(index, k0)
     index.counts[bucket] += 1
     index.head[ENTRIES] += 1
-    return _place(index.slots, bucket * BUCKET_SLOTS, k0, k1, payload)
-
-
-@njit(cache=True)
-def insert_many(index: Any, entries: Array) -> None:
-    """Add rows of (key word 0, key word 1, payload), none of which is there."""
-    for i in range(len(entries)):
-        insert(index, entries[i, 0], entries[i, 1], entries[i, 2])
+    return place(index.slots, bucket * BUCKET_SLOTS, k0, k1, payload)
 
 
 def entries_free(index: Index) -> int:

@@ -12,15 +12,19 @@ from typing import Any
 
 import numpy as np
 
-# Linux: do not count the reservation against the overcommit limit (absent from module mmap before 3.13).
+# Linux: do not count the reservation against the overcommit limit (module mmap lacks the name).
 MAP_NORESERVE = 0x4000
 
 
-def reserve(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Return a zeroed array of the given shape whose pages are not yet in memory."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-    area = mmap.mmap(-1, max(size, 1), flags=flags)
-    if size >= (1 << 26):
+def reserve(shape: tuple[int, ...], dtype: Any, large_pages: bool = False) -> Any:
+    """Return a zeroed array of the given shape whose pages are not yet in memory.
+
+    `large_pages` is for tables read at random: fewer entries of the processor's page cache
+    cover them, but each first touch takes 2 MiB.
+    """
+    count = math.prod(shape)
+    size = max(count * np.dtype(dtype).itemsize, 1)
+    area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    if large_pages:
         area.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(area, dtype, math.prod(shape)).reshape(shape)
+    return np.frombuffer(area, dtype, count).reshape(shape)

@@ -80,7 +80,7 @@ SERIES_DIMS_BYTES = 128
 def make_tables(capacity: Capacity) -> Tables:
     """Return empty tables that can grow to `capacity`."""
     return Tables(
-        identities=make_index(capacity.identities),
+        identities=make_index(capacity.identities, large_pages=True),
         account_index=make_index(capacity.accounts),
         root_index=make_index(capacity.accounts),
         series_index=make_index(capacity.series),

@@ -1,0 +1,231 @@
+"""The state machine: what every committed record does, the same on every replica.
+
+Identities, totals, the metric registry and the horizon change here and nowhere else, in log order.
+Nothing outside the log decides anything: a record brings its leader's time, the number of each
+event's metric version, and the time zone transitions of a definition.
+
+Changed only through `apply_events`, `apply_command`, `judge`, `purge` and `restore`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from meterd.core.kernels import apply as kernels
+from meterd.core.kernels import tables as table_kernels
+from meterd.core.kernels.index import BUCKETS, ENTRIES, entries_free
+from meterd.core.kernels.tables import Capacity, Tables, make_tables
+from meterd.core.metric_table import make_book
+from meterd.core.registry import Registry
+from meterd.core.staging import Refusals, code_hash
+from meterd.protocol import log_format
+from meterd.protocol.errors import InvariantViolation, MeterdError, error_body
+from meterd.protocol.log_format import Record
+from meterd.protocol.metric import MetricDefinition
+
+# The largest record: a full one and one request more (core/staging.py).
+ROWS_MAX = 1 << 20
+HOUR_NS = table_kernels.HOUR_NS
+BEGINNING = -(2**63)
+# Buckets of identities that one turn frees of expired ones: well under a millisecond.
+PURGE_BUCKETS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A copy of the state, to be written while apply goes on."""
+
+    state: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+    identities: NDArray[np.uint64]  # entered since the last one was taken
+
+
+class StateMachine:
+    """See the module."""
+
+    def __init__(self, identity_key: tuple[int, int], capacity: Capacity) -> None:
+        self._key_pair = identity_key
+        self._key = np.array(identity_key, np.uint64)
+        self.tables: Tables = make_tables(capacity)
+        self._capacity = capacity
+        self.registry = Registry()
+        self.horizon = BEGINNING
+        self.future_ns = 24 * HOUR_NS
+        self.leader_time = 0
+        self.stored = 0  # events counted, ever
+        self.newest_event = BEGINNING
+        self._purged_to = 0
+        self._hashes = np.empty((ROWS_MAX, 5), np.uint64)
+        self._outcome = np.empty(ROWS_MAX, np.uint8)
+        self._book = make_book(self.registry, 0, self.future_ns, identity_key)
+
+    # Applying
+
+    def apply_events(self, record: Record) -> NDArray[np.uint8]:
+        """Apply a record of events; return each row's status | reason << 4 (valid until the next call)."""
+        self._advance(record)
+        n = record.row_count
+        outcome = self._outcome[:n]
+        columns = log_format.columns(record)
+        if int(columns.metric.max()) > len(self.registry.entries):
+            raise InvariantViolation("a record names a metric number that was never given")
+        stored = kernels.apply(
+            columns,
+            np.frombuffer(record.slices, np.uint64).reshape(-1, 5),
+            self.tables,
+            self._book.table,
+            self._key,
+            (self.horizon, record.leader_time + self.future_ns),
+            (self._hashes[:n], outcome),
+        )
+        self.stored += stored
+        if stored:
+            self.newest_event = max(self.newest_event, int(columns.timestamp.max()))
+        return outcome
+
+    def apply_command(self, record: Record) -> dict[str, Any]:
+        """Apply a command of the log; return its result, or an error body under "error"."""
+        self._advance(record)
+        command = msgpack.unpackb(record.body, strict_map_key=False)
+        try:
+            result = self._command(command, record.leader_time)
+        except MeterdError as error:
+            return {"error": error_body(error)}
+        self._renew_book()
+        return result
+
+    def _command(self, command: dict[str, Any], leader_time: int) -> dict[str, Any]:
+        op = command["op"]
+        if op == "metric_put":
+            definition = MetricDefinition.from_map(command["definition"])
+            transitions = tuple((at, offset) for at, offset in command["transitions"])
+            outcome = self.registry.put(definition, transitions, command["replace"], leader_time)
+            entry = self.registry.find(definition.code)
+            assert entry is not None, "it has just been put"
+            return {"metric": entry.definition.to_map(), "outcome": outcome}
+        if op == "metric_delete":
+            self.registry.delete(command["code"])
+            return {"code": command["code"]}
+        if op == "expire":
+            if command["horizon"] > self.horizon:
+                self.horizon = command["horizon"]
+                self._purged_to = 0
+            self.future_ns = command["future_ns"]
+            return {"horizon": self.horizon}
+        raise InvariantViolation(f"the log holds an unknown command {op!r}")
+
+    def judge(self, refusals: Refusals) -> NDArray[np.uint8]:
+        """Say what refused rows are, each as status | reason << 4."""
+        outcome = np.empty(len(refusals.rows), np.uint8)
+        hashes = np.array([code_hash(self._key_pair, c) for c in refusals.codes], np.uint64)
+        kernels.judge(
+            refusals.rows, refusals.heap, hashes, self.tables, self._key, self.horizon, outcome
+        )
+        return outcome
+
+    def _advance(self, record: Record) -> None:
+        if record.machine_version != log_format.MACHINE_VERSION:
+            raise InvariantViolation(f"machine version {record.machine_version} in the log")
+        if record.registry_version > self.registry.version:
+            raise InvariantViolation("a record is made under a registry that is not yet applied")
+        self.leader_time = record.leader_time
+        if record.leader_time >= self._book.until:
+            self._renew_book()
+
+    def _renew_book(self) -> None:
+        self._book = make_book(self.registry, self.leader_time, self.future_ns, self._key_pair)
+
+    # Housekeeping
+
+    def purge(self) -> int:
+        """Free some expired identities; return how many buckets are still to be looked at."""
+        buckets = int(self.tables.identities.head[BUCKETS])
+        last = min(self._purged_to + PURGE_BUCKETS, buckets)
+        kernels.purge(self.tables.identities, self._purged_to, last, self.horizon)
+        self._purged_to = last
+        return buckets - last
+
+    def fill(self) -> float:
+        """Return how full the fullest table is, 0 to 1."""
+        counters, capacity = self.tables.counters, self._capacity
+        identities = int(self.tables.identities.head[ENTRIES])
+        free = entries_free(self.tables.identities)
+        return max(
+            identities / (identities + free) if identities + free else 1.0,
+            int(counters[table_kernels.ACCOUNTS]) / capacity.accounts,
+            int(counters[table_kernels.TEXT_USED]) / len(self.tables.text),
+            int(counters[table_kernels.SERIES_COUNT]) / capacity.series,
+            int(counters[table_kernels.DIMS_USED]) / len(self.tables.dims),
+            int(counters[table_kernels.CELLS]) / capacity.cells,
+            int(counters[table_kernels.MEMBERS]) / capacity.members,
+        )
+
+    def unsaved(self) -> int:
+        """Return how many events were stored since the last copy was taken."""
+        return int(self.tables.counters[table_kernels.JOURNAL])
+
+    def counts(self) -> dict[str, int]:
+        """Return how many of everything there are."""
+        counters = self.tables.counters
+        return {
+            "accounts": int(counters[table_kernels.ACCOUNTS]),
+            "series": int(counters[table_kernels.SERIES_COUNT]),
+            "cells": int(counters[table_kernels.CELLS]),
+            "members": int(counters[table_kernels.MEMBERS]),
+            "identities": int(self.tables.identities.head[ENTRIES]),
+            "events": self.stored,
+        }
+
+    # Saving
+
+    def save(self) -> Saved:
+        """Return a copy of everything, and the identities entered since the last copy."""
+        tables, counters = self.tables, self.tables.counters
+        journal = int(counters[table_kernels.JOURNAL])
+        identities = tables.journal[:journal].copy()
+        counters[table_kernels.JOURNAL] = 0
+        arrays = {name: array[: int(counters[used])].copy() for name, array, used in self._rows()}
+        arrays["counters"] = counters.copy()
+        state = {
+            "registry": self.registry.to_bytes(),
+            "horizon": self.horizon,
+            "future_ns": self.future_ns,
+            "leader_time": self.leader_time,
+            "stored": self.stored,
+            "newest_event": self.newest_event,
+        }
+        return Saved(state, arrays, identities)
+
+    def restore(self, state: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+        """Take over what `save` gave (but the identities); only on a new state machine."""
+        tables = self.tables
+        tables.counters[:] = arrays["counters"]
+        for name, array, used in self._rows():
+            array[: int(tables.counters[used])] = arrays[name]
+        table_kernels.rebuild_indexes(tables, self._key)
+        self.registry = Registry.from_bytes(state["registry"])
+        self.horizon, self.future_ns = state["horizon"], state["future_ns"]
+        self.leader_time, self.stored = state["leader_time"], state["stored"]
+        self.newest_event = state["newest_event"]
+        self._renew_book()
+
+    def restore_identities(self, entries: NDArray[np.uint64]) -> None:
+        """Enter identities that a checkpoint refers to, oldest first."""
+        entries.flags.writeable = False
+        kernels.load_identities(self.tables.identities, entries, self.horizon)
+
+    def _rows(self) -> list[tuple[str, NDArray[Any], int]]:
+        tables = self.tables
+        return [
+            ("accounts", tables.accounts, table_kernels.ACCOUNTS),
+            ("text", tables.text, table_kernels.TEXT_USED),
+            ("series", tables.series, table_kernels.SERIES_COUNT),
+            ("dims", tables.dims, table_kernels.DIMS_USED),
+            ("cells", tables.cells, table_kernels.CELLS),
+            ("members", tables.members, table_kernels.MEMBERS),
+        ]
