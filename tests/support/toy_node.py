@@ -1,0 +1,77 @@
+"""A node of toy actors under the real supervisor: started as a process of its own by the tests.
+
+``python -m tests.support.toy_node DATA_DIR [BEHAVIOUR]``.  Units: the chain (first, second) and
+`alone`.  BEHAVIOUR makes `second` fail its boot, die at once, or refuse to stop.
+"""
+
+import dataclasses
+import os
+import sys
+
+from meterd.actors import directory, journal
+from meterd.actors.actor import Actor
+from meterd.actors.notify import Notifier
+from meterd.actors.options import Log, Node, Options, Shutdown, Watchdog
+from meterd.actors.supervisor import Supervisor
+from meterd.protocol.errors import BootFailed, Corrupt
+
+BEHAVIOUR = sys.argv[2] if len(sys.argv) > 2 else ""
+
+
+class First(Actor):
+    name = "first"
+
+    def open(self) -> None:
+        self.ready()
+
+    def reload(self, options: Options) -> None:
+        super().reload(options)
+        with open(os.path.join(self.run_dir, "reloaded"), "w") as file:
+            file.write(options.log.level)
+
+
+class Second(First):
+    name = "second"
+
+    def open(self) -> None:
+        if BEHAVIOUR == "boot_failed":
+            raise BootFailed(79, "this is the wrong directory")
+        if BEHAVIOUR == "corrupt":
+            raise Corrupt("wal.log", 4096, "a checksum does not match")
+        if BEHAVIOUR == "dies":
+            raise RuntimeError("a bug")
+        self.ready()
+
+
+class Alone(First):
+    name = "alone"
+
+    def close(self) -> None:
+        with open(os.path.join(self.run_dir, "closed"), "w") as file:
+            file.write(str(os.getpid()))
+
+
+def load() -> Options:
+    """Read options; the file `level` in the data directory stands for a changed configuration."""
+    path = os.path.join(sys.argv[1], "level")
+    level = "info"
+    if os.path.exists(path):
+        with open(path) as file:
+            level = file.read()
+    options = Options(
+        node=Node(data_dir=sys.argv[1]), watchdog=Watchdog(stall=2.0), shutdown=Shutdown(grace=1.0)
+    )
+    return Options.from_mapping(dataclasses.asdict(dataclasses.replace(options, log=Log(level))))
+
+
+def main() -> int:
+    options = load()
+    journal.open_journal("supervisor", options.log)
+    directory.take(options.node.data_dir)
+    run_dir = directory.make_run_dir(options.node.data_dir)
+    units = [[First, Second], [Alone]]
+    return Supervisor(options, run_dir, units, load, Notifier(dict(os.environ))).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
