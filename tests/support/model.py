@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.support.periods import DAY, Period, bounds, resolve, windows
 
-DECIMAL = compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)", ASCII)
+DECIMAL = compile(r"[+-]?[0-9]+(\.[0-9]+)?", ASCII)
 METRIC = compile(r"[a-z0-9_.:-]{1,63}", ASCII)
 I64_MIN, I64_MAX = -(2**63), 2**63 - 1
 AGGREGATIONS = ("count", "sum", "min", "max", "avg", "latest", "first", "unique")

@@ -69,7 +69,8 @@ class TestIngest:
             (92233720368547759, "rejected"),
             ("1e2", "rejected"),
             ("", "rejected"),
-            (".5", "stored"),
+            (".5", "rejected"),
+            ("+0.5", "stored"),
             (True, "rejected"),
         ],
     )

@@ -1,0 +1,1 @@
+"""Benchmarks: fixed work, verified, with results kept as files beside them."""
