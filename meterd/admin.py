@@ -1,0 +1,119 @@
+"""meterctl: the administrator's tool. Collects the commands and turns every ending into a code.
+
+Each module in `meterd/commands` holds one group of commands, each with its function, its form for
+people and its help in one place. Errors go to standard error as one line with a stable code, and a
+hint; the exit codes are those of `meterd/exits.py`.
+"""
+
+import os
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import click
+
+import meterd
+from meterd.commands import bench, completion, events, ingest, metric, nodes, usage
+from meterd.commands.console import warn
+from meterd.commands.session import (
+    AdminError,
+    AdminGroup,
+    admin_error_of,
+    global_options,
+    take_global_options,
+)
+from meterd.exits import AdminExit
+from meterd.protocol.errors import MeterdError
+
+COMMANDS: tuple[click.Command, ...] = (
+    metric.metric,
+    ingest.ingest,
+    usage.usage,
+    usage.accounts,
+    events.events,
+    events.feed,
+    nodes.status,
+    nodes.health,
+    nodes.metrics,
+    nodes.wait,
+    bench.bench,
+    nodes.version,
+    completion.completion,
+)
+
+
+class Meterctl(AdminGroup):
+    """The top group: lists its commands in the order above, the way they are met."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        take_global_options(ctx)
+        return super().invoke(ctx)
+
+
+cli = Meterctl(
+    "meterctl",
+    help=(
+        "Administer meterd: register metrics, send events, ask what was used.\n\n"
+        "Results go to standard output, as a table on a terminal and as JSON otherwise; errors go "
+        "to standard error. The global options may stand before or after the command."
+    ),
+    params=[*global_options()],
+    commands={command.name: command for command in COMMANDS if command.name},
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+click.version_option(meterd.__version__, prog_name="meterctl")(cli)
+
+
+def main(prog_name: str = "meterctl", args: list[str] | None = None) -> NoReturn:
+    """Run one command and leave with its exit code."""
+    sys.exit(run(prog_name, args))
+
+
+def run(prog_name: str = "meterctl", args: list[str] | None = None) -> int:
+    """Run one command; its exit code. Everything that can end a command is named here."""
+    try:
+        cli.main(args=args, prog_name=prog_name, standalone_mode=False)
+        sys.stdout.flush()
+        return AdminExit.GOOD
+    except click.exceptions.Exit as ending:
+        return ending.exit_code
+    except SystemExit as ending:
+        return _flushed(ending.code if isinstance(ending.code, int) else AdminExit.GOOD)
+    except click.ClickException as error:
+        error.show()
+        return AdminExit.USAGE
+    except AdminError as error:
+        return _report(error)
+    except MeterdError as error:
+        return _report(admin_error_of(error))
+    except BrokenPipeError:
+        _forget_output()
+        return AdminExit.GOOD
+    except (KeyboardInterrupt, click.Abort):
+        return AdminExit.INTERRUPTED
+    except Exception as error:
+        traceback.print_exc()
+        return _report(AdminError(AdminExit.INTERNAL, "internal", f"a bug: {error!r}"))
+
+
+def _report(error: AdminError) -> int:
+    warn(f"{error.code}: {error.message}")
+    if error.hint and error.hint != error.message:
+        warn(f"hint: {error.hint}")
+    return error.exit_code
+
+
+def _flushed(exit_code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_output()
+    return exit_code
+
+
+def _forget_output() -> None:
+    """Point standard output at nothing: the reader went away, as `head` does, and that is fine."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

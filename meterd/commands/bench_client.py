@@ -1,0 +1,265 @@
+"""One client process of the load generator: as little work for each event as can be.
+
+The generator shares its machine with the node it measures, so a request is not built but patched:
+each process makes its request bodies once, with a random mix of accounts, metrics and values, and
+before it sends one overwrites the timestamps and the event ids (random, 16 bytes, never used
+twice). An answer in which every event was stored is recognised by its bytes.
+
+The process is told what to do and tells what it did through shared memory (`SharedRun`); it makes
+its ZeroMQ context itself, after the fork. It notes which bodies were stored how often, which gives
+the sum that each account must have afterwards, without any work for each event.
+"""
+
+import mmap
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+import zmq
+
+from meterd.commands.bench_report import BUCKETS, bucket_of
+
+WAIT, WARM_UP, MEASURE, STOP = range(4)  # the phases of a run, in this order
+COUNTS = (
+    "requests",
+    "received",
+    "stored",
+    "duplicate",
+    "conflict",
+    "rejected",
+    "unknown",
+    "accepted",
+    "errors",
+    "unanswered",
+    "cpu_us",
+    "ready",
+    "done",
+)
+STATUSES = ("stored", "duplicate", "conflict", "rejected", "unknown", "accepted")
+BODY_ROWS = 131_072  # rows of all the bodies that a process prepares
+BODIES_MIN, BODIES_MAX = 16, 8192
+VALUE_MAX = 1000
+DEADLINE_MS = 30_000
+POLL_MS = 100  # how long a wait lasts before the process looks whether its parent still lives
+BACK_OFF_MAX = 0.1  # seconds; a node that is overloaded asks for more patience than a bench has
+CACHED_ANSWERS = 64
+_ID_PREFIX = b"\xcf"  # msgpack: a 64-bit number follows, big-endian
+_BODY_ERRORS_UNDECIDED = ("restarting", "deadline_exceeded", "internal", "shutting_down")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to send."""
+
+    nodes: tuple[str, ...]
+    batch: int
+    clients: int
+    in_flight: int  # requests that wait for an answer, per client
+    durability: str
+    accounts: int
+    metrics: int
+    events_per_account: int  # neighbouring events of a request that share an account
+    timeout: float
+
+    @property
+    def metric_codes(self) -> list[str]:
+        return [f"bench_{number}" for number in range(self.metrics)]
+
+    def account(self, number: int) -> str:
+        return f"bench-{number:09d}"
+
+
+class SharedRun:
+    """Memory that the parent and its client processes share; every number is 64 bits."""
+
+    def __init__(self, load: Load) -> None:
+        pairs = load.accounts * load.metrics
+        per_client = {"counts": len(COUNTS), "latency": BUCKETS, "stored": pairs}
+        per_client["undecided"] = pairs
+        sizes = {"phase": 1} | {name: load.clients * size for name, size in per_client.items()}
+        numbers = np.frombuffer(mmap.mmap(-1, sum(sizes.values()) * 8), np.int64)
+        ends = np.cumsum(list(sizes.values()))
+        parts = dict(zip(sizes, np.split(numbers, ends[:-1]), strict=True))
+        self.phase = parts["phase"]
+        self.counts = parts["counts"].reshape(load.clients, len(COUNTS))
+        self.latency = parts["latency"].reshape(load.clients, BUCKETS)
+        # Sums of values per client, then account * metrics + metric.
+        self.stored = parts["stored"].reshape(load.clients, pairs)
+        self.undecided = parts["undecided"].reshape(load.clients, pairs)
+
+    def total(self, name: str) -> int:
+        return int(self.counts[:, COUNTS.index(name)].sum())
+
+
+class Body:
+    """A request body that can be sent again and again as different events."""
+
+    def __init__(self, load: Load, random: np.random.Generator) -> None:
+        count = load.batch
+        holders = -(-count // load.events_per_account)
+        account = random.integers(0, load.accounts, holders).repeat(load.events_per_account)[:count]
+        metric = random.integers(0, load.metrics, count)
+        self.values = random.integers(1, VALUE_MAX + 1, count)
+        self.pairs = account * load.metrics + metric
+        names = [load.account(int(number)).encode() for number in account]
+        offsets = np.cumsum([0, *map(len, names)])
+        fields: dict[str, Any] = {
+            "durability": load.durability,
+            "n": count,
+            "value": self.values.astype("<i8").tobytes(),
+            "metric": {"values": load.metric_codes, "index": metric.astype("<u2").tobytes()},
+            "account": {"offsets": offsets.astype("<u4").tobytes(), "text": b"".join(names)},
+        }
+        packed = bytearray(msgpack.Packer().pack_map_header(len(fields) + 2))
+        for key, value in fields.items():
+            packed += msgpack.packb(key) + msgpack.packb(value)
+        packed += msgpack.packb("timestamp") + msgpack.packb(bytes(8 * count))
+        timestamps_end = len(packed)
+        packed += msgpack.packb("id") + msgpack.packb({"uuid": bytes(16 * count)})
+        self.bytes = packed
+        self.timestamps = np.frombuffer(packed, "<i8", count, timestamps_end - 8 * count)
+        self.ids = slice(len(packed) - 16 * count, len(packed))
+
+
+class Client:
+    """Keeps `in_flight` requests under way until it is told to stop, and counts the answers."""
+
+    def __init__(self, load: Load, shared: SharedRun, number: int) -> None:
+        self.load = load
+        self.phase = memoryview(shared.phase)
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.shared_counts = shared.counts[number]
+        self.shared_latency = shared.latency[number]
+        self.sums = (shared.stored[number], shared.undecided[number])
+        self.random = np.random.Generator(np.random.SFC64())
+        count = min(BODIES_MAX, max(BODIES_MIN, BODY_ROWS // load.batch))
+        self.bodies = [Body(load, self.random) for _ in range(count)]
+        self.whole = [0] * count  # how often all rows of a body were stored
+        self.latency = [0] * BUCKETS
+        self.pending: dict[int, tuple[int, int]] = {}  # request id → (sent at, body number)
+        self.known_answers: dict[bytes, dict[str, int]] = {}
+        self.next_id = 0
+        self.node = load.nodes[number % len(load.nodes)]
+        start = msgpack.packb({"v": 1, "kind": "ingest", "deadline": DEADLINE_MS})
+        self.header = bytes([start[0] + 1]) + start[1:] + msgpack.packb("id") + _ID_PREFIX
+
+    def run(self) -> None:
+        """Send until the phase is STOP and everything under way is answered or given up."""
+        context = zmq.Context()
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.SNDHWM, 0)
+        self.socket.setsockopt(zmq.RCVHWM, 0)
+        self.socket.setsockopt(zmq.RCVTIMEO, POLL_MS)
+        self.socket.connect(f"tcp://{self.node}")
+        self.counts["ready"] = 1
+        self.publish()
+        parent = os.getppid()
+        while self.phase[0] == WAIT and os.getppid() == parent:
+            time.sleep(POLL_MS / 1000)
+        for _ in range(self.load.in_flight):
+            self.send()
+        while self.pending and os.getppid() == parent:
+            self.take_answers()
+            self.give_up_on_old()
+            self.publish()
+        self.finish()
+        context.destroy(0)
+
+    def send(self) -> None:
+        """Make the next request out of the next body and send it."""
+        request_id = self.next_id
+        self.next_id = request_id + 1
+        body_number = request_id % len(self.bodies)
+        body = self.bodies[body_number]
+        body.timestamps[:] = time.time_ns()
+        body.bytes[body.ids] = self.random.bytes(16 * self.load.batch)
+        self.socket.send(self.header + request_id.to_bytes(8, "big"), zmq.SNDMORE)
+        self.socket.send(body.bytes)
+        self.pending[request_id] = (time.perf_counter_ns(), body_number)
+
+    def take_answers(self) -> None:
+        """Take the answers that are there, at most as many as were under way, and send on."""
+        receive = self.socket.recv
+        for _ in range(self.load.in_flight):
+            try:
+                header = msgpack.unpackb(receive())
+            except zmq.Again:
+                return
+            self.take_answer(header, receive())
+
+    def take_answer(self, header: dict[str, Any], body: bytes) -> None:
+        sent_at, body_number = self.pending.pop(header["id"], (0, 0))
+        if not sent_at:
+            return  # an answer to a request that was given up
+        phase = self.phase[0]
+        if phase == MEASURE:
+            self.latency[bucket_of(time.perf_counter_ns() - sent_at)] += 1
+        self.counts["requests"] += 1
+        counts = self.known_answers.get(body)
+        if counts is not None:
+            self.whole[body_number] += 1
+            self.counts["received"] += self.load.batch
+            self.counts["stored"] += counts["stored"]
+            self.counts["accepted"] += counts.get("accepted", 0)
+        else:
+            self.take_new_answer(header, body, body_number)
+        if phase < STOP:
+            self.send()
+
+    def take_new_answer(self, header: dict[str, Any], body: bytes, body_number: int) -> None:
+        """Take an answer that was not seen before: an error, or one that names single rows."""
+        answer = msgpack.unpackb(body)
+        if header["status"] != "ok":
+            self.counts["errors"] += 1
+            if answer["code"] in _BODY_ERRORS_UNDECIDED:
+                self.add_rows(1, body_number, np.ones(self.load.batch, bool))
+            time.sleep(min(BACK_OFF_MAX, answer.get("retry_after_ms", 0) / 1000))
+            return
+        for name in ("received", *STATUSES):
+            self.counts[name] += answer.get(name, 0)
+        if not answer["items"]:
+            self.whole[body_number] += 1
+            if len(self.known_answers) < CACHED_ANSWERS:
+                self.known_answers[body] = answer
+            return
+        stored = np.ones(self.load.batch, bool)
+        undecided = ~stored
+        for row, status, _reason in answer["items"]:
+            stored[row] = False
+            undecided[row] = status == "unknown"
+        self.add_rows(0, body_number, stored)
+        self.add_rows(1, body_number, undecided)
+
+    def add_rows(self, which: int, body_number: int, rows: Any, times: int = 1) -> None:
+        """Add the values of rows to what is stored (0) or what may be (1)."""
+        body = self.bodies[body_number]
+        np.add.at(self.sums[which], body.pairs[rows], body.values[rows] * times)
+
+    def give_up_on_old(self) -> None:
+        """Count requests that were not answered in time as such, and send others instead."""
+        horizon = time.perf_counter_ns() - int(self.load.timeout * 1e9)
+        for request_id, (sent_at, body_number) in list(self.pending.items()):
+            if sent_at > horizon:
+                break  # they are in the order of sending
+            del self.pending[request_id]
+            self.counts["unanswered"] += 1
+            self.add_rows(1, body_number, np.ones(self.load.batch, bool))
+            if self.phase[0] < STOP:
+                self.send()
+
+    def finish(self) -> None:
+        """Publish what the whole run came to."""
+        for body_number, times in enumerate(self.whole):
+            if times:
+                self.add_rows(0, body_number, np.ones(self.load.batch, bool), times)
+        self.shared_latency[:] = self.latency
+        self.counts["done"] = 1
+        self.publish()
+
+    def publish(self) -> None:
+        self.counts["cpu_us"] = int(time.process_time() * 1e6)
+        self.shared_counts[:] = list(self.counts.values())

@@ -1,0 +1,138 @@
+"""Writes results to standard output as a table, a JSON document or JSON lines.
+
+Invariants:
+  * standard output holds the result and nothing else; progress and warnings go to standard error;
+  * JSON has stable names and may grow; tables are for people and may change;
+  * JSON is one line unless a person is looking, and lists are written row by row as they arrive,
+    so a listing of any length needs little memory.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, TextIO
+
+from meterd.commands.tables import Column, printable, render
+
+OUTPUTS = ("table", "json", "ndjson")
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Rows of one kind: their name in the document, and how a person sees them."""
+
+    key: str  # name of the list in the JSON document
+    columns: Sequence[Column]
+    cells: Callable[[Row], Sequence[str]]  # one row as texts, one per column
+
+
+class Console:
+    """Where a command writes its result. `output` None: a table for a person, else JSON."""
+
+    def __init__(self, output: str | None, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stdout
+        self.terminal = self.stream.isatty()
+        self.output = output or ("table" if self.terminal else "json")
+        self.colour = self.terminal and uses_colour()
+        self.width = shutil.get_terminal_size().columns if self.terminal else None
+
+    @property
+    def is_table(self) -> bool:
+        return self.output == "table"
+
+    def write_line(self, text: str) -> None:
+        self.stream.write(text + "\n")
+
+    def show(self, document: Row, lines: Callable[[], Iterable[str]]) -> None:
+        """Write one document; `lines` makes its form for people."""
+        if self.is_table:
+            for line in lines():
+                self.write_line(line)
+        else:
+            indent = 2 if self.terminal and self.output == "json" else None
+            self.write_line(to_json(document, indent))
+
+    def show_listing(
+        self,
+        listing: Listing,
+        rows: Iterable[Row],
+        head: Row | None = None,
+        tail: Callable[[], Row] | None = None,
+    ) -> None:
+        """Write rows as they arrive; `head` and `tail` are the rest of the JSON document."""
+        if self.is_table:
+            self.write_table(listing.columns, (listing.cells(row) for row in rows))
+        elif self.output == "ndjson":
+            for row in rows:
+                self.write_line(to_json(row))
+        else:
+            self._stream_document(listing.key, rows, head or {}, tail)
+
+    def write_table(self, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+        for line in render(columns, rows, self.width, self.colour):
+            self.write_line(line)
+
+    def _stream_document(
+        self, key: str, rows: Iterable[Row], head: Row, tail: Callable[[], Row] | None
+    ) -> None:
+        opening = "{" + "".join(f"{json.dumps(k)}: {to_json(v)}, " for k, v in head.items())
+        self.stream.write(f"{opening}{json.dumps(key)}: [")
+        separator = ""
+        for row in rows:
+            self.stream.write(separator + to_json(row))
+            separator = ", "
+        rest = tail() if tail is not None else {}
+        closing = "".join(f", {json.dumps(k)}: {to_json(v)}" for k, v in rest.items())
+        self.write_line(f"]{closing}}}")
+
+
+def to_json(value: object, indent: int | None = None) -> str:
+    """JSON text; decimals become text, because a JSON number would be read as a float."""
+    return json.dumps(value, ensure_ascii=False, indent=indent, default=_plain)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def field_lines(fields: Iterable[tuple[str, str]]) -> Iterable[str]:
+    """Lines of `name   value`, the values below each other; fields without a value are left out."""
+    shown = [(name, printable(value)) for name, value in fields if value]
+    width = max((len(name) for name, _ in shown), default=0)
+    return [f"{name:<{width}}  {value}" for name, value in shown]
+
+
+def warn(text: str) -> None:
+    """Write one line to standard error."""
+    print(f"meterctl: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def uses_colour() -> bool:
+    """Whether people want colour on a terminal (see no-color.org)."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+class Progress:
+    """One line on standard error that is rewritten in place; silent when that is no terminal."""
+
+    def __init__(self) -> None:
+        self.visible = sys.stderr.isatty()
+
+    def update(self, text: str) -> None:
+        if self.visible:
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write("\r\x1b[K" + printable(text)[:width])
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take the line away, so that what is written next starts a line of its own."""
+        if self.visible:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

@@ -1,0 +1,194 @@
+"""What every meterctl command shares: the global options, the connection, and how errors end.
+
+The global options may stand before or after the command's name; the later one wins. A command is
+a click command of class `AdminCommand` and takes the `Session` as its first argument.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meterd.commands.console import OUTPUTS, Console
+from meterd.exits import AdminExit
+from meterd.protocol.errors import MeterdError
+
+if TYPE_CHECKING:
+    from meterd.client import Client
+
+NODES_VARIABLE = "METERCTL_NODES"
+NODES_DEFAULT = "127.0.0.1:7001"
+TIMEOUT_DEFAULT = 5.0
+TIMEOUT_MAX = 3600.0
+
+_EXIT_OF_CODE = {
+    "unreachable": AdminExit.UNREACHABLE,
+    "deadline_exceeded": AdminExit.UNREACHABLE,
+    "bad_request": AdminExit.USAGE,
+    "too_large": AdminExit.USAGE,
+    "unsupported_aggregation": AdminExit.USAGE,
+    "unsupported_thresholds": AdminExit.USAGE,
+    "unknown_metric": AdminExit.NOT_FOUND,
+    "not_found": AdminExit.NOT_FOUND,
+    "range_expired": AdminExit.NOT_FOUND,
+    "metric_conflict": AdminExit.REFUSED,
+    "too_many_metrics": AdminExit.REFUSED,
+    "overloaded": AdminExit.BUSY,
+    "starting": AdminExit.BUSY,
+    "restarting": AdminExit.BUSY,
+    "shutting_down": AdminExit.BUSY,
+    "not_leader": AdminExit.BUSY,
+    "disk_stop": AdminExit.NO_SPACE,
+    "corrupt": AdminExit.CORRUPT,
+    "config": AdminExit.CONFIGURATION,
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """The global options of one run."""
+
+    nodes: tuple[str, ...] = (NODES_DEFAULT,)
+    timeout: float = TIMEOUT_DEFAULT
+    timeout_given: bool = False
+    output: str | None = None
+    yes: bool = False
+
+    @property
+    def console(self) -> Console:
+        return Console(self.output)
+
+    def connect(self, timeout: float | None = None) -> "Client":
+        """A client of these nodes. Imported here: help and completion need no network library."""
+        from meterd.client import Client
+
+        return Client(list(self.nodes), timeout=timeout or self.timeout)
+
+    def patience(self, default: float) -> float:
+        """The timeout of a command that waits longer than others unless told otherwise."""
+        return self.timeout if self.timeout_given else default
+
+    def confirm(self, question: str) -> None:
+        """Ask before something that cannot be undone, unless `--yes` was given."""
+        if self.yes:
+            return
+        if not sys.stdin.isatty():
+            raise AdminError(AdminExit.REFUSED, "refused", question, "pass --yes to do it")
+        click.confirm(question, abort=True, err=True)
+
+
+class AdminError(Exception):
+    """Ends the program: exit code, stable error code, message and hint."""
+
+    def __init__(self, exit_code: AdminExit, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+
+def admin_error_of(error: MeterdError) -> AdminError:
+    """How an error of the client ends the program."""
+    exit_code = _EXIT_OF_CODE.get(error.code, AdminExit.INTERNAL)
+    return AdminError(exit_code, error.code, error.message, error.hint)
+
+
+def _parse_nodes(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Any:
+    if text is None:
+        return None
+    nodes = tuple(node.strip() for node in text.split(",") if node.strip())
+    for node in nodes:
+        host, _, port = node.rpartition(":")
+        if not (host and port.isdigit() and 0 < int(port) < 65536):
+            raise click.BadParameter(f"{node!r} is not HOST:PORT")
+    if not nodes:
+        raise click.BadParameter("names no node")
+    return nodes
+
+
+def global_options() -> list[click.Option]:
+    """Fresh copies of the options that every command takes."""
+    return [
+        click.Option(
+            ["-n", "--nodes"],
+            callback=_parse_nodes,
+            metavar="HOST:PORT,...",
+            help=f"Nodes to ask [env: {NODES_VARIABLE}; default: {NODES_DEFAULT}].",
+        ),
+        click.Option(
+            ["--timeout"],
+            type=click.FloatRange(0.001, TIMEOUT_MAX),
+            metavar="SECONDS",
+            help="How long to wait for an answer [default: 5; ingest: 30].",
+        ),
+        click.Option(
+            ["-o", "--output"],
+            type=click.Choice(OUTPUTS),
+            help="Form of the result [default: table on a terminal, else json].",
+        ),
+        click.Option(
+            ["--yes"], is_flag=True, default=None, help="Do not ask before destructive commands."
+        ),
+    ]
+
+
+def session_from_environment() -> Session:
+    """The session before any option was read."""
+    text = os.environ.get(NODES_VARIABLE)
+    if not text:
+        return Session()
+    try:
+        return Session(nodes=_parse_nodes(click.Context(click.Command("")), None, text))  # type: ignore[arg-type]
+    except click.BadParameter as error:
+        raise click.UsageError(f"{NODES_VARIABLE}: {error.message}") from None
+
+
+def take_global_options(ctx: click.Context) -> None:
+    """Move the global options given at this place from the parameters into the session."""
+    session = ctx.obj or session_from_environment()
+    given = {name: ctx.params.pop(name) for name in ("nodes", "timeout", "output", "yes")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "timeout" in given:
+        given["timeout_given"] = True
+    ctx.obj = replace(session, **given)
+
+
+class AdminCommand(click.Command):
+    """A command that also takes the global options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.extend(global_options())
+
+    def invoke(self, ctx: click.Context) -> Any:
+        take_global_options(ctx)
+        return super().invoke(ctx)
+
+
+class AdminGroup(click.Group):
+    """A group of such commands; `default` names the command that a bare argument means."""
+
+    command_class = AdminCommand
+    group_class = type
+
+    def __init__(self, *args: Any, default: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.default = default
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if self.default is not None and args and args[0] not in self.commands:
+            args = [self.default, *args]
+        return super().resolve_command(ctx, args)
+
+
+def command(name: str, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a function, which takes the session first, a command of that name."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        return click.command(name, cls=AdminCommand, **kwargs)(click.pass_obj(function))
+
+    return decorate

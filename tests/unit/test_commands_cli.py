@@ -1,0 +1,152 @@
+"""The command line itself: help everywhere, documented, and an exit code for every ending."""
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from meterd import admin
+from meterd.commands.console import Console, Listing
+from meterd.commands.session import AdminError
+from meterd.commands.tables import Column
+from meterd.exits import AdminExit, worst
+from meterd.protocol.errors import CODES, MetricConflict, Overloaded, Unreachable
+
+DOCUMENT = (Path(admin.__file__).parent.parent / "docs" / "METERCTL.md").read_text()
+GLOBAL = {"nodes", "timeout", "output", "yes", "help", "version"}
+
+
+def commands_below(group, path=()):
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands_below(command, (*path, name))
+
+
+COMMANDS = dict(commands_below(admin.cli))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_and_option_has_help_and_is_documented(path):
+    command = COMMANDS[path]
+    assert command.help and command.get_short_help_str()
+    assert re.search(rf"\b{path[0]}\b", DOCUMENT) and re.search(rf"\b{path[-1]}\b", DOCUMENT)
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, option.name
+            for name in (*option.opts, *option.secondary_opts):
+                assert f"`{name}" in DOCUMENT or f" {name}" in DOCUMENT, name
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_of_every_command_is_printed(path, capsys):
+    assert admin.run(args=[*path, "--help"]) == 0
+    assert "Usage: meterctl" in capsys.readouterr().out
+
+
+def test_every_code_of_the_protocol_ends_with_a_known_exit_code():
+    for code in CODES:
+        error = type("Coded", (Overloaded,), {"code": code})("text")
+        assert admin.admin_error_of(error).exit_code is not AdminExit.GOOD
+
+
+@pytest.mark.parametrize(
+    ("args", "exit_code", "text"),
+    [
+        (["usage", "a"], 2, "Missing argument"),
+        (["nonsense"], 2, "No such command"),
+        (["-n", "here", "status"], 2, "HOST:PORT"),
+        (["status", "-n", "here:0"], 2, "HOST:PORT"),
+        (["usage", "a", "m", "--period", "current", "--start", "-1h"], 2, "--period"),
+        (["usage", "a", "m", "--start", "soon"], 2, "no point in time"),
+        (["usage", "a", "m", "--start", "now", "--end", "-1h"], 2, "before"),
+        (["usage", "a", "m", "--filter", "eu"], 2, "KEY=VALUE"),
+        (["metric", "put", "m", "--aggregation", "sum", "--period", "fixed:x"], 2, "fixed"),
+        (["metric", "delete", "m"], 6, "--yes"),
+        (["ingest", "/nowhere/at-all"], 2, "does not exist"),
+        (["--timeout", "0.05", "-n", "127.0.0.1:1", "usage", "a", "m"], 3, "unreachable"),
+    ],
+)
+def test_a_wrong_or_unanswered_command_says_why_on_standard_error(
+    args, exit_code, text, capsys, monkeypatch
+):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert admin.run(args=args) == exit_code
+    captured = capsys.readouterr()
+    assert text in captured.err and captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (Unreachable("no"), 3),
+        (MetricConflict("other"), 6),
+        (Overloaded(), 10),
+        (AdminError(AdminExit.NO, "no", "no"), 1),
+        (KeyboardInterrupt(), 130),
+        (BrokenPipeError(), 0),
+        (ZeroDivisionError("a bug"), 70),
+    ],
+)
+def test_every_ending_has_its_exit_code(error, exit_code, monkeypatch, capsys):
+    def fail(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(admin.cli, "main", fail)
+    monkeypatch.setattr(admin, "_forget_output", lambda: None)
+    assert admin.run() == exit_code
+    assert capsys.readouterr().out == ""
+
+
+def test_the_worst_exit_code_wins():
+    assert worst([]) == AdminExit.GOOD
+    assert worst([AdminExit.NO, AdminExit.PARTLY, AdminExit.UNREACHABLE]) == AdminExit.PARTLY
+    assert worst([AdminExit.BUSY, AdminExit.CORRUPT]) == AdminExit.CORRUPT
+
+
+def test_global_options_may_stand_on_both_sides_and_the_later_wins(monkeypatch):
+    monkeypatch.setenv("METERCTL_NODES", "env:1")
+    seen = []
+    probe = click.Command("probe")
+    probe = admin.AdminGroup.command_class(
+        "probe", callback=click.pass_obj(lambda session: seen.append(session)), help="x"
+    )
+    monkeypatch.setitem(admin.cli.commands, "probe", probe)
+    for args in (["probe"], ["-n", "a:1", "probe"], ["-n", "a:1", "probe", "-n", "b:2,c:3"]):
+        assert admin.run(args=["--timeout", "7", *args]) == 0
+    assert [session.nodes for session in seen] == [("env:1",), ("a:1",), ("b:2", "c:3")]
+    assert {session.timeout for session in seen} == {7.0}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_the_program(shell, capsys):
+    assert admin.run(args=["completion", shell]) == 0
+    assert "_METERCTL_COMPLETE" in capsys.readouterr().out
+
+
+LISTING = Listing("rows", [Column("A"), Column("B")], lambda row: (row["a"], str(row["b"])))
+ROWS = [{"a": "x", "b": 1}, {"a": "ü", "b": 2}]
+
+
+def shown(output, rows, capsys):
+    console = Console(output, sys.stdout)
+    console.show_listing(LISTING, iter(rows), {"head": 1}, lambda: {"tail": None})
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rows", [[], ROWS[:1], ROWS])
+def test_a_listing_is_the_same_in_every_form(rows, capsys):
+    document = json.loads(shown("json", rows, capsys))
+    assert document == {"head": 1, "rows": rows, "tail": None}
+    assert shown("json", rows, capsys).count("\n") == 1
+    assert [json.loads(line) for line in shown("ndjson", rows, capsys).splitlines()] == rows
+    assert len(shown("table", rows, capsys).splitlines()) == len(rows) + 1
+
+
+def test_without_a_terminal_the_result_is_json_and_without_colour(capsys):
+    console = Console(None, sys.stdout)
+    assert console.output == "json" and not console.colour
