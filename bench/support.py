@@ -108,7 +108,7 @@ def write_result(name: str, document: dict[str, Any]) -> Path:
         "command": " ".join([Path(sys.executable).name, "-m", *module_command()]),
         "commit": commit(),
         "time": now.isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": {**machine(), "load_average": os.getloadavg()},
         "versions": versions(),
         **document,
     }
