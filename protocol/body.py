@@ -132,11 +132,11 @@ def text_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def unknown_key(keys: Iterable[object], known: Iterable[str], where: str) -> str:
-    """Return a message that names the first unknown key and the known key nearest to it."""
+def unknown_name(names: Iterable[object], known: Iterable[str], where: str) -> str:
+    """Return a message about the first name that is not known, and the known one nearest to it."""
     known = sorted(known)
-    names = sorted(str(key) for key in keys if key not in known)
-    nearest = get_close_matches(names[0][:64], known, n=1)
-    return f"{where}: unknown key {names[0]!r:.80}" + (
+    unknown = min(str(name) for name in names if name not in known)
+    nearest = get_close_matches(unknown[:64], known, n=1)
+    return f"{where} {unknown!r:.80} is unknown" + (
         f"; did you mean {nearest[0]!r}?" if nearest else ""
     )

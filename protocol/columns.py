@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.protocol.body import open_body, text_bytes, unknown_key, unpack
+from meterd.protocol.body import open_body, text_bytes, unknown_name, unpack
 from meterd.protocol.column_encoding import ColumnInput, encode_columns
 from meterd.protocol.decimal_text import parse_decimal
 from meterd.protocol.errors import (
@@ -105,7 +105,7 @@ def decode_events(body: bytes, lz4_size: int | None) -> EventColumns:
 
 def _decode_columnar(fields: dict[str, Any], durability: Durability) -> EventColumns:
     if not fields.keys() <= KEYS:
-        raise RemoteProtocolError("bad_request", unknown_key(fields, KEYS, "ingest"))
+        raise RemoteProtocolError("bad_request", unknown_name(fields, KEYS, "ingest: key"))
     n = fields.get("n")
     if type(n) is not int or n < 1:
         raise _malformed("n is not a number of events")

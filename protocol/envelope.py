@@ -160,7 +160,7 @@ def encode_answer(header: AnswerHeader, body: bytes) -> list[bytes]:
 def _answer_prefix(kind: str, status: str, map_version: int) -> bytes:
     """Return the header of an answer up to its id, which is the last of the five keys."""
     fields = {"v": PROTOCOL_VERSION, "kind": kind, "status": status, "map": map_version, "id": 0}
-    frame: bytes = msgpack.packb(fields, unicode_errors="surrogateescape")
+    frame: bytes = msgpack.packb(fields)
     return frame[:-1]
 
 

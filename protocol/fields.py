@@ -11,7 +11,7 @@ from datetime import date
 from typing import Any
 
 from meterd.protocol import limits
-from meterd.protocol.body import unknown_key
+from meterd.protocol.body import unknown_name
 from meterd.protocol.errors import BadRequest
 from meterd.protocol.event_columns import is_metric_code, is_property_key
 
@@ -27,7 +27,7 @@ def known_map(raw: object, where: str, known: tuple[str, ...]) -> Mapping[str, A
     if not isinstance(raw, Mapping):
         raise BadRequest(f"{where}: not a map")
     if not raw.keys() <= set(known):
-        raise BadRequest(unknown_key(raw, known, where))
+        raise BadRequest(unknown_name(raw, known, f"{where}: key"))
     return raw
 
 

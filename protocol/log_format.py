@@ -61,6 +61,7 @@ FILE_HEADER: Final = np.dtype(
         ("file_number", "<u8"),
         ("first_block_seq", "<u8"),
         ("created", "<i8"),
+        ("previous_crc", "<u4"),
         ("crc", "<u4"),
     ]
 )
@@ -114,7 +115,7 @@ SLICE: Final = np.dtype(
     ]
 )
 
-_FILE: Final = struct.Struct("<8sHHI16s16sQQq")
+_FILE: Final = struct.Struct("<8sHHI16s16sQQqI")
 _BLOCK: Final = struct.Struct("<IHHQIIIIIIqQI")
 _RECORD: Final = struct.Struct("<IBBHIIIIIIqQIII")
 _CRC: Final = struct.Struct("<I")
@@ -143,6 +144,7 @@ class FileHeader(NamedTuple):
     file_number: int
     first_block_seq: int
     created: int  # UTC ns
+    previous_crc: int  # crc of the last block header of the file before
 
 
 class BlockHeader(NamedTuple):
@@ -256,6 +258,7 @@ def encode_file_header(header: FileHeader) -> bytes:
         header.file_number,
         header.first_block_seq,
         header.created,
+        header.previous_crc,
     )
     return (fixed + _CRC.pack(crc32c(fixed))).ljust(FILE_HEADER_SIZE, b"\0")
 

@@ -12,12 +12,13 @@ Invariants:
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 from meterd.protocol import fields, limits
-from meterd.protocol.body import open_body, unknown_key, unpack
+from meterd.protocol.body import open_body, unknown_name, unpack
 from meterd.protocol.errors import BadRequest, RemoteProtocolError
 from meterd.protocol.metric import CONTENT_KEYS, MetricDefinition
 
@@ -132,7 +133,7 @@ def kind_of(name: str) -> Kind:
     """
     kind = KINDS.get(name)
     if kind is None:
-        raise RemoteProtocolError("unknown_kind", unknown_key([name], KINDS, "kind"))
+        raise RemoteProtocolError("unknown_kind", unknown_name([name], KINDS, "kind"))
     return kind
 
 
@@ -148,7 +149,7 @@ def check_request(name: str, body: bytes, lz4_size: int | None = None) -> dict[s
     if type(raw) is not dict:
         raise RemoteProtocolError("malformed", "the body is not a map")
     if not raw.keys() <= kind.fields.keys():
-        raise BadRequest(unknown_key(raw, kind.fields, name))
+        raise BadRequest(unknown_name(raw, kind.fields, f"{name}: key"))
     checked: dict[str, Any] = {}
     for key, row in kind.fields.items():
         value = raw.get(key)
@@ -157,7 +158,7 @@ def check_request(name: str, body: bytes, lz4_size: int | None = None) -> dict[s
         elif row.default is REQUIRED:
             raise BadRequest(f"{key}: missing")
         else:
-            checked[key] = row.default
+            checked[key] = copy(row.default)
     if "start" in checked:
         _check_range(checked)
     return _definition(checked) if name == "metric_put" else checked

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.protocol.body import pack, text_bytes, unknown_key
+from meterd.protocol.body import pack, text_bytes, unknown_name
 from meterd.protocol.decimal_text import parse_decimal
 from meterd.protocol.errors import (
     BAD_ACCOUNT,
@@ -78,7 +78,7 @@ def decode_plain(fields: dict[str, Any], durability: Durability) -> EventColumns
 def _events(fields: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the events after checking that they are maps of known keys."""
     if not fields.keys() <= BODY_KEYS:
-        raise RemoteProtocolError("bad_request", unknown_key(fields, BODY_KEYS, "ingest"))
+        raise RemoteProtocolError("bad_request", unknown_name(fields, BODY_KEYS, "ingest: key"))
     events = fields["events"]
     if type(events) is not list or not events:
         raise RemoteProtocolError("malformed", "events is not a list of at least one event")
@@ -88,7 +88,9 @@ def _events(fields: dict[str, Any]) -> list[dict[str, Any]]:
         if type(event) is not dict:
             raise RemoteProtocolError("malformed", f"event {row} is not a map")
         if not event.keys() <= EVENT_KEYS:
-            raise RemoteProtocolError("bad_request", unknown_key(event, EVENT_KEYS, f"event {row}"))
+            raise RemoteProtocolError(
+                "bad_request", unknown_name(event, EVENT_KEYS, f"event {row}: key")
+            )
     return events
 
 

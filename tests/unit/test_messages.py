@@ -1,0 +1,179 @@
+"""Questions: the defaults that are filled in, and that a wrong or unknown field is named."""
+
+import pytest
+
+from meterd.protocol.body import compress_body, pack
+from meterd.protocol.errors import BadRequest, RemoteProtocolError, UnsupportedAggregation
+from meterd.protocol.messages import KINDS, check_request, kind_of
+from meterd.protocol.metric import MetricDefinition
+
+ASKED = {"account": "acme", "metric": "api_calls"}
+
+
+def check(kind, **body):
+    return check_request(kind, pack(body))
+
+
+def test_the_table_says_who_serves_what():
+    actors = {name: kind.actor for name, kind in KINDS.items()}
+    assert actors == {
+        "hello": "router",
+        "map": "router",
+        "ingest": "ingest",
+        "metric_put": "ingest",
+        "metric_delete": "ingest",
+        "metric_list": "usage",
+        "metric_show": "usage",
+        "usage": "usage",
+        "accounts": "usage",
+        "events": "usage",
+        "feed": "usage",
+        "status": "usage",
+        "rejected": "retention_sweeper",
+        "health": "metrics",
+        "metrics": "metrics",
+    }
+
+
+def test_an_unknown_kind_is_named_with_the_nearest():
+    with pytest.raises(RemoteProtocolError, match="'usage'") as caught:
+        kind_of("usages")
+    assert caught.value.code == "unknown_kind"
+
+
+def test_usage_defaults_to_the_current_period():
+    assert check("usage", **ASKED) == {
+        "account": "acme",
+        "metric": "api_calls",
+        "period": "current",
+        "start": None,
+        "end": None,
+        "filters": {},
+        "group_by": (),
+        "window": None,
+        "timezone": None,
+        "subtree": False,
+    }
+
+
+def test_defaults_are_not_shared_between_requests():
+    check("usage", **ASKED)["filters"]["region"] = ("eu",)
+    assert check("usage", **ASKED)["filters"] == {}
+
+
+def test_fields_come_in_the_form_the_node_works_with():
+    asked = check(
+        "usage",
+        account=42,
+        metric="m",
+        start=-5,
+        end=5,
+        filters={"region": ["eu", None]},
+        group_by=["region"],
+        window="day",
+        timezone="Europe/Berlin",
+        subtree=True,
+    )
+    assert asked == {
+        "account": "42",
+        "metric": "m",
+        "period": None,
+        "start": -5,
+        "end": 5,
+        "filters": {"region": ("eu", None)},
+        "group_by": ("region",),
+        "window": "day",
+        "timezone": "Europe/Berlin",
+        "subtree": True,
+    }
+
+
+@pytest.mark.parametrize("period", ["current", "previous", "2024-02-29"])
+def test_periods_are_words_or_dates(period):
+    assert check("usage", **ASKED, period=period)["period"] == period
+
+
+def test_pages_have_a_size_and_begin_at_the_beginning():
+    for kind, body in (("accounts", {"metric": "m"}), ("events", {"account": "a"}), ("feed", {})):
+        assert check(kind, **body)["limit"] == 1_000
+        assert check(kind, **body)["after"] is None
+    assert check("rejected", limit=10_000, after="c")["after"] == "c"
+
+
+def test_events_may_be_bounded_on_one_side():
+    assert check("events", account="a", start=5)["end"] is None
+
+
+def test_metric_put_gives_a_definition():
+    checked = check("metric_put", code="m", aggregation="count", replace=True, effective_from=5)
+    assert checked == {
+        "definition": MetricDefinition.from_map({"code": "m", "aggregation": "count"}),
+        "replace": True,
+        "effective_from": 5,
+    }
+    with pytest.raises(UnsupportedAggregation):
+        check("metric_put", code="m", aggregation="percentile")
+
+
+def test_a_compressed_question_is_a_question():
+    body = pack(ASKED)
+    assert check_request("usage", compress_body(body), len(body)) == check("usage", **ASKED)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "named"),
+    [
+        ("usage", {}, "account: missing"),
+        ("usage", {"account": None, "metric": "m"}, "account: missing"),
+        ("usage", {"account": "a"}, "metric: missing"),
+        ("usage", {**ASKED, "acount": 1}, "'account'"),
+        ("usage", {**ASKED, "account": ""}, "account: empty"),
+        ("usage", {**ASKED, "account": "a" * 129}, "account: 129 bytes"),
+        ("usage", {**ASKED, "account": True}, "account"),
+        ("usage", {**ASKED, "account": "\udcff"}, "account: not UTF-8"),
+        ("usage", {**ASKED, "metric": "M"}, "metric"),
+        ("usage", {**ASKED, "period": "next"}, "period"),
+        ("usage", {**ASKED, "period": "2026-02-30"}, "period"),
+        ("usage", {**ASKED, "period": "20260203"}, "period"),
+        ("usage", {**ASKED, "period": "2026-W01-1"}, "period"),
+        ("usage", {**ASKED, "period": "current", "start": 1, "end": 2}, "period"),
+        ("usage", {**ASKED, "start": 1}, "together"),
+        ("usage", {**ASKED, "end": 1}, "together"),
+        ("usage", {**ASKED, "start": 2, "end": 2}, "end"),
+        ("usage", {**ASKED, "start": 2**63, "end": 2}, "start"),
+        ("usage", {**ASKED, "start": "1", "end": 2}, "start"),
+        ("usage", {**ASKED, "filters": ["region"]}, "filters"),
+        ("usage", {**ASKED, "filters": {"region": "eu"}}, "filters"),
+        ("usage", {**ASKED, "filters": {"region": []}}, "filters"),
+        ("usage", {**ASKED, "filters": {"region": ["v" * 256]}}, "filters"),
+        ("usage", {**ASKED, "filters": {"region": [5]}}, "filters"),
+        ("usage", {**ASKED, "filters": {"": ["eu"]}}, "filters"),
+        ("usage", {**ASKED, "filters": {f"k{n}": ["eu"] for n in range(9)}}, "filters"),
+        ("usage", {**ASKED, "group_by": "region"}, "group_by"),
+        ("usage", {**ASKED, "group_by": ["a", "a"]}, "group_by"),
+        ("usage", {**ASKED, "window": "minute"}, "window"),
+        ("usage", {**ASKED, "timezone": "/etc"}, "timezone"),
+        ("usage", {**ASKED, "subtree": 1}, "subtree"),
+        ("accounts", {"metric": "m", "sort": "name"}, "sort"),
+        ("accounts", {"metric": "m", "limit": 0}, "limit"),
+        ("accounts", {"metric": "m", "limit": 10_001}, "limit"),
+        ("accounts", {"metric": "m", "after": "c" * 257}, "after"),
+        ("events", {"account": "a", "start": 5, "end": 5}, "end"),
+        ("events", {"account": "a", "period": "current"}, "'period'"),
+        ("metric_show", {"code": "M"}, "code"),
+        ("metric_put", {"code": "m", "aggregation": "sum", "version": 1}, "'version'"),
+        ("metric_put", {"code": "m", "aggregation": "sum", "replace": "yes"}, "replace"),
+        ("metrics", {"filter": "f" * 257}, "filter"),
+        ("hello", {"x": 1}, "'x'"),
+    ],
+)
+def test_a_wrong_field_is_named(kind, body, named):
+    with pytest.raises(BadRequest, match=named):
+        check(kind, **body)
+
+
+@pytest.mark.parametrize("body", [b"", b"\xc0", b"\x90", b"\xff\xff", b"\x81\x01\x02"])
+def test_a_body_that_is_no_map_is_malformed(body):
+    with pytest.raises(RemoteProtocolError) as caught:
+        check_request("usage", body)
+    assert caught.value.code == "malformed"
