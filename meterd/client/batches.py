@@ -1,0 +1,276 @@
+"""Cuts what an application sends into requests within the limits, and joins their answers.
+
+Events and columns are cut the same way: by leader, when a cluster has several, then by number, then
+in halves while a body is still too large. Requests are encoded one by one, when the session has
+room for them, so millions of rows take the memory of a few requests.
+
+Invariants:
+  * every row is in exactly one request, in the order given (within a leader);
+  * a row's number in the result is its number in what the application passed.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from meterd.client.events import Event, account_text, make_id
+from meterd.client.results import IngestResult, IngestUndecided
+from meterd.client.session import Call, Job
+from meterd.client.times import to_nanoseconds
+from meterd.protocol.columns import ColumnInput, Durability, TextColumn, encode_columns
+from meterd.protocol.errors import LocalProtocolError, MeterdError
+from meterd.protocol.event_columns import text_column, text_rows
+from meterd.protocol.limits import BODY_SIZE_MAX, PROPERTY_KEYS_PER_REQUEST_MAX
+from meterd.protocol.result import decode_result
+
+# Half of what a request may hold: two requests under way are better than one.
+REQUEST_EVENTS_COUNT = 5_000
+
+COLUMN_NAMES = frozenset(
+    {"account", "metric", "value", "exponent", "timestamp", "id", "operation", "properties"}
+)
+UUID_TEXT_SIZE = 36
+_UUID_TEXTS = re.compile("(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})*", re.ASCII)
+
+# Row numbers: a range when they are neighbours, else in any order.
+Rows = Sequence[int]
+Route = Callable[[str], str | None]  # account → address of its leader
+
+
+class Source(ABC):
+    """Events that wait to be sent."""
+
+    count: int
+
+    @abstractmethod
+    def accounts(self) -> Sequence[str]:
+        """Give the account of each row."""
+
+    @abstractmethod
+    def input_of(self, rows: Rows) -> ColumnInput:
+        """Give these rows as columns."""
+
+    @abstractmethod
+    def undecided(self, rows: Rows) -> list[Event] | dict[str, Any]:
+        """Give these rows in the form in which the application can send them again."""
+
+
+class EventSource(Source):
+    """Events as objects."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if not isinstance(event, Event):
+                raise TypeError(f"{event!r:.200} is no Event")
+        self.events = events
+        self.count = len(events)
+
+    def accounts(self) -> Sequence[str]:
+        return [event.account for event in self.events]
+
+    def undecided(self, rows: Rows) -> list[Event]:
+        return [self.events[row] for row in rows]
+
+    def input_of(self, rows: Rows) -> ColumnInput:
+        events = self.undecided(rows)
+        keys = dict.fromkeys(key for event in events for key in event.properties)
+        operations = [event.operation for event in events]
+        return ColumnInput(
+            timestamp=[event.timestamp for event in events],
+            account=[event.account for event in events],
+            metric=[event.metric for event in events],
+            value=[event.value for event in events],
+            id=compact_ids([event.id for event in events]),
+            operation=operations if set(operations) != {"none"} else None,
+            properties={key: [event.properties.get(key) for event in events] for key in keys},
+        )
+
+
+class ColumnSource(Source):
+    """Events as columns: lists, numpy arrays, or one value for all rows."""
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        """Take columns; makes `timestamp` and `id` where they are missing.
+
+        Raises TypeError for an unknown or missing column, ValueError when lengths differ.
+        """
+        unknown = columns.keys() - COLUMN_NAMES
+        if unknown:
+            raise TypeError(f"no column is called {min(unknown)!r}")
+        missing = {"account", "metric"} - columns.keys()
+        if missing:
+            raise TypeError(f"the column {min(missing)!r} is missing")
+        self.columns = {name: rows for name, rows in columns.items() if rows is not None}
+        self.count = self._count()
+        now = time.time_ns()
+        timestamp = self.columns.get("timestamp", now)
+        if isinstance(timestamp, int | str | datetime):
+            timestamp = np.full(self.count, to_nanoseconds(timestamp), np.int64)
+        self.columns["timestamp"] = _moments(timestamp)
+        ids = self.columns.get("id")
+        if ids is None:
+            ids = [make_id(now) for _ in range(self.count)]
+        self.columns["id"] = compact_ids(ids) if isinstance(ids, list) else ids
+
+    def _count(self) -> int:
+        """Count the rows, which all columns that are no single value must agree on."""
+        properties = self.columns.get("properties") or {}
+        named = {name: rows for name, rows in self.columns.items() if name != "properties"}
+        named.update((f"property {key}", rows) for key, rows in properties.items())
+        counts = {name: row_count(rows) for name, rows in named.items()}
+        known = {name: count for name, count in counts.items() if count is not None}
+        if len(set(known.values())) > 1:
+            raise ValueError(f"the columns differ in length: {known}")
+        return next(iter(known.values()), 1)
+
+    def accounts(self) -> Sequence[str]:
+        accounts = self.columns["account"]
+        if row_count(accounts) is None:
+            return [account_text(accounts)] * self.count
+        if isinstance(accounts, TextColumn):
+            return [text.decode("utf-8", "surrogateescape") for text in text_rows(accounts)]
+        if isinstance(accounts, np.ndarray) and accounts.dtype.kind == "S":
+            return [text.decode("utf-8", "surrogateescape") for text in accounts.tolist()]
+        return [account if type(account) is str else str(account) for account in accounts]
+
+    def undecided(self, rows: Rows) -> dict[str, Any]:
+        fields = {name: take(column, rows) for name, column in self.columns.items()}
+        properties = self.columns.get("properties")
+        if properties:
+            fields["properties"] = {key: take(texts, rows) for key, texts in properties.items()}
+        return fields
+
+    def input_of(self, rows: Rows) -> ColumnInput:
+        return ColumnInput(**self.undecided(rows))
+
+
+def row_count(column: object) -> int | None:
+    """Count the rows of a column; None when it is one value for all rows."""
+    if isinstance(column, TextColumn):
+        return len(column.offsets) - 1
+    if isinstance(column, list | tuple | np.ndarray):
+        return len(column)
+    return None
+
+
+def take(column: Any, rows: Rows) -> Any:
+    """Give these rows of a column, which may be one value for all rows."""
+    if row_count(column) is None or isinstance(column, Mapping):
+        return column
+    if isinstance(rows, range):
+        if isinstance(column, TextColumn):
+            offsets = column.offsets[rows.start : rows.stop + 1]
+            return TextColumn(offsets - offsets[0], column.text[offsets[0] : offsets[-1]])
+        return column[rows.start : rows.stop]
+    if isinstance(column, TextColumn):
+        texts = text_rows(column)
+        return text_column(texts[row] for row in rows)
+    if isinstance(column, np.ndarray):
+        return column[np.asarray(rows)]
+    return [column[row] for row in rows]
+
+
+def _moments(moments: Any) -> Any:
+    """Give moments as integers: datetime64 arrays and lists of anything are turned into ns."""
+    if isinstance(moments, np.ndarray) and moments.dtype.kind == "M":
+        return moments.astype("datetime64[ns]").astype(np.int64)
+    if isinstance(moments, np.ndarray) and moments.dtype.kind in "iu":
+        return moments
+    return [moment if type(moment) is int else to_nanoseconds(moment) for moment in moments]
+
+
+def compact_ids(ids: list[Any]) -> Any:
+    """Give UUIDs, when all of these are some, as rows of 16 bytes; else the ids as they are."""
+    if not ids or any(type(one) is not str or len(one) != UUID_TEXT_SIZE for one in ids):
+        return ids
+    joined = "".join(ids)
+    if _UUID_TEXTS.fullmatch(joined) is None:
+        return ids
+    raw = bytes.fromhex(joined.replace("-", ""))
+    return np.frombuffer(raw, np.uint8).reshape(len(ids), 16)
+
+
+def row_groups(source: Source, route: Route | None) -> Iterator[Rows]:
+    """Give the rows of each leader; all of them when there is nothing to choose."""
+    if route is None:
+        yield range(source.count)
+        return
+    rows_of: dict[str | None, list[int]] = {}
+    for row, account in enumerate(source.accounts()):
+        rows_of.setdefault(route(account), []).append(row)
+    yield from rows_of.values()
+
+
+def ingest_calls(source: Source, durability: Durability, route: Route | None) -> Iterator[Call]:
+    """Make the requests for all events of a source, one by one."""
+    accounts = source.accounts() if route is not None else None
+    for group in row_groups(source, route):
+        for first in range(0, len(group), REQUEST_EVENTS_COUNT):
+            rows = group[first : first + REQUEST_EVENTS_COUNT]
+            account = None if accounts is None else accounts[rows[0]]
+            yield from _calls_of(source, durability, rows, account)
+
+
+def _calls_of(
+    source: Source, durability: Durability, rows: Rows, account: str | None
+) -> Iterator[Call]:
+    """Make one request of these rows, or two of half of them when it would be too large."""
+    columns = source.input_of(rows)
+    if len(rows) == 1 or len(columns.properties) <= PROPERTY_KEYS_PER_REQUEST_MAX:
+        body = encode_columns(columns, durability)
+        if len(rows) == 1 or len(body) <= BODY_SIZE_MAX:
+            yield Call("ingest", body, account, rows)
+            return
+    middle = len(rows) // 2
+    yield from _calls_of(source, durability, rows[:middle], account)
+    yield from _calls_of(source, durability, rows[middle:], account)
+
+
+def ingest_result(source: Source, job: Job) -> IngestResult:
+    """Join the answers of a job.
+
+    Raises IngestUndecided when anything is left undecided, and the error itself when a node
+    refused, or the application's input could not be encoded, before anything was decided.
+    """
+    result = IngestResult()
+    error = job.error
+    decided = np.zeros(source.count, np.bool_)
+    for call in job.calls:
+        try:
+            result.add(decode_result(call.body_of_answer()), call.rows)
+            decided[_index(call.rows)] = True
+        except MeterdError as call_error:
+            error = error or call_error
+    if error is not None and not decided.any() and _is_final(error):
+        raise error
+    reason = error.code if isinstance(error, MeterdError) else str(error)
+    result.add_unknown(np.flatnonzero(~decided).tolist(), reason if error else "not_sent")
+    result.items.sort()
+    if result.unknown == 0:
+        return result
+    rows = [item.index for item in result.items if item.status == "unknown"]
+    raise IngestUndecided(
+        f"{result.unknown} of {result.received} events are undecided: {error or 'see items'}",
+        result,
+        source.undecided(rows),
+    ) from error
+
+
+def _index(rows: Rows) -> Any:
+    return slice(rows.start, rows.stop) if isinstance(rows, range) else np.asarray(rows)
+
+
+def _is_final(error: Exception) -> bool:
+    """Tell errors that say nothing can have been stored from those that leave it open."""
+    if isinstance(error, LocalProtocolError) or not isinstance(error, MeterdError):
+        return True
+    return error.retry == "never"
+
+

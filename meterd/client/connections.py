@@ -1,0 +1,111 @@
+"""Holds one DEALER socket for each address, with every option set before it connects.
+
+ZeroMQ reconnects by itself and keeps what is not yet sent, so a lost connection shows only as
+silence, which the session's patience is for. What cannot be queued is dropped for the same reason.
+
+Used by one thread at a time; the sync client's lock and the async client's loop see to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import zmq
+
+from meterd.protocol.limits import ANSWER_SIZE_MAX
+
+# More nodes than this are never spoken to at once; beyond it the oldest connection is closed.
+CONNECTIONS_COUNT_MAX = 64
+# Messages waiting for one node: far more than the session's window, so never reached in practice.
+SEND_HIGH_WATER_MARK = 1_000
+RECEIVE_HIGH_WATER_MARK = 1_000
+HANDSHAKE_MS = 3_000
+CONNECT_MS = 3_000
+HEARTBEAT_MS = 2_000
+HEARTBEAT_TIMEOUT_MS = 6_000
+RECONNECT_MS = 50
+RECONNECT_MS_MAX = 1_000
+
+Socket = zmq.Socket[bytes]
+
+
+def endpoint(address: str) -> str:
+    """Give the ZeroMQ endpoint of `host:port`; what is one already stays as it is."""
+    return address if "://" in address else f"tcp://{address}"
+
+
+def check_address(address: str) -> str:
+    """Return an address of the form host:port, or raise ValueError."""
+    if not isinstance(address, str):
+        raise TypeError(f"{address!r} is no address such as 127.0.0.1:7001")
+    if "://" in address:
+        return address
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{address!r} is no address such as 127.0.0.1:7001 or [::1]:7001")
+    return address
+
+
+class Connections:
+    """The sockets of one client."""
+
+    def __init__(
+        self, on_open: Callable[[Socket], object], on_close: Callable[[Socket], object]
+    ) -> None:
+        """Begin without sockets; `on_open` and `on_close` hear of each one."""
+        self._context: zmq.Context[Socket] = zmq.Context(io_threads=1)
+        self._sockets: dict[str, Socket] = {}
+        self._addresses: dict[Socket, str] = {}
+        self._on_open = on_open
+        self._on_close = on_close
+
+    def send(self, address: str, frames: Sequence[bytes]) -> None:
+        """Send a message, connecting first if need be."""
+        socket = self._sockets.get(address) or self._open(address)
+        try:
+            socket.send_multipart(frames, zmq.DONTWAIT)
+        except zmq.Again:
+            return  # the queue is full: for the session this is one more silent attempt
+
+    def receive(self) -> Iterator[tuple[str, list[bytes]]]:
+        """Give all messages that have arrived, with the address they came from."""
+        for socket, address in list(self._addresses.items()):
+            while socket.get(zmq.EVENTS) & zmq.POLLIN:
+                yield address, socket.recv_multipart(zmq.DONTWAIT)
+
+    def close(self) -> None:
+        """Close all sockets; what is not yet sent is dropped."""
+        for address in list(self._sockets):
+            self._close(address)
+        self._context.destroy(linger=0)
+
+    def _open(self, address: str) -> Socket:
+        if len(self._sockets) >= CONNECTIONS_COUNT_MAX:
+            self._close(next(iter(self._sockets)))
+        socket = self._context.socket(zmq.DEALER)
+        for option, setting in (
+            (zmq.LINGER, 0),
+            (zmq.SNDHWM, SEND_HIGH_WATER_MARK),
+            (zmq.RCVHWM, RECEIVE_HIGH_WATER_MARK),
+            (zmq.MAXMSGSIZE, ANSWER_SIZE_MAX),
+            (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
+            (zmq.CONNECT_TIMEOUT, CONNECT_MS),
+            (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
+            (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
+            (zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS),
+            (zmq.RECONNECT_IVL, RECONNECT_MS),
+            (zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX),
+            (zmq.IPV6, 1),
+        ):
+            socket.setsockopt(option, setting)
+        socket.connect(endpoint(address))
+        self._sockets[address] = socket
+        self._addresses[socket] = address
+        self._on_open(socket)
+        return socket
+
+    def _close(self, address: str) -> None:
+        socket = self._sockets.pop(address)
+        del self._addresses[socket]
+        self._on_close(socket)
+        socket.close(linger=0)
