@@ -70,6 +70,7 @@ class Actor:
         self.reloading = False
         self._poller = zmq.Poller()
         self._handlers: dict[zmq.Socket[bytes], Callable[[list[bytes]], None]] = {}
+        self._watched: dict[int, Callable[[], None]] = {}
         self._outboxes: dict[str, zmq.Socket[bytes]] = {}
         self._wake = os.pipe()
 
@@ -110,6 +111,11 @@ class Actor:
         self._handlers[socket] = handler
         self._poller.register(socket, zmq.POLLIN)
 
+    def watch(self, descriptor: int, handler: Callable[[], None]) -> None:
+        """Call `handler` in the loop whenever `descriptor` is readable."""
+        self._watched[descriptor] = handler
+        self._poller.register(descriptor, zmq.POLLIN)
+
     def unlisten(self, socket: zmq.Socket[bytes]) -> None:
         """Stop serving `socket`."""
         del self._handlers[socket]
@@ -120,7 +126,7 @@ class Actor:
         outbox = self._outboxes.get(actor)
         if outbox is None:
             outbox = self._outboxes[actor] = sockets.outbox(self.run_dir, actor)
-        outbox.send_multipart(frames, copy=len(frames) < 8)
+        outbox.send_multipart(frames)
 
     # The loop
 
@@ -131,7 +137,7 @@ class Actor:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor turns it into SIGTERM
         os.set_blocking(self._wake[1], False)
         signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
-        self._poller.register(self._wake[0], zmq.POLLIN)
+        self.watch(self._wake[0], lambda: _drain(self._wake[0]))
         self.open()
         self.listen(sockets.inbox(self.run_dir, self.name), self.handle)
         self._serve()
@@ -156,8 +162,8 @@ class Actor:
         """Take what waits on every socket; return whether there was anything."""
         taken = False
         for source, _ in self._poller.poll(wait_ms):
-            if source == self._wake[0]:
-                os.read(self._wake[0], 4096)
+            if isinstance(source, int):
+                self._watched[source]()
                 continue
             handler = self._handlers.get(source)
             if handler is None:
@@ -192,6 +198,10 @@ class Actor:
             self.stopping = True
         else:
             self.reloading = True
+
+
+def _drain(descriptor: int) -> None:
+    os.read(descriptor, 4096)
 
 
 def main(actor: Actor) -> int:

@@ -7,6 +7,7 @@ compares them.  Ending with one of `HALTING` says that starting again cannot hel
 CLEAN = 0
 USAGE = 64
 CORRUPT = 65
+UNAVAILABLE = 69
 INTERNAL = 70
 CANNOT_CREATE = 73
 IO_ERROR = 74

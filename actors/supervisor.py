@@ -123,6 +123,7 @@ class Supervisor:
         self._load = load
         self._notifier = notifier
         self._started = time.monotonic()
+        self._started_at = time.time()
         self._turned_at = self._started
         self._state = "starting"
         self._reload: dict[str, object] = {"successful": True, "at": time.time()}
@@ -327,7 +328,13 @@ class Supervisor:
             for unit in self._units
             for kind in unit.kinds
         }
-        page = {"pid": os.getpid(), "state": self._state, "reload": self._reload, "actors": actors}
+        page = {
+            "pid": os.getpid(),
+            "started": self._started_at,
+            "state": self._state,
+            "reload": self._reload,
+            "actors": actors,
+        }
         try:
             self._replace(ACTORS_FILE, json.dumps(page))
         except OSError as error:

@@ -1,0 +1,82 @@
+"""Says how a node does: what /health, /livez and /readyz answer.
+
+Three questions, because three kinds of programs ask.  *Live*: must it be restarted?  Depends on
+this process alone; the supervisor sees to the others, so neither a full disk nor a replay ever gets
+a node restarted.  *Ready*: may it get such requests?  *Health*: can it do all of its work?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Whom a request passes.
+PATHS = {
+    "read": ("router", "usage", "query"),
+    "write": ("router", "ingest", "replication", "wal_writer", "usage"),
+}
+# States as operators know them, from the supervisor's.
+STATES = {
+    "starting": "starting",
+    "running": "active",
+    "degraded": "restarting",
+    "stopping": "stopping",
+}
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Free space, and the limits that mean something."""
+
+    free: int
+    warn: int
+    stop: int
+    refusing: bool  # the node has stopped taking events, until there is a margin again
+
+
+def checks_of(actors: Mapping[str, Any], disk: Disk) -> dict[str, dict[str, Any]]:
+    """Return {name: {status, ...}}: pass, warn or fail."""
+    checks: dict[str, dict[str, Any]] = {}
+    for name, actor in actors.items():
+        good = bool(actor["ready"])
+        checks[f"actor_{name}"] = {
+            "status": "pass" if good else "fail",
+            "reason": "" if good else "not ready",
+        }
+    if disk.refusing or disk.free < disk.stop:
+        status, limit = "fail", disk.stop
+    else:
+        status, limit = ("warn", disk.warn) if disk.free < disk.warn else ("pass", disk.warn)
+    checks["disk"] = {"status": status, "value": disk.free, "limit": limit}
+    return checks
+
+
+def ready_for(what: str, checks: Mapping[str, Mapping[str, Any]]) -> bool:
+    """May the node get requests that read, or that write?"""
+    needed = [f"actor_{name}" for name in PATHS[what]] + (["disk"] if what == "write" else [])
+    return all(checks.get(name, {"status": "fail"})["status"] != "fail" for name in needed)
+
+
+def report(
+    page: Mapping[str, Any], disk: Disk, who: Mapping[str, Any], now: float
+) -> dict[str, Any]:
+    """Return the body of /health.  `page` is the supervisor's, `now` seconds since the epoch."""
+    checks = checks_of(page["actors"], disk)
+    ready = {what: ready_for(what, checks) for what in PATHS}
+    statuses = {check["status"] for check in checks.values()}
+    healthy = "fail" not in statuses and page["state"] == "running"
+    failing = [name for name, check in checks.items() if check["status"] == "fail"]
+    if not healthy:
+        status = "fail"
+    else:
+        status = "warn" if "warn" in statuses else "pass"
+    return {
+        "status": status,
+        "message": f"failing: {', '.join(failing)}" if failing else "",
+        "uptime_seconds": round(now - page["started"], 3),
+        **who,
+        "state": STATES[page["state"]],
+        "ready": ready,
+        "checks": checks,
+    }
