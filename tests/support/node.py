@@ -1,0 +1,186 @@
+"""Starts a real node, `bin/meterd`, in a directory and on ports of its own.
+
+with Node() as node: the node is ready.  Its directory goes with it unless `data_dir` was given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import zmq
+
+from tests.support.waiting import eventually
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+START_SECONDS = 120.0  # a first start compiles kernels
+STOP_SECONDS = 60.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody has at the moment."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports: list[int] = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+class Node:
+    """One node of meterd under test."""
+
+    def __init__(
+        self, *flags: str, data_dir: Path | None = None, environment: dict[str, str] | None = None
+    ) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="mnode", dir="/tmp"))
+        self.data_dir = data_dir or self.home / "data"
+        self.port, self.http_port = free_ports(2)
+        self.output = self.home / "stderr"
+        self._flags = flags
+        self._environment = {**os.environ, **(environment or {})}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    # Life
+
+    def start(self, *, wait: bool = True) -> Self:
+        """Start the daemon; unless told otherwise return only when it is ready."""
+        command = [sys.executable, str(ROOT / "bin" / "meterd"), "--data-dir", str(self.data_dir)]
+        command += ["--port", str(self.port), "--http-port", str(self.http_port), *self._flags]
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=output,
+                env=self._environment,
+                start_new_session=True,
+            )
+        return self.ready() if wait else self
+
+    def ready(self) -> Self:
+        """Wait until it is ready; a node that ends instead is a failure."""
+
+        def running() -> bool:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                raise AssertionError(f"the node ended: {self.process.returncode}\n{self.log()}")
+            return self.page().get("state") == "running"
+
+        eventually(running, f"the node is ready\n{self.log()}", START_SECONDS)
+        return self
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stop it in order; return its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(STOP_SECONDS)
+
+    def kill9(self) -> None:
+        """Kill every process of the node at once, as a power cut would end them."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        eventually(self._is_gone, "all processes have gone")
+
+    def restart(self) -> Self:
+        """Stop it in order and start it again."""
+        assert self.stop() == 0, self.log()
+        return self.start()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.remove()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            sys.stderr.write(self.log())
+        self.remove()
+
+    def remove(self) -> None:
+        """End it and remove its files."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill9()
+        shutil.rmtree(self.home)
+
+    def _is_gone(self) -> bool:
+        assert self.process is not None
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    # Looking at it
+
+    def page(self) -> dict[str, Any]:
+        """Return what the supervisor says about itself and its actors; empty before it does."""
+        try:
+            page: dict[str, Any] = json.loads((self.run_dir / "actors.json").read_text())
+        except FileNotFoundError:
+            return {}
+        # A file of the run before this one.
+        return page if self.process is not None and page["pid"] == self.process.pid else {}
+
+    @property
+    def run_dir(self) -> Path:
+        return self.data_dir / "run"
+
+    def pids(self) -> dict[str, int]:
+        """Return the process of each actor by name, and of the supervisor."""
+        page = self.page()
+        return {name: actor["pid"] for name, actor in page["actors"].items()} | {
+            "supervisor": page["pid"]
+        }
+
+    def kill_actor(self, name: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal to one actor."""
+        os.kill(self.pids()[name], number)
+
+    def log(self) -> str:
+        """Return everything it has written."""
+        return self.output.read_text() if self.output.exists() else ""
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Fetch a page over HTTP; return status and body."""
+        url = f"http://127.0.0.1:{self.http_port}{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def client(self, **arguments: Any) -> Any:
+        """Return a `Client` of the library, connected to this node."""
+        from meterd.client import Client
+
+        return Client([self.address], **arguments)
+
+    def dealer(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+        """Return a raw socket, connected to this node."""
+        dealer = context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.connect(f"tcp://{self.address}")
+        return dealer
