@@ -145,15 +145,16 @@ class Model:
         if not METRIC.fullmatch(metric.code) or metric.aggregation not in AGGREGATIONS:
             raise Refused("bad_request")
         versions = self.versions.setdefault(metric.code, [])
+        since = max(now, versions[-1][0] + 1) if versions else I64_MIN
         if not versions or metric.code in self.deleted:
             self.deleted.discard(metric.code)
-            versions.append((now if versions else I64_MIN, metric))
+            versions.append((since, metric))
             return "created"
         if versions[-1][1] == metric:
             return "unchanged"
         if not replace:
             raise Refused("metric_conflict")
-        versions.append((now, metric))
+        versions.append((since, metric))
         return "replaced"
 
     def delete_metric(self, code: str) -> None:
