@@ -11,7 +11,7 @@ nanosecond; that version's dimensions may be filtered and grouped by.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ UNIX_EPOCH: Final = date(1970, 1, 1)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question of kind usage, accounts, events or feed in full; fields of other kinds are empty."""
+    """A question of kind usage, accounts, events or feed; fields of other kinds are empty."""
 
     kind: str
     account: str = ""  # "": every account
@@ -88,7 +88,11 @@ def resolve_question(
         whole_period=_is_whole_period(versions, start, end),
     )
     if kind == "accounts":
-        extra = {"sort": body["sort"], "limit": body["limit"], "after": body["after"]}
+        extra: dict[str, Any] = {
+            "sort": body["sort"],
+            "limit": body["limit"],
+            "after": body["after"],
+        }
     else:
         extra = {
             "account": body["account"],
@@ -96,7 +100,7 @@ def resolve_question(
             "group_by": tuple(body["group_by"]),
             "edges": _edges(body, answering(versions, end), start, end, zones),
         }
-    question = Question.from_map(question.to_map() | extra)
+    question = replace(question, **extra)
     _check_dimensions(question, answering(versions, end))
     return question
 
