@@ -198,23 +198,25 @@ def test_sighup_with_a_wrong_configuration_changes_nothing(start: Callable[..., 
 
 
 def test_systemd_hears_ready_reload_and_stop(start: Callable[..., ToyNode]) -> None:
-    with tempfile.TemporaryDirectory(prefix="mnot", dir="/tmp") as directory:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.bind(f"{directory}/notify")
-            manager.settimeout(20)
-            node = start(NOTIFY_SOCKET=f"{directory}/notify", WATCHDOG_USEC="1000000")
+    with (
+        tempfile.TemporaryDirectory(prefix="mnot", dir="/tmp") as directory,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+    ):
+        manager.bind(f"{directory}/notify")
+        manager.settimeout(20)
+        node = start(NOTIFY_SOCKET=f"{directory}/notify", WATCHDOG_USEC="1000000")
 
-            def hear(word: str) -> str:
-                while True:
-                    message = manager.recv(4096).decode()
-                    if word in message:
-                        return message
+        def hear(word: str) -> str:
+            while True:
+                message = manager.recv(4096).decode()
+                if word in message:
+                    return message
 
-            hear("READY=1")
-            hear("WATCHDOG=1")
-            node.process.send_signal(signal.SIGHUP)
-            assert "MONOTONIC_USEC=" in hear("RELOADING=1")
-            hear("READY=1")
-            node.process.send_signal(signal.SIGTERM)
-            hear("STOPPING=1")
-            assert node.process.wait(20) == 0
+        hear("READY=1")
+        hear("WATCHDOG=1")
+        node.process.send_signal(signal.SIGHUP)
+        assert "MONOTONIC_USEC=" in hear("RELOADING=1")
+        hear("READY=1")
+        node.process.send_signal(signal.SIGTERM)
+        hear("STOPPING=1")
+        assert node.process.wait(20) == 0

@@ -1,0 +1,156 @@
+"""Settings: values as people write them, limits, sources and what a reload may change."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meterd import config
+from meterd.actors import endings
+from meterd.actors.options import (
+    DURATION_UNITS,
+    SIZE_UNITS,
+    Options,
+    all_keys,
+    format_value,
+    parse_value,
+)
+from meterd.exits import DaemonExit
+from meterd.protocol.errors import ConfigError
+
+
+def load(
+    tmp_path: Path, toml: str = "", environment: dict[str, str] | None = None, **flags: str
+) -> Options:
+    path = tmp_path / "meterd.toml"
+    path.write_text(toml)
+    given = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
+    return config.load(given, environment or {}, str(path))
+
+
+@pytest.mark.parametrize(("section", "field"), [*all_keys()], ids=lambda one: str(one)[:24])
+def test_every_default_keeps_its_own_limits(section: str, field: object) -> None:
+    default = field.default  # type: ignore[attr-defined]
+    written = format_value(field.metadata["kind"], default)  # type: ignore[attr-defined]
+    name = field.name  # type: ignore[attr-defined]
+    assert parse_value(section, name, written) == default
+    assert parse_value(section, name, default) == default
+
+
+@given(st.sampled_from([*filter(None, SIZE_UNITS)]), st.integers(1, 1 << 20))
+def test_sizes_are_written_as_they_are_read(unit: str, number: int) -> None:
+    size = number * SIZE_UNITS[unit]
+    if size <= 1 << 50:
+        assert parse_value("disk", "warn_free", f"{number}{unit}") == size
+        assert parse_value("disk", "warn_free", format_value("size", size)) == size
+
+
+@given(st.sampled_from([*DURATION_UNITS]), st.integers(1, 60))
+def test_durations_are_written_as_they_are_read(unit: str, number: int) -> None:
+    seconds = number * DURATION_UNITS[unit]
+    if 1 <= seconds <= 86_400:
+        assert parse_value("retention", "sweep_interval", f"{number}{unit}") == seconds
+        written = format_value("duration", seconds)
+        assert parse_value("retention", "sweep_interval", written) == pytest.approx(seconds)
+
+
+@given(
+    st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.text()))
+)
+def test_any_value_is_taken_or_refused_with_the_key_named(value: object) -> None:
+    for section, field in all_keys():
+        try:
+            parse_value(section, field.name, value)
+        except ConfigError as error:
+            assert f"{section}.{field.name}" in str(error)
+
+
+def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
+    toml = '[node]\nport = 7100\nhttp_port = 9100\nid = 3\n[wal]\nsegment_size = "16MiB"\n'
+    environment = {"METERD__NODE__PORT": "7200", "METERD__NODE__HTTP_PORT": "9200", "HOME": "/x"}
+    options = load(tmp_path, toml, environment, port="7300")
+    assert options.node.port == 7300
+    assert options.node.http_port == 9200
+    assert options.node.id == 3
+    assert options.wal.segment_size == 16 << 20
+    assert options.retention.days == 90
+
+
+@pytest.mark.parametrize(
+    ("toml", "environment", "words"),
+    [
+        ("[wal]\nsegmentsize = 1\n", {}, ["wal.segment_size", "meterd.toml"]),
+        ("[wall]\nsegment_size = 1\n", {}, ["did you mean wal?", "meterd.toml"]),
+        ("port = 1\n", {}, ["port", "meterd.toml"]),
+        ("[node\n", {}, ["no TOML"]),
+        ("wal = 3\n", {}, ["section"]),
+        ("[node]\nport = 70000\n", {}, ["node.port", "65535", "meterd.toml"]),
+        ("[node]\nport = true\n", {}, ["node.port"]),
+        ("[wal]\nsegment_size = inf\n", {}, ["wal.segment_size"]),
+        ('[wal]\nsegment_size = "64MB"\n', {}, ["wal.segment_size", "64MiB"]),
+        ("", {"METERD__NODE__PROT": "1"}, ["node.port", "METERD__NODE__PROT"]),
+        ("", {"METERD__PORT": "1"}, ["METERD__SECTION__KEY"]),
+        ("[node]\nport = 9090\n", {}, ["node.http_port"]),
+        ('[disk]\nstop_free = "9GiB"\n', {}, ["disk.stop_free"]),
+        ('[log]\nlevel = "loud"\n', {}, ["log.level", "debug"]),
+    ],
+)
+def test_a_complaint_names_key_origin_and_a_way_out(
+    tmp_path: Path, toml: str, environment: dict[str, str], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, toml, environment)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        config.load({}, {"METERD_CONFIG": str(tmp_path / "none.toml")}, None)
+
+
+def test_peers_beyond_the_node_itself_are_refused_in_plain_words(tmp_path: Path) -> None:
+    assert load(tmp_path, node_id="2", peers="2:me:8001").node.id == 2
+    with pytest.raises(ConfigError, match="single nodes"):
+        load(tmp_path, node_id="2", peers="2:me:8001,3:[::1]:8001")
+    with pytest.raises(ConfigError, match="single nodes"):
+        load(tmp_path, bootstrap="join")
+    with pytest.raises(ConfigError, match="NODE_ID:HOST:REPLICATION_PORT"):
+        load(tmp_path, peers="nonsense")
+
+
+def test_peers_may_be_ipv6() -> None:
+    assert config.parse_peers("1:[::1]:8001, 2:::1:8002,3:host:8003") == [
+        (1, "::1", 8001),
+        (2, "::1", 8002),
+        (3, "host", 8003),
+    ]
+
+
+def test_what_listens_everywhere_advertises_a_name(tmp_path: Path) -> None:
+    assert load(tmp_path).node.advertise == "127.0.0.1"
+    assert load(tmp_path, listen="0.0.0.0").node.advertise not in ("", "0.0.0.0")
+    assert load(tmp_path, listen="0.0.0.0").node.http_listen == "0.0.0.0"
+    assert load(tmp_path, listen="0.0.0.0", advertise="me").node.advertise == "me"
+
+
+def test_options_survive_being_written_and_read() -> None:
+    options = Options.from_mapping({"node": {"id": 7}, "log": {"level": "debug"}})
+    assert Options.from_json(options.to_json()) == options
+
+
+def test_a_reload_takes_what_may_change_and_names_what_needs_a_restart() -> None:
+    before = Options()
+    after = Options.from_mapping({"node": {"port": 1234}, "log": {"level": "debug"}})
+    taken, kept = before.reloaded(after)
+    assert taken.log.level == "debug"
+    assert taken.node.port == before.node.port
+    assert kept == ["node.port"]
+
+
+def test_exit_codes_are_the_same_numbers_in_every_layer() -> None:
+    for name in vars(endings):
+        if name.isupper() and name != "HALTING":
+            assert getattr(endings, name) == DaemonExit[name]
+    assert set(DaemonExit.__members__) <= set(vars(endings))
