@@ -8,7 +8,7 @@ hint; the exit codes are those of `meterd/exits.py`.
 import os
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -48,9 +48,13 @@ class Meterctl(AdminGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> None:
         take_global_options(ctx)
-        return super().invoke(ctx)
+        try:
+            super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:  # before click sees it, which would end with 1
+            _forget_output()
 
 
 cli = Meterctl(
@@ -75,11 +79,8 @@ def main(prog_name: str = "meterctl", args: list[str] | None = None) -> NoReturn
 def run(prog_name: str = "meterctl", args: list[str] | None = None) -> int:
     """Run one command; its exit code. Everything that can end a command is named here."""
     try:
-        cli.main(args=args, prog_name=prog_name, standalone_mode=False)
-        sys.stdout.flush()
-        return AdminExit.GOOD
-    except click.exceptions.Exit as ending:
-        return ending.exit_code
+        ending = cli.main(args=args, prog_name=prog_name, standalone_mode=False)
+        return ending or AdminExit.GOOD
     except SystemExit as ending:
         return _flushed(ending.code if isinstance(ending.code, int) else AdminExit.GOOD)
     except click.ClickException as error:
@@ -89,9 +90,6 @@ def run(prog_name: str = "meterctl", args: list[str] | None = None) -> int:
         return _report(error)
     except MeterdError as error:
         return _report(admin_error_of(error))
-    except BrokenPipeError:
-        _forget_output()
-        return AdminExit.GOOD
     except (KeyboardInterrupt, click.Abort):
         return AdminExit.INTERRUPTED
     except Exception as error:

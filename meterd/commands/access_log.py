@@ -13,12 +13,13 @@ format raises `BadLine`; nothing else is ever raised.
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 from meterd.commands.line_identity import LineIdentity, id_of
 
 REQUESTS, BYTES = "requests", "bytes"
 DIMENSIONS = ["method", "status"]
-METRICS = (
+METRICS: tuple[dict[str, Any], ...] = (
     {"code": REQUESTS, "aggregation": "count", "decimals": 0, "unit": "requests"},
     {"code": BYTES, "aggregation": "sum", "decimals": 0, "unit": "bytes"},
 )

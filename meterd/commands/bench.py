@@ -21,8 +21,10 @@ from meterd.commands.console import Progress, field_lines, warn
 from meterd.commands.session import AdminError, Session, command
 from meterd.commands.tables import group_thousands
 from meterd.exits import AdminExit
+from meterd.protocol.limits import PAGE_SIZE_MAX
 
 if TYPE_CHECKING:
+    from meterd.client import Client
     from meterd.commands.bench_client import Load, SharedRun
 
 READY_SECONDS_MAX = 60.0
@@ -188,16 +190,18 @@ def _watch(
     return start, _sample(shared)
 
 
-def _totals(client: Any, load: "Load") -> Totals:
+def _totals(client: "Client", load: "Load") -> Totals:
     """What every account has of every metric in the current period."""
     return {
-        (row.account, code): int(row.value)
+        (row.account, code): int(row.value or 0)
         for code in load.metric_codes
-        for row in client.accounts(code, period="current")
+        for row in client.accounts(code, page_size=PAGE_SIZE_MAX)
     }
 
 
-def _verify(client: Any, load: "Load", shared: "SharedRun", before: Totals) -> list[str]:
+def _verify(
+    client: "Client", load: "Load", shared: "SharedRun", before: Totals
+) -> list[str]:
     """Compare totals with what was sent; one line for each account and metric that differs."""
     deadline = time.monotonic() + (SETTLE_SECONDS_MAX if load.durability == "async" else 0)
     while True:

@@ -129,7 +129,7 @@ class Client:
 
     def __init__(self, load: Load, shared: SharedRun, number: int) -> None:
         self.load = load
-        self.phase = memoryview(shared.phase)
+        self.phase = shared.phase.data
         self.counts = dict.fromkeys(COUNTS, 0)
         self.shared_counts = shared.counts[number]
         self.shared_latency = shared.latency[number]

@@ -12,8 +12,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, TextIO
 
 from meterd.commands.tables import Column, printable, render
@@ -92,19 +93,28 @@ class Console:
 
 
 def to_json(value: object, indent: int | None = None) -> str:
-    """JSON text; decimals become text, because a JSON number would be read as a float."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, default=_plain)
+    """JSON text."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-def _plain(value: object) -> object:
+def to_row(value: Any) -> Any:
+    """A result of the client as JSON has it; decimals as text, or they would be read as floats."""
     if isinstance(value, Decimal):
         return format(value, "f")
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    if isinstance(value, Fraction):
+        return [str(value.numerator), str(value.denominator)]
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: to_row(field) for name, field in value._asdict().items()}
+    if is_dataclass(value):
+        return {each.name: to_row(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, list):
+        return [to_row(each) for each in value]
+    return value
 
 
-def field_lines(fields: Iterable[tuple[str, str]]) -> Iterable[str]:
+def field_lines(named: Iterable[tuple[str, str]]) -> list[str]:
     """Lines of `name   value`, the values below each other; fields without a value are left out."""
-    shown = [(name, printable(value)) for name, value in fields if value]
+    shown = [(name, printable(value)) for name, value in named if value]
     width = max((len(name) for name, _ in shown), default=0)
     return [f"{name:<{width}}  {value}" for name, value in shown]
 

@@ -1,23 +1,22 @@
 """`meterctl events` and `meterctl feed`: the events themselves, stored and refused."""
 
 import time
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from meterd.commands.console import Console, Listing, Row, to_json
+from meterd.commands.console import Listing, Row, to_json, to_row, warn
 from meterd.commands.moments import format_moment
 from meterd.commands.session import AdminGroup, Session, command
 from meterd.commands.tables import Column, group_thousands
 from meterd.commands.usage import parse_time
 
+if TYPE_CHECKING:
+    from meterd.client import Client
+
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 100_000_000
-PAGE = 1000
 FOLLOW_SECONDS = 0.2  # between two questions while nothing happens
-TAIL_DEFAULT = 10
 
 
 def _properties_text(row: Row) -> str:
@@ -60,8 +59,8 @@ REFUSED = Listing(
         row["reason"],
         row["account"],
         row["metric"],
-        str(row["value"]),
-        format_moment(row["timestamp"]),
+        row["value"] or "-",
+        "-" if row["timestamp"] is None else format_moment(row["timestamp"]),
         row["id"],
     ),
 )
@@ -90,7 +89,7 @@ def events() -> None:
 def list_events(session: Session, account: str, start: str | None, end: str | None, timezone: str,
                 metric: str | None, subtree: bool, limit: int) -> None:
     """List the events of ACCOUNT in the order of their time, with their properties."""
-    question: dict[str, Any] = {"limit": min(limit, PAGE)}
+    question: dict[str, Any] = {"limit": limit}
     if start is not None:
         question["start"] = parse_time(start, timezone)
     if end is not None:
@@ -100,8 +99,7 @@ def list_events(session: Session, account: str, start: str | None, end: str | No
     if subtree:
         question["subtree"] = True
     with session.connect() as client:
-        rows = (event.to_dict() for event in client.events(account, **question))
-        session.console.show_listing(EVENTS, islice(rows, limit))
+        session.console.show_listing(EVENTS, map(to_row, client.events(account, **question)))
 
 
 @command("rejected", short_help="List refused events, with the reason.")
@@ -109,7 +107,7 @@ def list_events(session: Session, account: str, start: str | None, end: str | No
 def rejected(session: Session, limit: int) -> None:
     """List the events that were refused, the newest first, each with its reason."""
     with session.connect() as client:
-        session.console.show_listing(REFUSED, islice(client.rejected(), limit))
+        session.console.show_listing(REFUSED, map(to_row, client.rejected(limit=limit)))
 
 
 @command("tail", short_help="Show new events as they are stored.")
@@ -136,48 +134,29 @@ def feed(session: Session, after: str | None, account: str | None, follow: bool,
         if follow:
             _follow(session, client, after, account)
             return
-        cursor = [after]
-        rows = _feed_rows(client, cursor, account, limit)
-        session.console.show_listing(EVENTS, rows, None, lambda: {"next": cursor[0]})
-        if session.console.is_table:
-            click.echo(f"next: --after {cursor[0]}", err=True)
+        pages = client.feed(after, account, limit=limit)
+        session.console.show_listing(
+            EVENTS, map(to_row, pages), None, lambda: {"next": pages.cursor or after}
+        )
+    if session.console.is_table:
+        warn(f"go on with --after {pages.cursor or after}")
 
 
 for _command in (list_events, rejected, tail):
     events.add_command(_command)
 
 
-def _feed_rows(
-    client: Any, cursor: list[str | None], account: str | None, limit: int
-) -> Iterator[Row]:
-    """Rows of the feed up to a limit or its end; `cursor` moves behind what was given."""
-    left = limit
-    while left > 0:
-        page = client.feed(after=cursor[0], limit=min(left, PAGE), account=account)
-        cursor[0] = page.next
-        yield from (event.to_dict() for event in page.events)
-        left -= len(page.events)
-        if not page.events:
-            return
-
-
-def _follow(session: Session, client: Any, after: str | None, account: str | None) -> None:
+def _follow(session: Session, client: "Client", after: str | None, account: str | None) -> None:
     """Show the feed and wait for more; ends by an interrupt, or when nobody reads any longer."""
     console = session.console
-    cursor = [after]
     while True:
-        rows = list(_feed_rows(client, cursor, account, PAGE))
-        if not rows:
-            time.sleep(FOLLOW_SECONDS)
-            continue
-        _write_rows(console, rows)
+        pages = client.feed(after, account)
+        for row in map(to_row, pages):
+            if console.is_table:
+                console.write_line("  ".join(cell for cell in EVENTS.cells(row) if cell))
+            else:
+                console.write_line(to_json(row))
         console.stream.flush()
-
-
-def _write_rows(console: Console, rows: Iterable[Row]) -> None:
-    for row in rows:
-        if console.is_table:
-            line = "  ".join(cell for cell in EVENTS.cells(row) if cell)
-            console.write_line(line)
-        else:
-            console.write_line(to_json(row))
+        if pages.cursor in (None, after):
+            time.sleep(FOLLOW_SECONDS)
+        after = pages.cursor or after

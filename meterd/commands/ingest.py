@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -68,20 +68,25 @@ class Tally:
         for name in OUTCOMES:
             self.counts[name] += getattr(result, name)
         self.counts["accepted"] += getattr(result, "accepted", 0)
-        self.counts["received"] += len(batch.rows)
+        self.counts["received"] += batch.count
         for row, status, reason in result.items:
             if status == "rejected":
                 self.reasons[reason] += 1
-            if status != "duplicate":
+            if status in ("conflict", "rejected"):
                 text = f"{status}: {reason}" if reason else status
                 self._name(batch.path, batch.line_numbers[row], text)
 
     def fail(self, batch: EventBatch, error: MeterdError) -> None:
-        """Count a batch that no node has answered: whether it is stored is not known."""
-        self.counts["received"] += len(batch.rows)
-        self.counts["unknown"] += len(batch.rows)
+        """Count a batch that was not settled; what a node said about some of it still holds."""
         failure = admin_error_of(error)
-        self.failures.append(failure.exit_code)
+        known = getattr(error, "result", None)
+        if known is not None:
+            self.failures.append(failure.exit_code)
+            self.add(batch, known)
+        else:  # the request itself was refused, so nothing of it can be stored
+            self.counts["received"] += batch.count
+            self.counts["rejected"] += batch.count
+            self.reasons[failure.code] += batch.count
         first, last = batch.line_numbers[0], batch.line_numbers[-1]
         warn(f"{batch.path}: lines {first} to {last}: {failure.code}: {failure.message}")
 
@@ -110,7 +115,7 @@ class LineSource:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.raw: BinaryIO = click.open_file(path, "rb")
+        self.raw = click.open_file(path, "rb")
         self.size = Path(path).stat().st_size if path != "-" and Path(path).is_file() else 0
         packed = path.endswith(".gz")
         self.stream: Any = gzip.GzipFile(fileobj=self.raw) if packed else self.raw

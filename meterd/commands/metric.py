@@ -63,7 +63,8 @@ def put(session: Session, code: str, period: str | int, anchor_day: int, epoch: 
         raise click.UsageError("--epoch is for fixed periods")
     with session.connect() as client:
         answer = client.put_metric(code, dimensions=list(dimensions), period=when, **definition)
-    session.console.show(answer, lambda: [f"metric {code}: {answer['outcome']}"])
+    document = {"metric": answer.metric, "outcome": answer.outcome}
+    session.console.show(document, lambda: [f"metric {code}: {answer.outcome}"])
 
 
 def _parse_time(text: str) -> int:
@@ -152,4 +153,4 @@ def _lines(definition: Row, versions: list[Row]) -> list[str]:
         state = " (deleted)" if version["deleted"] else ""
         since = format_moment(version["effective_from"])
         fields.append((f"version {version['version']}", f"from {since}{state}"))
-    return list(field_lines(fields))
+    return field_lines(fields)

@@ -15,12 +15,13 @@ import click
 
 import meterd
 from meterd.commands.console import Row, field_lines, warn
+from meterd.commands.moments import format_duration
 from meterd.commands.session import AdminError, Session, admin_error_of, command
 from meterd.commands.tables import Column, group_thousands, render
 from meterd.exits import AdminExit
 from meterd.protocol.errors import MeterdError
 
-HEALTHY = "ok"
+STATUSES = ("pass", "warn", "fail")  # of a check and of a node, from good to bad
 WAIT_TIMEOUT_DEFAULT = 60.0
 POLL_SECONDS = 0.2
 GOOD_ROUNDS = 2  # in a row: a node may look well for a moment while it starts
@@ -132,37 +133,32 @@ def scalar_text(value: object) -> str:
 
 
 def _health(session: Session) -> dict[str, Any]:
-    """The health of all nodes as one document; its status is the worst."""
-    answers = ask_nodes(session, lambda client: client.health())
-    nodes = _merge(answers)
-    good = [node["reachable"] and node["status"] == HEALTHY for node in nodes]
+    """The health of all nodes as one document; its status is the worst, silence being `fail`."""
+    nodes = _merge(ask_nodes(session, lambda client: client.health()))
+    statuses = [node["status"] if node["reachable"] else "fail" for node in nodes]
     return {
-        "status": HEALTHY if all(good) else "unreachable" if not _any_up(nodes) else "unhealthy",
+        "status": max(statuses, key=STATUSES.index),
         "reachable": sum(node["reachable"] for node in nodes),
         "configured": len(nodes),
         "nodes": nodes,
     }
 
 
-def _any_up(nodes: list[dict[str, Any]]) -> bool:
-    return any(node["reachable"] for node in nodes)
-
-
 def await_healthy(session: Session, patience: float) -> dict[str, Any]:
     """Ask until all nodes are well twice in a row. Raises AdminError when the time is over."""
     deadline = time.monotonic() + patience
-    good_rounds, document = 0, {"status": "unreachable"}
+    good_rounds = 0
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
             raise AdminError(
                 AdminExit.RUNNING,
                 "not_healthy",
-                f"not healthy after {patience:g} s: {document['status']}",
+                f"the nodes were not all well within {patience:g} s",
                 "meterctl health shows which check fails",
             )
         document = _health(replace(session, timeout=max(0.1, min(left, session.timeout))))
-        good_rounds = good_rounds + 1 if document["status"] == HEALTHY else 0
+        good_rounds = good_rounds + 1 if document["status"] != "fail" else 0
         if good_rounds >= GOOD_ROUNDS:
             return document
         time.sleep(POLL_SECONDS)
@@ -186,19 +182,26 @@ def health(session: Session, exit_when_healthy: bool) -> None:
         raise SystemExit(AdminExit.UNREACHABLE)
     if document["reachable"] < document["configured"]:
         raise SystemExit(AdminExit.PARTLY)
-    if document["status"] != HEALTHY:
+    if document["status"] == "fail":
         raise SystemExit(AdminExit.NO)
 
 
 def _health_lines(document: Row) -> Iterator[str]:
-    yield document["status"]
-    for node in document["nodes"]:
-        if node["reachable"]:
-            yield f"{node['address']}  {node['status']}"
-            fields = {k: v for k, v in node.items() if k not in ("address", "reachable", "status")}
-            yield from tree_lines(fields, "  ")
-        else:
-            yield f"{node['address']}  {node['error']}: {node['message']}"
+    columns = [Column(title) for title in ("NODE", "STATUS", "STATE", "UPTIME", "FAILED CHECKS")]
+    yield from render(columns, map(_health_cells, document["nodes"]), None, False)
+    yield f"{document['status']}: {document['reachable']}/{document['configured']} reachable"
+
+
+def _health_cells(node: Row) -> list[str]:
+    if not node["reachable"]:
+        return [node["address"], "fail", "-", "-", f"{node['error']}: {node['message']}"]
+    failed = [
+        f"{name} {check['status']}: {check.get('reason') or check.get('value')}"
+        for name, check in node["checks"].items()
+        if check["status"] != "pass"
+    ]
+    uptime = format_duration(node["uptime_seconds"])
+    return [node["address"], node["status"], node["state"], uptime, ", ".join(failed) or "none"]
 
 
 @command("metrics", short_help="Show telemetry of the nodes.")

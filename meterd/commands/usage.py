@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
-from meterd.commands.console import Listing, Row, field_lines
+from meterd.commands.console import Listing, Row, field_lines, to_row
 from meterd.commands.moments import find_zone, format_moment, parse_moment
 from meterd.commands.session import Session, command
 from meterd.commands.tables import Column, group_thousands, render
+from meterd.protocol.limits import PAGE_SIZE_MAX
 
 WINDOWS = ("hour", "day", "week", "month")
 TOP_MAX = 1_000_000
@@ -92,7 +93,7 @@ def usage(session: Session, account: str, metric: str, period: str | None, start
     if subtree:
         question["subtree"] = True
     with session.connect() as client:
-        answer = client.usage(account, metric, **question).to_dict()
+        answer = to_row(client.usage(account, metric, **question))
     session.console.show(answer, lambda: _usage_lines(session, answer, list(group_by), timezone))
 
 
@@ -175,10 +176,14 @@ def accounts(session: Session, metric: str, period: str | None, start: str | Non
     if top:
         question["limit"] = top
     with session.connect() as client:
-        answer = client.accounts(metric, **question)
-        rows = (row.to_dict() for row in answer)
-        head = {"metric": metric, "start": answer.start, "end": answer.end}
-        session.console.show_listing(_ACCOUNTS, rows, head, lambda: {"position": answer.position})
+        pages = client.accounts(metric, page_size=PAGE_SIZE_MAX, **question)
+        session.console.show_listing(
+            _ACCOUNTS, map(to_row, pages), {"metric": metric}, lambda: _range_of(pages.head)
+        )
+
+
+def _range_of(head: Row) -> Row:
+    return {name: head[name] for name in ("start", "end", "position")}
 
 
 _ACCOUNTS = Listing(
