@@ -1,0 +1,56 @@
+# make setup, then anything else.  Needs Python 3.11 or later with venv, nothing more.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: setup run demo test test-fast bench lint types check wheel-test clean
+
+setup: $(READY)  ## make .venv, install everything, compile the kernels
+	$(BIN)/python -m meterd.compile
+
+$(READY): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $(READY)
+
+run: setup  ## a node that keeps its data in ./data
+	bin/meterd
+
+demo: setup  ## meter this machine, kill the node in between, write a bill
+	$(BIN)/python examples/machine_bill.py
+
+test: setup  ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: setup  ## only those that start no node
+	$(BIN)/python -m pytest -m "not cluster and not slow"
+
+bench: setup  ## measure this machine; results go to bench/results
+	$(BIN)/python -m bench.all
+
+lint: setup
+	$(BIN)/ruff check .
+
+# mypy reads folders, not import hooks: give it one shaped like an installation.
+types: setup
+	rm -rf build/typing
+	mkdir -p build/typing/meterd
+	ln -s $(CURDIR)/actors $(CURDIR)/core $(CURDIR)/protocol $(CURDIR)/meterd/* build/typing/meterd/
+	MYPYPATH=build/typing $(BIN)/mypy -p meterd
+
+check: lint types test  ## what CI runs, wheel-test apart
+
+wheel-test: setup  ## build a wheel, install it elsewhere, run both programs from there
+	rm -rf build/lib build/wheel build/isolated
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/isolated
+	build/isolated/bin/python -m pip install --quiet --disable-pip-version-check build/wheel/*.whl
+	cd / && $(CURDIR)/build/isolated/bin/meterd --version
+	cd / && $(CURDIR)/build/isolated/bin/meterctl --help >/dev/null
+	cd / && $(CURDIR)/build/isolated/bin/meterd check-config >/dev/null
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
