@@ -63,7 +63,7 @@ class Disk(Protocol):
         """Write all buffers one after another, from `offset`."""
 
     def truncate(self, descriptor: int, size: int) -> None:
-        """Cut a file."""
+        """Cut a file; its new size is durable."""
 
     def sync(self, descriptor: int) -> None:
         """Put the bytes of a file, and its size, on stable storage."""
@@ -114,6 +114,7 @@ class LocalDisk:
 
     def truncate(self, descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
+        _sync(os.fsync, descriptor)
 
     def sync(self, descriptor: int) -> None:
         sync_data(descriptor)

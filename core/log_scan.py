@@ -15,13 +15,13 @@ Does not know: files, clocks, what records mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.core.kernels import sectors
+from meterd.core.kernels import chain, sectors
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import (
@@ -33,7 +33,6 @@ from meterd.protocol.log_format import (
     SECTOR_SIZE,
     BlockHeader,
     Damaged,
-    FileHeader,
     Record,
 )
 
@@ -52,7 +51,7 @@ class Place(NamedTuple):
     offset: int
     block_seq: int
     row: int  # number of its first row in the file
-    previous_crc: int | None  # None: not known, any is right
+    previous_crc: int
 
 
 class Block(NamedTuple):
@@ -84,6 +83,27 @@ class Groups:
         self.leader_time = 0
         self.sequence = 0
 
+    def packed(self) -> dict[str, Any]:
+        """Return everything as plain values, for a message or a checkpoint."""
+        return {
+            "leader_time": self.leader_time,
+            "sequence": self.sequence,
+            "groups": {
+                group: [int(self.term[group]), int(self.index[group]), self.digest[group].tobytes()]
+                for group in np.flatnonzero(self.index).tolist()
+            },
+        }
+
+    @classmethod
+    def unpacked(cls, packed: Mapping[str, Any]) -> Self:
+        """Return the groups that `packed` described."""
+        groups = cls()
+        groups.leader_time, groups.sequence = packed["leader_time"], packed["sequence"]
+        for group, (term, index, digest) in packed["groups"].items():
+            groups.term[group], groups.index[group] = term, index
+            groups.digest[group] = np.frombuffer(digest, np.uint64)
+        return groups
+
     def follow(self, record: Record) -> None:
         """Move on by one record.  Raises Damaged when it does not follow the last one."""
         if record.leader_time <= self.leader_time:
@@ -96,17 +116,19 @@ class Groups:
         self.leader_time, self.sequence = record.leader_time, record.sequence
 
 
-# Checks a record against the groups before it, as for the hash chain.  Raises Damaged.
-Verify = Callable[[Record, Groups], None]
-
-
-def open_file(path: str, buffer: memoryview) -> tuple[FileHeader, Place]:
-    """Return the header of a log file and the place of its first block.  Raises Corrupt."""
-    try:
-        header, _ = log_format.parse_file_header(buffer)
-    except Damaged as damage:
-        raise Corrupt(path, damage.offset, damage.reason) from damage
-    return header, Place(FILE_HEADER_SIZE, header.first_block_seq, 0, None)
+def verify_chain(record: Record, groups: Groups) -> None:
+    """Recompute the digest of every slice, from the digests before.  Raises Damaged."""
+    fields = [record.kind, record.registry_version, record.leader_time]
+    slice_number = chain.first_broken(
+        record.slices,
+        np.frombuffer(record.payload, np.uint8),
+        log_format.payload_layout(record.row_count, record.heap_size)[:6],
+        np.array(fields, np.int64).view(np.uint64),
+        groups.digest,
+    )
+    if slice_number >= 0:
+        partition = record.slices["partition"][slice_number]
+        raise Damaged(record.offset, f"the hash chain of partition {partition} is broken")
 
 
 def read_block(buffer: memoryview, offset: int) -> Block:
@@ -144,21 +166,23 @@ class FileScan:
     its last block, and a reader of a file that is still written passes a buffer that does.
     """
 
-    def __init__(self, path: str, buffer: memoryview, place: Place, active: bool = False) -> None:
+    def __init__(
+        self, path: str, buffer: memoryview, active: bool = False, start: Place | None = None
+    ) -> None:
+        """Read the header of the file; begin at its first block or at `start`.  Raises Corrupt."""
+        try:
+            self.header, self.crc = log_format.parse_file_header(buffer)
+        except Damaged as damage:
+            raise Corrupt(path, damage.offset, damage.reason) from damage
+        first_block, previous_crc = self.header.first_block_seq, self.header.previous_crc
         self.path = path
-        self.end = place
+        self.end = start or Place(FILE_HEADER_SIZE, first_block, 0, previous_crc)
         self.torn: Torn | None = None
         self._buffer = buffer
         self._active = active
-        try:
-            self._file, self._file_crc = log_format.parse_file_header(buffer)
-        except Damaged as damage:
-            raise Corrupt(path, damage.offset, damage.reason) from damage
-        if place.offset > len(buffer) or place.offset % SECTOR_SIZE:
-            raise Corrupt(path, len(buffer), f"the file ends before offset {place.offset}")
 
     def __iter__(self) -> Iterator[Block]:
-        """Yield the blocks from the place on.  Raises Corrupt."""
+        """Yield the blocks.  Raises Corrupt."""
         while self.end.offset < len(self._buffer):
             offset = self.end.offset
             try:
@@ -178,11 +202,11 @@ class FileScan:
     def _check(self, header: BlockHeader, offset: int) -> None:
         """Check that a block belongs where it lies."""
         place = self.end
-        if header.file_crc != self._file_crc or header.file_number != self._file.file_number:
+        if header.file_crc != self.crc or header.file_number != self.header.file_number:
             raise Damaged(offset, "block of another file")
         if header.block_seq != place.block_seq:
             raise Damaged(offset, f"block {header.block_seq} where {place.block_seq} belongs")
-        if place.previous_crc is not None and header.previous_crc != place.previous_crc:
+        if header.previous_crc != place.previous_crc:
             raise Damaged(offset, "block does not continue the one before (previous_crc)")
         if header.first_row != place.row:
             raise Damaged(offset, f"block begins with row {header.first_row}, not {place.row}")
@@ -228,7 +252,7 @@ class FileScan:
                 header, _ = log_format.parse_block(self._buffer, start + sector * SECTOR_SIZE)
             except Damaged:
                 continue
-            if header.file_crc == self._file_crc:
+            if header.file_crc == self.crc:
                 return True
         return False
 

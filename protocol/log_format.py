@@ -24,6 +24,8 @@ from meterd.protocol.errors import StorageError
 
 SECTOR_SIZE: Final = 512
 FILE_HEADER_SIZE: Final = 4096
+# A preallocated file is made of whole pages.
+FILE_SIZE_MULTIPLE: Final = 4096
 BLOCK_HEADER_SIZE: Final = 64
 RECORD_HEADER_SIZE: Final = 64
 SLICE_SIZE: Final = 40

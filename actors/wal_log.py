@@ -1,0 +1,219 @@
+"""The log as files: appends blocks, and goes from one file to the next.
+
+No socket, clock or thread: what happens to files depends on the calls alone, so tests drive this
+through every crash that a `Disk` can have.  The order of steps is what makes it safe:
+
+  * a block is acknowledged after it was written whole and synced; the next is begun only then
+  * a file is zero-filled and synced before it is used, so a sector that is zero in a block whose
+    header says otherwise was never written
+  * the next file is complete, header and all, under its spare name before the full one is cut,
+    synced and renamed; each rename is durable before the next name changes
+
+States: closed → `open` → open (a file is active) → `close`.
+After any exception but DiskFull the object must be thrown away: what is on the disk is unknown.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from meterd.actors.disk import Disk
+from meterd.actors.wal_recovery import End, Owner
+from meterd.actors.wal_spare import Spare
+from meterd.core.kernels import sectors
+from meterd.core.log_scan import Place
+from meterd.protocol import log_format
+from meterd.protocol.errors import DiskFull, InvariantViolation
+from meterd.protocol.log_format import (
+    ACTIVE_NAME,
+    BLOCK_HEADER_SIZE,
+    FILE_HEADER_SIZE,
+    FILE_SIZE_MULTIPLE,
+    SECTOR_SIZE,
+    BlockHeader,
+    FileHeader,
+    full_name,
+)
+
+# A block is closed when it has so many records or bytes: small enough to be written in about a
+# millisecond, large enough that a sync costs little per record.  One larger record is a block.
+RECORDS_PER_BLOCK_MAX = 1_000
+BLOCK_FILL_SIZE = 4 * 1024 * 1024
+
+# Stands for the header while zero sectors are counted: a header is never all zero.
+_HEADER_PLACE = b"\xff" * BLOCK_HEADER_SIZE
+
+
+class Entry(NamedTuple):
+    """One record to append."""
+
+    sequence: int
+    head: bytes
+    payload: bytes | memoryview
+
+
+class Log:
+    """The log of one node.  Change it only through `open`, `append`, `protect`, `close`."""
+
+    def __init__(
+        self, disk: Disk, directory: str, spare: Spare, owner: Owner, now: Callable[[], int]
+    ) -> None:
+        self.file_number = 0
+        self.file_count = 0
+        self.place = Place(FILE_HEADER_SIZE, 1, 0, 0)
+        self.protected = True  # the last block is empty: no damage to a record passes for torn
+        self.bytes_written = 0
+        self._disk = disk
+        self._directory = directory
+        self._spare = spare
+        self._owner = owner
+        self._now = now
+        self._descriptor: int | None = None
+        self._capacity = 0
+        self._file_crc = 0
+
+    def open(self, end: End | None) -> None:
+        """Be ready to append where recovery found the end; None begins the first file.
+
+        Raises DiskFull, FsyncFailed, OSError.
+        """
+        if end is None:
+            self._next_file(0)
+            return
+        self.file_number, self.file_count = end.file_number, end.file_count
+        self.place, self.protected, self._file_crc = end.place, end.protected, end.file_crc
+        self._descriptor = self._disk.open(self._path(ACTIVE_NAME))
+        self._capacity = self._disk.size(self._descriptor)
+
+    def append(self, entries: Sequence[Entry]) -> bytes:
+        """Write one block and put it on stable storage; no entries make an empty block.
+
+        Returns (sequence, file number, offset, first row) of each record as u64.  Raises DiskFull
+        when a new file is needed and cannot be made: nothing has happened then, and the same
+        call may be repeated.
+        """
+        parts: list[bytes | memoryview] = [_HEADER_PLACE]
+        for entry in entries:
+            parts += (entry.head, entry.payload)
+        size = sum(map(len, parts))
+        block_size = log_format.padded(size, SECTOR_SIZE)
+        if self.place.offset + block_size > self._capacity:
+            self._next_file(block_size)
+        block = b"".join([*parts, bytes(block_size - size)])
+        rows, durable = self._account(entries)
+        header = self._header(block, len(entries), rows)
+        self._write([header, memoryview(block)[BLOCK_HEADER_SIZE:]])
+        self.bytes_written += block_size
+        self.protected = not entries
+        self.place = Place(
+            self.place.offset + block_size,
+            self.place.block_seq + 1,
+            self.place.row + rows,
+            int.from_bytes(header[-4:], "little"),
+        )
+        return durable
+
+    def _account(self, entries: Sequence[Entry]) -> tuple[int, bytes]:
+        """Return how many rows the entries hold, and what `append` returns for them."""
+        offset, row = self.place.offset + BLOCK_HEADER_SIZE, self.place.row
+        words: list[int] = []
+        for sequence, head, payload in entries:
+            record_size, _, rows = log_format.record_sizes(head)
+            if record_size != len(head) + len(payload):
+                raise InvariantViolation(f"record {sequence} has not the size its header names")
+            words += (sequence, self.file_number, offset, row)
+            offset += record_size
+            row += rows
+        return row - self.place.row, struct.pack(f"<{len(words)}Q", *words)
+
+    def _header(self, block: bytes, record_count: int, rows: int) -> bytes:
+        return log_format.encode_block_header(
+            BlockHeader(
+                block_seq=self.place.block_seq,
+                block_size=len(block),
+                record_count=record_count,
+                row_count=rows,
+                first_row=self.place.row,
+                zero_sectors=sectors.count_zero_sectors(np.frombuffer(block, np.uint64)),
+                previous_crc=self.place.previous_crc,
+                written_at=self._now(),
+                file_number=self.file_number,
+                file_crc=self._file_crc,
+            )
+        )
+
+    def _write(self, buffers: Sequence[bytes | memoryview]) -> None:
+        assert self._descriptor is not None, "the log is not open"
+        try:
+            self._disk.write(self._descriptor, buffers, self.place.offset)
+        except DiskFull as full:
+            # The file was allocated whole, so this is no shortage that waiting can mend.
+            raise OSError(errno.EIO, f"no room in an allocated file: {full}") from full
+        self._disk.sync(self._descriptor)
+
+    def protect(self) -> None:
+        """Write an empty block behind the last record, unless there is one or no room for it."""
+        if not self.protected and self.place.offset + SECTOR_SIZE <= self._capacity:
+            self.append([])
+
+    def _next_file(self, block_size: int) -> None:
+        """Seal the active file, if any, and begin the next, with room for a block of this size.
+
+        Raises DiskFull, and nothing has changed.
+        """
+        size = log_format.padded(FILE_HEADER_SIZE + block_size, FILE_SIZE_MULTIPLE)
+        descriptor = self._spare.descriptor_for(size)
+        header = log_format.encode_file_header(
+            FileHeader(
+                *self._owner,
+                file_number=self.file_number + 1,
+                first_block_seq=self.place.block_seq,
+                created=self._now(),
+                previous_crc=self.place.previous_crc,
+            )
+        )
+        self._disk.write(descriptor, [header], 0)
+        self._disk.sync(descriptor)
+        if self._descriptor is not None:
+            self._seal(self._descriptor)
+        self._disk.rename(self._spare.path, self._path(ACTIVE_NAME))
+        self._disk.sync_directory(self._directory)
+        self._spare.used()
+        self._descriptor, self._capacity = descriptor, self._disk.size(descriptor)
+        self._file_crc = log_format.parse_file_header(header)[1]
+        self.place = self.place._replace(offset=FILE_HEADER_SIZE, row=0)
+        self.file_number += 1
+        self.file_count += 1
+
+    def _seal(self, descriptor: int) -> None:
+        """Cut the active file behind its last block and give it the name of a full one."""
+        self._disk.truncate(descriptor, self.place.offset)
+        self._disk.rename(self._path(ACTIVE_NAME), self._path(full_name(self.file_number)))
+        self._disk.sync_directory(self._directory)
+        self._disk.close(descriptor)
+        self._descriptor = None
+
+    def close(self) -> None:
+        """Give the files back; every block appended is durable already."""
+        if self._descriptor is not None:
+            self._disk.close(self._descriptor)
+            self._descriptor = None
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._directory, name)
+
+
+def block_count(waiting: Sequence[Entry]) -> int:
+    """Return how many of the first entries make the next block."""
+    size = 0
+    for count, entry in enumerate(waiting):
+        size += len(entry.head) + len(entry.payload)
+        if count == RECORDS_PER_BLOCK_MAX or (count and size > BLOCK_FILL_SIZE):
+            return count
+    return len(waiting)

@@ -1,0 +1,205 @@
+"""Reads the log at start, finishes what a crash interrupted, and refuses what is damaged.
+
+Three things can be unfinished, and each shows by itself which it is: a block that was never
+acknowledged (a torn tail; zeroed), a rotation between its two renames (no `wal.log`, but its
+successor under the spare name; renamed), the very first file (nothing but perhaps a spare; made).
+Everything else is corruption, and is reported with file and offset, never mended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from meterd.actors.disk import Disk
+from meterd.core.log_scan import FileScan, Groups, Place, Torn, verify_chain
+from meterd.protocol import checkpoint_format, log_format
+from meterd.protocol.errors import Corrupt
+from meterd.protocol.log_format import (
+    ACTIVE_NAME,
+    SECTOR_SIZE,
+    SPARE_NAME,
+    Damaged,
+    Record,
+    full_name,
+)
+
+# The newest first.
+CHECKPOINTS = ("checkpoint.bin", "checkpoint.prev.bin")
+
+logger = logging.getLogger(__name__)
+
+
+class Owner(NamedTuple):
+    """Whose log it is: stands in every file header."""
+
+    node_id: int
+    cluster_id: bytes
+    identity_key: bytes
+
+
+class Start(NamedTuple):
+    """What a checkpoint holds; reading begins with the file that has its last record."""
+
+    file_number: int
+    groups: Groups
+
+
+class End(NamedTuple):
+    """Where the log ends, and what it has brought every group to."""
+
+    file_number: int  # of the active file
+    file_crc: int
+    place: Place
+    groups: Groups
+    protected: bool  # the last block is empty, or there is none
+    file_count: int
+    torn: Torn | None  # what was zeroed
+
+
+def read_start(disk: Disk, directory: str) -> Start | None:
+    """Return what the newest checkpoint that can be read says about the log; None without one."""
+    for name in CHECKPOINTS:
+        path = os.path.join(directory, name)
+        try:
+            descriptor = disk.open(path)
+        except FileNotFoundError:
+            continue
+        try:
+            log = checkpoint_format.read_state(disk.view(descriptor))["log"]
+            return Start(log["file_number"], Groups.unpacked(log))
+        except Damaged as damage:
+            logger.warning("%s is damaged (%s); the one before is used", path, damage)
+        finally:
+            disk.close(descriptor)
+    return None
+
+
+class Recovery:
+    """Reads one log; call `run` once."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        directory: str,
+        owner: Owner,
+        start: Start | None,
+        report: Callable[[str], None],
+    ) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._owner = owner
+        self._report = report
+        self._first = 1 if start is None else start.file_number
+        self._groups = Groups() if start is None else start.groups
+        self._known_sequence = self._groups.sequence  # records up to here are in the checkpoint
+        self._last_sequence = 0
+        self._protected = True
+        self._scan: FileScan | None = None
+
+    def run(self) -> End | None:
+        """Return the end of the log, repaired; None when there is no log yet.
+
+        `report` hears which file is read.  Raises Corrupt, FsyncFailed, OSError.
+        """
+        names = self._disk.names(self._directory)
+        full = sorted(n for n in map(log_format.number_of, names) if n is not None)
+        if ACTIVE_NAME not in names:
+            if not full and self._first == 1 and not self._known_sequence:
+                return None
+            self._finish_rotation(names)
+        for number in full:
+            if number >= self._first:
+                self._read(full_name(number))
+        scan = self._read(ACTIVE_NAME)
+        if self._last_sequence < self._known_sequence:
+            reason = f"ends before record {self._known_sequence} of the checkpoint"
+            raise Corrupt(scan.path, scan.end.offset, reason)
+        return End(
+            scan.header.file_number,
+            scan.crc,
+            scan.end,
+            self._groups,
+            self._protected,
+            len(full) + 1,
+            scan.torn,
+        )
+
+    def _finish_rotation(self, names: list[str]) -> None:
+        """Give the successor of the last full file the name that a crash kept from it."""
+        active = self._path(ACTIVE_NAME)
+        if SPARE_NAME not in names:
+            raise Corrupt(active, 0, "the active log file is missing")
+        logger.warning("the crash came between two log files; the next one is begun")
+        self._disk.rename(self._path(SPARE_NAME), active)
+        self._disk.sync_directory(self._directory)
+
+    def _read(self, name: str) -> FileScan:
+        """Read one file to its end and repair it.  Raises Corrupt."""
+        self._report(f"reading {name}")
+        descriptor = self._disk.open(self._path(name))
+        try:
+            buffer = self._disk.view(descriptor)
+            scan = FileScan(self._path(name), buffer, active=name == ACTIVE_NAME)
+            self._check_header(scan, name)
+            for block in scan:
+                for record in block.records:
+                    self._follow(scan.path, record)
+                self._protected = not block.records
+            self._scan = scan
+            if scan.torn is not None:
+                self._repair(descriptor, scan.path, scan.torn)
+            return scan
+        finally:
+            self._disk.close(descriptor)
+
+    def _check_header(self, scan: FileScan, name: str) -> None:
+        """Check that a file belongs to this log, and to the file before it."""
+        header, last = scan.header, self._scan
+        if Owner(header.node_id, header.cluster_id, header.identity_key) != self._owner:
+            raise Corrupt(scan.path, 0, "the file belongs to another node or cluster")
+        number = self._first if last is None else last.header.file_number + 1
+        if header.file_number != number:
+            raise Corrupt(
+                scan.path, 0, f"file {header.file_number} where file {number} of the log belongs"
+            )
+        if name not in (ACTIVE_NAME, full_name(number)):
+            raise Corrupt(scan.path, 0, f"file {number} of the log has a wrong name")
+        expected = Place(scan.end.offset, 1, 0, 0) if last is None else last.end
+        if last is None and number > 1:
+            return
+        if (scan.end.block_seq, scan.end.previous_crc) != (
+            expected.block_seq,
+            expected.previous_crc,
+        ):
+            raise Corrupt(scan.path, 0, "the file does not continue the one before")
+
+    def _follow(self, path: str, record: Record) -> None:
+        self._last_sequence = record.sequence
+        if record.sequence <= self._known_sequence:
+            return
+        try:
+            verify_chain(record, self._groups)
+            self._groups.follow(record)
+        except Damaged as damage:
+            raise Corrupt(path, record.offset, damage.reason) from damage
+
+    def _repair(self, descriptor: int, path: str, torn: Torn) -> None:
+        """Zero a torn tail, so that it is as if it had never been begun.
+
+        The first sector last: while any other is left, the block shows that it is torn.
+        """
+        logger.warning(
+            "the last write to the log was torn; it was never acknowledged and is removed",
+            extra={"fields": {"path": path, "offset": torn.start, "end": torn.end}},
+        )
+        second = torn.start + SECTOR_SIZE
+        self._disk.write(descriptor, [bytes(torn.end - second)], second)
+        self._disk.sync(descriptor)
+        self._disk.write(descriptor, [bytes(SECTOR_SIZE)], torn.start)
+        self._disk.sync(descriptor)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._directory, name)

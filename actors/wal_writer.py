@@ -1,0 +1,194 @@
+"""The WAL-writer actor: makes records durable, many at once, and says so.
+
+All that waits when a turn ends becomes one block, written and synced once; what arrives meanwhile
+waits in the inbox and becomes the next block.  So the time a sync takes sets the size of the
+batch, and there is no timer.  What happens to files is in `wal_log.py` and `wal_recovery.py`.
+
+When there is no room for the next file, the records that wait are kept, unacknowledged, the
+router is told to refuse new requests, and making the file is tried again every second.  Any other
+error of the disk ends the node: what is on it is then known only by reading it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import msgpack
+
+from meterd.actors import identity
+from meterd.actors.actor import Actor
+from meterd.actors.disk import LocalDisk
+from meterd.actors.endings import IO_ERROR
+from meterd.actors.wal_log import Entry, Log, block_count
+from meterd.actors.wal_recovery import End, Owner, Recovery, read_start
+from meterd.actors.wal_spare import BackgroundSpare
+from meterd.core.log_scan import Groups
+from meterd.protocol.errors import BootFailed, DiskFull
+
+TICK_SECONDS = 1.0
+# After so long without an append an empty block is written: then the last record is followed by a
+# block, and damage to it can no longer be mistaken for a torn tail.
+PROTECT_SECONDS = 1.0
+RETRY_AFTER_MS = 1_000
+
+APPENDS = "wal_appends_total"
+BYTES_WRITTEN = "wal_bytes_written_total"
+FSYNC_DURATION = "wal_fsync_duration_seconds"
+OFFSET = "wal_offset_bytes"
+ROTATIONS = "wal_rotations_total"
+SEGMENTS = "wal_segments"
+TRUNCATED = "wal_truncated_bytes_total"
+
+# Where the next block belongs: file number, offset, block_seq, row, previous_crc.
+PLACE = struct.Struct("<5Q")
+
+logger = logging.getLogger(__name__)
+
+
+class MeasuredDisk(LocalDisk):
+    """The file system, and how long each sync of the log took."""
+
+    def __init__(self, observe: Callable[[float], None]) -> None:
+        self._observe = observe
+
+    def sync(self, descriptor: int) -> None:
+        began = time.perf_counter()
+        super().sync(descriptor)
+        self._observe(time.perf_counter() - began)
+
+
+class WalWriter(Actor):
+    """Owns the active log file."""
+
+    name = "wal_writer"
+
+    def open(self) -> None:
+        directory = self.options.node.data_dir
+        who = identity.read(directory)
+        owner = Owner(who.node_id, who.cluster_id, who.identity_key)
+        disk = MeasuredDisk(lambda seconds: self.telemetry.observe(FSYNC_DURATION, seconds))
+        self._waiting: deque[Entry] = deque()  # bounded by what the router admits
+        self._full = False
+        self._appended_at = time.monotonic()
+        self._spare = BackgroundSpare(disk, directory, self.options.wal.segment_size)
+        self._log = Log(disk, directory, self._spare, owner, time.time_ns)
+        with _disk_errors():
+            start = read_start(disk, directory)
+            end = Recovery(disk, directory, owner, start, self._report_reading).run()
+            self._log.open(end)
+            self._spare.prepare()
+        self._count_from(end)
+        self._announce(end.groups if end is not None else Groups())
+        self.ready()
+
+    def _report_reading(self, text: str) -> None:
+        self.lifeline.say(f"status {text}")
+
+    def _count_from(self, end: End | None) -> None:
+        """Make every number exist from the start."""
+        torn = end.torn if end is not None else None
+        self.telemetry.add(TRUNCATED, torn.end - torn.start if torn is not None else 0)
+        for name in (APPENDS, BYTES_WRITTEN, ROTATIONS):
+            self.telemetry.add(name, 0)
+        self._measure()
+
+    def _announce(self, groups: Groups) -> None:
+        """Tell replication where the log ends."""
+        opened = {
+            "file_number": self._log.file_number,
+            "offset": self._log.place.offset,
+            "block_seq": self._log.place.block_seq,
+            "row": self._log.place.row,
+            **groups.packed(),
+        }
+        self.send("replication", [b"opened", msgpack.packb(opened)])
+
+    def handle(self, frames: list[bytes]) -> None:
+        kind, sequence, head, payload = frames
+        assert kind == b"append", f"wal_writer takes no {kind!r}"
+        self._waiting.append(Entry(int.from_bytes(sequence, "little"), head, payload))
+
+    def flush(self) -> None:
+        """Write what waits, a block at a time, and report each block."""
+        if self._full:
+            return  # `tick` tries again
+        try:
+            while self._waiting:
+                self._write_block()
+        except DiskFull as full:
+            self._full = True
+            logger.error("no room for the next log file, so requests are refused: %s", full)
+            self._admit("disk_stop")
+
+    def _write_block(self) -> None:
+        """Make the first records that wait durable.  Raises DiskFull, and they still wait."""
+        count = block_count(self._waiting)
+        file_number, written = self._log.file_number, self._log.bytes_written
+        with _disk_errors():
+            durable = self._log.append(list(islice(self._waiting, count)))
+        place = PLACE.pack(self._log.file_number, *self._log.place)
+        self.send("replication", [b"durable", durable, place])
+        for _ in range(count):
+            self._waiting.popleft()
+        self._appended_at = time.monotonic()
+        self.telemetry.add(APPENDS, count)
+        self.telemetry.add(BYTES_WRITTEN, self._log.bytes_written - written)
+        if self._log.file_number != file_number:
+            self.telemetry.add(ROTATIONS)
+            self._spare.prepare()
+
+    def tick(self, now: float) -> float:
+        with _disk_errors():
+            if self._full:
+                self._retry()
+            else:
+                self._spare.prepare()
+            if not self._waiting and now - self._appended_at >= PROTECT_SECONDS:
+                self._log.protect()
+        self._measure()
+        return TICK_SECONDS
+
+    def _retry(self) -> None:
+        """Try again to go on; say again how it stands, for the router may have restarted."""
+        try:
+            while self._waiting:
+                self._write_block()
+        except DiskFull:
+            self._admit("disk_stop")
+            return
+        self._full = False
+        logger.warning("there is room for log files again")
+        self._admit(None)
+
+    def _admit(self, code: str | None) -> None:
+        admission = {"source": self.name, "code": code, "retry_after_ms": RETRY_AFTER_MS}
+        self.send("router", [b"admission", msgpack.packb(admission)])
+
+    def _measure(self) -> None:
+        place, files = self._log.place, self._log.file_number - 1
+        self.telemetry.set(OFFSET, files * self.options.wal.segment_size + place.offset)
+        self.telemetry.set(SEGMENTS, self._log.file_count)
+
+    def drained(self) -> bool:
+        return not self._waiting
+
+    def close(self) -> None:
+        with _disk_errors():
+            self._log.protect()
+            self._log.close()
+            self._spare.close()
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """End the node on an error of the disk that waiting cannot mend."""
+    try:
+        yield
+    except OSError as error:
+        raise BootFailed(IO_ERROR, f"the log's disk fails: {error}") from error
