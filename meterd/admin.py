@@ -15,13 +15,7 @@ import click
 import meterd
 from meterd.commands import bench, completion, events, ingest, metric, nodes, usage
 from meterd.commands.console import warn
-from meterd.commands.session import (
-    AdminError,
-    AdminGroup,
-    admin_error_of,
-    global_options,
-    take_global_options,
-)
+from meterd.commands.session import AdminError, AdminGroup, admin_error_of
 from meterd.exits import AdminExit
 from meterd.protocol.errors import MeterdError
 
@@ -49,7 +43,6 @@ class Meterctl(AdminGroup):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> None:
-        take_global_options(ctx)
         try:
             super().invoke(ctx)
             sys.stdout.flush()
@@ -64,7 +57,6 @@ cli = Meterctl(
         "Results go to standard output, as a table on a terminal and as JSON otherwise; errors go "
         "to standard error. The global options may stand before or after the command."
     ),
-    params=[*global_options()],
     commands={command.name: command for command in COMMANDS if command.name},
     context_settings={"help_option_names": ["-h", "--help"]},
 )

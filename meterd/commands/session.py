@@ -170,19 +170,29 @@ class AdminCommand(click.Command):
 
 
 class AdminGroup(click.Group):
-    """A group of such commands; `default` names the command that a bare argument means."""
+    """A group of such commands; `default` names the one that is meant when none is named."""
 
     command_class = AdminCommand
-    group_class = type
 
     def __init__(self, *args: Any, default: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.params.extend(global_options())
         self.default = default
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        helps = args and args[0] in ctx.help_option_names
+        if self.default and not helps and not any(arg in self.commands for arg in args):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if self.default is not None and args and args[0] not in self.commands:
+        if self.default and args[0] not in self.commands:
             args = [self.default, *args]
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        take_global_options(ctx)
+        return super().invoke(ctx)
 
 
 def command(name: str, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:

@@ -120,6 +120,24 @@ def test_global_options_may_stand_on_both_sides_and_the_later_wins(monkeypatch):
     assert {session.timeout for session in seen} == {7.0}
 
 
+@pytest.mark.parametrize(
+    ("args", "account", "metric"),
+    [
+        (["acme"], "acme", None),
+        (["--metric", "m", "acme"], "acme", "m"),
+        (["acme", "--metric", "tail"], "acme", "tail"),
+        (["list", "list"], "list", None),
+        (["-n", "x:1", "list", "tail"], "tail", None),
+    ],
+)
+def test_events_of_an_account_need_no_command(args, account, metric, monkeypatch):
+    seen = []
+    callback = click.pass_obj(lambda _session, **given: seen.append(given))
+    monkeypatch.setattr(COMMANDS["events", "list"], "callback", callback)
+    assert admin.run(args=["events", *args]) == 0
+    assert (seen[0]["account"], seen[0]["metric"]) == (account, metric)
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_names_the_program(shell, capsys):
     assert admin.run(args=["completion", shell]) == 0
