@@ -84,7 +84,6 @@ TELEMETRY_FILTER = Field(
     partial(fields.text, size_max=limits.TELEMETRY_FILTER_SIZE_MAX, where="filter"), ""
 )
 DEFINITION = {name: Field(lambda raw: raw) for name in CONTENT_KEYS}
-EFFECTIVE_FROM = {"effective_from": Field(partial(fields.nanoseconds, where="effective_from"))}
 
 _KINDS = (
     Kind("hello", "router", "says who the node is and which limits it has"),
@@ -94,7 +93,7 @@ _KINDS = (
         "metric_put",
         "ingest",
         "registers a metric, or with replace a new version of one",
-        DEFINITION | EFFECTIVE_FROM | _flag("replace"),
+        DEFINITION | _flag("replace"),
     ),
     Kind("metric_delete", "ingest", "deletes a metric; its events stay", _code()),
     Kind("metric_list", "usage", "lists the registered metrics"),
@@ -140,7 +139,7 @@ def kind_of(name: str) -> Kind:
 def check_request(name: str, body: bytes, lz4_size: int | None = None) -> dict[str, Any]:
     """Return all fields of a request's body, checked, with defaults filled in.
 
-    `metric_put` gives {"definition": MetricDefinition, "replace", "effective_from"}.
+    `metric_put` gives {"definition": MetricDefinition, "replace": bool}.
 
     Raises RemoteProtocolError when the bytes are no map, Rejected when a field is wrong.
     """
@@ -184,5 +183,4 @@ def _definition(checked: dict[str, Any]) -> dict[str, Any]:
     return {
         "definition": MetricDefinition.from_map(content),
         "replace": checked["replace"],
-        "effective_from": checked["effective_from"],
     }

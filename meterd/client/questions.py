@@ -89,7 +89,6 @@ class MetricOptions(TypedDict, total=False):
     anchor_day: int | None
     timezone: str | None
     replace: bool
-    effective_from: Moment | None
 
 
 class IngestColumns(TypedDict, total=False):
@@ -136,7 +135,7 @@ def ask(
 def range_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """Give options as fields of a body: moments as ns, filters as lists."""
     fields = dict(options)
-    for name in ("start", "end", "effective_from"):
+    for name in ("start", "end"):
         if fields.get(name) is not None:
             fields[name] = to_nanoseconds(fields[name])
     if fields.get("filters"):

@@ -105,11 +105,10 @@ def test_events_may_be_bounded_on_one_side():
 
 
 def test_metric_put_gives_a_definition():
-    checked = check("metric_put", code="m", aggregation="count", replace=True, effective_from=5)
+    checked = check("metric_put", code="m", aggregation="count", replace=True)
     assert checked == {
         "definition": MetricDefinition.from_map({"code": "m", "aggregation": "count"}),
         "replace": True,
-        "effective_from": 5,
     }
     with pytest.raises(UnsupportedAggregation):
         check("metric_put", code="m", aggregation="percentile")
@@ -162,6 +161,11 @@ def test_a_compressed_question_is_a_question():
         ("events", {"account": "a", "period": "current"}, "'period'"),
         ("metric_show", {"code": "M"}, "code"),
         ("metric_put", {"code": "m", "aggregation": "sum", "version": 1}, "'version'"),
+        (
+            "metric_put",
+            {"code": "m", "aggregation": "sum", "effective_from": 1},
+            "'effective_from'",
+        ),
         ("metric_put", {"code": "m", "aggregation": "sum", "replace": "yes"}, "replace"),
         ("metrics", {"filter": "f" * 257}, "filter"),
         ("hello", {"x": 1}, "'x'"),
