@@ -158,15 +158,17 @@ class Model:
         return "replaced"
 
     def delete_metric(self, code: str) -> None:
-        self.current(code)
+        """Let a metric take no more events; what it has counted can still be asked for."""
+        if code not in self.versions or code in self.deleted:
+            raise Refused("unknown_metric")
         self.deleted.add(code)
 
     def current(self, code: str) -> Metric:
-        if code not in self.versions or code in self.deleted:
-            raise Refused("unknown_metric")
-        return self.versions[code][-1][1]
+        return self.version_at(code, I64_MAX)
 
     def version_at(self, code: str, moment: int) -> Metric:
+        if code not in self.versions:
+            raise Refused("unknown_metric")
         return [metric for since, metric in self.versions[code] if since <= moment][-1]
 
     # Events
@@ -268,7 +270,6 @@ class Model:
         )
 
     def answer(self, question: Question, is_asked: Callable[[str], bool]) -> Answer:
-        self.current(question.metric)
         version = self.version_at(question.metric, question.end - 1)
         if not {*question.filters, *question.group_by} <= set(version.dimensions):
             raise Refused("bad_request")

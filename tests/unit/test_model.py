@@ -51,6 +51,9 @@ class TestIngest:
         model.delete_metric("m")
         assert model.ingest(event("a"), NOW) == ("duplicate", "")
         assert model.ingest(event("b"), NOW) == ("rejected", "unknown_metric")
+        assert total(model).value == 1
+        with pytest.raises(Refused, match="unknown_metric"):
+            model.usage("acme", Question("nobody", *ALL))
 
     def test_a_refused_event_claims_no_identity(self):
         model = model_of(Metric("m", "sum"))
