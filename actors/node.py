@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from numba.core import config as numba_config
 
-from meterd.actors import directory, endings, identity, journal
+from meterd.actors import directory, identity, journal
 from meterd.actors.actor import Actor
 from meterd.actors.ingest import Ingest
 from meterd.actors.metrics import Metrics
@@ -61,8 +61,6 @@ def run(options: Options, load: Callable[[], Options]) -> int:
 
 
 def _prepare(options: Options, notifier: Notifier) -> str:
-    if not __debug__:
-        raise BootFailed(endings.USAGE, "python -O drops the checks that guard the data; refused")
     node = options.node
     with _timed("data directory writable and locked", path=os.path.abspath(node.data_dir)):
         directory.take(node.data_dir)

@@ -88,6 +88,8 @@ def check_config(
 
 def serve(load: Callable[[], Options]) -> int:
     """Run the node."""
+    if not __debug__:
+        raise click.UsageError("python -O drops the checks that guard the data")
     options = load()
     for name in SINGLE_THREADED:
         os.environ.setdefault(name, "1")
