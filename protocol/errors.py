@@ -78,6 +78,7 @@ CODES: Mapping[str, WireCode] = {
     "too_many_metrics": WireCode("never", "use dimensions instead of a metric for each case"),
     "not_found": WireCode("never", "check the name"),
     "range_expired": WireCode("never", "ask for the range that the message names"),
+    "version_mismatch": WireCode("never", "ask for both sides of the moment the message names"),
     # The node cannot now: the same request, with the same event ids, is safe to send again.
     "overloaded": WireCode("later", "send less at once, or add a node"),
     "disk_stop": WireCode("later", "free disk space; meterctl disk status shows how much"),
@@ -250,6 +251,12 @@ class RangeExpired(Rejected):
     """The range can no longer be answered exactly; the message names the nearest that can."""
 
     code = "range_expired"
+
+
+class MetricVersionsDiffer(Rejected):
+    """Events of the range were counted by versions of the metric that do not add up."""
+
+    code = "version_mismatch"
 
 
 class VersionMismatch(Rejected):
