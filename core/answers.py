@@ -1,0 +1,293 @@
+"""Answers questions about usage from partial cells: filters, groups, windows, and the text of values.
+
+The same code answers from the totals in memory and from the log files, so both give the same
+answer.  A range over several versions of a metric is added up when they aggregate alike, whatever
+their decimals; otherwise there is no such number, and the error names the moment to split at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meterd.core.kernels import cells as cell_rows
+from meterd.core.kernels.entries import read_dimensions
+from meterd.core.kernels.gather import SEAT_CELL
+from meterd.core.partial_cells import Members, PartialCells, Seats
+from meterd.core.questions import Question, answering
+from meterd.core.registry import MetricEntry
+from meterd.core.totals import (
+    Buckets,
+    Total,
+    add_up,
+    amount,
+    average,
+    count_members,
+    value_text,
+)
+from meterd.protocol.errors import BadRequest, MetricVersionsDiffer
+
+__all__ = [
+    "AnswerContext",
+    "Members",
+    "PartialCells",
+    "Ranking",
+    "Seats",
+    "answer_accounts",
+    "answer_usage",
+]
+
+# Groups and windows of one answer; beyond them a question is an export, not an answer.
+GROUPS_MAX: Final = 10_000
+POINTS_MAX: Final = 200_000
+
+Key = tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerContext:
+    """What an answer says about the state it was computed from."""
+
+    position: str
+    horizon: int  # events before it may be gone
+
+
+class Reckoning:
+    """Partial cells of one question, made ready to be added up in several ways."""
+
+    def __init__(
+        self, question: Question, entries: Sequence[MetricEntry], partial: PartialCells
+    ) -> None:
+        """`entries`: all versions of the metric.  Raises MetricVersionsDiffer."""
+        self.question = question
+        self.partial = partial
+        self.entry = answering(list(entries), question.end)
+        self.aggregation = self.entry.definition.aggregation
+        self._entries = {entry.number: entry for entry in entries}
+        self._check_versions(list(entries))
+        self.digits = max(entry.definition.decimals for entry in entries)
+        self._scales = {
+            entry.number: 10 ** (self.digits - entry.definition.decimals) for entry in entries
+        }
+        self._values: dict[tuple[int, bytes], dict[str, str | None]] = {}
+        self.chosen = self._filter()
+
+    def group(self, keys: Sequence[str]) -> tuple[Buckets, list[Key]]:
+        """Return the group of each cell (-1: filtered out) and the values that name the groups."""
+        if not keys:
+            return np.where(self.chosen, 0, -1), [()]
+        found: dict[Key, int] = {}
+        groups = np.full(len(self.chosen), -1, np.int64)
+        for cell in np.flatnonzero(self.chosen).tolist():
+            values = self._dimensions(cell)
+            key = tuple(values.get(name) for name in keys)
+            groups[cell] = found.setdefault(key, len(found))
+        if len(found) > GROUPS_MAX:
+            raise BadRequest(f"group_by: more than {GROUPS_MAX} groups; add filters")
+        return groups, list(found)
+
+    def totals(self, groups: Buckets, group_count: int) -> list[Total]:
+        """Return the total of each group over the whole range."""
+        totals = add_up(self.partial, groups, group_count, self._scales)
+        if self.aggregation == "unique":
+            edges = [self.question.start, self.question.end]
+            none = np.zeros(len(groups), np.int64)
+            counts = count_members(self.partial, groups, group_count, edges, none)
+            for total, count in zip(totals, counts[:, 0].tolist(), strict=True):
+                total.unique = count
+        return totals
+
+    def series(self, groups: Buckets, group_count: int) -> list[list[Total]]:
+        """Return the totals of each group in each window."""
+        edges = self.question.edges
+        width = max(0, len(edges) - 1)
+        if group_count * width > POINTS_MAX:
+            raise BadRequest(f"more than {POINTS_MAX} values; choose longer windows")
+        windows = np.searchsorted(np.array(edges, np.int64), self.partial.window, "right") - 1
+        windows = np.clip(windows, 0, max(0, width - 1))
+        buckets = np.where(groups >= 0, groups * width + windows, -1)
+        totals = add_up(self.partial, buckets, group_count * width, self._scales)
+        if self.aggregation == "unique":
+            counts = count_members(self.partial, groups, group_count, list(edges), windows)
+            for total, count in zip(totals, counts.ravel().tolist(), strict=True):
+                total.unique = count
+        return [totals[group * width : (group + 1) * width] for group in range(group_count)]
+
+    def text(self, total: Total) -> str | None:
+        """Return the value of a total as decimal text."""
+        return value_text(total, self.aggregation, self.entry.definition.decimals, self.digits)
+
+    def fraction(self, total: Total) -> list[str] | None:
+        """Return an average exactly, as two decimal texts: they may exceed 64 bits."""
+        if self.aggregation != "avg" or not total.count:
+            return None
+        exact = average(total, self.digits)
+        return [str(exact.numerator), str(exact.denominator)]
+
+    def _dimensions(self, cell: int) -> dict[str, str | None]:
+        number, packed = int(self.partial.metric[cell]), self.partial.dims[cell]
+        known = self._values.get((number, packed))
+        if known is None:
+            declared = sorted(self._entries[number].definition.dimensions, key=_utf8)
+            values = read_dimensions(packed, len(declared))
+            known = dict(zip(declared, values, strict=True))
+            self._values[number, packed] = known
+        return known
+
+    def _filter(self) -> NDArray[np.bool_]:
+        cells = range(len(self.partial.dims))
+        filters = [(key, frozenset(wanted)) for key, wanted in self.question.filters]
+        if not filters:
+            return np.ones(len(cells), np.bool_)
+        chosen = [
+            all(self._dimensions(cell).get(key) in wanted for key, wanted in filters)
+            for cell in cells
+        ]
+        return np.array(chosen, np.bool_)
+
+    def _check_versions(self, entries: list[MetricEntry]) -> None:
+        """Raise MetricVersionsDiffer when cells of another aggregation hold something."""
+        used = set(self.partial.metric[self.partial.cells[:, cell_rows.COUNT] > 0].tolist())
+        if self.partial.seats is not None:
+            used |= set(self.partial.metric[self.partial.seats.rows[:, SEAT_CELL]].tolist())
+        for entry in entries:
+            if entry.number in used and not _adds_up(entry, self.entry):
+                earlier = entry.version < self.entry.version
+                split = entries[entry.version].effective_from if earlier else entry.effective_from
+                raise MetricVersionsDiffer(
+                    f"{entry.code} was counted as {_name(entry)} and as {_name(self.entry)};"
+                    f" split the range at {split}"
+                )
+
+
+def answer_usage(
+    question: Question,
+    entries: Sequence[MetricEntry],
+    partial: PartialCells,
+    context: AnswerContext,
+) -> dict[str, Any]:
+    """Return the result of a usage question.  `entries` are all versions of its metric.
+
+    Raises MetricVersionsDiffer; BadRequest when the answer would be too large.
+    """
+    reckoning = Reckoning(question, entries, partial)
+    groups, _ = reckoning.group(())
+    (total,) = reckoning.totals(groups, 1)
+    series = reckoning.series(groups, 1)[0] if question.edges else []
+    newest = total.latest[0] if total.count else None
+    return {
+        "account": question.account,
+        "metric": question.metric,
+        "aggregation": reckoning.aggregation,
+        "unit": reckoning.entry.definition.unit,
+        "start": question.start,
+        "end": question.end,
+        "value": reckoning.text(total),
+        "fraction": reckoning.fraction(total),
+        "count": total.count,
+        "groups": _groups(reckoning) if question.group_by else [],
+        "series": _points(reckoning, series),
+        "position": context.position,
+        "newest_event": newest,
+        "expired": question.start < context.horizon,
+    }
+
+
+def _groups(reckoning: Reckoning) -> list[dict[str, Any]]:
+    """Return the groups in which there is something, in the order of their values."""
+    question = reckoning.question
+    groups, keys = reckoning.group(question.group_by)
+    totals = reckoning.totals(groups, len(keys))
+    series = reckoning.series(groups, len(keys)) if question.edges else None
+    rows = []
+    for place in sorted(range(len(keys)), key=lambda place: _order(keys[place])):
+        total = totals[place]
+        if not total.count and not total.unique:
+            continue
+        row = {
+            "key": dict(zip(question.group_by, keys[place], strict=True)),
+            "value": reckoning.text(total),
+            "count": total.count,
+        }
+        if series is not None:
+            row["series"] = _points(reckoning, series[place])
+        rows.append(row)
+    return rows
+
+
+def _points(reckoning: Reckoning, series: list[Total]) -> list[dict[str, Any]]:
+    return [
+        {"start": start, "value": reckoning.text(total), "count": total.count}
+        for start, total in zip(reckoning.question.edges, series, strict=False)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The usage of every account, in order: what the pages of an invoice run are cut from."""
+
+    question: Question
+    accounts: list[str]
+    totals: list[Total]
+    text: Callable[[Total], str | None]
+
+    def rows(self, first: int, limit: int) -> list[dict[str, Any]]:
+        """Return the rows of one page."""
+        return [
+            {"account": account, "value": self.text(total), "count": total.count}
+            for account, total in zip(
+                self.accounts[first : first + limit],
+                self.totals[first : first + limit],
+                strict=True,
+            )
+        ]
+
+
+def answer_accounts(
+    question: Question, entries: Sequence[MetricEntry], partial: PartialCells
+) -> Ranking:
+    """Return the usage of every account that has some, sorted as the question says.
+
+    By usage means the greatest first, equal ones by account.  Raises MetricVersionsDiffer.
+    """
+    reckoning = Reckoning(question, entries, partial)
+    groups = np.where(reckoning.chosen, partial.account, -1).astype(np.int64)
+    totals = reckoning.totals(groups, len(partial.accounts))
+    pairs = [
+        (account, total)
+        for account, total in zip(partial.accounts, totals, strict=True)
+        if total.count or total.unique
+    ]
+    pairs.sort(key=lambda pair: pair[0])
+    if question.sort == "usage":
+        pairs.sort(key=lambda pair: amount(pair[1], reckoning.aggregation), reverse=True)
+    return Ranking(
+        question,
+        [account for account, _ in pairs],
+        [total for _, total in pairs],
+        reckoning.text,
+    )
+
+
+def _adds_up(entry: MetricEntry, other: MetricEntry) -> bool:
+    one, two = entry.definition, other.definition
+    return one.aggregation == two.aggregation and one.unique_on == two.unique_on
+
+
+def _name(entry: MetricEntry) -> str:
+    definition = entry.definition
+    on = f" on {definition.unique_on}" if definition.unique_on else ""
+    return definition.aggregation + on
+
+
+def _utf8(key: str) -> bytes:
+    return key.encode()
+
+
+def _order(key: Key) -> tuple[tuple[bool, str], ...]:
+    """Order of groups: by value, events without the dimension first."""
+    return tuple((value is not None, value or "") for value in key)
