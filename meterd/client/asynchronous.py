@@ -102,7 +102,7 @@ class LoopDriver:
             sends = session.take_sends()
             for address, frames in sends:
                 connections.send(address, frames)
-            for address, frames in connections.receive():
+            for address, frames in connections.receive_all():
                 session.on_answer(loop.time(), address, frames)
             wake = session.next_wake()
             if wake is not None and 0 < wake <= loop.time():

@@ -241,17 +241,17 @@ def ingest_result(source: Source, job: Job) -> IngestResult:
     """
     result = IngestResult()
     error = job.error
-    decided = np.zeros(source.count, np.bool_)
+    decided: list[Call] = []
     for call in job.calls:
         try:
             result.add(decode_result(call.body_of_answer()), call.rows)
-            decided[_index(call.rows)] = True
+            decided.append(call)
         except MeterdError as call_error:
             error = error or call_error
-    if error is not None and not decided.any() and _is_final(error):
-        raise error
-    reason = error.code if isinstance(error, MeterdError) else str(error)
-    result.add_unknown(np.flatnonzero(~decided).tolist(), reason if error else "not_sent")
+    if error is not None:
+        if not decided and _is_final(error):
+            raise error
+        result.add_unknown(_rows_beside(decided, source.count), code_of(error))
     result.items.sort()
     if result.unknown == 0:
         return result
@@ -263,8 +263,15 @@ def ingest_result(source: Source, job: Job) -> IngestResult:
     ) from error
 
 
-def _index(rows: Rows) -> Any:
-    return slice(rows.start, rows.stop) if isinstance(rows, range) else np.asarray(rows)
+def _rows_beside(calls: Sequence[Call], count: int) -> list[int]:
+    """Give the rows that none of these calls carried."""
+    carried = set().union(*(call.rows for call in calls))
+    return [row for row in range(count) if row not in carried]
+
+
+def code_of(error: Exception) -> str:
+    """Give the stable code of an error, or the name of one that is not meterd's."""
+    return error.code if isinstance(error, MeterdError) else type(error).__name__
 
 
 def _is_final(error: Exception) -> bool:

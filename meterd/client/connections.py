@@ -67,7 +67,16 @@ class Connections:
         except zmq.Again:
             return  # the queue is full: for the session this is one more silent attempt
 
-    def receive(self) -> Iterator[tuple[str, list[bytes]]]:
+    def receive_one(self, ready: Sequence[tuple[object, int]]) -> list[tuple[str, list[bytes]]]:
+        """Give one message of each socket that a poller has found ready, with its address."""
+        addresses = self._addresses
+        return [
+            (addresses[socket], socket.recv_multipart(zmq.DONTWAIT))
+            for socket, _ in ready
+            if isinstance(socket, zmq.Socket)
+        ]
+
+    def receive_all(self) -> Iterator[tuple[str, list[bytes]]]:
         """Give all messages that have arrived, with the address they came from."""
         for socket, address in list(self._addresses.items()):
             while socket.get(zmq.EVENTS) & zmq.POLLIN:

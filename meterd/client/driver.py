@@ -97,15 +97,15 @@ class Driver:
                 return
             self._take_answers(self._poll(wake))
 
-    def _poll(self, wake: float | None) -> Sequence[object]:
+    def _poll(self, wake: float | None) -> Sequence[tuple[object, int]]:
         """Wait until something arrives, another thread has work, or the session must be told."""
         if wake is None:
             return self._poller.poll()
         return self._poller.poll(max(0, math.ceil((wake - time.monotonic()) * 1000)))
 
-    def _take_answers(self, ready: Sequence[object]) -> None:
+    def _take_answers(self, ready: Sequence[tuple[object, int]]) -> None:
         """Hand over what has arrived, and only then the time: an answer may have lain there."""
-        answers = list(self._connections.receive()) if ready else []
+        answers = self._connections.receive_one(ready) if ready else []
         with self._lock:
             now = time.monotonic()
             for address, frames in answers:

@@ -15,15 +15,18 @@ from decimal import Decimal
 from meterd.client.times import exact_value, to_nanoseconds
 from meterd.protocol.event_columns import OPERATIONS
 
+# The RFC's variant: two bits are fixed, two are random.
+_VARIANT = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
+
 
 def make_id(now_ns: int) -> str:
-    """Make a UUIDv7 (RFC 9562): 48 bits of milliseconds, then 74 random bits."""
-    random_bits = int.from_bytes(os.urandom(10), "big")
-    number = ((now_ns // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80) | random_bits
-    number = number & ~(0xF << 76) | (0x7 << 76)  # version 7
-    number = number & ~(0x3 << 62) | (0x2 << 62)  # the RFC's variant
-    text = f"{number:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    """Make a UUIDv7 (RFC 9562): 48 bits of milliseconds, the version, then 74 random bits."""
+    time_text = f"{now_ns // 1_000_000 & 0xFFFF_FFFF_FFFF:012x}"
+    noise = os.urandom(10).hex()
+    return (
+        f"{time_text[:8]}-{time_text[8:]}-7{noise[:3]}"
+        f"-{_VARIANT[noise[3]]}{noise[4:7]}-{noise[7:19]}"
+    )
 
 
 class Event:
@@ -51,20 +54,21 @@ class Event:
             account = account_text(account)
         if operation not in OPERATIONS:
             raise ValueError(f"operation {operation!r} is none of {', '.join(OPERATIONS)}")
-        for text in (metric, *(() if id is None else (id,))):
-            if type(text) is not str:
-                raise TypeError(f"{text!r} is not text: metric and id are")
         if properties:
             check_properties(properties)
-        if timestamp is None:
-            timestamp = time.time_ns()
-        elif type(timestamp) is not int:
+        if timestamp is None or id is None:
+            now = time.time_ns()
+            timestamp = now if timestamp is None else timestamp
+            id = make_id(now) if id is None else id
+        if type(timestamp) is not int:
             timestamp = to_nanoseconds(timestamp)
+        if type(metric) is not str or type(id) is not str:
+            raise TypeError(f"metric {metric!r} or id {id!r} is not text")
         self.account: str = account
         self.metric = metric
         self.value: int | str = value if type(value) is int else exact_value(value)
         self.timestamp: int = timestamp
-        self.id: str = make_id(time.time_ns()) if id is None else id
+        self.id: str = id
         self.operation = operation
         self.properties: Mapping[str, str] = properties or {}
 

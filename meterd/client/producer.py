@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from meterd.client.batches import code_of
 from meterd.client.events import Event
 from meterd.client.results import IngestResult, IngestUndecided, Item
 from meterd.protocol.errors import MeterdError
@@ -198,7 +199,7 @@ class Producer:
             error, result, undecided = failure, failure.result, list(failure.undecided)
         except Exception as failure:  # the thread must live on; flush raises it
             error, undecided = failure, batch
-            result.add_unknown(range(len(batch)), type(failure).__name__)
+            result.add_unknown(range(len(batch)), code_of(failure))
         try:
             for item in result.items if self._on_item is not None else ():
                 self._on_item(batch[item.index], item)

@@ -17,7 +17,7 @@ DECIMAL_EXPONENT_MAX = 40
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_FRACTION = re.compile(r"(?<=\d)[.,](\d{1,9})(?=$|Z|[+-])")
+_FRACTION = re.compile(r"(?<=\d)[.,](\d+)(?=$|Z|[+-])")
 
 
 def to_nanoseconds(moment: int | datetime | str) -> int:
@@ -45,6 +45,8 @@ def to_nanoseconds(moment: int | datetime | str) -> int:
 def _nanoseconds_of_text(text: str) -> int:
     """Read ISO 8601 text; datetime keeps six digits of a second, so the fraction is read apart."""
     fraction = _FRACTION.search(text)
+    if fraction is not None and len(fraction.group(1)) > 9:
+        raise ValueError(f"{text!r} is finer than a nanosecond")
     whole = text if fraction is None else text[: fraction.start()] + text[fraction.end() :]
     moment = datetime.fromisoformat(whole)
     if moment.tzinfo is None:
