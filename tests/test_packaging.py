@@ -77,7 +77,8 @@ def test_a_program_finds_the_interpreter_of_the_checkout(program: str, tmp_path:
         pytest.skip("no .venv in this checkout")
     link = tmp_path / program
     link.symlink_to(ROOT / "bin" / program)
-    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    hidden = ("VIRTUAL_ENV", "PYTHONPATH")
+    environment = {k: v for k, v in os.environ.items() if k not in hidden}
     done = subprocess.run(
         [str(link), "--version"], env=environment, capture_output=True, timeout=60
     )
