@@ -89,8 +89,8 @@ def decode_request_header(frame: bytes) -> RequestHeader:
     if version != PROTOCOL_VERSION or type(version) is not int:
         raise _unsupported(version, request_id)
     kind = get("kind")
-    if type(kind) is not str:
-        raise RemoteProtocolError("malformed", "header: kind is missing or no text", request_id)
+    if type(kind) is not str or len(kind) > limits.KIND_SIZE_MAX:
+        raise RemoteProtocolError("malformed", "header: kind is missing or no kind", request_id)
     deadline = get("deadline", limits.DEADLINE_MS_DEFAULT)
     if type(deadline) is not int or not 0 <= deadline <= limits.DEADLINE_MS_MAX:
         raise RemoteProtocolError(
@@ -182,7 +182,7 @@ def _fields(frame: bytes) -> dict[str, Any]:
             frame,
             raw=False,
             strict_map_key=True,
-            max_str_len=limits.KIND_SIZE_MAX,
+            max_str_len=limits.HEADER_SIZE_MAX,
             max_bin_len=limits.HEADER_SIZE_MAX,
             max_array_len=limits.HEADER_SIZE_MAX,
             max_map_len=limits.HEADER_SIZE_MAX,

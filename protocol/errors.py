@@ -78,7 +78,9 @@ CODES: Mapping[str, WireCode] = {
     "too_many_metrics": WireCode("never", "use dimensions instead of a metric for each case"),
     "not_found": WireCode("never", "check the name"),
     "range_expired": WireCode("never", "ask for the range that the message names"),
-    "version_mismatch": WireCode("never", "ask for both sides of the moment the message names"),
+    "metric_versions_differ": WireCode(
+        "never", "ask for both sides of the moment the message names"
+    ),
     # The node cannot now: the same request, with the same event ids, is safe to send again.
     "overloaded": WireCode("later", "send less at once, or add a node"),
     "disk_stop": WireCode("later", "free disk space; meterctl disk status shows how much"),
@@ -256,7 +258,7 @@ class RangeExpired(Rejected):
 class MetricVersionsDiffer(Rejected):
     """Events of the range were counted by versions of the metric that do not add up."""
 
-    code = "version_mismatch"
+    code = "metric_versions_differ"
 
 
 class VersionMismatch(Rejected):

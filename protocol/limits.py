@@ -32,6 +32,7 @@ ITEMS_UNCOUNTED_SIZE_MAX = 128 * 1024
 LIST_SIZE_MAX = EVENTS_MAX
 # The widest map is one of properties; far more than 32, so that too many cost their event only.
 MAP_SIZE_MAX = 4_096
+# Longer than any kind; an unknown one is repeated in the answer.
 KIND_SIZE_MAX = 32
 REQUEST_ID_MAX = 2**64 - 1
 # A deadline is how long the client still waits; nobody waits longer than an hour for an answer.
