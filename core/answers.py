@@ -1,4 +1,4 @@
-"""Answers questions about usage from partial cells: filters, groups, windows, and the text of values.
+"""Answers questions about usage from partial cells: filters, groups, windows, text of values.
 
 The same code answers from the totals in memory and from the log files, so both give the same
 answer.  A range over several versions of a metric is added up when they aggregate alike, whatever
@@ -208,7 +208,7 @@ def _groups(reckoning: Reckoning) -> list[dict[str, Any]]:
         total = totals[place]
         if not total.count and not total.unique:
             continue
-        row = {
+        row: dict[str, Any] = {
             "key": dict(zip(question.group_by, keys[place], strict=True)),
             "value": reckoning.text(total),
             "count": total.count,

@@ -338,3 +338,12 @@ def count_rows(data: Array, matches: Array, wanted: Any, key: Array, found: Any)
         elif known:
             _add_member(cell, m0, m1, key, found)
     return len(matches)
+
+
+@njit(cache=True)
+def copy_entries(old: Any, new: Any) -> None:
+    """Enter everything an index holds into a larger one."""
+    slots = old.slots
+    for slot in range(len(slots)):
+        if slots[slot, 0] != 0 or slots[slot, 1] != 0:
+            insert(new, slots[slot, 0], slots[slot, 1], slots[slot, 2])
