@@ -139,6 +139,13 @@ class Stage:
         faults = int(state[kernels.FAULTS])
         return [(row, reason) for _, row, reason in self._faults[:faults].tolist()]
 
+    def refused_rows(self, request: int) -> list[tuple[int, int]]:
+        """Return the refused rows of a request staged last, as (row, reason)."""
+        rows = self._refused[: int(self._state[kernels.REFUSED])]
+        mine = rows[rows[:, kernels.REQUEST] == request]
+        reasons = (mine[:, kernels.FLAGS] >> 16) & 0xFF
+        return list(zip(mine[:, kernels.ROW].tolist(), reasons.tolist(), strict=True))
+
     def pack(self) -> Packed:
         """Take everything staged as one proposal."""
         n = int(self._state[kernels.STAGED])

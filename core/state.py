@@ -30,7 +30,7 @@ from meterd.protocol.metric import MetricDefinition
 
 # The largest record: a full one and one request more (core/staging.py).
 ROWS_MAX = 1 << 20
-HOUR_NS = table_kernels.HOUR_NS
+DAY_NS = table_kernels.DAY_NS
 BEGINNING = -(2**63)
 # Buckets of identities that one turn frees of expired ones: well under a millisecond.
 PURGE_BUCKETS = 256
@@ -50,12 +50,12 @@ class StateMachine:
 
     def __init__(self, identity_key: tuple[int, int], capacity: Capacity) -> None:
         self._key_pair = identity_key
-        self._key = np.array(identity_key, np.uint64)
+        self.key = np.array(identity_key, np.uint64)
         self.tables: Tables = make_tables(capacity)
         self._capacity = capacity
         self.registry = Registry()
         self.horizon = BEGINNING
-        self.future_ns = 24 * HOUR_NS
+        self.future_ns = DAY_NS
         self.leader_time = 0
         self.stored = 0  # events counted, ever
         self.newest_event = BEGINNING
@@ -79,7 +79,7 @@ class StateMachine:
             np.frombuffer(record.slices, np.uint64).reshape(-1, 5),
             self.tables,
             self._book.table,
-            self._key,
+            self.key,
             (self.horizon, record.leader_time + self.future_ns),
             (self._hashes[:n], outcome),
         )
@@ -112,8 +112,9 @@ class StateMachine:
             self.registry.delete(command["code"])
             return {"code": command["code"]}
         if op == "expire":
-            if command["horizon"] > self.horizon:
-                self.horizon = command["horizon"]
+            # Identities know the day of their event, so the horizon is the beginning of one.
+            if command["horizon"] // DAY_NS * DAY_NS > self.horizon:
+                self.horizon = command["horizon"] // DAY_NS * DAY_NS
                 self._purged_to = 0
             self.future_ns = command["future_ns"]
             return {"horizon": self.horizon}
@@ -124,7 +125,7 @@ class StateMachine:
         outcome = np.empty(len(refusals.rows), np.uint8)
         hashes = np.array([code_hash(self._key_pair, c) for c in refusals.codes], np.uint64)
         kernels.judge(
-            refusals.rows, refusals.heap, hashes, self.tables, self._key, self.horizon, outcome
+            refusals.rows, refusals.heap, hashes, self.tables, self.key, self.horizon, outcome
         )
         return outcome
 
@@ -163,6 +164,7 @@ class StateMachine:
             int(counters[table_kernels.DIMS_USED]) / len(self.tables.dims),
             int(counters[table_kernels.CELLS]) / capacity.cells,
             int(counters[table_kernels.MEMBERS]) / capacity.members,
+            int(counters[table_kernels.JOURNAL]) / capacity.journal,
         )
 
     def unsaved(self) -> int:
@@ -180,6 +182,23 @@ class StateMachine:
             "identities": int(self.tables.identities.head[ENTRIES]),
             "events": self.stored,
         }
+
+    # Reading
+
+    def keeps(self, metric_number: int, period_start: int) -> bool:
+        """Does memory hold every cell of a metric version in the period that begins here?"""
+        edges = self._book.bounds.get(metric_number)
+        if edges is None:
+            return False
+        place = int(np.searchsorted(edges, period_start))
+        return place < len(edges) - 1 and int(edges[place]) == period_start
+
+    def account_text(self, number: int) -> str:
+        """Return the text of an account."""
+        row = self.tables.accounts[number]
+        start = int(row[table_kernels.TEXT_START])
+        text = self.tables.text[start : start + int(row[table_kernels.TEXT_SIZE])]
+        return text.tobytes().decode()
 
     # Saving
 
@@ -207,7 +226,7 @@ class StateMachine:
         tables.counters[:] = arrays["counters"]
         for name, array, used in self._rows():
             array[: int(tables.counters[used])] = arrays[name]
-        table_kernels.rebuild_indexes(tables, self._key)
+        table_kernels.rebuild_indexes(tables, self.key)
         self.registry = Registry.from_bytes(state["registry"])
         self.horizon, self.future_ns = state["horizon"], state["future_ns"]
         self.leader_time, self.stored = state["leader_time"], state["stored"]

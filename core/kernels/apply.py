@@ -36,9 +36,10 @@ from meterd.core.kernels.index import (
     place,
 )
 from meterd.core.kernels.tables import (
+    DAY_MASK,
+    DAY_MAX,
+    DAY_NS,
     DIMS_USED,
-    HOUR_MASK,
-    HOUR_NS,
     JOURNAL,
     SEATS,
     add_account,
@@ -84,15 +85,21 @@ class MetricTable(NamedTuple):
 
 
 @njit(cache=True, forceinline=True)
-def _expired(payload: Any, horizon_hour: int) -> Any:
-    """Is an identity's event older than the horizon?  Hours wrap after 7.5 years."""
-    return np.int16(np.uint16(payload & HOUR_MASK) - np.uint16(horizon_hour & 0xFFFF)) < 0
+def _expired(payload: Any, horizon_day: int) -> Any:
+    """Is an identity's event older than the horizon, which is the beginning of a day?"""
+    return np.int64(payload & DAY_MASK) < horizon_day
+
+
+@njit(cache=True, forceinline=True)
+def _day(timestamp: int) -> Any:
+    """Return the day of a moment, within what 16 bits hold (1970 to 2149)."""
+    return min(max(timestamp // DAY_NS, 0), DAY_MAX)
 
 
 @njit(cache=True, forceinline=True)
 def _known(identities: Any, slot: int, digest: Any) -> Any:
     """Return the status of a row whose identity is known."""
-    same = identities.slots[slot, 2] & ~HOUR_MASK == digest
+    same = identities.slots[slot, 2] & ~DAY_MASK == digest
     return DUPLICATE if same else CONFLICT
 
 
@@ -171,19 +178,19 @@ def _count_member(tables: Any, metrics: Any, key: Any, row: Any, cell: int) -> N
 
 
 @njit(cache=True)
-def _decide(columns: Any, slices: Array, tables: Any, horizon: int, latest: int, out: Any) -> int:
+def _decide(columns: Any, tables: Any, horizon: int, latest: int, out: Any) -> int:
     """Give every row its outcome and enter the identities of those stored; return their count."""
     hashes, outcome = out
     identities, journal, counters = tables.identities, tables.journal, tables.counters
     timestamp = columns.timestamp
-    horizon_hour = horizon // HOUR_NS
+    horizon_day = horizon // DAY_NS
     n = counters[JOURNAL]
     first = n
     for i in range(len(timestamp)):
         i0, i1, digest = hashes[i, 2], hashes[i, 3], hashes[i, 4]
         slot = find(identities, i0, i1)
         at = timestamp[i]
-        if slot != MISSING and not _expired(identities.slots[slot, 2], horizon_hour):
+        if slot != MISSING and not _expired(identities.slots[slot, 2], horizon_day):
             outcome[i] = _known(identities, slot, digest)
         elif at < horizon:
             outcome[i] = TOO_OLD
@@ -191,7 +198,7 @@ def _decide(columns: Any, slices: Array, tables: Any, horizon: int, latest: int,
             outcome[i] = TOO_FAR_AHEAD
         else:
             outcome[i] = STORED
-            payload = digest | (_U64(at // HOUR_NS) & HOUR_MASK)
+            payload = digest | _U64(_day(at))
             if slot == MISSING:
                 insert(identities, i0, i1, payload)
             else:
@@ -316,7 +323,7 @@ def judge(
             key[0], key[1], a0, a1, heap, account_end, id_end, np.int64(heap[start + 1])
         )
         slot = find(identities, i0, i1)
-        if slot == MISSING or _expired(identities.slots[slot, 2], horizon // HOUR_NS):
+        if slot == MISSING or _expired(identities.slots[slot, 2], horizon // DAY_NS):
             outcome[i] = REJECTED | ((flags >> 16) & 0xFF) << 4
         elif (flags >> 40) & 1:
             outcome[i] = CONFLICT
@@ -343,14 +350,14 @@ def purge(index: Any, first: int, last: int, horizon: int) -> int:
     Returns how many there were.  Bucket by bucket, so that it can be done in small turns.
     """
     slots = index.slots
-    horizon_hour = horizon // HOUR_NS
+    horizon_day = horizon // DAY_NS
     freed = 0
     for bucket in range(first, last):
         base = bucket * BUCKET_SLOTS
         expired = 0
         for i in range(base, base + BUCKET_SLOTS):
             used = slots[i, 0] != 0 or slots[i, 1] != 0
-            if used and _expired(slots[i, 2], horizon_hour):
+            if used and _expired(slots[i, 2], horizon_day):
                 expired += 1
         if expired == 0:
             continue
@@ -358,7 +365,7 @@ def purge(index: Any, first: int, last: int, horizon: int) -> int:
         slots[base : base + BUCKET_SLOTS] = 0
         for i in range(BUCKET_SLOTS):
             used = held[i, 0] != 0 or held[i, 1] != 0
-            if used and not _expired(held[i, 2], horizon_hour):
+            if used and not _expired(held[i, 2], horizon_day):
                 place(slots, base, held[i, 0], held[i, 1], held[i, 2])
         index.counts[bucket] -= expired
         index.head[ENTRIES] -= expired
@@ -369,9 +376,9 @@ def purge(index: Any, first: int, last: int, horizon: int) -> int:
 @njit(cache=True)
 def load_identities(index: Any, entries: Array, horizon: int) -> None:
     """Enter saved identities (u64[n, 3]) that have not expired; a later one replaces an earlier."""
-    horizon_hour = horizon // HOUR_NS
+    horizon_day = horizon // DAY_NS
     for i in range(len(entries)):
-        if _expired(entries[i, 2], horizon_hour):
+        if _expired(entries[i, 2], horizon_day):
             continue
         slot = find(index, entries[i, 0], entries[i, 1])
         if slot == MISSING:

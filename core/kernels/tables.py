@@ -37,9 +37,10 @@ NO_MEMBER = np.uint64(2**64 - 1)
 # Columns of the counters (int64[8]).
 ACCOUNTS, TEXT_USED, SERIES_COUNT, DIMS_USED, CELLS, MEMBERS, JOURNAL = range(7)
 
-# Expiry hours of identities are kept in 16 bits; the rest of the payload is the content's digest.
-HOUR_NS = 3_600_000_000_000
-HOUR_MASK = np.uint64(0xFFFF)
+# An identity's payload: the day of its event since 1970 in 16 bits, else the content's digest.
+DAY_NS = 86_400_000_000_000
+DAY_MASK = np.uint64(0xFFFF)
+DAY_MAX = 0xFFFF
 
 
 class Capacity(NamedTuple):

@@ -1,0 +1,155 @@
+"""Answers questions for the usage actor: from memory at once, or by asking the query actor.
+
+A question about one whole period of a metric that memory keeps is answered here when few cells are
+concerned; many cells are handed to the query actor to be sorted and grouped.  Any other range is
+handed over with how far the log is applied and which of its rows were not stored, so that the
+answer is exactly what had been acknowledged when the question came.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from meterd.actors.zone_files import transitions
+from meterd.core.answers import AnswerContext, answer_usage
+from meterd.core.memory_cells import collect
+from meterd.core.partial_cells import PartialCells
+from meterd.core.questions import Question, resolve_question
+from meterd.protocol import body as bodies
+from meterd.protocol.envelope import RequestHeader, decode_request_header
+from meterd.protocol.errors import MeterdError, Starting, UnknownMetric
+from meterd.protocol.messages import check_request
+
+if TYPE_CHECKING:
+    from meterd.actors.usage import Usage
+
+# More cells than this are grouped and sorted by the query actor, to keep a turn short.
+CELLS_HERE_MAX = 500
+STARTING_RETRY_MS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question with where its answer goes."""
+
+    rid: bytes
+    header: RequestHeader
+    raw_header: bytes
+    body: bytes
+
+
+class Asking:
+    """Serves the kinds of request that the usage actor answers."""
+
+    def __init__(self, usage: Usage) -> None:
+        self._usage = usage
+        self._registry_sent = -1
+
+    def forget_registry(self) -> None:
+        """The query actor has started anew: send it the registry with the next question."""
+        self._registry_sent = -1
+
+    def on_request(self, rid: bytes, raw_header: bytes, body: bytes) -> None:
+        """Answer a question, or see that it is answered."""
+        header = decode_request_header(raw_header)  # the router has checked it
+        began = time.perf_counter()
+        try:
+            if not self._usage.serving:
+                raise Starting(retry_after_ms=STARTING_RETRY_MS)
+            fields = check_request(header.kind, body, header.lz4_size)
+            result = self._result(Asked(rid, header, raw_header, body), fields)
+        except MeterdError as error:
+            self._usage.answers.error(rid, header.id, header.kind, error)
+            self._usage.telemetry.add(
+                f'queries_total{{kind="{header.kind}",result="{error.code}"}}'
+            )
+            return
+        if result is not None:
+            self._usage.answers.ok(rid, header.id, header.kind, bodies.pack(result))
+            self._usage.telemetry.observe(
+                f'query_duration_seconds{{kind="{header.kind}"}}', time.perf_counter() - began
+            )
+            self._usage.telemetry.add(f'queries_total{{kind="{header.kind}",result="ok"}}')
+
+    def _result(self, asked: Asked, fields: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the result, or None when the query actor has been asked."""
+        kind, registry = asked.header.kind, self._usage.state.registry
+        if kind == "metric_list":
+            codes = dict.fromkeys(entry.code for entry in registry.entries)
+            newest = [registry.versions(code)[-1] for code in codes]
+            return {"metrics": [e.definition.to_map() for e in newest if not e.deleted]}
+        if kind == "metric_show":
+            versions = registry.versions(fields["code"])
+            if not versions or versions[-1].deleted:
+                raise UnknownMetric(f"no metric {fields['code']} is registered")
+            maps = [entry.definition.to_map() for entry in versions]
+            return {"metric": maps[-1], "versions": maps}
+        if kind == "status":
+            return self._status()
+        question = resolve_question(kind, fields, registry, time.time_ns(), transitions)
+        return self._answer(asked, question)
+
+    def _answer(self, asked: Asked, question: Question) -> dict[str, Any] | None:
+        state = self._usage.state
+        partial = collect(state, question) if question.from_totals else None
+        if partial is not None and question.kind == "usage" and len(partial.dims) <= CELLS_HERE_MAX:
+            entries = state.registry.versions(question.metric)
+            return answer_usage(question, entries, partial, self._context())
+        self._ask(asked, question, partial)
+        return None
+
+    def _context(self) -> AnswerContext:
+        """Return what every answer says about itself: how far it knows."""
+        return AnswerContext(str(self._usage.groups.sequence), self._usage.state.horizon)
+
+    def _ask(self, asked: Asked, question: Question, partial: PartialCells | None) -> None:
+        """Have the query actor answer."""
+        usage = self._usage
+        registry = usage.state.registry
+        context: dict[str, Any] = {
+            "question": question.to_map(),
+            "registry_version": registry.version,
+            "end": [usage.position.file_number, usage.position.offset],
+            "position": str(usage.groups.sequence),
+            "horizon": usage.state.horizon,
+        }
+        if registry.version != self._registry_sent:
+            context["registry"] = registry.to_bytes()
+            self._registry_sent = registry.version
+        frames: list[Any] = []
+        if partial is None:
+            files = usage.refused.files()
+            context["refused"] = {number: list(usage.refused.packed(number)) for number in files}
+        else:
+            frames = partial.to_frames()
+        usage.send(
+            "query",
+            [b"ask", asked.rid, asked.raw_header, asked.body, msgpack.packb(context), *frames],
+        )
+
+    def _status(self) -> dict[str, Any]:
+        usage = self._usage
+        place = usage.position
+        return {
+            "node": {
+                "node_id": usage.who.node_id,
+                "cluster_id": usage.who.cluster_id_hex,
+                "incarnation": usage.who.incarnation,
+                "state": "active",
+            },
+            "log": {
+                "file_number": place.file_number,
+                "offset": place.offset,
+                "records": usage.groups.sequence,
+                "leader_time": usage.groups.leader_time,
+            },
+            "totals": usage.state.counts(),
+            "registry_version": usage.state.registry.version,
+            "horizon": usage.state.horizon,
+            "newest_event": usage.state.newest_event if usage.state.stored else None,
+            "checkpoint": usage.checkpoint_facts(),
+        }

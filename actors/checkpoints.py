@@ -1,0 +1,187 @@
+"""Keeps the checkpoints of a data directory: saves, loads, and clears away what none refers to.
+
+A checkpoint is `checkpoint.bin` (tables, registry, position in the log) and the id runs it names
+(`ids-<n>.run`: the identities entered since the one before, merged eight at a time so that their
+number stays small).  `checkpoint.prev.bin` is the one before, with everything it names; a damaged
+newest falls back to it.
+
+Order of a save: the new run is durable, then the old checkpoint takes the name of the previous, then
+the new one its place.  A crash anywhere leaves one of them whole, and every run it names.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meterd.actors import disk
+from meterd.core.kernels.tables import DAY_MASK, DAY_NS
+from meterd.core.state import Saved
+from meterd.protocol import checkpoint_format
+from meterd.protocol.errors import Corrupt
+from meterd.protocol.log_format import Damaged
+
+CURRENT, PREVIOUS = "checkpoint.bin", "checkpoint.prev.bin"
+RUN_PATTERN = "ids-*.run"
+# So many runs of one level become one of the next.
+RUNS_PER_LEVEL = 8
+
+logger = logging.getLogger(__name__)
+
+State = dict[str, Any]
+Arrays = dict[str, NDArray[Any]]
+
+
+class Run(NamedTuple):
+    """One file of identities, as a checkpoint names it."""
+
+    name: str
+    level: int
+    count: int
+
+
+class Checkpoints:
+    """The checkpoints of one directory.  One save at a time, in a thread of its own."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = Path(directory)
+        self._runs: list[Run] = []
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self.saved: State | None = None  # the state of the newest durable one
+        self.previous: State | None = None
+
+    def load(self) -> tuple[State, Arrays] | None:
+        """Return the newest checkpoint that is whole; None when there is none.
+
+        Raises Corrupt when there are some and none is whole.
+        """
+        damage: Corrupt | None = None
+        for name in (CURRENT, PREVIOUS):
+            path = self._directory / name
+            if not path.exists():
+                continue
+            try:
+                state, arrays = checkpoint_format.decode(_mapped(path))
+                for run in map(Run._make, state["runs"]):
+                    if not (self._directory / run.name).exists():
+                        raise Damaged(0, f"it names {run.name}, which is missing")
+            except Damaged as error:
+                damage = Corrupt(str(path), error.offset, error.reason)
+                logger.warning("%s; falling back", damage)
+                continue
+            self._runs = [Run(*run) for run in state["runs"]]
+            self.saved = self.previous = state
+            return state, arrays
+        if damage is not None:
+            raise damage
+        return None
+
+    def identities(self) -> Iterator[NDArray[np.uint64]]:
+        """Yield the identities of the checkpoint that was loaded, oldest run first.
+
+        Raises Corrupt.
+        """
+        for run in self._runs:
+            yield self._read_run(run.name)
+
+    @property
+    def busy(self) -> bool:
+        """Is a save under way?  Raises what ended the last one."""
+        if self._failure is not None:
+            raise self._failure
+        return self._thread is not None and self._thread.is_alive()
+
+    def save(self, saved: Saved, position: State) -> None:
+        """Begin to save a copy of the state; `busy` until it is durable."""
+        self._thread = threading.Thread(
+            target=self._save_guarded, args=(saved, position), name="checkpoint"
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until no save is under way."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _save_guarded(self, saved: Saved, position: State) -> None:
+        try:
+            self._save(saved, position)
+        except BaseException as error:  # handed to the actor's loop, which ends the process
+            self._failure = error
+
+    def _save(self, saved: Saved, position: State) -> None:
+        number = 1 + max((_number(run.name) for run in self._runs), default=0)
+        if len(saved.identities):
+            run = self._write_run(number, 0, saved.identities)
+            self._runs = self._merged([*self._runs, run], saved.state["horizon"])
+        state = saved.state | position | {"runs": [list(run) for run in self._runs]}
+        current = self._directory / CURRENT
+        if current.exists():
+            # The old one keeps its place until the new one is whole, so a copy is linked, not moved.
+            spare = self._directory / (PREVIOUS + ".new")
+            spare.unlink(missing_ok=True)
+            os.link(current, spare)
+            os.replace(spare, self._directory / PREVIOUS)
+            disk.sync_directory(self._directory)
+        disk.atomic_write(current, checkpoint_format.encode(state, saved.arrays))
+        self.previous, self.saved = self.saved, state
+        self._clear()
+
+    def _merged(self, runs: list[Run], horizon: int) -> list[Run]:
+        """Merge the last runs while eight of one level stand together."""
+        while len(runs) >= RUNS_PER_LEVEL:
+            tail = runs[-RUNS_PER_LEVEL:]
+            if any(run.level != tail[0].level for run in tail):
+                break
+            entries = np.concatenate([self._read_run(run.name) for run in tail])
+            days = (entries[:, 2] & DAY_MASK).astype(np.int64)
+            number = 1 + max(_number(run.name) for run in runs)
+            merged = self._write_run(number, tail[0].level + 1, entries[days >= horizon // DAY_NS])
+            runs = [*runs[:-RUNS_PER_LEVEL], merged]
+        return runs
+
+    def _write_run(self, number: int, level: int, entries: NDArray[np.uint64]) -> Run:
+        name = f"ids-{number:012d}.run"
+        buffers = checkpoint_format.encode({"kind": "identities"}, {"identities": entries})
+        disk.atomic_write(self._directory / name, buffers)
+        return Run(name, level, len(entries))
+
+    def _read_run(self, name: str) -> NDArray[np.uint64]:
+        path = self._directory / name
+        try:
+            entries: NDArray[np.uint64] = checkpoint_format.decode(_mapped(path))[1]["identities"]
+        except Damaged as error:
+            raise Corrupt(str(path), error.offset, error.reason) from error
+        return entries
+
+    def _clear(self) -> None:
+        """Remove runs that neither checkpoint names."""
+        named = {run.name for run in self._runs}
+        for state in (self.saved, self.previous):
+            named |= {name for name, *_ in (state or {}).get("runs", ())}
+        for path in self._directory.glob(RUN_PATTERN):
+            if path.name not in named:
+                path.unlink()
+
+
+def _number(run_name: str) -> int:
+    return int(run_name.removeprefix("ids-").removesuffix(".run"))
+
+
+def _mapped(path: Path) -> memoryview:
+    """Return a file's bytes; the mapping lives as long as they are used."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -1,0 +1,184 @@
+"""The ingest actor: decodes requests, stages their rows, proposes one record for many requests.
+
+It keeps nothing between turns but the registry: whoever dies here loses no promise, only
+requests that their clients send again.  What it needs to know of a request travels with the proposal
+(its *origin*) and comes back to the client from usage.
+"""
+
+from __future__ import annotations
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from meterd.actors import identity
+from meterd.actors.actor import Actor
+from meterd.actors.answering import Answers, answer_frames
+from meterd.actors.zone_files import transitions
+from meterd.core.registry import Registry
+from meterd.core.replica import single_slice
+from meterd.core.staging import Packed, Stage
+from meterd.protocol import log_format
+from meterd.protocol.columns import decode_events
+from meterd.protocol.envelope import RequestHeader, decode_request_header
+from meterd.protocol.errors import REASONS, MeterdError, RemoteProtocolError
+from meterd.protocol.messages import check_request
+from meterd.protocol.result import IngestResult, encode_result
+
+# Requests of one record at the most; their numbers travel with it.
+REQUESTS_PER_RECORD_MAX = 4_096
+
+
+class Ingest(Actor):
+    name = "ingest"
+
+    def open(self) -> None:
+        key = identity.read(self.options.node.data_dir).identity_key
+        words = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
+        self._stage = Stage(self.options.ingest.record_events_max, words)
+        self._answers = Answers(self)
+        self._requests: list[tuple[bytes, int, int, list[tuple[int, int]]]] = []
+        self._accepted: list[bytes] = []  # answers to `async` requests, (rid, header, body) repeated
+        self._serving = False
+
+    def handle(self, frames: list[bytes]) -> None:
+        kind = frames[0]
+        if kind == b"requests":
+            for at in range(1, len(frames), 3):
+                self._on_request(frames[at], frames[at + 1], frames[at + 2])
+        elif kind == b"registry":
+            self._on_registry(frames)
+
+    def flush(self) -> None:
+        self._propose()
+        self._answers.send()
+
+    def _on_registry(self, frames: list[bytes]) -> None:
+        """Take over the registry, then pass on the answers that promise it."""
+        self._propose()  # what is staged was numbered by the old one
+        self._stage.use(Registry.from_bytes(frames[1]))
+        self._answers.add(frames[2:])
+        if not self._serving:
+            self._serving = True
+            self.send("router", [b"hello", self.name.encode()])
+            self.ready()
+
+    def _on_request(self, rid: bytes, raw_header: bytes, body: bytes) -> None:
+        header = decode_request_header(raw_header)  # the router has checked it
+        try:
+            if header.kind == "ingest":
+                self._on_events(rid, header, body)
+            else:
+                self._on_metric(rid, header, body)
+        except MeterdError as error:
+            self._answers.error(rid, header.id, header.kind, error)
+
+    def _on_events(self, rid: bytes, header: RequestHeader, body: bytes) -> None:
+        columns = decode_events(body, header.lz4_size)
+        if self._stage.full or len(self._requests) >= REQUESTS_PER_RECORD_MAX:
+            self._propose()
+        number = len(self._requests)
+        faults = self._stage.add(columns, number)
+        if faults is None:  # it may fit into an empty stage
+            self._propose()
+            number = 0
+            faults = self._stage.add(columns, number)
+        if faults is None:
+            raise RemoteProtocolError("too_large", "the events, written out, exceed a record")
+        self.telemetry.add("ingest_requests_total")
+        if len(faults) == columns.count:  # no event has an identity: nothing of it goes further
+            answer = _accepted(header, columns.count, faults)
+            self._answers.add([rid, *answer])
+        elif columns.durability == "async":
+            refused = faults + self._stage.refused_rows(number)
+            self._accepted += [rid, *_accepted(header, columns.count, refused)]
+            self._requests.append((b"", header.id, columns.count, faults))
+        else:
+            self._requests.append((rid, header.id, columns.count, faults))
+
+    def _on_metric(self, rid: bytes, header: RequestHeader, body: bytes) -> None:
+        fields = check_request(header.kind, body, header.lz4_size)
+        if header.kind == "metric_put":
+            definition = fields["definition"]
+            command = {
+                "op": "metric_put",
+                "definition": definition.to_map(),
+                "transitions": transitions(definition.period.timezone),
+                "replace": fields["replace"],
+            }
+        else:
+            command = {"op": "metric_delete", "code": fields["code"]}
+        self._propose()  # commands are ordered after what came before them
+        packed = msgpack.packb(command)
+        payload = packed.ljust(log_format.padded(len(packed)), b"\0")
+        meta = {
+            "kind": log_format.META,
+            "row_count": 0,
+            "heap_size": len(packed),
+            "registry_version": self._stage.registry_version,
+        }
+        origin = {"requests": [(rid, header.id, header.kind)]}
+        self._send(meta, single_slice(log_format.META_GROUP, payload), payload, origin, [])
+
+    def _propose(self) -> None:
+        """Pack what is staged into one proposal."""
+        if self._stage.empty:
+            return
+        packed = self._stage.pack()
+        meta = {
+            "kind": log_format.EVENTS,
+            "row_count": packed.row_count,
+            "heap_size": packed.heap_size,
+            "registry_version": self._stage.registry_version,
+        }
+        rows = _rows(packed)
+        if packed.row_count:
+            origin = {"requests": self._requests}
+            self._send(meta, packed.slices.tobytes(), packed.payload, origin, rows)
+        else:  # nothing to log: only to be judged
+            self._answers.add(self._accepted)
+            self.send("usage", [b"judge", msgpack.packb({"requests": self._requests}), *rows])
+        self._requests, self._accepted = [], []
+
+    def _send(
+        self,
+        meta: dict[str, int],
+        slices: bytes | bytearray,
+        payload: bytes | NDArray[np.uint8],
+        origin: dict[str, object],
+        rows: list[bytes],
+    ) -> None:
+        accepted = msgpack.packb(self._accepted) if self._accepted else b""
+        self.send(
+            "replication",
+            [
+                b"propose",
+                msgpack.packb(meta),
+                slices,
+                payload,
+                accepted,
+                msgpack.packb(origin),
+                *rows,
+            ],
+        )
+
+
+def _accepted(header: RequestHeader, count: int, refused: list[tuple[int, int]]) -> list[bytes]:
+    """Return the answer to a request that does not wait for its events to be stored."""
+    items = [(row, "rejected", REASONS[reason]) for row, reason in sorted(refused)]
+    taken = count - len(refused)
+    result = IngestResult(count, rejected=len(refused), accepted=taken, items=items)
+    return answer_frames(header.id, header.kind, encode_result(result))
+
+
+def _rows(packed: Packed) -> list[bytes]:
+    """Return the frames that lead outcomes back to requests, and the refused rows."""
+    frames = [packed.request_of_row.tobytes(), packed.row_of_row.tobytes()]
+    refusals = packed.refusals
+    if refusals is not None:
+        frames += [
+            refusals.rows.tobytes(),
+            refusals.heap.tobytes(),
+            msgpack.packb(refusals.codes),
+        ]
+    return frames

@@ -1,0 +1,144 @@
+"""Leads the outcomes of a record's rows back to the requests they came from.
+
+Almost always every row is stored, and a request's answer is a handful of counts; only other rows
+are looked at one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from meterd.core.kernels import stage
+from meterd.core.staging import Refusals
+from meterd.protocol import log_format
+from meterd.protocol.errors import REASONS, REJECTED, STATUSES
+from meterd.protocol.limits import UUID_SIZE
+from meterd.protocol.log_format import Record
+from meterd.protocol.result import IngestResult, Item
+
+# Refused events of one record that are kept; more say nothing new.
+REFUSED_PER_RECORD_MAX = 100
+STATUS_MASK = 0xF
+REASON_SHIFT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the rows of a proposal came from."""
+
+    requests: list[Any]  # (rid, request id, events, [(row, reason) without an identity])
+    request_of_row: NDArray[np.uint32]
+    row_of_row: NDArray[np.uint32]
+    refusals: Refusals | None
+
+
+def parse_origin(frames: list[bytes]) -> Origin:
+    """Read what ingest sent along (docs/ARCHITECTURE.md)."""
+    requests = msgpack.unpackb(frames[0])["requests"]
+    refusals = None
+    if len(frames) > 3:
+        rows = np.frombuffer(frames[3], np.int64).reshape(-1, stage.ROW_WORDS)
+        refusals = Refusals(rows, np.frombuffer(frames[4], np.uint8), msgpack.unpackb(frames[5]))
+    return Origin(
+        requests,
+        np.frombuffer(frames[1], np.uint32),
+        np.frombuffer(frames[2], np.uint32),
+        refusals,
+    )
+
+
+def results(
+    origin: Origin, outcome: NDArray[np.uint8], judged: NDArray[np.uint8] | None
+) -> Iterator[tuple[bytes, int, IngestResult]]:
+    """Yield (rid, request id, result) of every request of a record."""
+    items: dict[int, list[Item]] = {}
+    for i in np.flatnonzero(outcome).tolist():
+        number = int(origin.request_of_row[i])
+        items.setdefault(number, []).append(_item(int(origin.row_of_row[i]), int(outcome[i])))
+    if origin.refusals is not None and judged is not None:
+        rows = origin.refusals.rows
+        for i, (request, row) in enumerate(rows[:, [stage.REQUEST, stage.ROW]].tolist()):
+            items.setdefault(request, []).append(_item(row, int(judged[i])))
+    for number, (rid, request_id, count, faults) in enumerate(origin.requests):
+        mine = items.get(number, [])
+        if faults:
+            mine += [(row, STATUSES[REJECTED], REASONS[reason]) for row, reason in faults]
+        yield rid, request_id, _result(count, mine)
+
+
+def _item(row: int, outcome: int) -> Item:
+    return row, STATUSES[outcome & STATUS_MASK], REASONS[outcome >> REASON_SHIFT]
+
+
+def _result(count: int, items: list[Item]) -> IngestResult:
+    if not items:
+        return IngestResult(count, count)
+    items.sort()
+    counts = dict.fromkeys(STATUSES, 0)
+    for _, status, _ in items:
+        counts[status] += 1
+    return IngestResult(
+        count,
+        count - len(items),
+        counts["duplicate"],
+        counts["conflict"],
+        counts["rejected"],
+        items=items,
+    )
+
+
+def refused_events(
+    origin: Origin,
+    outcome: NDArray[np.uint8],
+    judged: NDArray[np.uint8] | None,
+    record: Record | None,
+) -> list[dict[str, Any]]:
+    """Return the rejected events of a record as plain values for `refused.log`, a bounded number."""
+    events: list[dict[str, Any]] = []
+    if record is not None:
+        columns = log_format.columns(record)
+        rejected = np.flatnonzero((outcome & STATUS_MASK) == REJECTED)
+        for i in rejected[:REFUSED_PER_RECORD_MAX].tolist():
+            start = int(columns.heap_end[i - 1]) if i else 0
+            events.append(
+                {
+                    "metric": int(columns.metric[i]),
+                    "timestamp": int(columns.timestamp[i]),
+                    "value": int(columns.value[i]),
+                    "reason": REASONS[int(outcome[i]) >> REASON_SHIFT],
+                    **_names(columns.heap, start),
+                }
+            )
+    if origin.refusals is not None and judged is not None:
+        rows, heap, codes = origin.refusals.rows, origin.refusals.heap, origin.refusals.codes
+        rejected = np.flatnonzero((judged & STATUS_MASK) == REJECTED)
+        for i in rejected[:REFUSED_PER_RECORD_MAX].tolist():
+            events.append(
+                {
+                    "metric": codes[int(rows[i, stage.METRIC])].decode("utf-8", "replace"),
+                    "timestamp": int(rows[i, stage.TIMESTAMP]),
+                    "value": int(rows[i, stage.VALUE]),
+                    "exponent": int(rows[i, stage.FLAGS]) >> 8 & 0xFF,
+                    "reason": REASONS[int(judged[i]) >> REASON_SHIFT],
+                    **_names(heap, int(rows[i, stage.ENTRY_START])),
+                }
+            )
+    return events
+
+
+def _names(heap: NDArray[np.uint8], start: int) -> dict[str, str]:
+    """Return account and id of a heap entry."""
+    account_end = start + 2 + int(heap[start])
+    id_size = int(heap[start + 1])
+    raw = heap[account_end : account_end + (id_size or UUID_SIZE)].tobytes()
+    return {
+        "account": heap[start + 2 : account_end].tobytes().decode(),
+        "id": raw.decode() if id_size else str(UUID(bytes=raw)),
+    }

@@ -1,0 +1,204 @@
+"""The router actor: the front door of a node.
+
+It knows where each kind of request is served and passes it on undecoded; an answer comes back
+under the *ticket* that the request was given, so whoever answers knows nothing of clients.  It
+admits a bounded number and size of requests; everything behind it is bounded by that.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+
+import msgpack
+import zmq
+
+from meterd import __version__
+from meterd.actors import identity, sockets
+from meterd.actors.actor import Actor
+from meterd.actors.answering import MAP_VERSION, answer_frames, error_frames
+from meterd.actors.listener_guard import ListenerGuard
+from meterd.protocol import body as bodies
+from meterd.protocol.envelope import RequestHeader, decode_request
+from meterd.protocol.errors import (
+    MeterdError,
+    Overloaded,
+    Refused,
+    RemoteProtocolError,
+    Restarting,
+    ShuttingDown,
+    Starting,
+)
+from meterd.protocol.limits import PARTITION_COUNT, wire_limits
+from meterd.protocol.messages import kind_of
+
+# How long a client should wait before it sends again what was refused for want of room.
+OVERLOADED_RETRY_MS = 50
+RESTARTING_RETRY_MS = 100
+# A request whose client has stopped waiting is forgotten after this much more.
+EXPIRY_MARGIN = 5.0
+HALT_MESSAGE = "the node takes no events for the time being; questions are answered"
+HALT_HINT = "see meterctl status; what was sent is not stored and may be sent again"
+
+Waiting = tuple[bytes, int, str, int, float]  # rid, request id, kind, size, expires
+
+
+class Router(Actor):
+    name = "router"
+
+    def open(self) -> None:
+        node = self.options.node
+        self._who = identity.read(node.data_dir)
+        self._waiting: OrderedDict[bytes, Waiting] = OrderedDict()  # by ticket
+        self._waiting_bytes = 0
+        self._boot = os.urandom(4)
+        self._count = 0
+        self._outgoing: dict[str, list[bytes]] = {}
+        self._serving = False
+        self._halts: dict[str, MeterdError] = {}  # who wants events refused, and why
+        self._stop_at = 0.0
+        host = f"[{node.listen}]" if ":" in node.listen else node.listen
+        self._address = f"tcp://{host}:{node.port}"
+        self._clients = sockets.client_listener(self._address)
+        self._guard = ListenerGuard(node.port)
+        self.listen(self._clients, self._on_client)
+        self.send("usage", [b"hello", self.name.encode()])
+
+    # Clients
+
+    def _on_client(self, frames: list[bytes]) -> None:
+        rid = frames[0]
+        try:
+            header, body = decode_request(frames[1:])
+        except RemoteProtocolError as error:
+            self.telemetry.add(f'requests_total{{kind="malformed",result="{error.code}"}}')
+            self._reply([rid, *error_frames(error.request_id, "error", error)])
+            return
+        try:
+            self._admit(rid, header, frames[1], body)
+        except MeterdError as error:
+            self.telemetry.add(f'backpressure_replies_total{{reason="{error.code}"}}')
+            self._reply([rid, *error_frames(header.id, header.kind, error)])
+
+    def _admit(self, rid: bytes, header: RequestHeader, raw: bytes, body: bytes) -> None:
+        """Pass a request on, or raise the reason why not."""
+        actor = kind_of(header.kind).actor
+        if actor == "router":
+            result = self._hello() if header.kind == "hello" else self._map()
+            self._reply([rid, *answer_frames(header.id, header.kind, bodies.pack(result))])
+            return
+        if self.stopping:
+            raise ShuttingDown()
+        if actor in ("ingest", "usage") and not self._serving:
+            raise Starting(retry_after_ms=RESTARTING_RETRY_MS)
+        if header.kind == "ingest" and self._halts:
+            raise next(iter(self._halts.values()))
+        limits = self.options.limits
+        size = len(body)
+        if (
+            len(self._waiting) >= limits.inflight_requests
+            or self._waiting_bytes + size > limits.inflight_bytes
+        ):
+            raise Overloaded(retry_after_ms=OVERLOADED_RETRY_MS)
+        self._count += 1
+        ticket = self._boot + self._count.to_bytes(4, "little", signed=False)
+        expires = time.monotonic() + header.deadline_ms / 1000 + EXPIRY_MARGIN
+        self._waiting[ticket] = (rid, header.id, header.kind, size, expires)
+        self._waiting_bytes += size
+        self._outgoing.setdefault(actor, [b"requests"]).extend((ticket, raw, body))
+
+    def _hello(self) -> dict[str, object]:
+        return {
+            "version": __version__,
+            "node_id": self._who.node_id,
+            "cluster_id": self._who.cluster_id_hex,
+            "partitions": PARTITION_COUNT,
+            "limits": wire_limits(),
+        }
+
+    def _map(self) -> dict[str, object]:
+        node = self.options.node
+        host = node.advertise or node.listen
+        return {
+            "version": MAP_VERSION,
+            "partitions": PARTITION_COUNT,
+            "nodes": {str(node.id): f"{host}:{node.port}"},
+            "leaders": [node.id] * PARTITION_COUNT,
+        }
+
+    def _reply(self, frames: list[bytes]) -> None:
+        """Send one answer; a client that does not take it loses it and asks again."""
+        try:
+            self._clients.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            self.telemetry.add("slow_client_drops_total")
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.telemetry.add("answers_undeliverable_total")
+
+    # Actors
+
+    def handle(self, frames: list[bytes]) -> None:
+        kind = frames[0]
+        if kind == b"answers":
+            for at in range(1, len(frames), 3):
+                waiting = self._waiting.pop(frames[at], None)
+                if waiting is not None:  # else it was answered or forgotten before
+                    self._waiting_bytes -= waiting[3]
+                    self._reply([waiting[0], frames[at + 1], frames[at + 2]])
+        elif kind == b"hello":
+            self._on_hello()
+        elif kind == b"admission":
+            self._on_admission(msgpack.unpackb(frames[1]))
+
+    def _on_hello(self) -> None:
+        """The chain has (re)started: whatever it held is lost or undecided; its clients ask again."""
+        for ticket, (rid, request_id, kind, size, _) in list(self._waiting.items()):
+            if kind_of(kind).actor in ("ingest", "usage"):
+                del self._waiting[ticket]
+                self._waiting_bytes -= size
+                error = Restarting(retry_after_ms=RESTARTING_RETRY_MS)
+                self._reply([rid, *error_frames(request_id, kind, error)])
+        if not self._serving:
+            self._serving = True
+            self.ready()
+
+    def _on_admission(self, said: dict[str, object]) -> None:
+        source, code = str(said["source"]), said["code"]
+        if code is None:
+            self._halts.pop(source, None)
+            return
+        halt = Refused(str(code), HALT_MESSAGE, "later", HALT_HINT)
+        halt.retry_after_ms = int(said["retry_after_ms"])  # type: ignore[call-overload]
+        self._halts[source] = halt
+
+    def flush(self) -> None:
+        for actor, frames in self._outgoing.items():
+            self.send(actor, frames)
+        self._outgoing.clear()
+
+    def tick(self, now: float) -> float:
+        """Forget requests whose clients have stopped waiting; look after the listener's memory."""
+        while self._waiting:
+            ticket, waiting = next(iter(self._waiting.items()))
+            if waiting[4] > now:
+                break
+            del self._waiting[ticket]
+            self._waiting_bytes -= waiting[3]
+            self.telemetry.add("requests_forgotten_total")
+        self.telemetry.set("inflight_requests", len(self._waiting))
+        self.telemetry.set("inflight_bytes", self._waiting_bytes)
+        return self._guard.look(now)
+
+    def drained(self) -> bool:
+        """Take no more connections; wait for answers in flight, but not for ever."""
+        now = time.monotonic()
+        if not self._stop_at:
+            self._stop_at = now + self.options.shutdown.grace
+            self._clients.unbind(self._clients.getsockopt_string(zmq.LAST_ENDPOINT))
+        return not self._waiting or now >= self._stop_at
+
+    def close(self) -> None:
+        self._clients.close(linger=1_000)

@@ -1,0 +1,351 @@
+"""The usage actor: applies committed records and answers from memory.
+
+It unpacks a record while the disk makes it durable, applies it when it is committed, and sends each
+request its answer.  Questions about a current or previous period are answered here; the others go to
+the query actor together with what it must know (`actors/asking.py`), so no question takes longer
+than about a millisecond here.
+
+States: loading (checkpoint) → replaying (the log after it) → serving.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from meterd.actors import identity, replay
+from meterd.actors.actor import BEAT_SECONDS, Actor
+from meterd.actors.answering import Answers
+from meterd.actors.asking import Asking
+from meterd.actors.checkpoints import Checkpoints
+from meterd.actors.disk import atomic_write
+from meterd.actors.outcomes import Origin, parse_origin, refused_events, results
+from meterd.core.kernels.tables import Capacity
+from meterd.core.log_scan import Groups
+from meterd.core.refused_rows import RefusedRows
+from meterd.core.replica import single_slice
+from meterd.core.state import DAY_NS, StateMachine
+from meterd.protocol import log_format
+from meterd.protocol.errors import InvariantViolation, exception_of
+from meterd.protocol.log_format import Record
+from meterd.protocol.result import IngestResult, encode_result
+
+HOUR_NS = DAY_NS // 24
+# A checkpoint is also due after so many records: small ones cost more to replay than their events.
+CHECKPOINT_RECORDS = 20_000
+# Beyond this no new events are taken, so that what is in the log always finds room.
+FILL_MAX = 0.95
+FULL_RETRY_MS = 10_000
+REGISTRY_FILE = "metric_registry.bin"
+
+logger = logging.getLogger(__name__)
+
+
+class Usage(Actor):
+    name = "usage"
+
+    def open(self) -> None:
+        directory = self.options.node.data_dir
+        self.who = identity.read(directory)
+        key = self.who.identity_key
+        words = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
+        limits = self.options.limits
+        self.state = StateMachine(
+            words,
+            Capacity(
+                identities=limits.identities,
+                accounts=limits.accounts,
+                series=limits.series,
+                cells=limits.cells,
+                members=limits.cells,
+                journal=limits.identities // 8,
+            ),
+        )
+        self.refused = RefusedRows()
+        self.groups = Groups()
+        self.position = replay.BEGINNING
+        self.answers = Answers(self)
+        self._asking = Asking(self)
+        self._pending: dict[int, tuple[Record, list[bytes]]] = {}
+        self._checkpoints = Checkpoints(directory)
+        self._records_unsaved = 0
+        self.serving = False
+        self._expire_due = 0.0
+        self._purging = False
+        self._full = False
+        self._saved_at = time.monotonic()
+        self._load()
+
+    def _load(self) -> None:
+        found = self._checkpoints.load()
+        if found is None:
+            return
+        state, arrays = found
+        self.state.restore(state, arrays)
+        for entries in self._checkpoints.identities():
+            self.state.restore_identities(entries)
+        self.refused = RefusedRows.from_map(state["refused"])
+        self.groups = Groups.unpacked(state["log"])
+        self.position = replay.Position(*state["position"])
+
+    # Messages
+
+    def handle(self, frames: list[bytes]) -> None:
+        kind = frames[0]
+        if kind == b"commit":
+            self._on_commit(frames)
+        elif kind == b"record":
+            record = log_format.parse_frames(frames[2], frames[3])
+            self._pending[int.from_bytes(frames[1], "little")] = (record, frames[4:])
+        elif kind == b"requests":
+            for at in range(1, len(frames), 3):
+                self._asking.on_request(frames[at], frames[at + 1], frames[at + 2])
+        elif kind == b"judge":
+            self._on_judge(frames[1:])
+        elif kind == b"replay":
+            self._on_replay(frames)
+        elif kind == b"indexed":
+            self.refused.forget(int(frames[1]))
+        elif kind == b"remove":
+            self._on_remove(msgpack.unpackb(frames[1]))
+        elif kind == b"hello":
+            self._on_hello(frames[1].decode())
+
+    def flush(self) -> None:
+        self.answers.send()
+
+    # Start
+
+    def _on_replay(self, frames: list[bytes]) -> None:
+        """Apply what the log holds beyond the checkpoint, then serve."""
+        began = time.monotonic()
+        self.lifeline.say("status replaying the log")
+        events = replay.replay(self, msgpack.unpackb(frames[1], strict_map_key=False)["sequence"])
+        seconds = time.monotonic() - began
+        fields = {"events": events, "seconds": f"{seconds:.3f}"}
+        logger.info("log replayed", extra={"fields": fields})
+        self.telemetry.set("wal_recovery_duration_seconds", seconds)
+        self.telemetry.set("wal_recovered_events", events)
+        self.serving = True
+        self._announce_registry([])
+        self.answers.send()
+        self._expire()
+        for number in self.refused.files():
+            if number < self.position.file_number:
+                self._announce_sealed(number)
+        self.ready()
+
+    def _on_hello(self, actor: str) -> None:
+        """Another actor has started after us: tell it what it has missed."""
+        if not self.serving:
+            return
+        if actor == "router":
+            self.send("router", [b"hello", self.name.encode()])
+        elif actor == "retention_sweeper":
+            for number in self.refused.files():
+                if number < self.position.file_number:
+                    self._announce_sealed(number)
+        elif actor == "query":
+            self._asking.forget_registry()
+
+    def _announce_registry(self, answers: list[bytes]) -> None:
+        """Give ingest the registry, and the answers that it may pass on once it has it."""
+        packed = self.state.registry.to_bytes()
+        self.send("ingest", [b"registry", packed, *answers])
+
+    def _announce_sealed(self, file_number: int) -> None:
+        bitmap, count = self.refused.packed(file_number)
+        meta = msgpack.packb({"file_number": file_number, "row_count": count})
+        self.send("retention_sweeper", [b"sealed", meta, bitmap])
+
+    # Committed records
+
+    def _on_commit(self, frames: list[bytes]) -> None:
+        words = np.frombuffer(frames[1], np.uint64).reshape(-1, 4).tolist()
+        for sequence, file_number, _, first_row in words:
+            pending = self._pending.pop(sequence, None)
+            if pending is None:
+                raise InvariantViolation(f"record {sequence} is committed but never came")
+            record, origin = pending
+            self.apply(record, file_number, first_row, origin)
+        self._move(replay.Position(*np.frombuffer(frames[2], np.uint64).tolist()))
+        self.maybe_save()
+
+    def _move(self, position: replay.Position) -> None:
+        """Everything before `position` is applied."""
+        before = self.position.file_number
+        self.position = position
+        for number in range(before, position.file_number):
+            if self.refused.rows(number):
+                self._announce_sealed(number)
+
+    def apply(
+        self, record: Record, file_number: int, first_row: int, origin: list[bytes] | None
+    ) -> None:
+        """Apply one record; answer its requests when there are any (there are none in a replay)."""
+        self.groups.follow(record)
+        self._records_unsaved += 1
+        if record.kind != log_format.EVENTS:
+            result = self.state.apply_command(record)
+            self._after_command(record, result, origin)
+            return
+        outcome = self.state.apply_events(record)
+        self.refused.note(file_number, first_row, outcome != 0)
+        if origin is not None:
+            self._answer(parse_origin(origin), outcome, record)
+
+    def _answer(self, origin: Origin, outcome: Any, record: Record | None) -> None:
+        judged = None if origin.refusals is None else self.state.judge(origin.refusals)
+        add = self.telemetry.add
+        total = IngestResult(0)
+        for rid, request_id, result in results(origin, outcome, judged):
+            if rid:
+                self.answers.ok(rid, request_id, "ingest", encode_result(result))
+                add('events_ingested_total{mode="sync"}', result.stored)
+            else:
+                add('events_ingested_total{mode="async"}', result.stored)
+            if result.items:
+                total = IngestResult(
+                    0,
+                    0,
+                    total.duplicate + result.duplicate,
+                    total.conflict + result.conflict,
+                )
+                for _, status, reason in result.items:
+                    if status == "rejected":
+                        add(f'events_rejected_total{{reason="{reason}"}}')
+        if total.duplicate:
+            add("events_duplicate_total", total.duplicate)
+        if total.conflict:
+            add("events_conflict_total", total.conflict)
+        refused = refused_events(origin, outcome, judged, record)
+        if refused:
+            self.send("retention_sweeper", [b"refused_events", msgpack.packb(refused)])
+
+    def _on_judge(self, frames: list[bytes]) -> None:
+        """Answer requests of which nothing needs the log."""
+        self._answer(parse_origin(frames), np.zeros(0, np.uint8), None)
+
+    def _after_command(
+        self, record: Record, result: dict[str, Any], origin: list[bytes] | None
+    ) -> None:
+        if origin is None:
+            return
+        command_answers = Answers(self)
+        for rid, request_id, kind in msgpack.unpackb(origin[0])["requests"]:
+            if "error" in result:
+                command_answers.error(rid, request_id, kind, exception_of(result["error"]))
+            else:
+                command_answers.result(rid, request_id, kind, result)
+        if record.kind == log_format.META:
+            path = f"{self.options.node.data_dir}/{REGISTRY_FILE}"
+            atomic_write(path, self.state.registry.to_bytes())
+            self._announce_registry(command_answers.take())
+
+    # Housekeeping
+
+    def tick(self, now: float) -> float:
+        if not self.serving:
+            return BEAT_SECONDS
+        if now >= self._expire_due:
+            self._expire()
+            self._expire_due = now + self.options.retention.sweep_interval
+        if self._purging:
+            self._purging = self.state.purge() > 0
+        self._check_room()
+        self.maybe_save()
+        for name, count in self.state.counts().items():
+            self.telemetry.set(f'state_entries{{kind="{name}"}}', count)
+        return 0.01 if self._purging else BEAT_SECONDS
+
+    def _expire(self) -> None:
+        """Propose to move the horizon to where the retention has it now."""
+        retention = self.options.retention
+        horizon = (time.time_ns() - retention.days * DAY_NS) // DAY_NS * DAY_NS
+        future_ns = retention.future_hours * HOUR_NS
+        if horizon <= self.state.horizon and future_ns == self.state.future_ns:
+            return
+        packed = msgpack.packb({"op": "expire", "horizon": horizon, "future_ns": future_ns})
+        payload = packed.ljust(log_format.padded(len(packed)), b"\0")
+        meta = {
+            "kind": log_format.EXPIRE,
+            "row_count": 0,
+            "heap_size": len(packed),
+            "registry_version": self.state.registry.version,
+        }
+        slices = single_slice(log_format.META_GROUP, payload)
+        origin = msgpack.packb({"requests": []})
+        frames = [b"propose", msgpack.packb(meta), bytes(slices), payload, b"", origin]
+        self.send("replication", frames)
+        self._purging = True
+
+    def _check_room(self) -> None:
+        full = self.state.fill() > FILL_MAX
+        if full != self._full:
+            self._full = full
+            code = "memory_full" if full else None
+            said = {"source": self.name, "code": code, "retry_after_ms": FULL_RETRY_MS}
+            self.send("router", [b"admission", msgpack.packb(said)])
+
+    def _on_remove(self, asked: dict[str, Any]) -> None:
+        """Say which of the files past the retention may go: those both checkpoints lie behind."""
+        kept = self._checkpoints.previous
+        first_needed = 0 if kept is None else kept["log"]["file_number"]
+        numbers = [
+            number
+            for number in asked["files"]
+            if number < first_needed and asked["newest"][str(number)] < self.state.horizon
+        ]
+        self.send("retention_sweeper", [b"removed", msgpack.packb({"files": numbers})])
+
+    # Checkpoints
+
+    def maybe_save(self) -> None:
+        """Begin to save a checkpoint when one is due and none is under way."""
+        storage = self.options.storage
+        unsaved = self.state.unsaved()
+        late = time.monotonic() - self._saved_at >= storage.checkpoint_interval
+        due = unsaved >= storage.checkpoint_events or self._records_unsaved >= CHECKPOINT_RECORDS
+        if (due or (late and self._records_unsaved)) and not self._checkpoints.busy:
+            self._save()
+
+    def _save(self) -> None:
+        position = {
+            "log": {"file_number": self.position.file_number, **self.groups.packed()},
+            "position": list(self.position),
+            "refused": self.refused.to_map(),
+        }
+        self._checkpoints.save(self.state.save(), position)
+        self._records_unsaved = 0
+        self._saved_at = time.monotonic()
+        self.telemetry.add("checkpoint_runs_total")
+
+    def checkpoint_facts(self) -> dict[str, Any] | None:
+        """Say what the newest durable checkpoint covers."""
+        saved = self._checkpoints.saved
+        if saved is None:
+            return None
+        return {
+            "records": saved["log"]["sequence"],
+            "events": saved["stored"],
+            "file_number": saved["position"][0],
+            "offset": saved["position"][1],
+        }
+
+    def drained(self) -> bool:
+        return not self._pending
+
+    def close(self) -> None:
+        """Save a last checkpoint, so that the next start has nothing to replay."""
+        self.answers.send()
+        if self.serving:
+            self._checkpoints.wait()
+            if self._records_unsaved:
+                self._save()
+                self._checkpoints.wait()
+
+

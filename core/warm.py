@@ -1,0 +1,122 @@
+"""Runs every kernel once on tiny inputs, so that all are compiled, cached and loaded before they matter.
+
+It is the way of an event in one process: stage, pack, chain, apply, judge, save, restore, collect,
+read back.  A kernel that a running node calls with types not used here would be compiled then,
+for seconds, in the middle of its work; a test sees to it that none is.
+"""
+
+from __future__ import annotations
+
+import msgpack
+import numpy as np
+
+from meterd.core import periods
+from meterd.core.kernels.tables import Capacity
+from meterd.core.log_scan import Groups, verify_chain
+from meterd.core.memory_cells import collect
+from meterd.core.questions import Question
+from meterd.core.replica import Proposal, Replica, single_slice
+from meterd.core.staging import Stage
+from meterd.core.state import StateMachine
+from meterd.protocol import log_format
+from meterd.protocol.columns import decode_events
+from meterd.protocol.log_format import Record
+
+KEY = (1, 2)
+NOW = 1_800_000_000_000_000_000
+CAPACITY = Capacity(4_096, 1_024, 1_024, 1_024, 1_024, 4_096)
+UTC = ((-(2**63), 0),)
+
+DEFINITIONS = (
+    {"code": "s", "aggregation": "sum", "dimensions": ["k"]},
+    {"code": "v", "aggregation": "unique"},
+    {"code": "p", "aggregation": "unique", "unique_on": "k"},
+)
+
+
+def warm() -> None:
+    """Compile or load every kernel that records and questions need."""
+    node = _Pipeline()
+    for definition in DEFINITIONS:
+        node.command({"op": "metric_put", "definition": definition})
+    node.command({"op": "expire", "horizon": 0, "future_ns": 1})
+    for body in _bodies():
+        node.ingest(body)
+    node.look()
+
+
+def _bodies() -> list[bytes]:
+    event = {"account": "a/b", "timestamp": NOW, "properties": {"k": "x", "l": "y"}}
+    events = [event | {"metric": code, "id": f"{code}-{n}"} for code in "svp" for n in "12"]
+    events.append(event | {"metric": "none", "id": "n"})
+    columns = {
+        "n": 1,
+        "timestamp": NOW.to_bytes(8, "little"),
+        "metric": {"values": ["s"]},
+        "account": {"offsets": bytes(4) + b"\1\0\0\0", "text": b"a"},
+        "id": {"uuid": bytes(16)},
+    }
+    return [msgpack.packb({"events": events}), msgpack.packb(columns)]
+
+
+class _Pipeline:
+    """The cores of all actors of the chain, called one after another."""
+
+    def __init__(self) -> None:
+        self.state = StateMachine(KEY, CAPACITY)
+        self.replica = Replica(Groups())
+        self.stage = Stage(16, KEY)
+
+    def command(self, command: dict[str, object]) -> None:
+        command = {"transitions": UTC, "replace": False, "effective_from": None} | command
+        packed = msgpack.packb(command)
+        payload = packed.ljust(log_format.padded(len(packed)), b"\0")
+        slices = single_slice(log_format.META_GROUP, payload)
+        proposal = Proposal(
+            log_format.META, slices, payload, 0, len(packed), self.state.registry.version
+        )
+        self.state.apply_command(self._record(proposal))
+        self.stage.use(self.state.registry)
+
+    def ingest(self, body: bytes) -> None:
+        self.stage.add(decode_events(body, None), 0)
+        packed = self.stage.pack()
+        proposal = Proposal(
+            log_format.EVENTS,
+            bytearray(packed.slices.tobytes()),
+            packed.payload.tobytes(),
+            packed.row_count,
+            packed.heap_size,
+            self.stage.registry_version,
+        )
+        self.state.apply_events(self._record(proposal))
+        if packed.refusals is not None:
+            self.state.judge(packed.refusals)
+
+    def _record(self, proposal: Proposal) -> Record:
+        append = self.replica.propose(proposal, NOW)
+        record = log_format.parse_frames(append.head, append.payload)
+        follower = Groups()
+        follower.digest[:] = self.before.digest
+        follower.index[:], follower.term[:] = self.before.index, self.before.term
+        verify_chain(record, follower)
+        follower.follow(record)
+        self.before = follower
+        return record
+
+    before = Groups()
+
+    def look(self) -> None:
+        for code in "svp":
+            entry = self.state.registry.versions(code)[-1]
+            start, end = periods.bounds(entry.definition.period, entry.transitions, NOW)
+            for account, subtree in (("a", True), ("a/b", False), ("", False)):
+                collect(
+                    self.state,
+                    Question("usage", account, subtree, code, start, end, whole_period=True),
+                )
+        saved = self.state.save()
+        fresh = StateMachine(KEY, CAPACITY)
+        fresh.restore(saved.state, saved.arrays)
+        fresh.restore_identities(np.array(saved.identities))
+        fresh.purge()
