@@ -1,0 +1,156 @@
+"""Crashes the real log at every call to the disk, with every kind of image, thousands of times.
+
+The checker: after each crash the log opens, holds every acknowledged record, in order, once, and
+beyond them at most the records of the one block that was being written.  The same checker must
+find fault with a disk whose fdatasync, or whose sync of the directory, does nothing.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from meterd.core.replica import Replica
+from meterd.protocol.errors import Corrupt, DiskFull
+from tests.support.crash_disk import CrashDisk, Crashed, TellsLies
+from tests.support.log_life import any_entries, as_read, open_log, read_all
+
+# Small enough that a life sees several rotations.
+SEGMENT_SIZE = 16 * 1024
+LIVES = 4
+
+
+class Lost(AssertionError):
+    """The log does not hold what it must."""
+
+
+class Life:
+    """One log through several crashes."""
+
+    def __init__(self, seed: int, lies: TellsLies = TellsLies.NOTHING) -> None:
+        self.random = Random(seed)
+        self.disk = CrashDisk(lies)
+        self.acknowledged: list[tuple[int, bytes]] = []
+        self.in_flight: list[tuple[int, bytes]] = []
+        self.calls = 0
+
+    def live(self, calls: int, blocks: int) -> None:
+        """Start, append, and crash before the call with this number (or after the last block)."""
+        self.disk.calls_left = calls
+        try:
+            log, spare, groups = open_log(self.disk, SEGMENT_SIZE)
+            self.disk.calls_left, left = None, self.disk.calls_left
+            self.check()
+            self.disk.calls_left = left
+            replica = Replica(groups)
+            for _ in range(blocks):
+                if self.random.random() < 0.3:
+                    spare.prepare()
+                if self.random.random() < 0.2:
+                    log.protect()
+                entries = any_entries(replica, self.random)
+                self.in_flight = as_read(entries)
+                log.append(entries)
+                self.acknowledged += self.in_flight
+                self.in_flight = []
+        except Crashed:
+            pass
+        self.disk = self.disk.crashed(self.random)
+
+    def check(self) -> None:
+        """Compare the log with what was acknowledged; what is there now, stays."""
+        found = read_all(self.disk)
+        if found not in (self.acknowledged, self.acknowledged + self.in_flight):
+            raise Lost(f"{len(self.acknowledged)} acknowledged, {len(found)} found")
+        self.acknowledged, self.in_flight = found, []
+
+    def check_last(self) -> None:
+        open_log(self.disk, SEGMENT_SIZE)
+        self.check()
+
+
+def run_life(seed: int, lies: TellsLies = TellsLies.NOTHING) -> Life:
+    life = Life(seed, lies)
+    for _ in range(LIVES):
+        life.live(calls=life.random.randrange(60), blocks=12)
+    life.check_last()
+    return life
+
+
+@pytest.mark.slow
+def test_no_crash_loses_doubles_or_damages_a_record() -> None:
+    acknowledged = 0
+    for seed in range(1_000):
+        try:
+            acknowledged += len(run_life(seed).acknowledged)
+        except (Lost, Corrupt) as failure:
+            pytest.fail(f"seed {seed}: {failure!r}")
+    assert acknowledged > 10_000, "the lives are too short to prove anything"
+
+
+@pytest.mark.slow
+def test_a_crash_before_every_single_call_is_survived(caplog: pytest.LogCaptureFixture) -> None:
+    """Rotations, repairs and the very first file included; each point with several images."""
+    for seed in range(8):
+        for calls in range(90):
+            life = Life(seed)
+            life.live(calls, blocks=14)
+            life.live(calls=Random(calls).randrange(40), blocks=3)  # crashes while it repairs
+            life.check_last()
+    repairs = [record.message for record in caplog.records]
+    assert sum("torn" in message for message in repairs) > 20
+    assert sum("between two log files" in message for message in repairs) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lies", [TellsLies.SYNC, TellsLies.SYNC_DIRECTORY])
+def test_the_checker_finds_a_disk_that_does_not_sync(lies: TellsLies) -> None:
+    found = 0
+    for seed in range(60):
+        try:
+            run_life(seed, lies)
+        except (Lost, Corrupt):
+            found += 1
+    assert found > 20, f"only {found} of 60 lives on a lying disk were found out"
+
+
+def test_a_full_disk_delays_the_rotation_and_loses_nothing() -> None:
+    """The file system fills up; an operator makes room a while later."""
+    life = Life(1)
+    life.disk.room = 2 * SEGMENT_SIZE
+    log, _, groups = open_log(life.disk, SEGMENT_SIZE)
+    replica = Replica(groups)
+    with pytest.raises(DiskFull):
+        for _ in range(100):
+            entries = any_entries(replica, life.random)
+            log.append(entries)
+            life.acknowledged += as_read(entries)
+    assert log.file_number == 2
+    with pytest.raises(DiskFull):
+        log.append(entries)
+    life.check()
+    life.disk.room = SEGMENT_SIZE
+    log.append(entries)
+    life.acknowledged += as_read(entries)
+    assert log.file_number == 3
+    life.check()
+
+
+def test_a_crash_while_the_disk_is_full_is_survived() -> None:
+    life = Life(2)
+    life.disk.room = SEGMENT_SIZE
+    log, _, groups = open_log(life.disk, SEGMENT_SIZE)
+    replica = Replica(groups)
+    with pytest.raises(DiskFull):
+        for _ in range(100):
+            entries = any_entries(replica, life.random)
+            log.append(entries)
+            life.acknowledged += as_read(entries)
+    life.disk = life.disk.crashed(life.random)
+    log, _, _ = open_log(life.disk, SEGMENT_SIZE)
+    life.check()
+    life.disk.room = SEGMENT_SIZE
+    log.append(entries)
+    life.acknowledged += as_read(entries)
+    life.check()

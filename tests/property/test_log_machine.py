@@ -1,0 +1,108 @@
+"""The log as a state machine: append, crash at any moment, start again, in any order.
+
+What was acknowledged is there, in order, once, whatever happens.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from meterd.actors.wal_recovery import Start
+from meterd.core.log_scan import Groups
+from meterd.core.replica import Replica
+from tests.support.crash_disk import CrashDisk, Crashed
+from tests.support.log_life import any_entries, as_read, open_log, read_all, recover
+
+SEGMENT_SIZE = 12 * 1024
+
+
+class LogMachine(RuleBasedStateMachine):
+    """Holds a log, and the list of what it must hold."""
+
+    @initialize(seed=st.integers(0, 2**32))
+    def begin(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.disk = CrashDisk()
+        self.acknowledged: list[tuple[int, bytes]] = []
+        self.last_file = 1  # that holds the last record
+        self.start = Start(1, Groups())
+        self.reopen()
+
+    def reopen(self) -> None:
+        self.log, self.spare, groups = open_log(self.disk, SEGMENT_SIZE)
+        self.replica = Replica(groups)
+
+    @rule()
+    def append(self) -> None:
+        entries = any_entries(self.replica, self.random)
+        self.log.append(entries)
+        self.acknowledged += as_read(entries)
+        self.last_file = self.log.file_number
+
+    @rule()
+    def prepare(self) -> None:
+        self.spare.prepare()
+
+    @rule()
+    def protect(self) -> None:
+        self.log.protect()
+        assert self.log.protected or self.log.place.offset + 512 > SEGMENT_SIZE
+
+    @rule()
+    def stop_and_start(self) -> None:
+        self.log.close()
+        self.spare.close()
+        self.reopen()
+
+    @rule()
+    def checkpoint(self) -> None:
+        """Remember where the log stands, as a checkpoint does."""
+        end = recover(self.disk)
+        assert end is not None
+        self.start = Start(self.last_file, end.groups)
+
+    @rule(calls=st.integers(0, 14))
+    def crash(self, calls: int) -> None:
+        """Lose power during an append."""
+        entries = any_entries(self.replica, self.random)
+        self.disk.calls_left = calls
+        done = False
+        try:
+            self.log.append(entries)
+            done = True
+        except Crashed:
+            pass
+        in_flight = as_read(entries)
+        self.disk = self.disk.crashed(self.random)
+        self.reopen()
+        found = read_all(self.disk)
+        if done:
+            assert found == self.acknowledged + in_flight
+        assert found in (self.acknowledged, self.acknowledged + in_flight)
+        if found != self.acknowledged:
+            self.last_file = self.log.file_number
+        self.acknowledged = found
+
+    @precondition(lambda self: self.acknowledged)
+    @rule()
+    def read_from_checkpoint(self) -> None:
+        """Starting behind a checkpoint gives the same groups as reading everything."""
+        behind = Start(self.start.file_number, Groups.unpacked(self.start.groups.packed()))
+        whole, part = recover(self.disk), recover(self.disk, start=behind)
+        assert whole is not None
+        assert part is not None
+        assert whole.groups.packed() == part.groups.packed()
+        assert (whole.place, whole.file_number) == (part.place, part.file_number)
+
+    @invariant()
+    def holds_what_was_acknowledged(self) -> None:
+        if hasattr(self, "log"):
+            assert read_all(self.disk) == self.acknowledged
+
+
+LogMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestLogMachine = LogMachine.TestCase
