@@ -87,11 +87,11 @@ class LoopDriver:
 
     def _watch(self, socket: Socket) -> None:
         if self._loop is not None:
-            self._loop.add_reader(socket.get(zmq.FD), self._step)
+            self._loop.add_reader(int(socket.get(zmq.FD)), self._step)
 
     def _unwatch(self, socket: Socket) -> None:
         if self._loop is not None:
-            self._loop.remove_reader(socket.get(zmq.FD))
+            self._loop.remove_reader(int(socket.get(zmq.FD)))
 
     def _step(self) -> None:
         """Send what is to be sent, take what has arrived, and only then look at the time."""

@@ -79,7 +79,7 @@ class Connections:
     def receive_all(self) -> Iterator[tuple[str, list[bytes]]]:
         """Give all messages that have arrived, with the address they came from."""
         for socket, address in list(self._addresses.items()):
-            while socket.get(zmq.EVENTS) & zmq.POLLIN:
+            while int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
                 yield address, socket.recv_multipart(zmq.DONTWAIT)
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class Connections:
         if len(self._sockets) >= CONNECTIONS_COUNT_MAX:
             self._close(next(iter(self._sockets)))
         socket = self._context.socket(zmq.DEALER)
-        for option, setting in (
+        options: tuple[tuple[int, int], ...] = (
             (zmq.LINGER, 0),
             (zmq.SNDHWM, SEND_HIGH_WATER_MARK),
             (zmq.RCVHWM, RECEIVE_HIGH_WATER_MARK),
@@ -105,7 +105,8 @@ class Connections:
             (zmq.RECONNECT_IVL, RECONNECT_MS),
             (zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX),
             (zmq.IPV6, 1),
-        ):
+        )
+        for option, setting in options:
             socket.setsockopt(option, setting)
         socket.connect(endpoint(address))
         self._sockets[address] = socket

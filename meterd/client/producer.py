@@ -196,13 +196,15 @@ class Producer:
         try:
             result = self._ingest(batch)
         except IngestUndecided as failure:
-            error, result, undecided = failure, failure.result, list(failure.undecided)
+            error, result = failure, failure.result
+            undecided = [batch[item.index] for item in result.items if item.status == "unknown"]
         except Exception as failure:  # the thread must live on; flush raises it
             error, undecided = failure, batch
             result.add_unknown(range(len(batch)), code_of(failure))
         try:
-            for item in result.items if self._on_item is not None else ():
-                self._on_item(batch[item.index], item)
+            if self._on_item is not None:
+                for item in result.items:
+                    self._on_item(batch[item.index], item)
         except Exception as failure:  # the application's mistake, told to the application
             error = error or failure
         self._count(result, error, undecided)

@@ -8,7 +8,7 @@ Options are checked here for their names only; what their values may be, the nod
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
@@ -29,7 +29,7 @@ from meterd.protocol.columns import Durability
 from meterd.protocol.limits import PAGE_SIZE_DEFAULT
 
 Result = TypeVar("Result")
-Row = TypeVar("Row", AccountUsage, StoredEvent, RejectedEvent)
+Row = TypeVar("Row")
 Plan = Generator[Job, None, Result]
 
 Account = str | int
@@ -214,13 +214,15 @@ class Listing(Generic[Row]):
     def __init__(
         self,
         kind: str,
-        row_type: type[Row],
+        row_of: Callable[[Mapping[str, Any]], Row],
+        names: Sequence[str],
         fields: Mapping[str, Any],
         limit: int | None = None,
         page_size: int = PAGE_SIZE_DEFAULT,
     ) -> None:
         self.kind = kind
-        self.row_type = row_type
+        self.row_of = row_of
+        self.names = names
         self.fields = fields
         self.limit = limit
         self.page_size = page_size
@@ -236,7 +238,7 @@ class Listing(Generic[Row]):
         after = answer.pop("next", None)
         if self.kind == "feed" and not rows and after == cursor:
             after = None  # the end of the log, for now
-        return Page([self.row_type.from_map(row) for row in rows], after, answer)
+        return Page([self.row_of(row) for row in rows], after, answer)
 
     def is_complete(self, taken_count: int) -> bool:
         """Tell whether the limit is reached."""
@@ -244,27 +246,30 @@ class Listing(Generic[Row]):
 
     def columns_of(self, rows: Sequence[Row]) -> dict[str, list[Any]]:
         """Give rows as columns."""
-        return {name: [getattr(row, name) for row in rows] for name in self.row_type._fields}
+        return {name: [getattr(row, name) for row in rows] for name in self.names}
 
 
-def _listing(
-    kind: str, row_type: type[Row], fields: Mapping[str, Any], options: Mapping[str, Any]
-) -> Listing[Row]:
-    options = dict(options)
-    pages = {name: options.pop(name) for name in ("limit", "page_size") if name in options}
-    return Listing(kind, row_type, {**fields, **range_fields(options)}, **pages)
+def _split_off_pages(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the fields of a body, and how the listing is followed."""
+    fields = dict(options)
+    pages = {name: fields.pop(name) for name in PageOptions.__annotations__ if name in fields}
+    return range_fields(fields), pages
 
 
 def accounts(metric: str, options: Mapping[str, Any]) -> Listing[AccountUsage]:
     """List the usage of every account."""
     check_options(options, AccountsOptions, "accounts")
-    return _listing("accounts", AccountUsage, {"metric": metric}, options)
+    fields, pages = _split_off_pages(options)
+    fields["metric"] = metric
+    return Listing("accounts", AccountUsage.from_map, AccountUsage._fields, fields, **pages)
 
 
 def events(account: Account, options: Mapping[str, Any]) -> Listing[StoredEvent]:
     """List the stored events of an account."""
     check_options(options, EventsOptions, "events")
-    return _listing("events", StoredEvent, {"account": account_text(account)}, options)
+    fields, pages = _split_off_pages(options)
+    fields["account"] = account_text(account)
+    return Listing("events", StoredEvent.from_map, StoredEvent._fields, fields, **pages)
 
 
 def feed(
@@ -273,10 +278,10 @@ def feed(
     """List stored events in the order of the log."""
     check_options(options, PageOptions, "feed")
     fields = {"after": after, "account": None if account is None else account_text(account)}
-    return _listing("feed", StoredEvent, fields, options)
+    return Listing("feed", StoredEvent.from_map, StoredEvent._fields, fields, **options)
 
 
 def rejected(options: Mapping[str, Any]) -> Listing[RejectedEvent]:
     """List refused events, the newest first."""
     check_options(options, PageOptions, "rejected")
-    return _listing("rejected", RejectedEvent, {}, options)
+    return Listing("rejected", RejectedEvent.from_map, RejectedEvent._fields, {}, **options)

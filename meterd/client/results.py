@@ -21,7 +21,7 @@ from meterd.protocol.errors import DeadlineExceeded, RemoteProtocolError
 class Item(NamedTuple):
     """What became of one event that was not simply stored."""
 
-    index: int  # of the event in what was passed to ingest
+    index: int  # type: ignore[assignment]  # of the event; hides tuple.index
     status: str  # duplicate, conflict, rejected or unknown
     reason: str
 
@@ -81,7 +81,7 @@ class Group(NamedTuple):
 
     key: dict[str, str | None]  # dimension → value; None where an event had no such property
     value: Decimal | None
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, as below
     series: list[Point]
 
 
@@ -90,7 +90,7 @@ class Point(NamedTuple):
 
     start: int  # UTC ns
     value: Decimal | None
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 def amount(text: str | None) -> Decimal | None:
@@ -173,7 +173,7 @@ class AccountUsage(NamedTuple):
 
     account: str
     value: Decimal | None
-    count: int
+    count: int  # type: ignore[assignment]
 
     @classmethod
     def from_map(cls, row: Mapping[str, Any]) -> AccountUsage:
@@ -217,4 +217,12 @@ class RejectedEvent(NamedTuple):
 
     @classmethod
     def from_map(cls, row: Mapping[str, Any]) -> RejectedEvent:
-        return cls(*(row.get(name) for name in cls._fields))
+        return cls(
+            row["time"],
+            row["account"],
+            row["metric"],
+            row["id"],
+            row["reason"],
+            row.get("timestamp"),
+            row.get("value"),
+        )
