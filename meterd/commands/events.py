@@ -81,23 +81,15 @@ def events() -> None:
 @click.argument("account")
 @click.option("--start", metavar="TIME", help="From this moment on [default: the oldest kept].")
 @click.option("--end", metavar="TIME", help="Before this moment [default: the newest].")
-@click.option("--timezone", metavar="ZONE", default="UTC", show_default=True,
-              help="Zone of times without offset.")
+@click.option("--timezone", metavar="ZONE", help="Zone of times without offset [default: UTC].")
 @click.option("--metric", metavar="CODE", help="Of this metric only.")
 @click.option("--subtree", is_flag=True, help="With everything below the account's path.")
 @_limit_option
-def list_events(session: Session, account: str, start: str | None, end: str | None, timezone: str,
-                metric: str | None, subtree: bool, limit: int) -> None:
+def list_events(session: Session, account: str, start: str | None, end: str | None,
+                timezone: str | None, **question: Any) -> None:
     """List the events of ACCOUNT in the order of their time, with their properties."""
-    question: dict[str, Any] = {"limit": limit}
-    if start is not None:
-        question["start"] = parse_time(start, timezone)
-    if end is not None:
-        question["end"] = parse_time(end, timezone)
-    if metric is not None:
-        question["metric"] = metric
-    if subtree:
-        question["subtree"] = True
+    question["start"] = parse_time(start, timezone) if start else None
+    question["end"] = parse_time(end, timezone) if end else None
     with session.connect() as client:
         session.console.show_listing(EVENTS, map(to_row, client.events(account, **question)))
 

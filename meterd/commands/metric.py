@@ -34,8 +34,8 @@ def _parse_period(_ctx: click.Context, _param: click.Parameter, text: str) -> st
 @click.argument("code")
 @click.option("--aggregation", required=True, metavar="NAME",
               help=f"How events become an answer: {', '.join(AGGREGATIONS)}.")
-@click.option("--decimals", type=click.IntRange(0, 9), default=6, show_default=True,
-              help="Digits after the point that values may have.")
+@click.option("--decimals", type=click.IntRange(0, 9),
+              help="Digits after the point of values [default: 6; 0 for count and unique].")
 @click.option("--unit", default="", help="What is counted, as text: bytes, calls, seats.")
 @click.option("--description", default="", help="For people.")
 @click.option("--dimension", "dimensions", multiple=True, metavar="KEY",
@@ -43,22 +43,21 @@ def _parse_period(_ctx: click.Context, _param: click.Parameter, text: str) -> st
 @click.option("--unique-on", metavar="KEY", help="For unique: the property whose values count.")
 @click.option("--period", callback=_parse_period, default="month", show_default=True,
               help=f"{', '.join(PERIODS)}, or fixed:<duration> such as fixed:8h.")
-@click.option("--anchor-day", type=click.IntRange(1, 31), default=1, show_default=True,
-              help="Day on which a month, quarter or year begins.")
+@click.option("--anchor-day", type=click.IntRange(1, 31),
+              help="Day on which a month begins [default: 1]; its last day where it is shorter.")
 @click.option("--epoch", metavar="TIME", help="Where the first fixed period begins.")
 @click.option("--timezone", default="UTC", show_default=True, help="IANA name, Europe/Berlin.")
 @click.option("--replace", is_flag=True, help="Make a new version of a metric that is there.")
-def put(session: Session, code: str, period: str | int, anchor_day: int, epoch: str | None,
-        timezone: str, dimensions: tuple[str, ...], **definition: Any) -> None:
+def put(session: Session, code: str, period: str | int, epoch: str | None,
+        dimensions: tuple[str, ...], **definition: Any) -> None:
     """Register the metric CODE. The same definition again changes nothing.
 
     Another definition under the same code is refused (exit code 6) unless --replace is given: it
     then counts for events from now on.
     """
-    when: dict[str, Any] = {"kind": period, "anchor_day": anchor_day, "timezone": timezone}
+    when: dict[str, Any] = {"kind": period}
     if isinstance(period, int):
-        when = {"kind": "fixed", "duration": period, "timezone": timezone}
-        when["epoch"] = _parse_time(epoch) if epoch else 0
+        when = {"kind": "fixed", "duration": period, "epoch": _parse_time(epoch) if epoch else 0}
     elif epoch:
         raise click.UsageError("--epoch is for fixed periods")
     with session.connect() as client:
@@ -135,7 +134,7 @@ def period_text(period: Row) -> str:
     text = period["kind"]
     if text == "fixed":
         text = f"fixed:{period['duration']}s"
-    elif text in ("month", "quarter", "year") and period["anchor_day"] != 1:
+    elif period.get("anchor_day", 1) != 1:
         text += f" from day {period['anchor_day']}"
     return text if period["timezone"] == "UTC" else f"{text} {period['timezone']}"
 

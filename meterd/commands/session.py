@@ -34,6 +34,7 @@ _EXIT_OF_CODE = {
     "unknown_metric": AdminExit.NOT_FOUND,
     "not_found": AdminExit.NOT_FOUND,
     "range_expired": AdminExit.NOT_FOUND,
+    "metric_versions_differ": AdminExit.USAGE,
     "metric_conflict": AdminExit.REFUSED,
     "too_many_metrics": AdminExit.REFUSED,
     "overloaded": AdminExit.BUSY,

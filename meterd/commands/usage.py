@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, tzinfo
 from typing import Any
 
 import click
@@ -25,8 +26,9 @@ def range_options(function: Decorated) -> Decorated:
                      help="current, previous, or the one that holds a date [default: current]."),
         click.option("--start", metavar="TIME", help="From this moment on ..."),
         click.option("--end", metavar="TIME", help="... and before this one [default: now]."),
-        click.option("--timezone", metavar="ZONE", default="UTC", show_default=True,
-                     help="Zone of times without offset, and of windows."),
+        click.option("--timezone", metavar="ZONE",
+                     help="Zone of times without offset [default: UTC], and of windows "
+                          "[default: the metric's]."),
         click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE",
                      help="Only events with this value; the same key again adds a value."),
     )
@@ -35,26 +37,40 @@ def range_options(function: Decorated) -> Decorated:
     return function
 
 
-def parse_time(text: str, zone: str = "UTC") -> int:
+def parse_time(text: str, zone: str | None) -> int:
     """A point in time as nanoseconds; a wrong one is a usage error."""
     try:
-        return parse_moment(text, time.time_ns(), find_zone(zone))
+        return parse_moment(text, time.time_ns(), zone_of(zone))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 
 
-def take_range(period: str | None, start: str | None, end: str | None, zone: str) -> dict[str, Any]:
-    """The arguments of a question that name its time."""
-    if start is None and end is None:
-        return {"period": period or "current"}
-    if period is not None:
-        raise click.UsageError("--period cannot be combined with --start and --end")
-    if start is None:
-        raise click.UsageError("--end needs --start")
-    moments = {"start": parse_time(start, zone), "end": parse_time(end or "now", zone)}
-    if moments["start"] >= moments["end"]:
-        raise click.UsageError("--start must lie before --end")
-    return moments
+def zone_of(name: str | None) -> tzinfo:
+    """The zone that times are read and shown in. Raises ValueError when there is none."""
+    return UTC if name is None else find_zone(name)
+
+
+def take_range(
+    period: str | None,
+    start: str | None,
+    end: str | None,
+    timezone: str | None,
+    filters: tuple[str, ...],
+) -> dict[str, Any]:
+    """The arguments of a question that say which events; a wrong zone is told in any case."""
+    question: dict[str, Any] = {"period": period or "current"}
+    if start is not None or end is not None:
+        if period is not None:
+            raise click.UsageError("--period cannot be combined with --start and --end")
+        if start is None:
+            raise click.UsageError("--end needs --start")
+        question = {"start": parse_time(start, timezone), "end": parse_time(end or "now", timezone)}
+        if question["start"] >= question["end"]:
+            raise click.UsageError("--start must lie before --end")
+    parse_time("now", timezone)
+    if filters:
+        question["filters"] = take_filters(filters)
+    return question
 
 
 def take_filters(filters: tuple[str, ...]) -> dict[str, list[str]]:
@@ -75,26 +91,24 @@ def take_filters(filters: tuple[str, ...]) -> dict[str, list[str]]:
 @click.option("--group-by", multiple=True, metavar="KEY", help="A line for each value; repeatable.")
 @click.option("--window", type=click.Choice(WINDOWS), help="A series: one value for each window.")
 @click.option("--subtree", is_flag=True, help="With everything below the account's path.")
-def usage(session: Session, account: str, metric: str, period: str | None, start: str | None,
-          end: str | None, timezone: str, filters: tuple[str, ...], group_by: tuple[str, ...],
-          window: str | None, subtree: bool) -> None:
+def usage(session: Session, account: str, metric: str, group_by: tuple[str, ...],
+          window: str | None, subtree: bool, **when: Any) -> None:
     """Ask how much ACCOUNT used of METRIC: in the current period, or in any range.
 
     Answers are exact for any range [start, end). Times: 2026-01-31, 2026-01-31T12:00:00Z,
     nanoseconds since 1970, now, -1h.
     """
-    question: dict[str, Any] = take_range(period, start, end, timezone)
+    question = take_range(**when)
     if group_by:
         question["group_by"] = list(group_by)
     if window:
-        question |= {"window": window, "timezone": timezone}
-    if chosen := take_filters(filters):
-        question["filters"] = chosen
+        question |= {"window": window, "timezone": when["timezone"]}
     if subtree:
         question["subtree"] = True
     with session.connect() as client:
         answer = to_row(client.usage(account, metric, **question))
-    session.console.show(answer, lambda: _usage_lines(session, answer, list(group_by), timezone))
+    zone = zone_of(when["timezone"])
+    session.console.show(answer, lambda: _usage_lines(session, answer, list(group_by), zone))
 
 
 def value_text(value: str | None, unit: str) -> str:
@@ -104,15 +118,15 @@ def value_text(value: str | None, unit: str) -> str:
     return f"{group_thousands(value)} {unit}".rstrip()
 
 
-def _usage_lines(session: Session, answer: Row, group_by: list[str], zone: str) -> Iterator[str]:
+def _usage_lines(session: Session, answer: Row, group_by: list[str], zone: tzinfo) -> Iterator[str]:
     unit = answer.get("unit") or ""
     fraction = answer.get("fraction")
     yield from field_lines(
         [
             ("account", answer["account"]),
             ("metric", f"{answer['metric']} ({answer['aggregation']})"),
-            ("from", format_moment(answer["start"], find_zone(zone))),
-            ("to", format_moment(answer["end"], find_zone(zone))),
+            ("from", format_moment(answer["start"], zone)),
+            ("to", format_moment(answer["end"], zone)),
             ("value", value_text(answer["value"], unit)),
             ("exactly", f"{fraction[0]}/{fraction[1]}" if fraction else ""),
             ("events", group_thousands(answer["count"])),
@@ -126,7 +140,7 @@ def _usage_lines(session: Session, answer: Row, group_by: list[str], zone: str) 
 
 
 def _parts(
-    answer: Row, group_by: list[str], unit: str, zone: str
+    answer: Row, group_by: list[str], unit: str, zone: tzinfo
 ) -> Iterator[tuple[list[Column], Iterable[list[str]]]]:
     """The tables below a total: groups, and a series."""
     numbers = [Column("VALUE", right=True), Column("EVENTS", right=True)]
@@ -153,8 +167,8 @@ def _numbers(row: Row, unit: str) -> list[str]:
     return [value_text(row["value"], unit), group_thousands(row["count"])]
 
 
-def _window(step: Row, unit: str, zone: str) -> list[str]:
-    return [format_moment(step["start"], find_zone(zone)), *_numbers(step, unit)]
+def _window(step: Row, unit: str, zone: tzinfo) -> list[str]:
+    return [format_moment(step["start"], zone), *_numbers(step, unit)]
 
 
 @command("accounts", short_help="List the usage of every account.")
@@ -163,18 +177,12 @@ def _window(step: Row, unit: str, zone: str) -> list[str]:
 @click.option("--sort", type=click.Choice(["account", "usage"]), default="account",
               show_default=True, help="usage: the largest first.")
 @click.option("--top", type=click.IntRange(1, TOP_MAX), metavar="N", help="At most N accounts.")
-def accounts(session: Session, metric: str, period: str | None, start: str | None,
-             end: str | None, timezone: str, filters: tuple[str, ...], sort: str,
-             top: int | None) -> None:
+def accounts(session: Session, metric: str, sort: str, top: int | None, **when: Any) -> None:
     """List what every account used of METRIC: an invoice run, or the --top N.
 
     All pages are of one position in the log, which the JSON result names.
     """
-    question: dict[str, Any] = {**take_range(period, start, end, timezone), "sort": sort}
-    if chosen := take_filters(filters):
-        question["filters"] = chosen
-    if top:
-        question["limit"] = top
+    question = {**take_range(**when), "sort": sort, "limit": top}
     with session.connect() as client:
         pages = client.accounts(metric, page_size=PAGE_SIZE_MAX, **question)
         session.console.show_listing(
