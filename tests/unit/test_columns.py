@@ -159,6 +159,14 @@ def test_a_broken_structure_fails_the_body(changed, named):
     assert named in error.message
 
 
+@pytest.mark.parametrize("ends", [(0, 4, 3), (0, 2**32 - 1, 3)])
+def test_offsets_must_not_fall_in_two_rows_either(ends):
+    two = {"n": 2, "timestamp": i64(1, 2), "value": ABSENT, "metric": {"values": ["a"]}}
+    assert decode(**two, account=texts("a", "b"), id=texts("1", "2")).count == 2
+    error = error_of(**two, account={"offsets": u32(*ends), "text": b"abc"}, id=texts("1", "2"))
+    assert "fall" in error.message
+
+
 def test_an_unknown_key_is_named_with_the_nearest():
     error = error_of(acount=1)
     assert error.code == "bad_request"
@@ -270,13 +278,14 @@ def test_lz4_bodies_decode_and_lies_about_their_size_do_not():
 
 
 def test_a_claimed_size_over_the_limit_is_refused_before_decompression():
-    for body, size, code in (
-        (b"\xff" * 100, limits.DECOMPRESSED_SIZE_MAX + 1, "too_large"),
-        (b"\xff" * 100, 25_501, "malformed"),
-        (b"", 0, "malformed"),
-        (bytes(limits.BODY_SIZE_MAX + 1), None, "too_large"),
+    for body, size, code, named in (
+        (b"\xff" * 100, limits.DECOMPRESSED_SIZE_MAX + 1, "too_large", "limit"),
+        (b"\xff" * 100, 25_501, "malformed", "holds that much"),
+        (b"\xff" * 100, 25_500, "malformed", "not an LZ4 block"),
+        (b"", 0, "malformed", "not an LZ4 block"),
+        (bytes(limits.BODY_SIZE_MAX + 1), None, "too_large", "limit"),
     ):
-        with pytest.raises(RemoteProtocolError) as caught:
+        with pytest.raises(RemoteProtocolError, match=named) as caught:
             decode_events(body, size)
         assert caught.value.code == code
 

@@ -48,7 +48,10 @@ def test_a_header_without_a_deadline_has_the_default():
 
 
 def test_keys_of_later_versions_are_ignored():
-    assert decode_request_header(header(trace=b"1234", more={"a": [1], "b": "t" * 100})).kind == "usage"
+    assert (
+        decode_request_header(header(trace=b"1234", more={"a": [1], "b": "t" * 100})).kind
+        == "usage"
+    )
 
 
 @pytest.mark.parametrize("version", [2, 0, None, "1", True, 1.0, "absent"])

@@ -43,6 +43,11 @@ def test_a_senseless_time_to_wait_becomes_the_default(wait):
     assert exception_of(body).retry_after_ms == errors.RETRY_AFTER_MS_DEFAULT
 
 
+def test_only_an_error_that_says_later_has_a_time_to_wait():
+    body = error_body(Restarting()) | {"retry_after_ms": 5}
+    assert exception_of(body).retry_after_ms is None
+
+
 def test_what_broke_inside_is_answered_without_its_text():
     for error in (Corrupt("/var/lib/secret", 7, "crc"), DiskFull("x"), KeyError("y")):
         body = error_body(error)

@@ -55,6 +55,7 @@ def test_async_results_count_what_was_accepted():
     "changed",
     [
         {"received": 3},
+        {"duplicate": 2},
         {"stored": -1, "received": 0},
         {"stored": True},
         {"stored": "1"},
