@@ -322,3 +322,24 @@ def test_results_become_tables_where_the_libraries_are() -> None:
     assert frame["value"][0] == Decimal("0.1")
     assert pyarrow.types.is_decimal(table.schema.field("value").type)
     assert table["value"].to_pylist() == [Decimal("0.1"), None]
+
+
+def test_every_error_a_node_can_answer_is_public() -> None:
+    import meterd.client
+    from meterd.protocol.errors import CLASS_OF_CODE
+
+    for error in CLASS_OF_CODE.values():
+        assert getattr(meterd.client, error.__name__) is error
+        assert error.__name__ in meterd.client.__all__
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    from inspect import signature
+
+    from meterd.client import AsyncClient, Client
+
+    names = {name for name in vars(Client) if not name.startswith("_")} - {"producer"}
+    assert names == {name for name in vars(AsyncClient) if not name.startswith("_")}
+    for name in names:
+        blocking, awaited = (signature(getattr(kind, name)) for kind in (Client, AsyncClient))
+        assert blocking.parameters == awaited.parameters
