@@ -30,11 +30,11 @@ test-fast: setup  ## only those that start no node
 bench: setup  ## measure this machine; results go to bench/results
 	$(BIN)/python -m bench.all
 
-lint: setup
+lint: $(READY)
 	$(BIN)/ruff check .
 
 # mypy reads folders, not import hooks: give it one shaped like an installation.
-types: setup
+types: $(READY)
 	rm -rf build/typing
 	mkdir -p build/typing/meterd
 	ln -s $(CURDIR)/actors $(CURDIR)/core $(CURDIR)/protocol $(CURDIR)/meterd/* build/typing/meterd/
@@ -42,7 +42,7 @@ types: setup
 
 check: lint types test  ## what CI runs, wheel-test apart
 
-wheel-test: setup  ## build a wheel, install it elsewhere, run both programs from there
+wheel-test: $(READY)  ## build a wheel, install it elsewhere, run both programs from there
 	rm -rf build/lib build/wheel build/isolated
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv build/isolated

@@ -282,7 +282,7 @@ def parse_value(section: str, key: str, value: object) -> object:
     return number
 
 
-def _number(name: str, kind: str, value: object) -> int | float:
+def _number(name: str, kind: str, value: Any) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise _wrong(name, f"a {kind} was expected, not {value!r}")
     units = {"count": {"": 1}, "size": SIZE_UNITS, "duration": DURATION_UNITS}[kind]

@@ -60,7 +60,7 @@ def _load(path: str | None, values: dict[str, str | None]) -> Options:
 @click.version_option(__version__, message="meterd %(version)s")
 @flags
 @click.pass_context
-def command(context: click.Context, path: str | None, **values: str | None) -> int | None:
+def command(context: click.Context, /, path: str | None, **values: str | None) -> int | None:
     """Run a node of meterd, the system of record for how much each customer used.
 
     Without any flag a single node keeps its data in ./data and listens on 127.0.0.1:7001.
@@ -75,7 +75,7 @@ def command(context: click.Context, path: str | None, **values: str | None) -> i
 @flags
 @click.pass_obj
 def check_config(
-    above: tuple[str | None, dict[str, str | None]], path: str | None, **values: str | None
+    above: tuple[str | None, dict[str, str | None]], /, path: str | None, **values: str | None
 ) -> int:
     """Read the whole configuration, say what is wrong with it, or print it."""
     merged = {key: values[key] if values[key] is not None else above[1][key] for key in values}
