@@ -23,7 +23,7 @@ import msgpack
 
 from meterd.actors import identity
 from meterd.actors.actor import Actor
-from meterd.actors.disk import LocalDisk
+from meterd.actors.disk import Disk, LocalDisk
 from meterd.actors.endings import IO_ERROR
 from meterd.actors.wal_log import Entry, Log, block_count
 from meterd.actors.wal_recovery import End, Owner, Recovery, read_start
@@ -72,7 +72,7 @@ class WalWriter(Actor):
         directory = self.options.node.data_dir
         who = identity.read(directory)
         owner = Owner(who.node_id, who.cluster_id, who.identity_key)
-        disk = MeasuredDisk(lambda seconds: self.telemetry.observe(FSYNC_DURATION, seconds))
+        disk = self.make_disk()
         self._waiting: deque[Entry] = deque()  # bounded by what the router admits
         self._full = False
         self._appended_at = time.monotonic()
@@ -86,6 +86,10 @@ class WalWriter(Actor):
         self._count_from(end)
         self._announce(end.groups if end is not None else Groups())
         self.ready()
+
+    def make_disk(self) -> Disk:
+        """Return the disk to write to."""
+        return MeasuredDisk(lambda seconds: self.telemetry.observe(FSYNC_DURATION, seconds))
 
     def _report_reading(self, text: str) -> None:
         self.lifeline.say(f"status {text}")
