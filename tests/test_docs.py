@@ -54,6 +54,17 @@ def test_all_telemetry_is_described() -> None:
         assert f"| `{PREFIX}{family.name}{labels}` | {family.kind} | {family.help} |" in page
 
 
+def test_alerts_use_telemetry_that_exists_and_are_explained() -> None:
+    rules = read("etc/alerts.yml")
+    names = {family.name for family in FAMILIES}
+    for used in re.findall(rf"{PREFIX}([a-z0-9_]+)", rules):
+        assert used.removesuffix("_bucket") in names
+    page = read("docs/OPERATIONS.md")
+    alerts = re.findall(r"- alert: (\w+)", rules)
+    assert alerts
+    assert not [alert for alert in alerts if f"`{alert}`" not in page]
+
+
 def test_all_exit_codes_are_described() -> None:
     page = read("docs/OPERATIONS.md")
     table = page[page.index("## Exit codes") : page.index("## The data directory")]

@@ -1,0 +1,173 @@
+"""A whole node: it starts, says how it does, survives the death of every part, and stops."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from meterd.actors.catalog import ACTORS, FAMILIES, PREFIX
+from meterd.client import Event
+from tests.support.node import Node
+from tests.support.waiting import eventually
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+# What an idle node may take, all processes together.
+IDLE_CPU_MAX = 0.03
+IDLE_PSS_MAX = 250 << 20
+IDLE_SECONDS = 5.0
+START_SECONDS_MAX = 5.0  # 2 s on an idle machine; tests share theirs
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with Node() as one:
+        yield one
+
+
+def numbers(node: Node) -> dict[tuple[str, tuple[str, ...]], float]:
+    status, page = node.get("/metrics")
+    assert status == 200
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+
+
+def test_it_is_healthy_and_ready(node: Node) -> None:
+    status, _ = node.get("/health")
+    assert status == 200
+    assert node.get("/livez")[0] == 200
+    assert node.get("/readyz?for=read")[0] == 200
+    assert node.get("/readyz")[0] == 200
+    assert node.get("/readyz?for=fun")[0] == 400
+    assert node.get("/nonsense")[0] == 404
+
+
+def test_the_page_of_telemetry_has_every_family(node: Node) -> None:
+    _, page = node.get("/metrics")
+    for family in FAMILIES:
+        name = PREFIX + family.name
+        assert f"# TYPE {name} {family.kind}" in page
+    assert 'billing_events_ingested_total{mode="sync"}' in page
+
+
+def test_health_and_telemetry_are_answered_to_clients_too(node: Node) -> None:
+    with node.client() as client:
+        assert client.health()["state"] == "active"
+        assert "billing_uptime_seconds" in client.metrics("uptime")
+
+
+def test_events_are_counted_in_telemetry(node: Node) -> None:
+    with node.client() as client:
+        client.put_metric("calls", aggregation="count")
+        events = [Event("acme", "calls", id=str(number)) for number in range(10)]
+        assert client.ingest(events).stored == 10
+        assert client.ingest(events).duplicate == 10
+        assert client.ingest([Event("acme", "none")]).rejected == 1
+        assert client.usage("acme", "calls").value == 10
+
+    def counted() -> bool:
+        page = numbers(node)
+        return (
+            page["billing_events_ingested_total", ("sync",)] == 10
+            and page["billing_events_duplicate_total", ()] == 10
+            and page["billing_events_rejected_total", ("unknown_metric",)] == 1
+            and page["billing_ingest_duration_seconds_count", ("sync",)] >= 2
+            and page["billing_query_duration_seconds_count", ("usage",)] >= 1
+            and page["billing_wal_offset_bytes", ()] > 0
+            and page["billing_wal_fsync_duration_seconds_count", ()] >= 1
+        )
+
+    eventually(counted, "telemetry of the events")
+
+
+@pytest.mark.parametrize("name", ACTORS)
+def test_every_actor_may_be_killed(node: Node, name: str) -> None:
+    """Each comes back, work goes on, and what was stored is still there."""
+    before = node.pids()
+    node.kill_actor(name)
+    eventually(lambda: node.page()["actors"][name]["pid"] not in (None, before[name]), "a restart")
+    eventually(lambda: node.page()["state"] == "running", f"{name} is ready\n{node.log()}")
+    with node.client() as client:
+        client.put_metric("deaths", aggregation="count")
+        assert client.ingest([Event(name, "deaths", id="once")]).stored == 1
+        assert client.ingest([Event(name, "deaths", id="once")]).duplicate == 1
+        assert client.usage(name, "deaths").value == 1
+    eventually(
+        lambda: numbers(node)["billing_actor_restarts_total", (name,)] >= 1,
+        "the restart is counted",
+    )
+
+
+def test_an_idle_node_costs_next_to_nothing(node: Node) -> None:
+    with node.client() as client:
+        client.put_metric("idle", aggregation="count")
+        client.ingest([Event("idle", "idle")])
+    processes = [psutil.Process(pid) for pid in node.pids().values()]
+
+    def busy() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+    before, began = busy(), time.monotonic()
+    while time.monotonic() - began < IDLE_SECONDS:
+        time.sleep(0.1)  # the one test that is about time passing
+    share = (busy() - before) / (time.monotonic() - began)
+    memory = sum(process.memory_full_info().pss for process in processes)
+    assert share < IDLE_CPU_MAX
+    assert memory < IDLE_PSS_MAX
+
+
+def test_the_supervisor_holds_no_socket(node: Node) -> None:
+    pid = node.pids()["supervisor"]
+    targets = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    assert not [target for target in targets if target.startswith("socket:")]
+    assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
+
+
+def test_it_stops_in_order_starts_quickly_and_remembers() -> None:
+    with Node() as node:
+        with node.client() as client:
+            client.put_metric("calls", aggregation="count")
+            client.ingest([Event("acme", "calls", id="1")])
+        pids = node.pids()
+        assert node.stop(signal.SIGINT) == 0
+        assert "graceful shutdown complete" in node.log()
+        assert not any(psutil.pid_exists(pid) for pid in pids.values())
+        began = time.monotonic()
+        node.start()
+        assert time.monotonic() - began < START_SECONDS_MAX
+        with node.client() as client:
+            assert client.usage("acme", "calls").value == 1
+            assert client.ingest([Event("acme", "calls", id="1")]).duplicate == 1
+
+
+def test_a_killed_node_remembers_what_it_answered() -> None:
+    with Node() as node:
+        with node.client() as client:
+            client.put_metric("calls", aggregation="count")
+            for number in range(20):
+                client.ingest([Event("acme", "calls", id=str(number))])
+        node.kill9()
+        node.start()
+        with node.client() as client:
+            assert client.usage("acme", "calls").value == 20
+            assert client.ingest([Event("acme", "calls", id="7")]).duplicate == 1
+
+
+def test_a_port_that_is_taken_ends_the_start_with_a_reason() -> None:
+    with Node() as first:
+        second = Node("--port", str(first.port))
+        try:
+            second.start(wait=False)
+            assert second.process is not None
+            assert second.process.wait(60) in (69, 74)
+            assert str(first.port) in second.log()
+        finally:
+            second.remove()
