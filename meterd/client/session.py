@@ -7,8 +7,10 @@ and duplication is tested without a network and is the same in both.
 A call is one question; an attempt is one sending of it, with a request id of its own. Any attempt's
 `ok` ends the call, and so does any error that retrying cannot mend. Other errors count only when
 they answer the newest attempt, because an older attempt's "overloaded" says nothing about the
-newer one. An attempt that stays silent beyond its patience is sent again, elsewhere if there is an
-elsewhere; event ids make that safe, and the body, once encoded, never changes.
+newer one. An attempt is sent again, elsewhere if there is an elsewhere, when its node has been
+silent for the attempt's patience; event ids make that safe, and the body, once encoded, never
+changes. A node that answers others is busy and not silent: asking it twice would only make it
+busier, so there the patience is stretched.
 
 States of a call: in flight (its patience runs), resting (backs off before the next attempt), done
 (has an answer or an error). Calls are made only when the window has room for them.
@@ -42,9 +44,11 @@ from meterd.protocol.limits import BODY_SIZE_MAX, DEADLINE_MS_MAX, REQUEST_ID_MA
 
 # Enough to keep a node busy while the next requests are encoded, few enough to be no burden.
 INFLIGHT_COUNT_MAX = 16
-# How long an attempt may stay silent; doubles with every silent attempt of a call.
+# How long a node may stay silent; doubles with every silent attempt of a call.
 PATIENCE_S = 1.0
 PATIENCE_S_MAX = 8.0
+# An attempt waits so many times its patience for a node that answers others meanwhile.
+STRETCH_MAX = 4
 # A listing or a range over old events reads files: asking again early would only double the work.
 PATIENCE_READING_S = 4.0
 READING_KINDS = frozenset({"usage", "accounts", "events", "feed", "rejected"})
@@ -79,9 +83,11 @@ class Call:
         "job",
         "kind",
         "last_error",
+        "patience_s",
         "request_ids",
         "resting",
         "rows",
+        "sent_at",
         "silent_count",
         "wake",
     )
@@ -101,6 +107,8 @@ class Call:
         self.job: Job | None = None
         self.deadline = float("inf")  # set by the first attempt
         self.wake = float("inf")  # when to look at it again
+        self.sent_at = 0.0  # the newest attempt
+        self.patience_s = 0.0  # of the newest attempt
         self.resting = False
         self.request_ids: list[int] = []  # of its attempts, the newest last
         self.address = ""  # of the newest attempt
@@ -193,6 +201,7 @@ class Session:
         self._jitter = jitter
         self._home = self.addresses[0]  # asked when any node will do: the last that answered
         self._suspects: dict[str, float] = {}  # address → until when it is asked last
+        self._heard: dict[str, float] = {}  # address → when it answered last, whatever it was
         self._waiting: deque[Job] = deque()  # jobs that may have more calls to make
         self._active: dict[Call, None] = {}
         self._pending: dict[int, Call] = {}  # request id → call
@@ -239,6 +248,7 @@ class Session:
             self.malformed_answers += 1  # nobody it could be told to; the patience will end
             return
         self._suspects.pop(address, None)
+        self._heard[address] = now
         if header.status == "ok":
             self._home = address
         call = self._pending.get(header.id) if header.id is not None else None
@@ -260,6 +270,10 @@ class Session:
                 self._finish(call, None, self._give_up(call))
                 continue
             if not call.resting:
+                patient_until = self._patient_until(call)
+                if now < patient_until:
+                    call.wake = min(call.deadline, patient_until)
+                    continue
                 call.silent_count += 1
                 self._suspects[call.address] = now + SUSPECT_S
             self._attempt(now, call)
@@ -306,11 +320,19 @@ class Session:
         call.resting = False
         patience = PATIENCE_READING_S if call.kind in READING_KINDS else PATIENCE_S
         patience = min(patience * 2.0**call.silent_count, PATIENCE_S_MAX)
-        call.wake = min(call.deadline, now + patience * (1 + self._jitter() / 2))
+        call.sent_at, call.patience_s = now, patience * (1 + self._jitter() / 2)
+        call.wake = min(call.deadline, now + call.patience_s)
         left_ms = min(int((call.deadline - now) * 1000), DEADLINE_MS_MAX)
         version = None if self.map is None else self.map.version
         header = RequestHeader(request_id, call.kind, max(left_ms, 0), version)
         self._sends.append((address, encode_request(header, call.body)))
+
+    def _patient_until(self, call: Call) -> float:
+        """Say when the node's silence about the newest attempt becomes too long."""
+        silent_since = max(call.sent_at, self._heard.get(call.address, 0.0))
+        return min(
+            silent_since + call.patience_s, call.sent_at + STRETCH_MAX * call.patience_s
+        )
 
     def _choose(self, now: float, call: Call) -> str:
         """Choose the leader if it is known, else the last node that answered, suspects last."""
@@ -410,3 +432,6 @@ class Session:
         # One node is reached as it was reached: the address it calls itself by may be another.
         if len(learned.nodes) > 1:
             self.addresses = list(dict.fromkeys([*self._seeds, *learned.nodes.values()]))
+        for known in (self._suspects, self._heard):
+            for address in known.keys() - set(self.addresses):
+                del known[address]

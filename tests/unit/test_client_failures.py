@@ -130,6 +130,7 @@ def test_many_rows_are_split_and_their_numbers_joined(
     assert [item.index for item in result.items] == list(range(700, 1_000))
 
 
+@pytest.mark.slow
 @settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

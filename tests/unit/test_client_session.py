@@ -82,6 +82,25 @@ def test_a_silent_attempt_is_sent_again_with_doubled_patience_and_the_same_body(
     assert wakes == [1.0, 3.0, 7.0, 15.0]
 
 
+def test_a_node_that_answers_others_is_given_more_time() -> None:
+    """Under load the answer waits in a queue: sending the batch again would lengthen the queue."""
+    session, slow = session_of(), job_of()
+    session.start(0.0, slow)
+    assert len(sent(session)) == 1
+    asked_again_at = None
+    for tenth in range(1, 100):
+        now = tenth / 10
+        session.on_tick(now)
+        if any(kind == "hello" for _, _, kind in sent(session)):
+            asked_again_at = now
+            break
+        session.start(now, job_of("health"))
+        for _, other, _ in sent(session):
+            session.on_answer(now, HERE, answer_to(other))
+    assert asked_again_at == session_module.STRETCH_MAX * session_module.PATIENCE_S
+    assert slow.calls[0].attempts_count == 2
+
+
 def test_the_answer_to_an_older_attempt_counts() -> None:
     """A node that was paused answers everything it finds, the oldest first."""
     session, job = session_of(), job_of()
@@ -321,6 +340,7 @@ class Network:
             self.session.on_tick(self.now)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     choose=st.randoms(use_true_random=False),
