@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from numba.core import config as numba_config
 
-from meterd.actors import directory, identity, journal
+from meterd.actors import directory, endings, identity, journal
 from meterd.actors.actor import Actor
 from meterd.actors.ingest import Ingest
 from meterd.actors.metrics import Metrics
@@ -57,7 +57,12 @@ def run(options: Options, load: Callable[[], Options]) -> int:
         logger.error("%s", failure.reason)
         notifier.send(f"STATUS={failure.reason}")
         return failure.exit_code
-    return Supervisor(options, run_dir, UNITS, load, notifier).run()
+    try:
+        return Supervisor(options, run_dir, UNITS, load, notifier).run()
+    except Exception:
+        # The actors end with this process (PDEATHSIG); whoever started it sees that it was a bug.
+        logger.exception("the supervisor ended by a bug")
+        return endings.INTERNAL
 
 
 def _prepare(options: Options, notifier: Notifier) -> str:
