@@ -58,7 +58,7 @@ class Gathering:
         entries: list[MetricEntry],
         identity_key: NDArray[np.uint64],
     ) -> None:
-        self._key = identity_key
+        self._key = identity_key.copy()
         self._wanted = make_wanted(question, entries)
         self._edges = list(question.edges)
         self._room = Room()
@@ -124,7 +124,9 @@ def make_wanted(question: Question, entries: list[MetricEntry]) -> Wanted:
     """Return what the kernels compare rows with; `entries` are the versions wanted."""
     local = np.full(max((entry.number for entry in entries), default=0) + 1, -1, np.int32)
     metrics = np.zeros((max(1, len(entries)), 6), np.int64)
-    keys, places, needed = bytearray(), [], []
+    keys = bytearray()
+    places: list[tuple[int, int]] = []
+    needed: list[bool] = []
     asked = {key for key, _ in question.filters} | set(question.group_by)
     for place, entry in enumerate(entries):
         definition = entry.definition

@@ -25,7 +25,7 @@ from meterd.protocol.log_format import FILE_HEADER_SIZE
 Bytes = NDArray[np.uint8]
 Rows = NDArray[np.uint32]
 
-NO_ROWS: Final = np.empty(0, np.uint32)
+NO_ROWS: Final = np.frombuffer(b"", np.uint32)
 METRIC_MASK: Final = (1 << METRIC_BITS) - 1
 # A growing index is copied each time it is full; doubling bounds that to one copy a row.
 GROWTH_FIRST: Final = 1 << 12
@@ -92,7 +92,7 @@ class SealedIndex:
                     found.append(index.rows[index.starts[place] : index.starts[place + 1]])
         if len(found) <= 1:
             return found[0] if found else NO_ROWS
-        return np.sort(np.concatenate(found))
+        return frozen(np.sort(np.concatenate(found)))
 
 
 class OpenIndex:
@@ -114,11 +114,11 @@ class OpenIndex:
 
     @property
     def record_row(self) -> NDArray[np.uint32]:
-        return self._record_row[: self._records]
+        return frozen(self._record_row[: self._records])
 
     @property
     def record_offset(self) -> NDArray[np.uint64]:
-        return self._record_offset[: self._records]
+        return frozen(self._record_offset[: self._records])
 
     @property
     def last_block(self) -> int:
@@ -153,7 +153,7 @@ class OpenIndex:
         for low, high in wanted:
             chosen |= (keys >= np.uint64(low)) & (keys <= np.uint64(high))
         chosen &= (timestamps >= start) & (timestamps < end)
-        return np.flatnonzero(chosen).astype(np.uint32)
+        return frozen(np.flatnonzero(chosen).astype(np.uint32))
 
     def seal(self, file_number: int, data: Bytes, refused: Bytes) -> LogIndex:
         """Return the sorted index of a file that has been read to its end."""
@@ -210,6 +210,13 @@ class OpenIndex:
             size = max(GROWTH_FIRST, records, 2 * len(self._record_row))
             self._record_row = _resized(self._record_row, size)
             self._record_offset = _resized(self._record_offset, size)
+
+
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a view that cannot be written: kernels are compiled once for all sources of rows."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _resized(array: NDArray[Any], size: int) -> NDArray[Any]:

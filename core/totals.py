@@ -20,6 +20,7 @@ from meterd.core.kernels import cells as cell_rows
 from meterd.core.kernels import reduce as kernels
 from meterd.core.kernels.cells import CELL_WORDS, sum_of
 from meterd.core.kernels.gather import SEAT_CELL, SEAT_OPERATION, SEAT_POSITION, SEAT_TIMESTAMP
+from meterd.core.log_index import frozen
 from meterd.core.partial_cells import PartialCells
 from meterd.protocol.decimal_text import format_decimal
 from meterd.protocol.errors import BadRequest
@@ -86,7 +87,7 @@ def add_up(
     for place, scale in enumerate(kinds):
         chosen = np.where(kind == place, buckets, -1)
         out = np.empty((bucket_count, CELL_WORDS), np.int64)
-        kernels.reduce_cells(partial.cells, chosen, out)
+        kernels.reduce_cells(frozen(partial.cells), chosen, out)
         for bucket in np.flatnonzero(out[:, cell_rows.COUNT]).tolist():
             found = Total.of_cell(out[bucket], scale)
             if totals[bucket].count:

@@ -1,0 +1,210 @@
+"""The query actor: answers what memory cannot, from the log files, and what would take long.
+
+The usage actor passes questions on together with what they must see (`ask`): how far the log was
+applied when the question came, and which rows of files without an index were not stored.  So an
+answer holds exactly what had been acknowledged, whatever is written meanwhile.
+
+Questions take turns, a log file at a time, so a long invoice run neither holds up a short question
+nor the beat.  The rows of an invoice run stay in memory until its last page was fetched or nobody
+has come for a while; a cursor names run and row, so pages belong to one log position.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from meterd.actors import identity, reading
+from meterd.actors.actor import BEAT_SECONDS, Actor
+from meterd.actors.answering import Answers
+from meterd.actors.log_files import LogFiles, View
+from meterd.actors.reading import Steps
+from meterd.core.answers import (
+    AnswerContext,
+    PartialCells,
+    Ranking,
+    answer_accounts,
+    answer_usage,
+)
+from meterd.core.questions import Question, known_versions
+from meterd.core.registry import Registry
+from meterd.protocol.envelope import RequestHeader, decode_request_header
+from meterd.protocol.errors import BadRequest, DeadlineExceeded, MeterdError, Restarting
+
+# Work done in one go before the inbox is looked at again.
+TURN_SECONDS = 0.05
+# Open invoice runs, and how long one waits for its next page.
+RUNS_MAX = 16
+RUN_SECONDS = 600.0
+
+
+@dataclass(slots=True)
+class Job:
+    """One question on its way."""
+
+    rid: bytes
+    header: RequestHeader
+    steps: Steps
+    began: float  # monotonic seconds
+    expires: float
+
+
+@dataclass(slots=True)
+class Run:
+    """An invoice run: its rows in order, computed once."""
+
+    ranking: Ranking
+    position: str
+    used_at: float
+
+
+class Query(Actor):
+    """See the module."""
+
+    name = "query"
+
+    def open(self) -> None:
+        node = self.options.node
+        self.answers = Answers(self)
+        self._files = LogFiles(node.data_dir, identity.read(node.data_dir).identity_key)
+        self._registry = Registry()
+        self._jobs: deque[Job] = deque()
+        self._runs: OrderedDict[str, Run] = OrderedDict()
+        # Cursors of an earlier process must not name a run of this one.
+        self._run_prefix = f"{time.time_ns():x}"
+        self._runs_begun = 0
+        self.send("usage", [b"hello", self.name.encode()])
+        self.ready()
+
+    def handle(self, frames: list[bytes]) -> None:
+        if frames[0] == b"ask":
+            self._on_ask(frames)
+        elif frames[0] == b"indexed":
+            self._files.indexed(int(frames[1]))
+
+    def flush(self) -> None:
+        self._work()
+
+    def tick(self, now: float) -> float:
+        self._work()
+        while self._runs:
+            oldest = next(iter(self._runs))
+            if now - self._runs[oldest].used_at < RUN_SECONDS:
+                break
+            del self._runs[oldest]
+        return 0.0 if self._jobs else BEAT_SECONDS / 20
+
+    def drained(self) -> bool:
+        return not self._jobs
+
+    # Questions
+
+    def _on_ask(self, frames: list[bytes]) -> None:
+        _, rid, raw_header, _, packed, *arrays = frames
+        header = decode_request_header(raw_header)  # the router has checked it
+        context = msgpack.unpackb(packed, strict_map_key=False)
+        now = time.monotonic()
+        if "registry" in context:
+            self._registry = Registry.from_bytes(context["registry"])
+        job = Job(rid, header, self._steps(context, arrays), now, now + header.deadline_ms / 1000)
+        if context["registry_version"] != self._registry.version:
+            # We have started again since the registry was sent; it comes with the next question.
+            self._finish(job, error=Restarting("the query actor was restarted"))
+            return
+        self._jobs.append(job)
+
+    def _work(self) -> None:
+        """Let the questions take turns for a while, and send the answers there are."""
+        until = time.monotonic() + TURN_SECONDS
+        while self._jobs and time.monotonic() < until:
+            job = self._jobs.popleft()
+            if time.monotonic() > job.expires:
+                self._finish(job, error=DeadlineExceeded())
+                continue
+            try:
+                next(job.steps)
+            except StopIteration as done:
+                self._finish(job, result=done.value)
+            except MeterdError as error:
+                self._finish(job, error=error)
+            else:
+                self._jobs.append(job)
+        self.answers.send()
+
+    def _finish(
+        self, job: Job, result: dict[str, Any] | None = None, error: MeterdError | None = None
+    ) -> None:
+        kind = job.header.kind
+        if error is None:
+            assert result is not None
+            self.answers.result(job.rid, job.header.id, kind, result)
+        else:
+            self.answers.error(job.rid, job.header.id, kind, error)
+        outcome = "ok" if error is None else error.code
+        self.telemetry.add(f'queries_total{{kind="{kind}",result="{outcome}"}}')
+        seconds = time.monotonic() - job.began
+        self.telemetry.observe(f'query_duration_seconds{{kind="{kind}"}}', seconds)
+
+    def _steps(self, context: dict[str, Any], arrays: list[bytes]) -> Steps:
+        """Answer a question, yielding between the steps."""
+        question = Question.from_map(context["question"])
+        registry, horizon = self._registry, context["horizon"]
+        if question.kind == "accounts" and question.after is not None:
+            return self._next_page(question, question.after)
+        if arrays:
+            partial = PartialCells.from_frames(arrays)
+        else:
+            refused = {number: (raw[0], raw[1]) for number, raw in context["refused"].items()}
+            view = View(self._files, (context["end"][0], context["end"][1]), refused)
+            if question.kind == "events":
+                return (yield from reading.read_events(view, question, registry, horizon))
+            if question.kind == "feed":
+                return (yield from reading.read_feed(view, question, registry, horizon))
+            partial = yield from reading.read_cells(view, question, registry, horizon)
+        yield
+        entries = known_versions(registry, question.metric)
+        if question.kind == "accounts":
+            ranking = answer_accounts(question, entries, partial)
+            return self._first_page(ranking, context["position"])
+        return answer_usage(question, entries, partial, AnswerContext(context["position"], horizon))
+
+    # Invoice runs
+
+    def _first_page(self, ranking: Ranking, position: str) -> dict[str, Any]:
+        self._runs_begun += 1
+        name = f"{self._run_prefix}-{self._runs_begun}"
+        run = Run(ranking, position, time.monotonic())
+        page = self._page(name, run, 0, ranking.question.limit)
+        if page["next"] is not None:
+            self._runs[name] = run
+            if len(self._runs) > RUNS_MAX:
+                self._runs.popitem(last=False)
+        return page
+
+    def _next_page(self, question: Question, cursor: str) -> dict[str, Any]:
+        kind, _, rest = cursor.partition(".")
+        name, _, first = rest.partition(".")
+        run = self._runs.get(name)
+        if kind != "a" or not first.isdecimal():
+            raise BadRequest("after: not a cursor that this kind of question gave")
+        if run is None:
+            raise BadRequest("after: this run is over; begin again without a cursor")
+        run.used_at = time.monotonic()
+        self._runs.move_to_end(name)
+        return self._page(name, run, int(first), question.limit)
+
+    def _page(self, name: str, run: Run, first: int, limit: int) -> dict[str, Any]:
+        ranking = run.ranking
+        end = first + limit
+        return {
+            "metric": ranking.question.metric,
+            "start": ranking.question.start,
+            "end": ranking.question.end,
+            "rows": ranking.rows(first, limit),
+            "next": f"a.{name}.{end}" if end < len(ranking.accounts) else None,
+            "position": run.position,
+        }
