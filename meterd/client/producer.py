@@ -43,6 +43,9 @@ class ProducerFailed(MeterdError):
         super().__init__(message)
         self.undecided = undecided
 
+    def __reduce__(self) -> tuple[type[ProducerFailed], tuple[Any, ...]]:
+        return type(self), (self.message, self.undecided)
+
 
 @dataclass(slots=True)
 class Counters:

@@ -75,6 +75,9 @@ class IngestUndecided(DeadlineExceeded):
         self.result = known
         self.undecided = undecided
 
+    def __reduce__(self) -> tuple[type[IngestUndecided], tuple[Any, ...]]:
+        return type(self), (self.message, self.result, self.undecided)
+
 
 class Group(NamedTuple):
     """One row of a grouped usage."""

@@ -343,3 +343,15 @@ def test_both_clients_have_the_same_methods() -> None:
     for name in names:
         blocking, awaited = (signature(getattr(kind, name)) for kind in (Client, AsyncClient))
         assert blocking.parameters == awaited.parameters
+
+
+def test_errors_that_carry_events_can_be_pickled() -> None:
+    """A program that sends from several processes hands them to its parent."""
+    import pickle
+
+    from meterd.client import IngestResult, IngestUndecided, ProducerFailed
+
+    event, result = Event("a", "m"), IngestResult(received=1, unknown=1)
+    for error in (IngestUndecided("why", result, [event]), ProducerFailed("why", [event])):
+        copy = pickle.loads(pickle.dumps(error))
+        assert type(copy) is type(error) and str(copy) == "why" and copy.undecided == [event]
