@@ -29,13 +29,19 @@ Buffer = bytes | bytearray | memoryview | mmap.mmap
 
 # The kernel takes at most so many buffers in one call.
 BUFFERS_PER_CALL_MAX = 1024
-# Zeros are written and synced in pieces, so that a write to the log beside it waits for one
-# piece at most.
-FILL_SIZE = 1024 * 1024
+# Zeros are written and synced in pieces, so that an append beside it waits for one at most.
+FILL_SIZE = 256 * 1024
 
 FILE_MODE = 0o640
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+# Told how many bytes of a new file are filled; may wait, so that filling disturbs nobody.
+Pace = Callable[[int], object]
+
+
+def at_once(filled: int) -> None:
+    """Fill without waiting."""
 
 
 class Disk(Protocol):
@@ -47,7 +53,7 @@ class Disk(Protocol):
     def open(self, path: str) -> int:
         """Open an existing file for reading and writing."""
 
-    def create(self, path: str, size: int) -> int:
+    def create(self, path: str, size: int, pace: Pace = at_once) -> int:
         """Make a file of `size` zeros, durable but for its name; replace one that exists."""
 
     def close(self, descriptor: int) -> None:
@@ -87,11 +93,11 @@ class LocalDisk:
     def open(self, path: str) -> int:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
-    def create(self, path: str, size: int) -> int:
+    def create(self, path: str, size: int, pace: Pace = at_once) -> int:
         self.remove(path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
         try:
-            _fill(descriptor, size)
+            _fill(descriptor, size, pace)
         except BaseException:
             os.close(descriptor)
             self.remove(path)  # the space that was there may save somebody else
@@ -236,18 +242,19 @@ def _after(buffers: Sequence[Buffer], skip: int) -> list[memoryview]:
     return left[:BUFFERS_PER_CALL_MAX]
 
 
-def _fill(descriptor: int, size: int) -> None:
-    """Write zeros.  Writing into a filled file changes no metadata, so fdatasync is cheapest."""
+def _fill(descriptor: int, size: int, pace: Pace) -> None:
+    """Write zeros.  Writing into a filled file changes no metadata, so its fdatasync is cheap."""
     try:
         if size:
             os.posix_fallocate(descriptor, 0, size)  # no room left is noticed at once
     except OSError as error:
         raise _translated(error) from error
+    _sync(os.fsync, descriptor)
     zeros = bytes(FILL_SIZE)
     for offset in range(0, size, FILL_SIZE):
         write_all(descriptor, [zeros[: size - offset]], offset)
         sync_data(descriptor)
-    _sync(os.fsync, descriptor)
+        pace(offset + FILL_SIZE)
 
 
 def _sync(call: Callable[[int], None], descriptor: int) -> None:

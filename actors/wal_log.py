@@ -117,6 +117,7 @@ class Log:
             self.place.row + rows,
             int.from_bytes(header[-4:], "little"),
         )
+        self._spare.appended = self.place.offset
         return durable
 
     def _account(self, entries: Sequence[Entry]) -> tuple[int, bytes]:

@@ -1,8 +1,9 @@
 """Has the next log file ready, so that going on to it costs two renames and no filling.
 
 Writing into a file that was filled with zeros and synced changes no metadata, which makes
-fdatasync a third cheaper than on an allocated or a growing file (docs/STORAGE.md); filling takes
-some tens of milliseconds, so a thread does it while blocks are appended to the file before.
+fdatasync a third cheaper than on an allocated or a growing file (docs/STORAGE.md).  Filling takes
+some tens of milliseconds, so a thread does it while blocks are appended to the file before: in
+small pieces, twice as fast as that file grows, and slowly while it does not grow.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from meterd.actors.disk import Disk
 from meterd.protocol.errors import DiskFull, MeterdError
 from meterd.protocol.log_format import FILE_SIZE_MULTIPLE, SPARE_NAME, padded
 
+# Fill without rest until the next file is so many times as full as the active one.
+LEAD = 2
+REST_SECONDS = 0.02
+
 
 class Spare:
     """The next file: `prepare` makes it, `descriptor_for` lends it, `used` gives it away."""
@@ -21,6 +26,7 @@ class Spare:
     def __init__(self, disk: Disk, directory: str, size: int) -> None:
         self.path = os.path.join(directory, SPARE_NAME)
         self.size = padded(size, FILE_SIZE_MULTIPLE)
+        self.appended = 0  # bytes of the active file in use; the log keeps it up to date
         self._disk = disk
         self._directory = directory
         self._descriptor: int | None = None
@@ -46,6 +52,9 @@ class Spare:
         """The file has another name and owner now."""
         self._descriptor = None
 
+    def pace(self, filled: int) -> None:
+        """Wait between two pieces that are filled; here, not at all."""
+
     def close(self) -> None:
         """Close the file; the next start makes a new one."""
         if self._descriptor is not None:
@@ -53,7 +62,7 @@ class Spare:
             self._descriptor = None
 
     def _create(self, size: int) -> None:
-        descriptor = self._disk.create(self.path, size)
+        descriptor = self._disk.create(self.path, size, self.pace)
         self._disk.sync_directory(self._directory)
         self._descriptor, self._filled = descriptor, size
 
@@ -65,6 +74,7 @@ class BackgroundSpare(Spare):
         super().__init__(disk, directory, size)
         self._thread: threading.Thread | None = None
         self._failure: MeterdError | OSError | None = None
+        self._hurry = threading.Event()
 
     def prepare(self) -> None:
         """Begin to make the file unless it is there or under way.
@@ -75,12 +85,17 @@ class BackgroundSpare(Spare):
             return
         self._collect()
         if self._descriptor is None:
+            self._hurry.clear()
             self._thread = threading.Thread(target=self._run, name="wal-spare")
             self._thread.start()
 
     def descriptor_for(self, size: int) -> int:
         self._collect()
         return super().descriptor_for(size)
+
+    def pace(self, filled: int) -> None:
+        if filled > LEAD * self.appended:
+            self._hurry.wait(REST_SECONDS)
 
     def close(self) -> None:
         self._collect()
@@ -94,6 +109,7 @@ class BackgroundSpare(Spare):
 
     def _collect(self) -> None:
         """Wait for the thread, and raise what must not be ignored."""
+        self._hurry.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -15,7 +15,7 @@ import enum
 from collections.abc import Sequence
 from random import Random
 
-from meterd.actors.disk import Buffer
+from meterd.actors.disk import Buffer, Pace, at_once
 from meterd.protocol.errors import DiskFull
 
 SECTOR = 512
@@ -105,7 +105,7 @@ class CrashDisk:
             raise FileNotFoundError(path)
         return self._opened(self._names[path])
 
-    def create(self, path: str, size: int) -> int:
+    def create(self, path: str, size: int, pace: Pace = at_once) -> int:
         self.remove(path)
         self._call()
         if self.room is not None:
@@ -115,6 +115,7 @@ class CrashDisk:
         file = File()
         self._rename({**self._names, path: file})
         self._call()
+        pace(size)
         file.content = bytearray(size)
         file.sync()
         return self._opened(file)
