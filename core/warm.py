@@ -11,8 +11,9 @@ import msgpack
 import numpy as np
 
 from meterd.core import periods
+from meterd.core.kernels import sectors
 from meterd.core.kernels.tables import Capacity
-from meterd.core.log_scan import Groups, verify_chain
+from meterd.core.log_scan import FileScan, Groups, verify_chain
 from meterd.core.memory_cells import collect
 from meterd.core.questions import Question
 from meterd.core.replica import Proposal, Replica, single_slice
@@ -20,6 +21,7 @@ from meterd.core.staging import Stage
 from meterd.core.state import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
+from meterd.protocol.errors import InvariantViolation
 from meterd.protocol.log_format import Record
 
 KEY = (1, 2)
@@ -43,6 +45,28 @@ def warm() -> None:
     for body in _bodies():
         node.ingest(body)
     node.look()
+    read_log(node.replica)
+
+
+def read_log(replica: Replica) -> None:
+    """Write a log file of one block and a torn one behind it, and read it as a start does."""
+    body = msgpack.packb({"op": "none"})
+    payload = body.ljust(log_format.padded(len(body)), b"\0")
+    slices = single_slice(log_format.META_GROUP, payload)
+    append = replica.propose(Proposal(log_format.META, slices, payload, 0, len(body), 1), NOW)
+    records = append.head + payload
+    size = log_format.padded(log_format.BLOCK_HEADER_SIZE + len(records), log_format.SECTOR_SIZE)
+    head = log_format.encode_file_header(log_format.FileHeader(1, bytes(16), bytes(16), 1, 1, 0, 0))
+    crc = log_format.parse_file_header(head)[1]
+    header = log_format.BlockHeader(1, size, 1, 0, 0, 0, 0, NOW, 1, crc)
+    block = (log_format.encode_block_header(header) + records).ljust(size, b"\0")
+    sectors.count_zero_sectors(np.frombuffer(block, np.uint64))
+    torn = bytes(log_format.SECTOR_SIZE) + b"torn".ljust(log_format.SECTOR_SIZE, b"\0")
+    scan = FileScan("", memoryview(head + block + torn), active=True)
+    for read in scan:
+        sectors.check_slices(read.records[0].slices, log_format.GROUP_COUNT, 0, 0)
+    if scan.torn is None:
+        raise InvariantViolation("a torn block was not recognised")
 
 
 def _bodies() -> list[bytes]:
