@@ -12,13 +12,19 @@ import os
 
 import zmq
 
+from meterd.actors import endings
 from meterd.protocol import limits
+from meterd.protocol.errors import BootFailed
 
 # Messages waiting for one actor.  The router admits fewer requests than this, so reaching it
 # means that an actor has stopped reading: the sender blocks, its beat stops, the supervisor acts.
 INTERNAL_HIGH_WATER_MARK = 100_000
 # A client that does not read loses answers beyond this (and asks again with the same ids).
 CLIENT_HIGH_WATER_MARK = 1_000
+# No limit to the messages waiting from one client: `actors.listener_guard` bounds their memory.
+# With one, libzmq 4.3.5 aborts the process when a peer at the mark goes away and a heartbeat is
+# due: any peer could end the router that way.
+CLIENT_RECEIVE_HIGH_WATER_MARK = 0
 HANDSHAKE_MS = 3_000
 HEARTBEAT_MS = 2_000
 HEARTBEAT_TIMEOUT_MS = 6_000
@@ -72,11 +78,14 @@ def outbox(run_dir: str, name: str) -> zmq.Socket[bytes]:
 
 
 def client_listener(address: str) -> zmq.Socket[bytes]:
-    """Bind the front door: a ROUTER that reports what it cannot deliver and bounds each client."""
+    """Bind the front door: a ROUTER that reports what it cannot deliver and bounds each client.
+
+    Raises BootFailed when the address is taken or not one of this machine.
+    """
     socket = context().socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    socket.setsockopt(zmq.RCVHWM, CLIENT_HIGH_WATER_MARK)
+    socket.setsockopt(zmq.RCVHWM, CLIENT_RECEIVE_HIGH_WATER_MARK)
     socket.setsockopt(zmq.SNDHWM, CLIENT_HIGH_WATER_MARK)
     socket.setsockopt(zmq.MAXMSGSIZE, limits.BODY_SIZE_MAX)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
@@ -88,5 +97,10 @@ def client_listener(address: str) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
     if ":" in address.removeprefix("tcp://").rsplit(":", 1)[0]:
         socket.setsockopt(zmq.IPV6, 1)
-    socket.bind(address)
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as error:
+        raise BootFailed(
+            endings.UNAVAILABLE, f"cannot listen on {address}: {zmq.strerror(error.errno)}"
+        ) from error
     return socket

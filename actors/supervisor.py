@@ -144,6 +144,7 @@ class Supervisor:
             logger.error("the node halts: %s", halt.reason)
             self._notifier.send(f"STATUS={halt.reason}", "STOPPING=1")
             self._stop()
+            logger.error("stopped", extra={"fields": {"exit_code": halt.code}})
             return halt.code
         logger.info("stopping")
         self._notifier.send("STATUS=stopping", "STOPPING=1")
