@@ -122,13 +122,18 @@ class LogFiles:
             self.refresh()
         return [number for number in self._numbers if number < end_file] + [end_file]
 
+    @property
+    def full_numbers(self) -> list[int]:
+        """The numbers of the full files found when it was last looked, rising."""
+        return self._numbers
+
     def refresh(self) -> None:
         """Look again which full files there are, after one was added or deleted."""
         found = {number_of(name) for name in os.listdir(self._directory)}
         self._numbers = sorted(number for number in found if number is not None)
         for known in (self._headers, self._sealed):
             for number in set(known) - set(self._numbers):
-                del known[number]  # type: ignore[attr-defined]
+                del known[number]
 
     def indexed(self, number: int) -> None:
         """A file has got its index: use that from now on."""
@@ -164,7 +169,7 @@ class LogFiles:
             except FileNotFoundError:
                 self.refresh()
                 raise RangeExpired("a part of the range has just expired; ask again") from None
-            index = index_format.parse_index(memoryview(raw))
+            index = index_format.parse_index(raw.data)
             rows = LogRows(data, index.record_row, index.record_offset, index.refused)
             file = LogFile(number, rows, SealedIndex(index), index.header.row_count, index.header)
             self._sealed[number] = file
@@ -179,9 +184,6 @@ class LogFiles:
         The bitmap of refused rows says how many rows were applied; a later question may have read
         further already.  Raises RangeExpired, Internal.
         """
-        if refused is None and end is None:
-            # Neither an index nor the bitmap it is made from: somebody has removed the index.
-            raise Internal(f"log file {number} has no index")
         if number not in self._open:
             self._open[number] = (self._map_unsealed(number), OpenIndex())
             if len(self._open) > OPEN_INDEXES_MAX:
@@ -189,9 +191,12 @@ class LogFiles:
         self._open.move_to_end(number)
         data, index = self._open[number]
         packed, row_count = refused if refused is not None else (b"", 0)
-        if row_count > index.row_count:
+        if row_count > index.row_count or refused is None:
             limit = len(data) if end is None else end
             index.extend(data, limit, self.identity_key, full_name(number))
+        if refused is None and end is None and index.row_count:
+            # Neither an index nor the bitmap it is made from: somebody has removed the index.
+            raise Internal(f"log file {number} has no index")
         bitmap = lz4.block.decompress(packed) if row_count else b""
         rows = LogRows(data, index.record_row, index.record_offset, np.frombuffer(bitmap, np.uint8))
         return LogFile(number, rows, index, row_count)
@@ -203,7 +208,7 @@ class LogFiles:
                 data = map_file(self._path(name))
             except FileNotFoundError:
                 continue
-            if parse_file_header(memoryview(data))[0].file_number == number:
+            if parse_file_header(data.data)[0].file_number == number:
                 return data
         self.refresh()
         raise RangeExpired(f"log file {number} has just been deleted; ask again")

@@ -83,7 +83,8 @@ def read_events(view: View, question: Question, registry: Registry, horizon: int
             page.add(number, matches)
             yield
         yield
-    events, size = [], 0
+    events: list[dict[str, Any]] = []
+    size = 0
     for number, match in page.rows():
         data = view.open(number).rows.data
         event, event_size = event_of(data, match, registry.entry(match[NUMBER]))
