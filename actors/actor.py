@@ -36,6 +36,9 @@ LINE_SIZE_MAX = 500
 # The options of the running node, in its run directory; the supervisor writes them, all or nothing.
 OPTIONS_FILE = "options.json"
 
+# Takes one message from a socket, or raises zmq.Again.
+Receive = Callable[[zmq.Socket[bytes]], list[bytes]]
+
 logger = logging.getLogger(__name__)
 
 
@@ -69,7 +72,7 @@ class Actor:
         self.stopping = False
         self.reloading = False
         self._poller = zmq.Poller()
-        self._handlers: dict[zmq.Socket[bytes], Callable[[list[bytes]], None]] = {}
+        self._handlers: dict[zmq.Socket[bytes], tuple[Receive, Callable[[list[bytes]], None]]] = {}
         self._watched: dict[int, Callable[[], None]] = {}
         self._outboxes: dict[str, zmq.Socket[bytes]] = {}
         self._wake = os.pipe()
@@ -106,9 +109,14 @@ class Actor:
         """Tell the supervisor that this actor can do its work."""
         self.lifeline.say("ready")
 
-    def listen(self, socket: zmq.Socket[bytes], handler: Callable[[list[bytes]], None]) -> None:
-        """Serve `socket` in the loop: `handler` gets each message."""
-        self._handlers[socket] = handler
+    def listen(
+        self,
+        socket: zmq.Socket[bytes],
+        handler: Callable[[list[bytes]], None],
+        receive: Receive | None = None,
+    ) -> None:
+        """Serve `socket` in the loop: `handler` gets each message that `receive` takes."""
+        self._handlers[socket] = receive or _receive, handler
         self._poller.register(socket, zmq.POLLIN)
 
     def watch(self, descriptor: int, handler: Callable[[], None]) -> None:
@@ -165,12 +173,13 @@ class Actor:
             if isinstance(source, int):
                 self._watched[source]()
                 continue
-            handler = self._handlers.get(source)
-            if handler is None:
+            served = self._handlers.get(source)
+            if served is None:
                 continue  # removed by a handler earlier in this turn
+            receive, handler = served
             for _ in range(MESSAGES_PER_TURN_MAX):
                 try:
-                    frames = source.recv_multipart(zmq.NOBLOCK)
+                    frames = receive(source)
                 except zmq.Again:
                     break
                 taken = True
@@ -198,6 +207,10 @@ class Actor:
             self.stopping = True
         else:
             self.reloading = True
+
+
+def _receive(socket: zmq.Socket[bytes]) -> list[bytes]:
+    return socket.recv_multipart(zmq.NOBLOCK)
 
 
 def _drain(descriptor: int) -> None:

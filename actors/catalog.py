@@ -65,6 +65,13 @@ FAMILIES = (
     # requests
     _counter("requests_total", "Requests taken, by kind.", "kind", tuple(KINDS)),
     _counter("requests_refused_total", "Requests answered with an error code.", "code"),
+    _gauge("clients_connected", "Connections of clients."),
+    _counter(
+        "connections_evicted_total",
+        "Connections of clients ended for what they sent or held.",
+        "reason",
+        ("message_size", "memory", "surplus", "malformed", "frames"),
+    ),
     _counter("malformed_messages_total", "Messages that follow no protocol, dropped or refused."),
     _counter("answers_undeliverable_total", "Answers to clients that had gone or did not read."),
     _counter(

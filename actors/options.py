@@ -127,6 +127,7 @@ class Limits:
 
     inflight_requests: int = _count(10_000, "requests taken and not yet answered", 1, 90_000)
     inflight_bytes: int = _size(128 * MIB, "bytes of those requests", 32 * MIB, 64 * GIB)
+    connections: int = _count(4_096, "connections of clients", 16, 60_000)
     accounts: int = _count(20_000_000, "accounts with usage", 1_000, 2_000_000_000)
     series: int = _count(50_000_000, "series: account, metric, dimensions", 1_000, 2_000_000_000)
     cells: int = _count(100_000_000, "totals: a series in one period", 1_000, 4_000_000_000)

@@ -41,7 +41,8 @@ EXPIRY_MARGIN = 5.0
 HALT_MESSAGE = "the node takes no events for the time being; questions are answered"
 HALT_HINT = "see meterctl status; what was sent is not stored and may be sent again"
 
-Waiting = tuple[bytes, int, str, int, float]  # rid, request id, kind, size, expires
+# rid, request id, kind, size, expires, descriptor of its connection
+Waiting = tuple[bytes, int, str, int, float, int]
 
 
 class Router(Actor):
@@ -61,8 +62,8 @@ class Router(Actor):
         host = f"[{node.listen}]" if ":" in node.listen else node.listen
         self._address = f"tcp://{host}:{node.port}"
         self._clients = sockets.client_listener(self._address)
-        self._guard = ListenerGuard(node.port)
-        self.listen(self._clients, self._on_client)
+        self._guard = ListenerGuard(node.port, self.options.limits.connections, self.telemetry)
+        self.listen(self._clients, self._on_client, self._guard.receive)
         self.send("usage", [b"hello", self.name.encode()])
 
     # Clients
@@ -73,7 +74,8 @@ class Router(Actor):
             header, body = decode_request(frames[1:])
         except RemoteProtocolError as error:
             self.telemetry.add(f'requests_total{{kind="malformed",result="{error.code}"}}')
-            self._reply([rid, *error_frames(error.request_id, "error", error)])
+            if self._reply([rid, *error_frames(error.request_id, "error", error)]):
+                self._guard.strike()
             return
         try:
             self._admit(rid, header, frames[1], body)
@@ -104,7 +106,8 @@ class Router(Actor):
         self._count += 1
         ticket = self._boot + self._count.to_bytes(4, "little", signed=False)
         expires = time.monotonic() + header.deadline_ms / 1000 + EXPIRY_MARGIN
-        self._waiting[ticket] = (rid, header.id, header.kind, size, expires)
+        source = self._guard.source
+        self._waiting[ticket] = (rid, header.id, header.kind, size, expires, source)
         self._waiting_bytes += size
         self._outgoing.setdefault(actor, [b"requests"]).extend((ticket, raw, body))
 
@@ -127,16 +130,18 @@ class Router(Actor):
             "leaders": [node.id] * PARTITION_COUNT,
         }
 
-    def _reply(self, frames: list[bytes]) -> None:
+    def _reply(self, frames: list[bytes]) -> bool:
         """Send one answer; a client that does not take it loses it and asks again."""
         try:
             self._clients.send_multipart(frames, zmq.NOBLOCK)
+            return True
         except zmq.Again:
             self.telemetry.add("slow_client_drops_total")
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             self.telemetry.add("answers_undeliverable_total")
+        return False
 
     # Actors
 
@@ -147,7 +152,9 @@ class Router(Actor):
                 waiting = self._waiting.pop(frames[at], None)
                 if waiting is not None:  # else it was answered or forgotten before
                     self._waiting_bytes -= waiting[3]
-                    self._reply([waiting[0], frames[at + 1], frames[at + 2]])
+                    answer = [waiting[0], frames[at + 1], frames[at + 2]]
+                    if self._reply(answer):
+                        self._guard.answered(waiting[5], answer)
         elif kind == b"hello":
             self._on_hello()
         elif kind == b"admission":
@@ -155,7 +162,7 @@ class Router(Actor):
 
     def _on_hello(self) -> None:
         """The chain has (re)started: whatever it held is lost or undecided; its clients ask again."""
-        for ticket, (rid, request_id, kind, size, _) in list(self._waiting.items()):
+        for ticket, (rid, request_id, kind, size, _, _) in list(self._waiting.items()):
             if kind_of(kind).actor in ("ingest", "usage"):
                 del self._waiting[ticket]
                 self._waiting_bytes -= size
@@ -190,7 +197,7 @@ class Router(Actor):
             self.telemetry.add("requests_forgotten_total")
         self.telemetry.set("inflight_requests", len(self._waiting))
         self.telemetry.set("inflight_bytes", self._waiting_bytes)
-        return self._guard.look(now)
+        return self._guard.look(now, self._waiting_bytes)
 
     def drained(self) -> bool:
         """Take no more connections; wait for answers in flight, but not for ever."""
@@ -202,3 +209,4 @@ class Router(Actor):
 
     def close(self) -> None:
         self._clients.close(linger=1_000)
+        self._guard.close()

@@ -1,0 +1,119 @@
+"""Decides which client connections have to go so that what they hold stays within bounds.
+
+The transport buffers a message until it is whole and sets no limit to its frames, so a peer that
+never ends a message, or a thousand peers with half of one, could fill any memory.  What a
+connection *holds* is what it has sent and the router has not been given, and the answers it has
+not read.  The memory behind a held byte is unknown (an empty frame is two bytes on the wire and
+64 in memory; a frame that arrives alone can pin a whole receive buffer), so the process's growth
+says *whether* something must go, and the held bytes say *who*: the largest first, so that a client
+with ordinary requests is the last to be touched.
+
+Invariants:
+  * no connection that holds at most a fair share of the allowance is cut
+  * what stays, taken at the memory that a held byte costs now, is within the budget
+Does not know: sockets, descriptors, clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from meterd.protocol import limits
+
+# A frame's flags and length on the wire, at most.
+FRAME_OVERHEAD = 9
+# Nobody who keeps to the protocol can hold more than this of one message.
+HELD_SIZE_MAX = limits.HEADER_SIZE_MAX + limits.BODY_SIZE_MAX + limits.FRAME_COUNT * FRAME_OVERHEAD
+# Greeting and handshake: sent by every peer, never delivered.
+HANDSHAKE_SIZE = 128
+# Memory behind one held byte, at most: a frame of 36 bytes that came alone pins 8 KiB (measured).
+AMPLIFICATION_MAX = 256
+
+
+@dataclass(slots=True)
+class Connection:
+    """What one connection has sent, was sent, and how much of both arrived: bytes, as totals."""
+
+    key: int  # names the connection for ever, unlike its descriptor
+    delivered: int = 0  # of messages that the router was given
+    answered: int = 0  # of answers that the router gave to the transport
+    received: int = 0  # taken from the kernel by the transport
+    acknowledged: int = 0  # of answers, by the peer's kernel
+    strikes: int = 0  # messages that follow no protocol
+    delivered_before: int = 0  # `delivered` at the last survey
+    answered_before: int = 0
+    overfull: bool = False  # it held more than a message at the last survey
+
+    def observe(self, received: int, acknowledged: int) -> bool:
+        """Take the transport's totals; return whether this message can never become a legal one.
+
+        It may be whole and not yet delivered.  So that is said only when a survey found it too
+        large, the router has taken what waits, and nothing came of it.
+        """
+        stalled = self.overfull and self.delivered == self.delivered_before
+        self.received = received
+        self.acknowledged = acknowledged
+        # What was delivered beyond it belongs to an earlier connection; what was acknowledged
+        # beyond it is no answer but the transport's own.
+        self.delivered = self.delivered_before = min(self.delivered, received)
+        self.answered = self.answered_before = max(self.answered, acknowledged)
+        self.overfull = self.unfinished > HELD_SIZE_MAX
+        return stalled and self.overfull
+
+    def successor(self, key: int) -> Connection:
+        """Return a new connection in the place of this one, credited with what it may have sent."""
+        return Connection(
+            key,
+            delivered=self.delivered - self.delivered_before,
+            answered=self.answered - self.answered_before,
+        )
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes sent and not delivered."""
+        return max(0, self.received - self.delivered - HANDSHAKE_SIZE)
+
+    @property
+    def held(self) -> int:
+        return self.unfinished + self.answered - self.acknowledged
+
+
+def memory_behind(held: int, growth: int) -> int:
+    """Return how much of a process's `growth` the `held` bytes can be answerable for."""
+    return min(growth, held * AMPLIFICATION_MAX)
+
+
+def allowance(held: int, growth: int, budget: int) -> int:
+    """Return how many of the `held` bytes may stay.
+
+    Beyond the budget only half of it is left, or the next bytes would bring the next alarm.
+    """
+    memory = memory_behind(held, growth)
+    if memory <= budget:
+        return held
+    return held * (budget // 2) // memory
+
+
+def choose(held: Mapping[int, int], allowed: int) -> list[int]:
+    """Return the connections to cut, largest first, until the rest hold at most `allowed`."""
+    total = sum(held.values())
+    cut = []
+    for connection in sorted(held, key=held.__getitem__, reverse=True):
+        if total <= allowed:
+            break
+        total -= held[connection]
+        cut.append(connection)
+    return cut
+
+
+def surplus(connections: Mapping[int, Connection], count_max: int) -> list[int]:
+    """Return the connections to cut when there are too many: the silent ones, oldest first.
+
+    A client speaks soon after it has connected; who never did has nothing to lose.
+    """
+    excess = len(connections) - count_max
+    if excess <= 0:
+        return []
+    by_use = sorted(connections, key=lambda name: connections[name].delivered > 0)
+    return by_use[:excess]
