@@ -29,7 +29,7 @@ from meterd.actors.router import Router
 from meterd.actors.supervisor import Supervisor
 from meterd.actors.usage import Usage
 from meterd.actors.wal_writer import WalWriter
-from meterd.core import kernels
+from meterd.core.warm import warm
 from meterd.protocol.errors import BootFailed
 
 # The chain shares knowledge of what is durable, so it restarts together; all others alone.
@@ -87,7 +87,7 @@ def warm_kernels() -> None:
     """Load every kernel, compiling those that no cache has."""
     if not any(os.scandir(numba_config.CACHE_DIR)):
         logger.info("compiling kernels; this happens once and takes about a minute")
-    kernels.warm()
+    warm()
 
 
 @contextmanager
