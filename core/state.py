@@ -60,8 +60,11 @@ class StateMachine:
         self.stored = 0  # events counted, ever
         self.newest_event = BEGINNING
         self._purged_to = 0
-        self._hashes = np.empty((ROWS_MAX, 5), np.uint64)
         self._outcome = np.empty(ROWS_MAX, np.uint8)
+        self._hashes = np.empty((ROWS_MAX, 7), np.uint64)
+        self._periods = np.empty(ROWS_MAX, np.int64)
+        self._cells = np.empty(ROWS_MAX, np.int64)
+        self._dims = np.empty(kernels.DIMS_SIZE_MAX, np.uint8)
         self._book = make_book(self.registry, 0, self.future_ns, identity_key)
 
     # Applying
@@ -81,7 +84,7 @@ class StateMachine:
             self._book.table,
             self.key,
             (self.horizon, record.leader_time + self.future_ns),
-            (self._hashes[:n], outcome),
+            (outcome, self._hashes[:n], self._periods[:n], self._cells[:n], self._dims),
         )
         self.stored += stored
         if stored:

@@ -49,6 +49,7 @@ from meterd.core.kernels.tables import (
     cell_hash,
     series_hash,
 )
+from meterd.protocol import limits
 from meterd.protocol.errors import CONFLICT, DUPLICATE, REASONS, REJECTED, STORED
 
 Array = Any
@@ -70,6 +71,11 @@ NOT_UNIQUE, UNIQUE_VALUES, UNIQUE_PROPERTY = range(3)
 # Outcome of a row: status | reason << 4.
 TOO_OLD = REJECTED | REASONS.index("too_old") << 4
 TOO_FAR_AHEAD = REJECTED | REASONS.index("too_far_ahead") << 4
+
+# Instead of a period's start: the row lies in no period that memory keeps.
+NOT_KEPT = np.int64(-(2**63))
+# Room for the dimension tuple of one row: each value with its size.
+DIMS_SIZE_MAX = limits.DIMENSIONS_MAX * (2 + limits.PROPERTY_VALUE_SIZE_MAX) + 8
 
 _SLOT_MASK = np.uint64(BUCKET_SLOTS - 1)
 
@@ -103,45 +109,12 @@ def _known(identities: Any, slot: int, digest: Any) -> Any:
     return DUPLICATE if same else CONFLICT
 
 
-@njit(cache=True)
-def _hash_rows(columns: Any, metrics: Any, key: Any, hashes: Array, identities: Any) -> None:
-    """Write (account hash, identity, content digest) of every row into hashes (u64[n, 5])."""
-    timestamp, value, heap_end, metric, operation, heap = columns
-    rows, code_hashes = metrics.rows, metrics.code_hashes
-    k0, k1 = key[0], key[1]
-    start = np.int64(0)
-    for i in range(len(timestamp)):
-        end = np.int64(heap_end[i])
-        account_end, id_end = entry_parts(heap, start)
-        a0, a1 = account_hash(k0, k1, heap, start + 2, account_end)
-        i0, i1 = identity_hash(k0, k1, a0, a1, heap, account_end, id_end, np.int64(heap[start + 1]))
-        m = np.int64(metric[i])
-        hashes[i, 0], hashes[i, 1], hashes[i, 2], hashes[i, 3] = a0, a1, i0, i1
-        hashes[i, 4] = content_digest(
-            k0,
-            k1,
-            code_hashes[m],
-            value[i],
-            rows[m, DECIMALS],
-            timestamp[i],
-            np.int64(operation[i]),
-            heap,
-            id_end,
-            end,
-        )
-        prefetch(
-            identities.slots,
-            bucket_of(identities, i0) * BUCKET_SLOTS + np.int64(i1 & _SLOT_MASK),
-        )
-        start = end
-
-
 @njit(cache=True, forceinline=True)
 def _period_start(bounds: Array, first: int, count: int, timestamp: int) -> Any:
     """Return (start of the period in memory that holds the timestamp, whether there is one)."""
     low, high = first, first + count - 1  # the last bound only ends the last period
     if count < 2 or timestamp < bounds[low] or timestamp >= bounds[high]:
-        return np.int64(0), False
+        return NOT_KEPT, False
     while high - low > 1:
         middle = (low + high) // 2
         if bounds[middle] <= timestamp:
@@ -152,12 +125,57 @@ def _period_start(bounds: Array, first: int, count: int, timestamp: int) -> Any:
 
 
 @njit(cache=True)
-def _new_series(tables: Any, hashes: Any, account: int, metric: int, rest: Any) -> Any:
-    """Make the series of a row whose dimension tuple has just been written; return its number."""
-    dims_end, partition = rest
-    series = add_series(tables, account, metric, dims_end, partition)
-    insert(tables.series_index, hashes[0], hashes[1], _U64(series))
-    return series
+def _hash_rows(columns: Any, metrics: Any, key: Array, tables: Any, scratch: Any) -> None:
+    """Hash every row into scratch and ask for the cache lines that deciding and counting will read.
+
+    scratch: hashes u64[n, 7] (account, identity, content digest, cell), periods int64[n] (start of
+    the period kept in memory, or NOT_KEPT), dims u8 (room for one dimension tuple).
+    """
+    hashes, periods, dims = scratch
+    timestamp, value, heap_end, metric, operation, heap = columns
+    rows, code_hashes, keys, places, bounds = metrics
+    identities, cell_index = tables.identities, tables.cell_index
+    k0, k1 = key[0], key[1]
+    start = np.int64(0)
+    for i in range(len(timestamp)):
+        end = np.int64(heap_end[i])
+        account_end, id_end = entry_parts(heap, start)
+        a0, a1 = account_hash(k0, k1, heap, start + 2, account_end)
+        i0, i1 = identity_hash(k0, k1, a0, a1, heap, account_end, id_end, np.int64(heap[start + 1]))
+        prefetch(
+            identities.slots,
+            bucket_of(identities, i0) * BUCKET_SLOTS + np.int64(i1 & _SLOT_MASK),
+        )
+        m = np.int64(metric[i])
+        at = timestamp[i]
+        hashes[i, 0], hashes[i, 1], hashes[i, 2], hashes[i, 3] = a0, a1, i0, i1
+        hashes[i, 4] = content_digest(
+            k0,
+            k1,
+            code_hashes[m],
+            value[i],
+            rows[m, DECIMALS],
+            at,
+            np.int64(operation[i]),
+            heap,
+            id_end,
+            end,
+        )
+        period, kept = _period_start(bounds, rows[m, BOUND_FIRST], rows[m, BOUND_COUNT], at)
+        periods[i] = period
+        if kept:
+            size = np.int64(0)
+            if rows[m, DIM_COUNT]:
+                size = write_dimensions(
+                    dims, 0, heap, id_end, keys, places, rows[m, DIM_FIRST], rows[m, DIM_COUNT]
+                )
+            c0, c1 = cell_hash(k0, k1, a0, a1, m, period, dims, 0, size)
+            hashes[i, 5], hashes[i, 6] = c0, c1
+            prefetch(
+                cell_index.slots,
+                bucket_of(cell_index, c0) * BUCKET_SLOTS + np.int64(c1 & _SLOT_MASK),
+            )
+        start = end
 
 
 @njit(cache=True)
@@ -210,67 +228,88 @@ def _decide(columns: Any, tables: Any, horizon: int, latest: int, out: Any) -> i
 
 
 @njit(cache=True)
-def _count(columns: Any, slices: Array, tables: Any, metrics: Any, key: Any, out: Any) -> None:
-    """Count every stored row into the cell of its series and period."""
-    hashes, outcome = out
-    timestamp, value, heap_end, metric, operation, heap = columns
-    # Taken apart once: passing the tables on costs more than all that is done to a row.
-    account_index, series_index = tables.account_index, tables.series_index
-    cell_index, cells, dims, counters = (
-        tables.cell_index,
-        tables.cells,
+def _series_of(tables: Any, metrics: Any, key: Array, columns: Any, row: Any, hashes: Array) -> Any:
+    """Return the series of a row, made (and its account) if need be; row is (i, entry, partition)."""
+    i, entry, partition = row
+    heap = columns.heap
+    account_end, properties = entry_parts(heap, entry)
+    slot = find(tables.account_index, hashes[i, 0], hashes[i, 1])
+    if slot == MISSING:
+        account = add_account(tables, key, heap, entry + 2, account_end)
+    else:
+        account = np.int64(tables.account_index.slots[slot, 2])
+    m = np.int64(columns.metric[i])
+    dims_start = tables.counters[DIMS_USED]
+    dims_end = write_dimensions(
         tables.dims,
-        tables.counters,
+        dims_start,
+        heap,
+        properties,
+        metrics.keys,
+        metrics.places,
+        metrics.rows[m, DIM_FIRST],
+        metrics.rows[m, DIM_COUNT],
     )
-    rows, bounds, keys, places = metrics.rows, metrics.bounds, metrics.keys, metrics.places
+    s0, s1 = series_hash(key, account, m, tables.dims, dims_start, dims_end)
+    slot = find(tables.series_index, s0, s1)
+    if slot != MISSING:
+        return np.int64(tables.series_index.slots[slot, 2])
+    series = add_series(tables, account, m, dims_end, partition)
+    insert(tables.series_index, s0, s1, _U64(series))
+    return series
+
+
+@njit(cache=True)
+def _find_cells(tables: Any, outcome: Array, hashes: Array, periods: Array, found: Array) -> None:
+    """Write the cell of every stored row, or MISSING, and ask for its cache lines."""
+    cell_index, cells = tables.cell_index, tables.cells
+    for i in range(len(outcome)):
+        found[i] = MISSING
+        if outcome[i] == STORED and periods[i] != NOT_KEPT:
+            slot = find(cell_index, hashes[i, 5], hashes[i, 6])
+            if slot != MISSING:
+                cell = np.int64(cell_index.slots[slot, 2])
+                found[i] = cell
+                prefetch(cells, cell)
+
+
+@njit(cache=True)
+def _count(
+    columns: Any, slices: Array, tables: Any, metrics: Any, key: Array, scratch: Any
+) -> None:
+    """Count every stored row into the cell of its series and period."""
+    hashes, periods, found, outcome = scratch
+    timestamp, value, heap_end, metric, operation, heap = columns
+    cells, cell_index, rows = tables.cells, tables.cell_index, metrics.rows
     i = 0
     entry = np.int64(0)
     for s in range(len(slices)):
         partition = np.int64(slices[s, 0] & _U64(0xFFFF))
         position = np.int64(slices[s, 1]) << POSITION_ROW_BITS
         for _ in range(np.int64(slices[s, 0] >> _U64(32))):
+            m = np.int64(metric[i])
+            unique = rows[m, UNIQUE_KIND] != NOT_UNIQUE
             if outcome[i] == STORED:
-                account_end, properties = entry_parts(heap, entry)
-                slot = find(account_index, hashes[i, 0], hashes[i, 1])
-                if slot == MISSING:
-                    account = add_account(tables, key, heap, entry + 2, account_end)
-                else:
-                    account = np.int64(account_index.slots[slot, 2])
-                m = np.int64(metric[i])
-                dims_start = dims_end = counters[DIMS_USED]
-                if rows[m, DIM_COUNT]:
-                    dims_end = write_dimensions(
-                        dims,
-                        dims_start,
-                        heap,
-                        properties,
-                        keys,
-                        places,
-                        rows[m, DIM_FIRST],
-                        rows[m, DIM_COUNT],
-                    )
-                s0, s1 = series_hash(key, account, m, dims, dims_start, dims_end)
-                slot = find(series_index, s0, s1)
-                if slot == MISSING:
-                    series = _new_series(tables, (s0, s1), account, m, (dims_end, partition))
-                else:
-                    series = np.int64(series_index.slots[slot, 2])
-                if rows[m, UNIQUE_KIND] != NOT_UNIQUE and operation[i] != 0:
-                    tables.series[series, SEATS] = 1
-                period, kept = _period_start(
-                    bounds, rows[m, BOUND_FIRST], rows[m, BOUND_COUNT], timestamp[i]
-                )
-                if kept:
-                    c0, c1 = cell_hash(key, series, period)
-                    slot = find(cell_index, c0, c1)
-                    if slot == MISSING:
-                        cell = add_cell(tables, key, series, period)
-                    else:
-                        cell = np.int64(cell_index.slots[slot, 2])
+                cell = found[i]
+                if periods[i] != NOT_KEPT:
+                    if cell == MISSING:  # unless an earlier row of this record made it
+                        slot = find(cell_index, hashes[i, 5], hashes[i, 6])
+                        if slot != MISSING:
+                            cell = np.int64(cell_index.slots[slot, 2])
+                    if cell == MISSING:
+                        row = (i, entry, partition)
+                        series = _series_of(tables, metrics, key, columns, row, hashes)
+                        cell = add_cell(tables, series, periods[i], hashes[i, 5], hashes[i, 6])
                     update_cell(cells, cell, timestamp[i], position, value[i])
-                    if rows[m, UNIQUE_KIND] != NOT_UNIQUE:
-                        row = (m, value[i], heap, properties)
-                        _count_member(tables, metrics, key, row, cell)
+                    if unique:
+                        _, properties = entry_parts(heap, entry)
+                        member = (m, value[i], heap, properties)
+                        _count_member(tables, metrics, key, member, cell)
+                if unique and operation[i] != 0:
+                    # Seats: only the whole history tells who is present, whichever period it is.
+                    row = (i, entry, partition)
+                    series = _series_of(tables, metrics, key, columns, row, hashes)
+                    tables.series[series, SEATS] = 1
             entry = np.int64(heap_end[i])
             position += 1
             i += 1
@@ -289,13 +328,16 @@ def apply(
     """Apply one record; return how many rows were stored.
 
     slices u64[k, 5] as in the log; key u64[2]; times (horizon, latest timestamp taken); out
-    (hashes u64[n, 5] for scratch, outcome u8[n]: status | reason << 4).
+    (outcome u8[n]: status | reason << 4; for scratch hashes u64[n, 7], periods int64[n],
+    cells int64[n], dims u8).
     """
     horizon, latest = times
-    _hash_rows(columns, metrics, key, out[0], tables.identities)
-    stored = _decide(columns, tables, horizon, latest, out)
+    outcome, hashes, periods, found, dims = out
+    _hash_rows(columns, metrics, key, tables, (hashes, periods, dims))
+    stored = _decide(columns, tables, horizon, latest, (hashes, outcome))
     if stored:
-        _count(columns, slices, tables, metrics, key, out)
+        _find_cells(tables, outcome, hashes, periods, found)
+        _count(columns, slices, tables, metrics, key, (hashes, periods, found, outcome))
     return stored
 
 

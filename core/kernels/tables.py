@@ -187,14 +187,31 @@ def add_series(tables: Any, account: int, metric: int, dims_end: int, partition:
 
 
 @njit(cache=True, forceinline=True)
-def cell_hash(key: Any, series: int, period_start: int) -> Any:
-    """Hash (series number, period)."""
-    return pair_hash(key[0], key[1], CELL, _U64(series), _U64(period_start), _U64(0))
+def cell_hash(
+    k0: Any,
+    k1: Any,
+    a0: Any,
+    a1: Any,
+    metric: int,
+    period_start: int,
+    dims: Array,
+    start: int,
+    end: int,
+) -> Any:
+    """Hash (account's hash, metric number, period, dimension tuple): an event finds its cell at once."""
+    v0, v1, v2, v3 = sip_start(k0, k1)
+    tag = _U64(CELL) | _U64(metric) << _U64(8) | _U64(end - start) << _U64(32)
+    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, tag)
+    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, a0)
+    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, a1)
+    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, _U64(period_start))
+    v0, v1, v2, v3 = sip_bytes(v0, v1, v2, v3, dims, start, end)
+    return sip_finish(v0, v1, v2, v3)
 
 
 @njit(cache=True)
-def add_cell(tables: Any, key: Any, series: int, period_start: int) -> Any:
-    """Make the cell of a series in a period; return its number."""
+def add_cell(tables: Any, series: int, period_start: int, c0: Any, c1: Any) -> Any:
+    """Make the cell of a series in a period under its hash; return its number."""
     number = tables.counters[CELLS]
     tables.counters[CELLS] = number + 1
     cells = tables.cells
@@ -203,7 +220,6 @@ def add_cell(tables: Any, key: Any, series: int, period_start: int) -> Any:
     cells[number, cell_rows.PERIOD_START] = period_start
     cells[number, cell_rows.NEXT_CELL] = tables.series[series, FIRST_CELL]
     tables.series[series, FIRST_CELL] = number
-    c0, c1 = cell_hash(key, series, period_start)
     insert(tables.cell_index, c0, c1, _U64(number))
     return number
 
@@ -241,13 +257,21 @@ def rebuild_indexes(tables: Any, key: Any) -> None:
         insert(tables.series_index, h0, h1, _U64(number))
     cells = tables.cells
     for number in range(counters[CELLS]):
-        c0, c1 = pair_hash(
+        row = tables.series[cells[number, cell_rows.SERIES]]
+        account = tables.accounts[row[ACCOUNT]]
+        start = account[TEXT_START]
+        a0, a1 = account_hash(key[0], key[1], tables.text, start, start + account[TEXT_SIZE])
+        start = row[DIMS_START]
+        c0, c1 = cell_hash(
             key[0],
             key[1],
-            CELL,
-            _U64(cells[number, cell_rows.SERIES]),
-            _U64(cells[number, cell_rows.PERIOD_START]),
-            _U64(0),
+            a0,
+            a1,
+            row[METRIC],
+            cells[number, cell_rows.PERIOD_START],
+            tables.dims,
+            start,
+            start + row[DIMS_SIZE],
         )
         insert(tables.cell_index, c0, c1, _U64(number))
         member = cells[number, cell_rows.FIRST_MEMBER]
