@@ -7,10 +7,15 @@ find fault with a disk whose fdatasync, or whose sync of the directory, does not
 
 from __future__ import annotations
 
+import os
+import signal
+import struct
+from pathlib import Path
 from random import Random
 
 import pytest
 
+from meterd.actors.disk import LocalDisk
 from meterd.core.replica import Replica
 from meterd.protocol.errors import Corrupt, DiskFull
 from tests.support.crash_disk import CrashDisk, Crashed, TellsLies
@@ -81,7 +86,7 @@ def run_life(seed: int, lies: TellsLies = TellsLies.NOTHING) -> Life:
 @pytest.mark.slow
 def test_no_crash_loses_doubles_or_damages_a_record() -> None:
     acknowledged = 0
-    for seed in range(1_000):
+    for seed in range(700):
         try:
             acknowledged += len(run_life(seed).acknowledged)
         except (Lost, Corrupt) as failure:
@@ -154,3 +159,44 @@ def test_a_crash_while_the_disk_is_full_is_survived() -> None:
     log.append(entries)
     life.acknowledged += as_read(entries)
     life.check()
+
+
+@pytest.mark.slow
+def test_a_writer_that_is_killed_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
+    """kill -9 on the real file system, at moments the kernel chooses, a dozen times over."""
+    total = 0
+    for life in range(12):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            append_for_ever(str(tmp_path), life, writing)
+        os.close(writing)
+        told = b""
+        while len(told) < 16 * (10 + life):
+            told += os.read(reading, 4096)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        while rest := os.read(reading, 4096):
+            told += rest
+        os.close(reading)
+        whole = told[: len(told) // 16 * 16]
+        acknowledged = list(struct.iter_unpack("<QQ", whole))
+        open_log(LocalDisk(), SEGMENT_SIZE, str(tmp_path))[0].close()
+        found = [(number, len(raw)) for number, raw in read_all(LocalDisk(), str(tmp_path))]
+        assert [number for number, _ in found] == list(range(1, len(found) + 1))
+        assert found[total : total + len(acknowledged)] == acknowledged
+        total = len(found)
+
+
+def append_for_ever(directory: str, seed: int, acknowledge: int) -> None:
+    """Append to the log and tell sequence and size of each record, until killed."""
+    try:
+        log, _, groups = open_log(LocalDisk(), SEGMENT_SIZE, directory)
+        replica, random = Replica(groups), Random(seed)
+        while True:
+            entries = any_entries(replica, random)
+            log.append(entries)
+            sizes = [(number, len(raw)) for number, raw in as_read(entries)]
+            os.write(acknowledge, b"".join(struct.pack("<QQ", *size) for size in sizes))
+    finally:
+        os._exit(1)  # never back into the test runner
