@@ -110,7 +110,7 @@ class LogFiles:
 
     def __init__(self, directory: str, identity_key: bytes) -> None:
         self._directory = directory
-        self.identity_key = np.frombuffer(identity_key, np.uint64)
+        self.identity_key = np.frombuffer(identity_key, np.uint64).copy()
         self._numbers: list[int] = []
         self._headers: dict[int, IndexHeader] = {}
         self._sealed: OrderedDict[int, LogFile] = OrderedDict()

@@ -56,8 +56,8 @@ class RetentionSweeper(Actor):
         node = self.options.node
         self.answers = Answers(self)
         self._directory = node.data_dir
-        self._key = np.frombuffer(identity.read(node.data_dir).identity_key, np.uint64)
-        self._files = LogFiles(node.data_dir, self._key.tobytes())
+        self._files = LogFiles(node.data_dir, identity.read(node.data_dir).identity_key)
+        self._key = self._files.identity_key
         self._sealed: dict[int, bytes] = {}  # full files that wait for their index: bitmap
         self._index_due = self._disk_due = self._sweep_due = 0.0
         self._disk_state: disk_state.State = "ok"

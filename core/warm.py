@@ -19,6 +19,7 @@ from meterd.core.questions import Question
 from meterd.core.replica import Proposal, Replica, single_slice
 from meterd.core.staging import Stage
 from meterd.core.state import StateMachine
+from meterd.core.warm_reading import warm_reading
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
 from meterd.protocol.errors import InvariantViolation
@@ -45,6 +46,7 @@ def warm() -> None:
     for body in _bodies():
         node.ingest(body)
     node.look()
+    warm_reading(node.records, node.state.registry, KEY)
     read_log(node.replica)
 
 
@@ -90,6 +92,7 @@ class _Pipeline:
         self.state = StateMachine(KEY, CAPACITY)
         self.replica = Replica(Groups())
         self.stage = Stage(16, KEY)
+        self.records: list[bytes] = []
 
     def command(self, command: dict[str, object]) -> None:
         command = {"transitions": UTC, "replace": False, "effective_from": None} | command
@@ -119,6 +122,7 @@ class _Pipeline:
 
     def _record(self, proposal: Proposal) -> Record:
         append = self.replica.propose(proposal, NOW)
+        self.records.append(append.head + append.payload)
         record = log_format.parse_frames(append.head, append.payload)
         follower = Groups()
         follower.digest[:] = self.before.digest
