@@ -133,11 +133,13 @@ def test_async_tasks_and_a_producer_count_together(node: Node, client: Client) -
 
 
 def test_a_node_that_is_down_is_reported_with_what_is_undecided() -> None:
-    with Node() as fresh, fresh.client(timeout=1.0) as client:
-        client.put_metric("down", "count")
+    with Node() as fresh:
+        with fresh.client() as client:
+            client.put_metric("down", "count")
         fresh.kill9()
-        with pytest.raises(IngestUndecided) as caught:
+        with fresh.client(timeout=1.0) as client, pytest.raises(IngestUndecided) as caught:
             client.ingest([Event("acme", "down")])
         fresh.start()
-        assert client.ingest(caught.value.undecided).stored == 1
-        assert client.usage("acme", "down").value == 1
+        with fresh.client() as client:
+            assert client.ingest(caught.value.undecided).stored == 1
+            assert client.usage("acme", "down").value == 1
