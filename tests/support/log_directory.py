@@ -1,0 +1,104 @@
+"""A data directory with log files made by `LogBuilder`, as the readers of the log see one.
+
+Some files are full and have an index, some are full and wait for theirs, the last one is active:
+its file is longer than what has been written, as a preallocated one is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lz4.block
+import numpy as np
+
+from meterd.actors.disk import atomic_write
+from meterd.actors.log_files import LogFiles, Refused, View, index_name
+from meterd.core.log_index import OpenIndex
+from meterd.protocol.index_format import encode_index
+from meterd.protocol.log_format import ACTIVE_NAME, full_name
+from tests.support.log_builder import IDENTITY_KEY, LogBuilder, LoggedEvent, Placed
+
+PREALLOCATED = 1 << 17
+
+
+class LogDirectory:
+    """Events go in with `write`, a file ends with `seal`, `view` shows what there is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.builder = LogBuilder()
+        self.refused: dict[int, set[int]] = {}
+        self.waiting: dict[int, int] = {1: 0}  # files without an index: rows in them
+        self.files = LogFiles(str(path), IDENTITY_KEY)
+        self._save_active()
+
+    def write(self, events: list[LoggedEvent], refused: set[int] = frozenset()) -> list[Placed]:
+        """Append a block with one record; `refused` are positions in `events` not stored."""
+        placed = self.builder.block([events])
+        of_event = {id(place.event): place for place in placed}
+        number = self.builder.file_number
+        rows = {of_event[id(events[position])].row for position in refused}
+        self.refused.setdefault(number, set()).update(rows)
+        self.waiting[number] = self.builder.row
+        self._save_active()
+        return placed
+
+    def seal(self, indexed: bool) -> int:
+        """End the active file, with an index or still without; return its number."""
+        number = self.builder.file_number
+        (self.path / full_name(number)).write_bytes(bytes(self.builder.data))
+        if indexed:
+            self.write_index(number)
+        self.builder.next_file()
+        self.waiting[number + 1] = 0
+        self._save_active()
+        return number
+
+    def write_index(self, number: int) -> None:
+        """Write the index beside a full file."""
+        data = np.frombuffer((self.path / full_name(number)).read_bytes(), np.uint8)
+        index = OpenIndex()
+        index.extend(data, len(data), self.files.identity_key, full_name(number))
+        sealed = index.seal(number, data, np.frombuffer(self.bitmap(number), np.uint8))
+        atomic_write(self.path / index_name(number), encode_index(sealed))
+        del self.waiting[number]
+
+    def bitmap(self, number: int) -> bytes:
+        """The rows of a file that were not stored, one bit each."""
+        bits = np.zeros(self.waiting[number], np.uint8)
+        bits[sorted(self.refused.get(number, ()))] = 1
+        return np.packbits(bits, bitorder="little").tobytes()
+
+    def refused_of_waiting(self) -> Refused:
+        """What the usage actor sends along with a question."""
+        return {
+            number: (lz4.block.compress(self.bitmap(number)), rows)
+            for number, rows in self.waiting.items()
+            if rows
+        }
+
+    def view(self) -> View:
+        """The log as a question asked now sees it."""
+        end = (self.builder.file_number, len(self.builder.data))
+        return View(self.files, end, self.refused_of_waiting())
+
+    def _save_active(self) -> None:
+        """Write the active file in place: readers have it mapped."""
+        path = self.path / ACTIVE_NAME
+        data = bytes(self.builder.data).ljust(PREALLOCATED, b"\0")
+        if self.builder.row:
+            with path.open("r+b") as file:
+                file.write(data)
+        else:
+            temporary = self.path / "wal.spare"
+            temporary.write_bytes(data)
+            temporary.rename(path)
+
+
+def finish(steps):
+    """Run a generator of `actors/reading.py` to its end; return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value
