@@ -165,7 +165,10 @@ class Usage(Tabular):
             ]
         else:
             rows = [({}, point) for point in self.series or [whole]]
-        columns: Columns = {name: [key[name] for key, _ in rows] for name in rows[0][0]}
+        columns: Columns = {}
+        for dimension in rows[0][0]:
+            name = f"key_{dimension}" if dimension in Point._fields else dimension
+            columns[name] = [key[dimension] for key, _ in rows]
         for name in Point._fields:
             columns[name] = [getattr(point, name) for _, point in rows]
         return columns

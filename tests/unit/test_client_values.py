@@ -282,7 +282,7 @@ def test_rows_taken_of_a_column_are_the_same_in_every_form(made: list[str], data
 
 def test_usage_is_read_exactly() -> None:
     point = {"start": 0, "value": "0.1", "count": 1}
-    group = {"key": {"region": None}, "value": None, "count": 0, "series": [point]}
+    group = {"key": {"region": None, "start": "x"}, "value": None, "count": 0, "series": [point]}
     usage = Usage.from_answer(
         {
             "account": "acme",
@@ -305,6 +305,7 @@ def test_usage_is_read_exactly() -> None:
     assert usage.groups[0].series[0].value == Decimal("0.1")
     assert usage.columns() == {
         "region": [None],
+        "key_start": ["x"],
         "start": [0],
         "value": [Decimal("0.1")],
         "count": [1],
