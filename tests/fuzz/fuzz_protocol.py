@@ -21,7 +21,8 @@ import msgpack
 from meterd.protocol.body import unpack
 from meterd.protocol.envelope import RequestHeader
 from meterd.protocol.errors import RemoteProtocolError
-from meterd.protocol.messages import KINDS
+from meterd.protocol.messages import KINDS, SORTS, WINDOWS
+from meterd.protocol.metric import AGGREGATIONS, PERIOD_KINDS
 from tests.support import wire_oracle
 
 SIZE_MAX = 4_096
@@ -30,8 +31,27 @@ WORDS = (
     *("n", "id", "timestamp", "value", "exponent", "account", "operation", "properties"),
     *("durability", "async", "events", "offsets", "text", "values", "index", "uuid", "key"),
     *("status", "items", "received", "retry", "message", "hint"),
+    *("kind", "anchor_day", "duration", "epoch", *AGGREGATIONS, *PERIOD_KINDS, *WINDOWS, *SORTS),
 )
-NUMBERS = (-1, 0, 1, 2, 3, 18, 19, 127, 255, 256, 2**16, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
+NUMBERS = (
+    -1,
+    0,
+    1,
+    2,
+    3,
+    18,
+    19,
+    31,
+    60,
+    127,
+    255,
+    256,
+    2**16,
+    2**31,
+    2**32 - 1,
+    2**63 - 1,
+    2**64 - 1,
+)
 RAW = (b"", b"\0" * 4, b"\xff" * 4, b"\0" * 8, b"\xff" * 8, b"\0" * 12, b"\0" * 16, b"\0" * 24)
 
 

@@ -75,6 +75,8 @@ def try_answer(frames: list[bytes]) -> None:
     except RemoteProtocolError:
         return
     assert header.status in ("ok", "error")
+    assert type(header.kind) is str and type(header.map_version) is int
+    assert header.id is None or 0 <= header.id < 2**64
     try_answer_body(body)
 
 
