@@ -322,8 +322,9 @@ def run(demonstration: Demonstration, seconds: float) -> None:
     demonstration.compare()
     demonstration.send_again()
     demonstration.compare()
-    say(f"  ({demonstration.repeated:,} events had been stored by the node before it was killed,")
-    say("   but not acknowledged; they were sent again, and counted once.)")
+    if demonstration.repeated:
+        say(f"  ({demonstration.repeated:,} events had been stored when the node was killed, but not")
+        say("   acknowledged: they were sent again by the client, and counted once.)")
     say("What every user owes, at made-up prices:")
     demonstration.bill()
 

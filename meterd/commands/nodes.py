@@ -37,7 +37,8 @@ def ask_nodes(session: Session, question: Callable[[Any], Any]) -> list[dict[str
                 return {"address": address, "answer": question(client)}
         except MeterdError as error:
             ending = admin_error_of(error)
-            return {"address": address, "error": ending.code, "message": ending.message}
+            error_fields = {"error": ending.code, "message": ending.message, "hint": ending.hint}
+            return {"address": address, **error_fields}
 
     with ThreadPoolExecutor(min(NODES_AT_ONCE, len(session.nodes))) as pool:
         return list(pool.map(ask, session.nodes))
@@ -52,7 +53,7 @@ def reached(answers: list[dict[str, Any]]) -> int:
             AdminExit.UNREACHABLE,
             first["error"],
             first["message"],
-            "is the node running? Name it with -n HOST:PORT",
+            first["hint"],
         )
     return count
 

@@ -46,6 +46,12 @@ _EXIT_OF_CODE = {
     "corrupt": AdminExit.CORRUPT,
     "config": AdminExit.CONFIGURATION,
 }
+# Hints that name what helps in this program; the others are the protocol's.
+_HINT_OF_CODE = {
+    "metric_conflict": "--replace makes a new version, for events from now on",
+    "unreachable": "is the node running? Name it with -n HOST:PORT",
+    "disk_stop": "free disk space; meterctl health shows how much is left",
+}
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,8 @@ class AdminError(Exception):
 def admin_error_of(error: MeterdError) -> AdminError:
     """How an error of the client ends the program."""
     exit_code = _EXIT_OF_CODE.get(error.code, AdminExit.INTERNAL)
-    return AdminError(exit_code, error.code, error.message, error.hint)
+    hint = _HINT_OF_CODE.get(error.code, error.hint)
+    return AdminError(exit_code, error.code, error.message, hint)
 
 
 def _parse_nodes(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Any:
