@@ -64,9 +64,7 @@ class Asking:
             result = self._result(Asked(rid, header, raw_header, body), fields)
         except MeterdError as error:
             self._usage.answers.error(rid, header.id, header.kind, error)
-            self._usage.telemetry.add(
-                f'queries_total{{kind="{header.kind}",result="{error.code}"}}'
-            )
+            self._usage.telemetry.add(f'queries_total{{kind="{header.kind}",result="error"}}')
             return
         if result is not None:
             self._usage.answers.ok(rid, header.id, header.kind, bodies.pack(result))

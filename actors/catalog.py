@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from meterd.protocol.errors import REASONS
+from meterd.protocol.errors import CODES, REASONS
 from meterd.protocol.messages import KINDS
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -63,8 +63,19 @@ def _family(name: str, kind: Kind, help: str, label: str, values: tuple[str, ...
 
 FAMILIES = (
     # requests
-    _counter("requests_total", "Requests taken, by kind.", "kind", tuple(KINDS)),
-    _counter("requests_refused_total", "Requests answered with an error code.", "code"),
+    _counter("requests_total", "Requests taken.", "kind", tuple(KINDS)),
+    _counter("requests_refused_total", "Requests that the router refused.", "code", tuple(CODES)),
+    _counter(
+        "backpressure_replies_total",
+        "Requests refused for a while.",
+        "reason",
+        tuple(code for code, row in CODES.items() if row.retry == "later"),
+    ),
+    _counter("requests_forgotten_total", "Requests not answered before their deadline."),
+    _gauge("inflight_requests", "Requests taken and not yet answered."),
+    _gauge("inflight_bytes", "Bytes of those requests."),
+    _counter("answers_undeliverable_total", "Answers to clients that had gone."),
+    _counter("slow_client_drops_total", "Answers dropped because the client did not read."),
     _gauge("clients_connected", "Connections of clients."),
     _counter(
         "connections_evicted_total",
@@ -72,68 +83,50 @@ FAMILIES = (
         "reason",
         ("message_size", "memory", "surplus", "malformed", "frames"),
     ),
-    _counter("malformed_messages_total", "Messages that follow no protocol, dropped or refused."),
-    _counter("answers_undeliverable_total", "Answers to clients that had gone or did not read."),
-    _counter(
-        "backpressure_replies_total",
-        "Requests refused because the node has enough.",
-        "reason",
-        ("overloaded", "disk_stop"),
-    ),
-    _gauge("inflight_requests", "Requests taken and not yet answered."),
-    _gauge("inflight_bytes", "Bytes of those requests."),
     # events
     _counter("events_received_total", "Events in ingest requests."),
-    _counter("events_ingested_total", "Events taken: sync stored, async accepted.", "mode", MODES),
+    _counter("events_ingested_total", "Events stored, by durability asked for.", "mode", MODES),
     _counter("events_duplicate_total", "Events that were there already."),
     _counter("events_conflict_total", "Events whose id belongs to an event with other content."),
     _counter("events_rejected_total", "Events refused, by reason.", "reason", REASONS[1:]),
-    _counter("events_unknown_total", "Events undecided when their deadline ended."),
     _histogram("ingest_duration_seconds", "From request to answer, ingest.", "mode", MODES),
     # queries
-    _counter("queries_total", "Queries answered, by result.", "result", RESULTS),
-    _histogram("query_duration_seconds", "From request to answer, queries.", "kind", QUERIES),
-    _histogram("query_rows", "Rows read for an answer."),
+    Family(
+        "queries_total",
+        "counter",
+        "Queries answered.",
+        ("kind", "result"),
+        tuple((kind, result) for kind in QUERIES for result in RESULTS),
+    ),
+    _histogram("query_duration_seconds", "From question to answer.", "kind", QUERIES),
     # log
     _gauge("wal_offset_bytes", "End of the log: bytes in all log files."),
     _gauge("wal_segments", "Log files."),
-    _gauge("wal_size_bytes", "Bytes that the log takes on disk."),
-    _counter("wal_appends_total", "Blocks written."),
+    _counter("wal_appends_total", "Records written."),
     _counter("wal_bytes_written_total", "Bytes written to the log."),
     _counter("wal_rotations_total", "Log files that became full."),
     _counter("wal_truncated_bytes_total", "Bytes of torn tails cut off at a start."),
-    _counter("wal_write_errors_total", "Writes to the log that failed."),
     _histogram("wal_fsync_duration_seconds", "Time to make a block durable."),
-    _histogram("wal_batch_events", "Events in a block."),
-    _gauge("wal_recovery_duration_seconds", "Time the last start took to read the log."),
+    _gauge("wal_recovery_duration_seconds", "Time the last start took to replay the log."),
+    _gauge("wal_recovered_events", "Events that the last start replayed."),
     # state
-    _counter("events_applied_total", "Events looked at by the state machine."),
-    _gauge("accounts", "Accounts known."),
-    _gauge("series", "Series in memory."),
-    _gauge("cells", "Totals in memory."),
-    _gauge("identities", "Event ids known."),
-    _gauge("registered_metrics", "Metrics registered."),
-    _gauge("replay_events", "Events replayed by the last start."),
-    _gauge("applied_index", "Greatest index applied, summed over all groups."),
-    # checkpoints
-    _counter("checkpoint_runs_total", "Checkpoints, by result.", "result", RESULTS),
+    _gauge("state_entries", "Entries of the state machine in memory.", "kind"),
+    _counter("checkpoint_runs_total", "Checkpoints begun."),
     _gauge("checkpoint_last_success_timestamp_seconds", "When the newest checkpoint was saved."),
-    _gauge("checkpoint_bytes", "Size of the newest checkpoint."),
-    _histogram("checkpoint_duration_seconds", "Time to save a checkpoint."),
     # retention and disk
-    _counter("retention_runs_total", "Looks for expired log files.", "result", RESULTS),
+    _counter("retention_runs_total", "Looks for expired log files.", "result", ("ok",)),
     _counter("retention_segments_deleted_total", "Log files deleted because they expired."),
     _counter("retention_bytes_freed_total", "Bytes of those files."),
     _counter("indexes_written_total", "Indexes written beside full log files."),
+    _counter("refused_log_left_out_total", "Refused events that refused.log had no room for."),
     _gauge("disk_free_bytes", "Free space for the data directory.", "path"),
     _gauge("disk_size_bytes", "Size of its file system.", "path"),
     _gauge("disk_inodes_free", "Free inodes of its file system.", "path"),
-    _gauge("disk_state", "1 for the state of the disk.", "state", ("ok", "warn", "stop")),
+    _gauge("disk_state", "1 for the state of the disk.", "state"),
     _counter("disk_write_stops_total", "Times that events were refused for lack of space."),
-    # replication
+    # replication: a group of one has neither, and both belong to every page
     _counter("view_changes_total", "Partitions that got a new leader."),
     _gauge("replication_lag_ops", "Ops that a peer lacks.", "peer"),
-    _gauge("partition_leader", "Partitions that this node leads."),
     # node
     Family(
         "build_info",

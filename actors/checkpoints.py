@@ -15,6 +15,7 @@ import logging
 import mmap
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,7 @@ class Checkpoints:
         self._failure: BaseException | None = None
         self.saved: State | None = None  # the state of the newest durable one
         self.previous: State | None = None
+        self.saved_at = 0.0  # seconds since the epoch, when the newest became durable
 
     def load(self) -> tuple[State, Arrays] | None:
         """Return the newest checkpoint that is whole; None when there is none.
@@ -80,6 +82,7 @@ class Checkpoints:
                 continue
             self._runs = [Run(*run) for run in state["runs"]]
             self.saved = self.previous = state
+            self.saved_at = path.stat().st_mtime
             return state, arrays
         if damage is not None:
             raise damage
@@ -136,6 +139,7 @@ class Checkpoints:
             disk.sync_directory(self._directory)
         disk.atomic_write(current, checkpoint_format.encode(state, saved.arrays))
         self.previous, self.saved = self.saved, state
+        self.saved_at = time.time()
         self._clear()
 
     def _merged(self, runs: list[Run], horizon: int) -> list[Run]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from meterd.actors.catalog import BY_NAME, FAMILIES, Kind
-from meterd.actors.telemetry import Snapshot, bounds_of
+from meterd.actors.telemetry import BOUNDS, Snapshot
 
 # One number: (name without labels, label values in the order of its family).
 Key = tuple[str, tuple[str, ...]]
@@ -91,9 +91,7 @@ class Collected:
     def histograms(self) -> dict[str, dict[tuple[str, ...], list[float]]]:
         """Return {family: {label values: sum, then a count per bucket}}."""
         found: dict[str, dict[tuple[str, ...], list[float]]] = {
-            family.name: {
-                labels: [0.0] * (len(bounds_of(family.name)) + 2) for labels in family.initial
-            }
+            family.name: {labels: [0.0] * (len(BOUNDS) + 2) for labels in family.initial}
             for family in FAMILIES
             if family.kind == "histogram"
         }

@@ -19,11 +19,12 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from meterd.actors.catalog import FAMILIES, PREFIX, Family
-from meterd.actors.telemetry import bounds_of
+from meterd.actors.telemetry import BOUNDS
 
 Numbers = Mapping[str, Mapping[tuple[str, ...], float]]
 Histograms = Mapping[str, Mapping[tuple[str, ...], list[float]]]
 
+BOUND_TEXTS = (*(f"{bound:.6g}" for bound in BOUNDS), "+Inf")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -46,9 +47,8 @@ class _Collector(Collector):
 
 def _histogram(family: Family, values: Mapping[tuple[str, ...], list[float]]) -> Metric:
     metric = HistogramMetricFamily(PREFIX + family.name, family.help, labels=family.labels)
-    bounds = [*(f"{bound:.6g}" for bound in bounds_of(family.name)), "+Inf"]
     for labels, (total, *counts) in values.items():
-        buckets = list(zip(bounds, accumulate(counts), strict=True))
+        buckets = list(zip(BOUND_TEXTS, accumulate(counts), strict=True))
         metric.add_metric(labels, buckets, total)
     return metric
 

@@ -7,6 +7,8 @@ requests that their clients send again.  What it needs to know of a request trav
 
 from __future__ import annotations
 
+import time
+
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +41,7 @@ class Ingest(Actor):
         self._answers = Answers(self)
         self._requests: list[tuple[bytes, int, int, list[tuple[int, int]]]] = []
         self._accepted: list[bytes] = []  # answers to `async` requests, (rid, header, body) repeated
+        self._began = 0.0  # when the first request of what is staged was taken
         self._serving = False
 
     def handle(self, frames: list[bytes]) -> None:
@@ -85,8 +88,10 @@ class Ingest(Actor):
             faults = self._stage.add(columns, number)
         if faults is None:
             raise RemoteProtocolError("too_large", "the events, written out, exceed a record")
-        self.telemetry.add("ingest_requests_total")
+        if number == 0:
+            self._began = time.monotonic()
         if len(faults) == columns.count:  # no event has an identity: nothing of it goes further
+            self._count_rejected(columns.count, faults)
             answer = _accepted(header, columns.count, faults)
             self._answers.add([rid, *answer])
         elif columns.durability == "async":
@@ -95,6 +100,11 @@ class Ingest(Actor):
             self._requests.append((b"", header.id, columns.count, faults))
         else:
             self._requests.append((rid, header.id, columns.count, faults))
+
+    def _count_rejected(self, count: int, faults: list[tuple[int, int]]) -> None:
+        self.telemetry.add("events_received_total", count)
+        for _, reason in faults:
+            self.telemetry.add(f'events_rejected_total{{reason="{REASONS[reason]}"}}')
 
     def _on_metric(self, rid: bytes, header: RequestHeader, body: bytes) -> None:
         fields = check_request(header.kind, body, header.lz4_size)
@@ -132,12 +142,15 @@ class Ingest(Actor):
             "registry_version": self._stage.registry_version,
         }
         rows = _rows(packed)
+        origin = {"requests": self._requests, "began": self._began}
+        if self._accepted:
+            seconds, count = time.monotonic() - self._began, len(self._accepted) // 3
+            self.telemetry.observe('ingest_duration_seconds{mode="async"}', seconds, count)
         if packed.row_count:
-            origin = {"requests": self._requests}
             self._send(meta, packed.slices.tobytes(), packed.payload, origin, rows)
         else:  # nothing to log: only to be judged
             self._answers.add(self._accepted)
-            self.send("usage", [b"judge", msgpack.packb({"requests": self._requests}), *rows])
+            self.send("usage", [b"judge", msgpack.packb(origin), *rows])
         self._requests, self._accepted = [], []
 
     def _send(

@@ -134,7 +134,6 @@ class Metrics(Actor):
         numbers = self._collected.numbers()
         self._add_node(numbers)
         self._add_actors(numbers)
-        self._add_disk(numbers)
         page = exposition.render(numbers, self._collected.histograms())
         self._scrape_seconds = time.monotonic() - began
         return page
@@ -170,13 +169,6 @@ class Metrics(Actor):
                 numbers["actor_cpu_seconds_total"][(name,)] = usage.cpu_seconds
                 numbers["actor_resident_memory_bytes"][(name,)] = usage.resident_bytes
                 numbers["actor_proportional_memory_bytes"][(name,)] = usage.proportional_bytes
-
-    def _add_disk(self, numbers: dict[str, dict[tuple[str, ...], float]]) -> None:
-        path = self.options.node.data_dir
-        found = os.statvfs(path)
-        numbers["disk_free_bytes"][(path,)] = found.f_bavail * found.f_frsize
-        numbers["disk_size_bytes"][(path,)] = found.f_blocks * found.f_frsize
-        numbers["disk_inodes_free"][(path,)] = found.f_favail
 
 
 def _filtered(text: str, wanted: str) -> str:

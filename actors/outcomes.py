@@ -33,6 +33,7 @@ REASON_SHIFT = 4
 class Origin:
     """Where the rows of a proposal came from."""
 
+    began: float  # monotonic seconds, when ingest took the first of them
     requests: list[Any]  # (rid, request id, events, [(row, reason) without an identity])
     request_of_row: NDArray[np.uint32]
     row_of_row: NDArray[np.uint32]
@@ -41,13 +42,14 @@ class Origin:
 
 def parse_origin(frames: list[bytes]) -> Origin:
     """Read what ingest sent along (docs/ARCHITECTURE.md)."""
-    requests = msgpack.unpackb(frames[0])["requests"]
+    sent = msgpack.unpackb(frames[0])
     refusals = None
     if len(frames) > 3:
         rows = np.frombuffer(frames[3], np.int64).reshape(-1, stage.ROW_WORDS)
         refusals = Refusals(rows, np.frombuffer(frames[4], np.uint8), msgpack.unpackb(frames[5]))
     return Origin(
-        requests,
+        sent["began"],
+        sent["requests"],
         np.frombuffer(frames[1], np.uint32),
         np.frombuffer(frames[2], np.uint32),
         refusals,

@@ -144,9 +144,8 @@ class Query(Actor):
             self.answers.result(job.rid, job.header.id, kind, result)
         else:
             self.answers.error(job.rid, job.header.id, kind, error)
-        self.telemetry.add(
-            'queries_total{result="ok"}' if error is None else 'queries_total{result="error"}'
-        )
+        outcome = "ok" if error is None else "error"
+        self.telemetry.add(f'queries_total{{kind="{kind}",result="{outcome}"}}')
         seconds = time.monotonic() - job.began
         self.telemetry.observe(f'query_duration_seconds{{kind="{kind}"}}', seconds)
 

@@ -73,19 +73,22 @@ class Router(Actor):
         try:
             header, body = decode_request(frames[1:])
         except RemoteProtocolError as error:
-            self.telemetry.add(f'requests_total{{kind="malformed",result="{error.code}"}}')
+            self.telemetry.add(f'requests_refused_total{{code="{error.code}"}}')
             if self._reply([rid, *error_frames(error.request_id, "error", error)]):
                 self._guard.strike()
             return
         try:
             self._admit(rid, header, frames[1], body)
         except MeterdError as error:
-            self.telemetry.add(f'backpressure_replies_total{{reason="{error.code}"}}')
+            self.telemetry.add(f'requests_refused_total{{code="{error.code}"}}')
+            if error.retry == "later":
+                self.telemetry.add(f'backpressure_replies_total{{reason="{error.code}"}}')
             self._reply([rid, *error_frames(header.id, header.kind, error)])
 
     def _admit(self, rid: bytes, header: RequestHeader, raw: bytes, body: bytes) -> None:
         """Pass a request on, or raise the reason why not."""
         actor = kind_of(header.kind).actor
+        self.telemetry.add(f'requests_total{{kind="{header.kind}"}}')
         if actor == "router":
             result = self._hello() if header.kind == "hello" else self._map()
             self._reply([rid, *answer_frames(header.id, header.kind, bodies.pack(result))])

@@ -14,19 +14,13 @@ import os
 from bisect import bisect_left
 from typing import Any
 
-# Upper bounds of histogram buckets; one more bucket follows for what is larger.
-SECONDS_BOUNDS = tuple(0.0001 * 2**power for power in range(18))  # 0.1 ms … 13 s
-COUNT_BOUNDS = tuple(float(4**power) for power in range(13))  # 1 … 16 Mi: events, bytes, rows
+# Upper bounds of histogram buckets: 0.1 ms … 13 s.  One more follows for what is larger.
+BOUNDS = tuple(0.0001 * 2**power for power in range(18))
 
 # An unchanged snapshot is repeated so often, for a metrics actor that has restarted.
 REPEAT_TURNS = 10
 
 Snapshot = dict[str, Any]
-
-
-def bounds_of(name: str) -> tuple[float, ...]:
-    """Return the bucket bounds of a histogram: by its unit, the last word of its name."""
-    return SECONDS_BOUNDS if name.partition("{")[0].endswith("_seconds") else COUNT_BOUNDS
 
 
 class Telemetry:
@@ -51,14 +45,13 @@ class Telemetry:
             self._gauges[name] = value
             self._changed = True
 
-    def observe(self, name: str, value: float, count: int = 1) -> None:
-        """Add `count` observations of `value` to a histogram."""
-        bounds = bounds_of(name)
+    def observe(self, name: str, seconds: float, count: int = 1) -> None:
+        """Add `count` observations of `seconds` to a histogram."""
         histogram = self._histograms.get(name)
         if histogram is None:
-            histogram = self._histograms[name] = [0.0] * (len(bounds) + 2)
-        histogram[0] += value * count
-        histogram[1 + bisect_left(bounds, value)] += count
+            histogram = self._histograms[name] = [0.0] * (len(BOUNDS) + 2)
+        histogram[0] += seconds * count
+        histogram[1 + bisect_left(BOUNDS, seconds)] += count
         self._changed = True
 
     def snapshot(self) -> Snapshot | None:

@@ -202,8 +202,11 @@ class Usage(Actor):
         judged = None if origin.refusals is None else self.state.judge(origin.refusals)
         add = self.telemetry.add
         total = IngestResult(0)
+        received = synchronous = 0
         for rid, request_id, result in results(origin, outcome, judged):
+            received += result.received
             if rid:
+                synchronous += 1
                 self.answers.ok(rid, request_id, "ingest", encode_result(result))
                 add('events_ingested_total{mode="sync"}', result.stored)
             else:
@@ -218,6 +221,9 @@ class Usage(Actor):
                 for _, status, reason in result.items:
                     if status == "rejected":
                         add(f'events_rejected_total{{reason="{reason}"}}')
+        add("events_received_total", received)
+        seconds = time.monotonic() - origin.began
+        self.telemetry.observe('ingest_duration_seconds{mode="sync"}', seconds, synchronous)
         if total.duplicate:
             add("events_duplicate_total", total.duplicate)
         if total.conflict:
@@ -260,6 +266,9 @@ class Usage(Actor):
         self.maybe_save()
         for name, count in self.state.counts().items():
             self.telemetry.set(f'state_entries{{kind="{name}"}}', count)
+        if self._checkpoints.saved_at:
+            moment = self._checkpoints.saved_at
+            self.telemetry.set("checkpoint_last_success_timestamp_seconds", moment)
         return 0.01 if self._purging else BEAT_SECONDS
 
     def _expire(self) -> None:
