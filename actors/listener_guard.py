@@ -8,8 +8,9 @@ once a second it does so anyway, for connections that hold more than any legal m
 their number.
 
 An alarm acts at the second look, after the router has taken what waits: a message that has just
-become whole is no longer held.  After connections were reset the guard waits until
-ZeroMQ has let go of them, returns the freed memory to the system and judges anew.
+become whole is no longer held.  What connections that were reset held is still in the memory
+until ZeroMQ has let go of them; until then a held byte is taken to cost what it did.  Then
+the freed memory is returned to the system, and the guard judges anew.
 
 The descriptor a message came from is its transport's property; messages of peers so old that they
 have none (ZMTP before 3.0) are credited to nobody, so such a peer does not last.
@@ -30,8 +31,10 @@ from meterd.core.eviction import FRAME_OVERHEAD, Connection
 from meterd.protocol import limits
 
 MIB = 1 << 20
-# Memory that clients may hold together beyond what `CONNECTION_SIZE` allows each.
-BUDGET = 16 * MIB
+# Memory that clients may hold together in suspect bytes, beyond `CONNECTION_SIZE` each.
+BUDGET = 12 * MIB
+# And in earned ones.
+EARNED_MAX = 64 * MIB
 # An idle connection in ZeroMQ: session, engine, pipes, buffers (measured: 28.6 KB).
 CONNECTION_SIZE = 29_000
 # A request in flight is in this process as the router's frames and as those on their way.
@@ -54,12 +57,13 @@ SHARE_OF_TIME = 5
 # ZeroMQ's thread closes what was reset at once, unless it is very busy.
 LEAVING_SECONDS_MAX = 0.1
 
-# Below this the bytes still in the kernel are not worth asking for.
-WAITING_MATTERS = 64 * 1024
 # Header, body and one more that shows the fault; the rest of a message is dropped.
 FRAMES_KEPT = limits.FRAME_COUNT + 1
 # A message with more frames is no mistake.
 FRAMES_MAX = 64
+# What the router takes between two looks: some milliseconds of work.  A thousand requests fit in.
+FRAMES_BETWEEN_LOOKS_MAX = 4_096
+BYTES_BETWEEN_LOOKS_MAX = 32 * MIB
 # Malformed messages on one connection.
 STRIKES_MAX = 16
 
@@ -94,14 +98,22 @@ class ListenerGuard:
         self._trim_not_before = 0.0
         self._alarmed = False
         self._trim_wanted = False
+        self._cost = 1  # memory behind a held byte, when that was last judged
 
         self.source = -1  # descriptor of the last message
         self._frame_count = 0  # of the last message
+        self._frames_left = FRAMES_BETWEEN_LOOKS_MAX
+        self._bytes_left = BYTES_BETWEEN_LOOKS_MAX
 
     # Messages
 
     def receive(self, socket: zmq.Socket[bytes]) -> list[bytes]:
-        """Take one message, at most a frame more than is legal.  Raises zmq.Again."""
+        """Take one message, at most a frame more than is legal.
+
+        Raises zmq.Again when there is none, or when it is time to look first.
+        """
+        if self._frames_left < 0 or self._bytes_left < 0:
+            raise zmq.Again
         frames = [socket.recv(zmq.NOBLOCK)]
         frame: Any = socket.recv(zmq.NOBLOCK, False)
         self.source = descriptor = frame.get(zmq.SRCFD)
@@ -119,6 +131,8 @@ class ListenerGuard:
             connection = self._connections[descriptor] = Connection(0)
         connection.delivered += size
         self._frame_count = count
+        self._frames_left -= count
+        self._bytes_left -= size
         return frames
 
     def answered(self, descriptor: int, frames: list[bytes]) -> None:
@@ -130,7 +144,7 @@ class ListenerGuard:
     def strike(self) -> None:
         """Note that the last message was malformed, and that its sender is still there."""
         connection = self._connections.get(self.source)
-        if connection is None:
+        if connection is None or self.source in self._leaving:
             return
         connection.strikes += 1
         if self._frame_count > FRAMES_MAX:
@@ -145,11 +159,11 @@ class ListenerGuard:
 
         Returns the seconds until the next look.
         """
+        self._frames_left = FRAMES_BETWEEN_LOOKS_MAX
+        self._bytes_left = BYTES_BETWEEN_LOOKS_MAX
         growth = self._growth(in_flight)
-        if self._leaving and now < self._leaving_until:
-            self._forget_closed()
-            return LOOK_BUSY_SECONDS
-        if self._trim_wanted:
+        leaving = self._some_leave() and now < self._leaving_until
+        if self._trim_wanted and not leaving:
             growth = self._trimmed_growth(now, in_flight)
         if growth <= BUDGET:
             self._alarmed = False
@@ -157,15 +171,14 @@ class ListenerGuard:
             if watched or now >= self._survey_due:
                 self._survey(now)
                 self._absorb(growth)
-        elif self._alarmed:
-            trimmed = now >= self._trim_not_before
-            growth = self._trimmed_growth(now, in_flight)
-            if growth > (BUDGET if trimmed else UNTRIMMED_GROWTH_MAX):
-                self._survey(now)
-                self._relieve(growth)
-        else:
+        elif not self._alarmed:
             self._alarmed = True
             return 0.0  # the router takes what waits, then the guard judges
+        elif leaving:
+            self._survey(now)
+            self._relieve()
+        else:
+            self._judge(now, in_flight)
         return self._pause(now)
 
     def close(self) -> None:
@@ -197,16 +210,33 @@ class ListenerGuard:
 
     def _absorb(self, growth: int) -> None:
         """Let growth that clients cannot be answerable for become ordinary."""
-        held = sum(connection.held for connection in self._connections.values())
         if growth > 0:
-            self._calm += growth - eviction.memory_behind(held, growth)
+            self._calm += growth - eviction.memory_behind(self._held(), growth)
 
-    def _relieve(self, growth: int) -> None:
-        """Cut those who hold most until the rest is within the budget."""
-        held = {descriptor: connection.held for descriptor, connection in self._connections.items()}
-        allowed = eviction.allowance(sum(held.values()), growth, BUDGET)
+    def _judge(self, now: float, in_flight: int) -> None:
+        """Find out what a held byte costs, and relieve the process of those who hold most."""
+        trimmed = now >= self._trim_not_before
+        growth = self._trimmed_growth(now, in_flight)
+        if growth <= (BUDGET if trimmed else UNTRIMMED_GROWTH_MAX):
+            return
+        self._survey(now)
         self._absorb(growth)
-        self._cut(eviction.choose(held, allowed), MEMORY)
+        suspect = sum(connection.suspect for connection in self._connections.values())
+        growth -= min(EARNED_MAX, self._held() - suspect)
+        self._cost = eviction.cost_of(suspect, growth)
+        if growth > BUDGET:
+            self._relieve()
+
+    def _relieve(self) -> None:
+        """Cut those with most suspect bytes until the rest is within the budget."""
+        suspect = {
+            descriptor: connection.suspect for descriptor, connection in self._connections.items()
+        }
+        allowed = eviction.allowance(sum(suspect.values()), self._cost, BUDGET)
+        self._cut(eviction.choose(suspect, allowed), MEMORY)
+
+    def _held(self) -> int:
+        return sum(connection.held for connection in self._connections.values())
 
     # Connections
 
@@ -247,9 +277,10 @@ class ListenerGuard:
 
     def _observe(self, descriptor: int, connection: Connection) -> bool:
         received, acknowledged = tcp_connections.totals(descriptor)
-        if received - connection.delivered > WAITING_MATTERS:
-            received -= tcp_connections.waiting(descriptor)
-        return connection.observe(received, acknowledged)
+        waiting = 0
+        if received - connection.delivered > eviction.HELD_SIZE_MAX:
+            waiting = tcp_connections.waiting(descriptor)
+        return connection.observe(received, acknowledged, waiting)
 
     def _cut(self, descriptors: list[int], reason: str) -> None:
         """Reset connections; what they held is freed by ZeroMQ's thread."""
@@ -267,9 +298,13 @@ class ListenerGuard:
         self._telemetry.add(f'connections_evicted_total{{reason="{reason}"}}', count)
         logger.warning("reset %d client connections: %s", count, reason)
 
-    def _forget_closed(self) -> None:
+    def _some_leave(self) -> bool:
+        """Is ZeroMQ still to close connections that were reset?"""
+        if not self._leaving:
+            return False
         self._leaving = {
             descriptor: key
             for descriptor, key in self._leaving.items()
             if tcp_connections.inode(descriptor) == key
         }
+        return bool(self._leaving)

@@ -5,8 +5,11 @@ never ends a message, or a thousand peers with half of one, could fill any memor
 connection *holds* is what it has sent and the router has not been given, and the answers it has
 not read.  The memory behind a held byte is unknown (an empty frame is two bytes on the wire and
 64 in memory; a frame that arrives alone can pin a whole receive buffer), so the process's growth
-says *whether* something must go, and the held bytes say *who*: the largest first, so that a client
-with ordinary requests is the last to be touched.
+says *whether* something must go, and the held bytes say *who*, largest first.
+
+A client may hold as much as it has already delivered in well-formed requests: those bytes are
+*earned*, only the others are *suspect*.  So whoever abuses the transport goes before any client
+that uses it, even one with large requests on a slow line.
 
 Invariants:
   * no connection that holds at most a fair share of the allowance is cut
@@ -38,17 +41,19 @@ class Connection:
     key: int  # names the connection for ever, unlike its descriptor
     delivered: int = 0  # of messages that the router was given
     answered: int = 0  # of answers that the router gave to the transport
-    received: int = 0  # taken from the kernel by the transport
+    received: int = 0  # by the kernel; the transport takes it as soon as it can
     acknowledged: int = 0  # of answers, by the peer's kernel
     strikes: int = 0  # messages that follow no protocol
     delivered_before: int = 0  # `delivered` at the last survey
     answered_before: int = 0
     overfull: bool = False  # it held more than a message at the last survey
 
-    def observe(self, received: int, acknowledged: int) -> bool:
-        """Take the transport's totals; return whether this message can never become a legal one.
+    def observe(self, received: int, acknowledged: int, waiting: int) -> bool:
+        """Take the kernel's totals and the bytes still `waiting` in it.
 
-        It may be whole and not yet delivered.  So that is said only when a survey found it too
+        Returns whether the message that is on its way can never become a legal one.
+
+        It may be whole and not yet delivered, so that is said only when a survey found it too
         large, the router has taken what waits, and nothing came of it.
         """
         stalled = self.overfull and self.delivered == self.delivered_before
@@ -58,7 +63,7 @@ class Connection:
         # beyond it is no answer but the transport's own.
         self.delivered = self.delivered_before = min(self.delivered, received)
         self.answered = self.answered_before = max(self.answered, acknowledged)
-        self.overfull = self.unfinished > HELD_SIZE_MAX
+        self.overfull = self.unfinished - waiting > HELD_SIZE_MAX
         return stalled and self.overfull
 
     def successor(self, key: int) -> Connection:
@@ -78,21 +83,28 @@ class Connection:
     def held(self) -> int:
         return self.unfinished + self.answered - self.acknowledged
 
+    @property
+    def suspect(self) -> int:
+        """Bytes held beyond what well-formed requests have earned."""
+        return self.held if self.strikes else max(0, self.held - self.delivered)
+
 
 def memory_behind(held: int, growth: int) -> int:
     """Return how much of a process's `growth` the `held` bytes can be answerable for."""
     return min(growth, held * AMPLIFICATION_MAX)
 
 
-def allowance(held: int, growth: int, budget: int) -> int:
-    """Return how many of the `held` bytes may stay.
+def cost_of(held: int, growth: int) -> int:
+    """Return the memory behind a held byte, rounded up, when a process has grown by `growth`."""
+    return -(-memory_behind(held, growth) // held) if held else 1
+
+
+def allowance(held: int, cost: int, budget: int) -> int:
+    """Return how many of the `held` bytes may stay when each costs `cost`.
 
     Beyond the budget only half of it is left, or the next bytes would bring the next alarm.
     """
-    memory = memory_behind(held, growth)
-    if memory <= budget:
-        return held
-    return held * (budget // 2) // memory
+    return held if held * cost <= budget else budget // 2 // cost
 
 
 def choose(held: Mapping[int, int], allowed: int) -> list[int]:
