@@ -76,6 +76,8 @@ class RetentionSweeper(Actor):
             self._on_removed(msgpack.unpackb(frames[1])["files"])
         elif kind == b"refused_events":
             self._on_refused(msgpack.unpackb(frames[1], unicode_errors="surrogateescape"))
+        elif kind == b"hello":
+            self._say_disk_state()  # the router has started again and knows nothing
         elif kind == b"requests":
             for at in range(1, len(frames), 3):
                 self._on_request(frames[at], frames[at + 1], frames[at + 2])
@@ -227,11 +229,13 @@ class RetentionSweeper(Actor):
         )
         if "stop" not in (before, self._disk_state):
             return
-        code = None
         if self._disk_state == "stop":
-            code = "disk_stop"
             self.telemetry.add("disk_write_stops_total")
             self._sweep_due = 0.0
+        self._say_disk_state()
+
+    def _say_disk_state(self) -> None:
+        code = "disk_stop" if self._disk_state == "stop" else None
         said = {"source": self.name, "code": code, "retry_after_ms": DISK_STOP_RETRY_MS}
         self.send("router", [b"admission", msgpack.packb(said)])
 

@@ -64,7 +64,8 @@ class Router(Actor):
         self._clients = sockets.client_listener(self._address)
         self._guard = ListenerGuard(node.port, self.options.limits.connections, self.telemetry)
         self.listen(self._clients, self._on_client, self._guard.receive)
-        self.send("usage", [b"hello", self.name.encode()])
+        for actor in ("usage", "retention_sweeper"):
+            self.send(actor, [b"hello", self.name.encode()])
 
     # Clients
 

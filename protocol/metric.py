@@ -26,9 +26,8 @@ from meterd.protocol.fields import (
 AGGREGATIONS = ("count", "sum", "min", "max", "avg", "latest", "first", "unique")
 AGGREGATIONS_KNOWN_ONLY = ("time_weighted", "percentile")
 PERIOD_KINDS = ("hour", "day", "week", "month", "quarter", "year", "fixed")
-# Events and members are counted in ones; amounts come in millionths unless told otherwise.
-DECIMALS_DEFAULT = {"count": 0, "unique": 0}
-DECIMALS_DEFAULT_AMOUNT = 6
+# Values come in millionths unless told otherwise.
+DECIMALS_DEFAULT = 6
 
 PERIOD_KEYS = ("kind", "anchor_day", "duration", "epoch", "timezone")
 # What the sender chooses, and what the node adds.
@@ -126,11 +125,15 @@ class MetricDefinition:
         unique_on = fields.get("unique_on")
         if unique_on is not None and aggregation != "unique":
             raise BadRequest("unique_on: only the aggregation unique has one")
-        decimals = DECIMALS_DEFAULT.get(aggregation, DECIMALS_DEFAULT_AMOUNT)
         return cls(
             metric_code(fields.get("code"), "code"),
             aggregation,
-            integer(default(fields.get("decimals"), decimals), 0, limits.DECIMALS_MAX, "decimals"),
+            integer(
+                default(fields.get("decimals"), DECIMALS_DEFAULT),
+                0,
+                limits.DECIMALS_MAX,
+                "decimals",
+            ),
             text(default(fields.get("unit"), ""), limits.UNIT_SIZE_MAX, "unit"),
             text(
                 default(fields.get("description"), ""),

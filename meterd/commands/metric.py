@@ -35,7 +35,7 @@ def _parse_period(_ctx: click.Context, _param: click.Parameter, text: str) -> st
 @click.option("--aggregation", required=True, metavar="NAME",
               help=f"How events become an answer: {', '.join(AGGREGATIONS)}.")
 @click.option("--decimals", type=click.IntRange(0, 9),
-              help="Digits after the point of values [default: 6; 0 for count and unique].")
+              help="Digits after the point of values [default: 6].")
 @click.option("--unit", default="", help="What is counted, as text: bytes, calls, seats.")
 @click.option("--description", default="", help="For people.")
 @click.option("--dimension", "dimensions", multiple=True, metavar="KEY",

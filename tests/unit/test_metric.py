@@ -11,9 +11,8 @@ def define(**changed):
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_decimals_follow_from_the_aggregation(aggregation):
-    expected = 0 if aggregation in ("count", "unique") else 6
-    assert define(aggregation=aggregation).decimals == expected
+def test_values_come_in_millionths_unless_told_otherwise(aggregation):
+    assert define(aggregation=aggregation).decimals == 6
     assert define(aggregation=aggregation, decimals=3).decimals == 3
 
 
