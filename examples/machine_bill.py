@@ -323,8 +323,8 @@ def run(demonstration: Demonstration, seconds: float) -> None:
     demonstration.send_again()
     demonstration.compare()
     if demonstration.repeated:
-        say(f"  ({demonstration.repeated:,} events had been stored when the node was killed, but not")
-        say("   acknowledged: they were sent again by the client, and counted once.)")
+        say(f"  ({demonstration.repeated:,} events had been stored when the node was killed, but")
+        say("   not acknowledged: they were sent again by the client, and counted once.)")
     say("What every user owes, at made-up prices:")
     demonstration.bill()
 

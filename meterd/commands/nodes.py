@@ -50,10 +50,7 @@ def reached(answers: list[dict[str, Any]]) -> int:
     if count == 0:
         first = answers[0]
         raise AdminError(
-            AdminExit.UNREACHABLE,
-            first["error"],
-            first["message"],
-            first["hint"],
+            AdminExit.UNREACHABLE, first["error"], first["message"], first["hint"]
         )
     return count
 
