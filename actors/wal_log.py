@@ -67,7 +67,7 @@ class Log:
         self.file_number = 0
         self.file_count = 0
         self.place = Place(FILE_HEADER_SIZE, 1, 0, 0)
-        self.protected = True  # the last block is empty: no damage to a record passes for torn
+        self.protected = True  # no damage to the last record can pass for a torn tail
         self.bytes_written = 0
         self._disk = disk
         self._directory = directory
@@ -159,9 +159,18 @@ class Log:
         self._disk.sync(self._descriptor)
 
     def protect(self) -> None:
-        """Write an empty block behind the last record, unless there is one or no room for it."""
-        if not self.protected and self.place.offset + SECTOR_SIZE <= self._capacity:
+        """See to it that no damage to the last record can pass for a torn tail.
+
+        By an empty block behind it or, where none fits, by sealing the file.  Raises DiskFull when
+        a new file is needed and cannot be made; nothing has happened then.
+        """
+        if self.protected:
+            return
+        if self.place.offset + SECTOR_SIZE <= self._capacity:
             self.append([])
+        else:
+            self._next_file(0)
+        self.protected = True
 
     def _next_file(self, block_size: int) -> None:
         """Seal the active file, if any, and begin the next, with room for a block of this size.

@@ -54,7 +54,7 @@ class End(NamedTuple):
     file_crc: int
     place: Place
     groups: Groups
-    protected: bool  # the last block is empty, or there is none
+    protected: bool  # no damage to the last record can pass for a torn tail
     file_count: int
     torn: Torn | None  # what was zeroed
 
@@ -144,6 +144,7 @@ class Recovery:
             buffer = self._disk.view(descriptor)
             scan = FileScan(self._path(name), buffer, active=name == ACTIVE_NAME)
             self._check_header(scan, name)
+            self._protected = True  # the file before is full: it has no torn tail
             for block in scan:
                 for record in block.records:
                     self._follow(scan.path, record)

@@ -32,8 +32,7 @@ from meterd.core.log_scan import Groups
 from meterd.protocol.errors import BootFailed, DiskFull
 
 TICK_SECONDS = 1.0
-# After so long without an append an empty block is written: then the last record is followed by a
-# block, and damage to it can no longer be mistaken for a torn tail.
+# After so long without an append the last record is protected (`Log.protect`).
 PROTECT_SECONDS = 1.0
 RETRY_AFTER_MS = 1_000
 
@@ -96,6 +95,7 @@ class WalWriter(Actor):
 
     def _count_from(self, end: End | None) -> None:
         """Make every number exist from the start."""
+        self._file_number = self._log.file_number
         torn = end.torn if end is not None else None
         self.telemetry.add(TRUNCATED, torn.end - torn.start if torn is not None else 0)
         for name in (APPENDS, BYTES_WRITTEN, ROTATIONS):
@@ -133,7 +133,7 @@ class WalWriter(Actor):
     def _write_block(self) -> None:
         """Make the first records that wait durable.  Raises DiskFull, and they still wait."""
         count = block_count(self._waiting)
-        file_number, written = self._log.file_number, self._log.bytes_written
+        written = self._log.bytes_written
         with _disk_errors():
             durable = self._log.append(list(islice(self._waiting, count)))
         place = PLACE.pack(self._log.file_number, *self._log.place)
@@ -143,9 +143,8 @@ class WalWriter(Actor):
         self._appended_at = time.monotonic()
         self.telemetry.add(APPENDS, count)
         self.telemetry.add(BYTES_WRITTEN, self._log.bytes_written - written)
-        if self._log.file_number != file_number:
-            self.telemetry.add(ROTATIONS)
-            self._spare.prepare()
+        if self._log.file_number != self._file_number:
+            self._count_rotation()
 
     def tick(self, now: float) -> float:
         with _disk_errors():
@@ -153,10 +152,23 @@ class WalWriter(Actor):
                 self._retry()
             else:
                 self._spare.prepare()
-            if not self._waiting and now - self._appended_at >= PROTECT_SECONDS:
-                self._log.protect()
+            idle = now - self._appended_at >= PROTECT_SECONDS
+            if idle and not self._waiting and not self._log.protected:
+                self._protect()
         self._measure()
         return TICK_SECONDS
+
+    def _protect(self) -> None:
+        with contextlib.suppress(
+            DiskFull
+        ):  # it has waited so long, it can wait until there is room
+            self._log.protect()
+        self._count_rotation()
+
+    def _count_rotation(self) -> None:
+        self.telemetry.add(ROTATIONS, self._log.file_number - self._file_number)
+        self._file_number = self._log.file_number
+        self._spare.prepare()
 
     def _retry(self) -> None:
         """Try again to go on; say again how it stands, for the router may have restarted."""
@@ -184,7 +196,7 @@ class WalWriter(Actor):
 
     def close(self) -> None:
         with _disk_errors():
-            self._log.protect()
+            self._protect()
             self._log.close()
             self._spare.close()
 

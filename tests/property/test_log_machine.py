@@ -50,7 +50,10 @@ class LogMachine(RuleBasedStateMachine):
     @rule()
     def protect(self) -> None:
         self.log.protect()
-        assert self.log.protected or self.log.place.offset + 512 > SEGMENT_SIZE
+        assert self.log.protected
+        end = recover(self.disk)
+        assert end is not None
+        assert end.protected
 
     @rule()
     def stop_and_start(self) -> None:
