@@ -323,6 +323,8 @@ class Usage(Actor):
             self._save()
 
     def _save(self) -> None:
+        if self.state.evict():
+            logger.info("dropped totals of past periods", extra={"fields": self.state.counts()})
         position = {
             "log": {"file_number": self.position.file_number, **self.groups.packed()},
             "position": list(self.position),

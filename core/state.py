@@ -32,6 +32,8 @@ from meterd.protocol.metric import MetricDefinition
 ROWS_MAX = 1 << 20
 DAY_NS = table_kernels.DAY_NS
 BEGINNING = -(2**63)
+# Fewer cells are not worth a look for ones to drop.
+EVICT_CELLS_MIN = 100_000
 # Buckets of identities that one turn frees of expired ones: well under a millisecond.
 PURGE_BUCKETS = 256
 
@@ -60,6 +62,7 @@ class StateMachine:
         self.stored = 0  # events counted, ever
         self.newest_event = BEGINNING
         self._purged_to = 0
+        self._cells_kept = 0
         self._outcome = np.empty(ROWS_MAX, np.uint8)
         self._hashes = np.empty((ROWS_MAX, 7), np.uint64)
         self._periods = np.empty(ROWS_MAX, np.int64)
@@ -107,7 +110,7 @@ class StateMachine:
         if op == "metric_put":
             definition = MetricDefinition.from_map(command["definition"])
             transitions = tuple((at, offset) for at, offset in command["transitions"])
-            since = self._effective_from(definition.code, command["effective_from"], leader_time)
+            since = self._effective_from(definition.code, command.get("effective_from"), leader_time)
             outcome = self.registry.put(definition, transitions, command["replace"], since)
             entry = self.registry.find(definition.code)
             assert entry is not None, "it has just been put"
@@ -163,6 +166,18 @@ class StateMachine:
         kernels.purge(self.tables.identities, self._purged_to, last, self.horizon)
         self._purged_to = last
         return buckets - last
+
+    def evict(self) -> bool:
+        """Drop cells of periods that memory no longer keeps, once they may be half of all."""
+        cells = int(self.tables.counters[table_kernels.CELLS])
+        if cells < max(EVICT_CELLS_MIN, 2 * self._cells_kept):
+            return False
+        first_kept = np.full(len(self.registry.entries) + 1, BEGINNING, np.int64)
+        for number, edges in self._book.bounds.items():
+            first_kept[number] = edges[0]
+        table_kernels.evict_cells(self.tables, self.key, first_kept)
+        self._cells_kept = int(self.tables.counters[table_kernels.CELLS])
+        return True
 
     def fill(self) -> float:
         """Return how full the fullest table is, 0 to 1."""

@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 
 from meterd.core import periods
-from meterd.core.kernels import sectors
+from meterd.core.kernels import sectors, tables
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import FileScan, Groups, verify_chain
 from meterd.core.memory_cells import collect
@@ -143,6 +143,8 @@ class _Pipeline:
                     self.state,
                     Question("usage", account, subtree, code, start, end, whole_period=True),
                 )
+        kept = np.zeros(len(self.state.registry.entries) + 1, np.int64)
+        tables.evict_cells(self.state.tables, self.state.key, kept)
         saved = self.state.save()
         fresh = StateMachine(KEY, CAPACITY)
         fresh.restore(saved.state, saved.arrays)

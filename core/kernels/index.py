@@ -152,6 +152,15 @@ def insert(index: Any, k0: Any, k1: Any, payload: Any) -> Any:
     return place(index.slots, bucket * BUCKET_SLOTS, k0, k1, payload)
 
 
+@njit(cache=True)
+def clear(index: Any) -> None:
+    """Remove all entries; the buckets stay, so that filling it again does not split them."""
+    used = index.head[BUCKETS]
+    index.slots[: used * BUCKET_SLOTS] = 0
+    index.counts[:used] = 0
+    index.head[ENTRIES] = 0
+
+
 def entries_free(index: Index) -> int:
     """Return how many more entries are certain to fit."""
     return int(index.head[BUCKETS_MAX]) * BUCKET_FULL // 2 - int(index.head[ENTRIES])

@@ -21,7 +21,7 @@ from meterd.core.kernels.entries import (
     pair_hash,
 )
 from meterd.core.kernels.hashing import sip_bytes, sip_finish, sip_start, sip_word
-from meterd.core.kernels.index import MISSING, Index, find, insert, make_index
+from meterd.core.kernels.index import MISSING, Index, clear, find, insert, make_index
 from meterd.core.kernels.memory import reserve
 
 Array = Any
@@ -243,6 +243,76 @@ def add_member(tables: Any, key: Any, cell: int, m0: Any, m1: Any) -> None:
 
 
 @njit(cache=True)
+def link_cell(tables: Any, key: Any, number: int) -> None:
+    """Enter a cell and its members, whose rows are written, into the indexes."""
+    cells = tables.cells
+    row = tables.series[cells[number, cell_rows.SERIES]]
+    account = tables.accounts[row[ACCOUNT]]
+    start = account[TEXT_START]
+    a0, a1 = account_hash(key[0], key[1], tables.text, start, start + account[TEXT_SIZE])
+    start = row[DIMS_START]
+    c0, c1 = cell_hash(
+        key[0],
+        key[1],
+        a0,
+        a1,
+        row[METRIC],
+        cells[number, cell_rows.PERIOD_START],
+        tables.dims,
+        start,
+        start + row[DIMS_SIZE],
+    )
+    insert(tables.cell_index, c0, c1, _U64(number))
+    member = cells[number, cell_rows.FIRST_MEMBER]
+    while member >= 0:
+        m0, m1 = tables.members[member, MEMBER_0], tables.members[member, MEMBER_1]
+        h0, h1 = pair_hash(key[0], key[1], MEMBER, _U64(number), m0, m1)
+        insert(tables.member_index, h0, h1, _U64(member))
+        following = tables.members[member, NEXT_MEMBER]
+        member = np.int64(-1) if following == NO_MEMBER else np.int64(following)
+
+
+@njit(cache=True)
+def evict_cells(tables: Any, key: Any, first_kept: Array) -> None:
+    """Drop the cells of periods before first_kept (int64[metric number]); renumber the others.
+
+    The rows move towards the front in their order, so each is read before it is written over.
+    """
+    counters, series, cells, members = (
+        tables.counters,
+        tables.series,
+        tables.cells,
+        tables.members,
+    )
+    old_members = members[: counters[MEMBERS]].copy()
+    clear(tables.cell_index)
+    clear(tables.member_index)
+    series[: counters[SERIES_COUNT], FIRST_CELL] = MISSING
+    kept = kept_members = np.int64(0)
+    for c in range(counters[CELLS]):
+        s = cells[c, cell_rows.SERIES]
+        if cells[c, cell_rows.PERIOD_START] < first_kept[series[s, METRIC]]:
+            continue
+        for word in range(cell_rows.CELL_WORDS):
+            cells[kept, word] = cells[c, word]
+        member = cells[c, cell_rows.FIRST_MEMBER]
+        cells[kept, cell_rows.FIRST_MEMBER] = kept_members if member >= 0 else MISSING
+        while member >= 0:
+            following = old_members[member, NEXT_MEMBER]
+            members[kept_members, MEMBER_0] = old_members[member, MEMBER_0]
+            members[kept_members, MEMBER_1] = old_members[member, MEMBER_1]
+            kept_members += 1
+            last = following == NO_MEMBER
+            members[kept_members - 1, NEXT_MEMBER] = NO_MEMBER if last else _U64(kept_members)
+            member = np.int64(MISSING) if last else np.int64(following)
+        cells[kept, cell_rows.NEXT_CELL] = series[s, FIRST_CELL]
+        series[s, FIRST_CELL] = kept
+        link_cell(tables, key, kept)
+        kept += 1
+    counters[CELLS], counters[MEMBERS] = kept, kept_members
+
+
+@njit(cache=True)
 def rebuild_indexes(tables: Any, key: Any) -> None:
     """Make the indexes of accounts, series, cells and members from their rows (after a load)."""
     counters = tables.counters
@@ -255,29 +325,5 @@ def rebuild_indexes(tables: Any, key: Any) -> None:
             key, row[ACCOUNT], row[METRIC], tables.dims, start, start + row[DIMS_SIZE]
         )
         insert(tables.series_index, h0, h1, _U64(number))
-    cells = tables.cells
     for number in range(counters[CELLS]):
-        row = tables.series[cells[number, cell_rows.SERIES]]
-        account = tables.accounts[row[ACCOUNT]]
-        start = account[TEXT_START]
-        a0, a1 = account_hash(key[0], key[1], tables.text, start, start + account[TEXT_SIZE])
-        start = row[DIMS_START]
-        c0, c1 = cell_hash(
-            key[0],
-            key[1],
-            a0,
-            a1,
-            row[METRIC],
-            cells[number, cell_rows.PERIOD_START],
-            tables.dims,
-            start,
-            start + row[DIMS_SIZE],
-        )
-        insert(tables.cell_index, c0, c1, _U64(number))
-        member = cells[number, cell_rows.FIRST_MEMBER]
-        while member >= 0:
-            m0, m1 = tables.members[member, MEMBER_0], tables.members[member, MEMBER_1]
-            h0, h1 = pair_hash(key[0], key[1], MEMBER, _U64(number), m0, m1)
-            insert(tables.member_index, h0, h1, _U64(member))
-            following = tables.members[member, NEXT_MEMBER]
-            member = np.int64(-1) if following == NO_MEMBER else np.int64(following)
+        link_cell(tables, key, number)

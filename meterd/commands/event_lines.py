@@ -7,7 +7,6 @@ from the line.
 """
 
 import json
-import re
 import time
 from decimal import Decimal
 from typing import Any
@@ -21,7 +20,8 @@ from meterd.protocol.limits import I64_MAX, I64_MIN
 FIELDS = ("account", "metric", "value", "timestamp", "id", "operation", "properties")
 # 10^40 has more digits than any value; writing out 1e999999999 would fill the memory.
 EXPONENT_MAX = 40
-_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)", re.ASCII)
+# More of a value than this is not sent: no number that a metric takes is half as long.
+VALUE_SIZE_MAX = 100
 
 Fields = tuple[str, str, int | str, int, str, str, dict[str, str]]
 
@@ -115,16 +115,18 @@ def _text(text: Any, field: str) -> str:
 
 
 def _value(value: Any) -> int | str:
+    """Return a value as it is sent.
+
+    A text or a number that no metric can take is sent all the same: whether its event is rejected,
+    or known and so a conflict, is for the node to say.
+    """
     if type(value) is int:
-        if I64_MIN <= value <= I64_MAX:
-            return value
-        raise BadLine("bad_value", "value does not fit in 64 bits")
+        return value if I64_MIN <= value <= I64_MAX else str(value)[:VALUE_SIZE_MAX]
     if type(value) is Decimal:
-        if abs(value.adjusted()) > EXPONENT_MAX:
-            raise BadLine("bad_value", "value does not fit in 64 bits")
-        return format(value, "f")
-    if type(value) is str and _DECIMAL.fullmatch(value):
-        return value
+        plain = abs(value.adjusted()) <= EXPONENT_MAX
+        return format(value, "f") if plain else str(value)[:VALUE_SIZE_MAX]
+    if type(value) is str:
+        return value[:VALUE_SIZE_MAX]
     raise BadLine("bad_value", "value is no decimal number such as 12 or -0.25")
 
 

@@ -5,9 +5,10 @@ from typing import Any
 import click
 
 from meterd.commands.console import Listing, Row, field_lines
-from meterd.commands.moments import format_moment, parse_moment
+from meterd.commands.moments import format_moment
 from meterd.commands.session import AdminGroup, Session, command
 from meterd.commands.tables import Column
+from meterd.commands.usage import parse_time
 
 AGGREGATIONS = ("count", "sum", "min", "max", "avg", "latest", "first", "unique")
 PERIODS = ("hour", "day", "week", "month", "quarter", "year")
@@ -48,29 +49,26 @@ def _parse_period(_ctx: click.Context, _param: click.Parameter, text: str) -> st
 @click.option("--epoch", metavar="TIME", help="Where the first fixed period begins.")
 @click.option("--timezone", default="UTC", show_default=True, help="IANA name, Europe/Berlin.")
 @click.option("--replace", is_flag=True, help="Make a new version of a metric that is there.")
+@click.option("--effective-from", metavar="TIME",
+              help="With --replace: events from this time on follow it [default: now].")
 def put(session: Session, code: str, period: str | int, epoch: str | None,
-        dimensions: tuple[str, ...], **definition: Any) -> None:
+        effective_from: str | None, **definition: Any) -> None:
     """Register the metric CODE. The same definition again changes nothing.
 
     Another definition under the same code is refused (exit code 6) unless --replace is given: it
     then counts for events from now on.
     """
+    if effective_from is not None:
+        definition["effective_from"] = parse_time(effective_from, None)
     when: dict[str, Any] = {"kind": period}
     if isinstance(period, int):
-        when = {"kind": "fixed", "duration": period, "epoch": _parse_time(epoch) if epoch else 0}
+        when = {"kind": "fixed", "duration": period, "epoch": parse_time(epoch or "0", None)}
     elif epoch:
         raise click.UsageError("--epoch is for fixed periods")
     with session.connect() as client:
-        answer = client.put_metric(code, dimensions=list(dimensions), period=when, **definition)
+        answer = client.put_metric(code, period=when, **definition)
     document = {"metric": answer.metric, "outcome": answer.outcome}
     session.console.show(document, lambda: [f"metric {code}: {answer.outcome}"])
-
-
-def _parse_time(text: str) -> int:
-    try:
-        return parse_moment(text, 0)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 _LISTING = Listing(

@@ -29,6 +29,8 @@ HOUR = DAY // 24
 BUSIEST = 15
 EVERY = 211
 MISMATCHES_MAX = 20
+# No metric of the generator has more decimals.
+EVENT_DIGITS_MAX = 6
 
 
 class IndexedModel(Model):
@@ -220,19 +222,11 @@ def _compare_usage(
             report.compare("point", what, _close(point.value, wanted), True)
 
 
-def _close(found: Any, expected: Fraction | None) -> bool:
-    """Equal; an average, which text can only round, to its last digit."""
+def _close(found: Decimal | None, expected: Fraction | None) -> bool:
+    """Equal; or, with more digits than any event has (an average), correctly rounded to them."""
     if found is None or expected is None:
         return found is None and expected is None
-    value = Fraction(Decimal(found))
-    if value == expected:
-        return True
-    terminates = _terminates(expected.denominator)
-    return not terminates and abs(value - expected) <= Fraction(1, 10**6)
-
-
-def _terminates(denominator: int) -> bool:
-    for prime in (2, 5):
-        while denominator % prime == 0:
-            denominator //= prime
-    return denominator == 1
+    digits = -int(found.as_tuple().exponent)
+    if digits <= EVENT_DIGITS_MAX:
+        return Fraction(found) == expected
+    return Fraction(found) == round(expected, digits)
