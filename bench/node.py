@@ -30,7 +30,7 @@ NOTIFY_SIZE = 4096
 # A node that is left alone with its log: no checkpoint is saved while a benchmark runs.
 NO_CHECKPOINTS = {
     "METERD__STORAGE__CHECKPOINT_EVENTS": "1000000000",
-    "METERD__STORAGE__CHECKPOINT_INTERVAL": "86400",
+    "METERD__STORAGE__CHECKPOINT_INTERVAL": "24h",
 }
 
 
