@@ -54,7 +54,7 @@ def starts(period: Period, transitions: Transitions, first: int, last: int) -> M
     if period.kind == "fixed":
         length = period.duration * SECOND
         start = period.epoch + (first - period.epoch) // length * length
-        return np.arange(start, last + length + 1, length, dtype=np.int64)
+        return _steps(start, last + length, length)
     if period.kind == "hour":
         found = _hours(transitions, first - MARGIN, last + MARGIN)
     else:
@@ -129,10 +129,15 @@ def _hours(transitions: Transitions, first: int, last: int) -> Moments:
         begin = max(int(zone.start[row]), first)
         end = int(zone.start[row + 1]) if row + 1 < len(zone.start) else last + 1
         full = -(-(begin + offset) // HOUR) * HOUR - offset
-        found.append(np.arange(full, min(end, last + 1), HOUR, dtype=np.int64))
+        found.append(_steps(full, min(end - 1, last), HOUR))
         if row > low and _skips_full_hour(begin + int(zone.offset[row - 1]), begin + offset):
             found.append(np.array([begin], np.int64))
     return np.concatenate(found)
+
+
+def _steps(first: int, last: int, step: int) -> Moments:
+    """Return first, first + step, … up to last.  (np.arange counts its steps in floats.)"""
+    return np.arange(max(0, (last - first) // step + 1), dtype=np.int64) * step + first
 
 
 def _skips_full_hour(local_before: int, local_after: int) -> bool:
