@@ -30,8 +30,7 @@ def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is no JSON")
 
 
-# What `decode` calls; a line is stripped already, which is half of what `decode` adds to it.
-_scan = json.JSONDecoder(parse_float=Decimal, parse_constant=_refuse_constant).scan_once
+_decode = json.JSONDecoder(parse_float=Decimal, parse_constant=_refuse_constant).raw_decode
 
 
 class EventLines:
@@ -88,9 +87,7 @@ _FIELD_SET = frozenset(FIELDS)
 def _object_of(line: bytes) -> dict[str, Any]:
     try:
         text = line.decode()
-        fields, end = _scan(text, 0)
-    except StopIteration as error:
-        raise BadLine("bad_json", f"no JSON at character {error.value}") from None
+        fields, end = _decode(text)
     except (ValueError, RecursionError) as error:
         raise BadLine("bad_json", str(error)[:100]) from None
     if end != len(text):

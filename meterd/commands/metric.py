@@ -9,6 +9,7 @@ from meterd.commands.moments import format_moment
 from meterd.commands.session import AdminGroup, Session, command
 from meterd.commands.tables import Column
 from meterd.commands.usage import parse_time
+from meterd.protocol.limits import I64_MIN
 
 AGGREGATIONS = ("count", "sum", "min", "max", "avg", "latest", "first", "unique")
 PERIODS = ("hour", "day", "week", "month", "quarter", "year")
@@ -49,17 +50,13 @@ def _parse_period(_ctx: click.Context, _param: click.Parameter, text: str) -> st
 @click.option("--epoch", metavar="TIME", help="Where the first fixed period begins.")
 @click.option("--timezone", default="UTC", show_default=True, help="IANA name, Europe/Berlin.")
 @click.option("--replace", is_flag=True, help="Make a new version of a metric that is there.")
-@click.option("--effective-from", metavar="TIME",
-              help="With --replace: events from this time on follow it [default: now].")
 def put(session: Session, code: str, period: str | int, epoch: str | None,
-        effective_from: str | None, **definition: Any) -> None:
+        **definition: Any) -> None:
     """Register the metric CODE. The same definition again changes nothing.
 
     Another definition under the same code is refused (exit code 6) unless --replace is given: it
     then counts for events from now on.
     """
-    if effective_from is not None:
-        definition["effective_from"] = parse_time(effective_from, None)
     when: dict[str, Any] = {"kind": period}
     if isinstance(period, int):
         when = {"kind": "fixed", "duration": period, "epoch": parse_time(epoch or "0", None)}
@@ -148,6 +145,7 @@ def _lines(definition: Row, versions: list[Row]) -> list[str]:
     ]
     for version in versions:
         state = " (deleted)" if version["deleted"] else ""
-        since = format_moment(version["effective_from"])
-        fields.append((f"version {version['version']}", f"from {since}{state}"))
+        since = version["effective_from"]
+        begin = "from the beginning" if since == I64_MIN else f"from {format_moment(since)}"
+        fields.append((f"version {version['version']}", begin + state))
     return field_lines(fields)

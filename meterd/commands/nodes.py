@@ -15,7 +15,7 @@ import click
 
 import meterd
 from meterd.commands.console import Row, field_lines, warn
-from meterd.commands.moments import format_duration
+from meterd.commands.moments import format_duration, format_moment
 from meterd.commands.session import AdminError, Session, admin_error_of, command
 from meterd.commands.tables import Column, group_thousands, render
 from meterd.exits import AdminExit
@@ -26,6 +26,7 @@ WAIT_TIMEOUT_DEFAULT = 60.0
 POLL_SECONDS = 0.2
 GOOD_ROUNDS = 2  # in a row: a node may look well for a moment while it starts
 NODES_AT_ONCE = 32
+MOMENTS = range(10**18, 4 * 10**18)  # nanoseconds from 2001 to 2096; no count comes near
 
 
 def ask_nodes(session: Session, question: Callable[[Any], Any]) -> list[dict[str, Any]]:
@@ -124,7 +125,7 @@ def scalar_text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return group_thousands(value)
+        return format_moment(value) if value in MOMENTS else group_thousands(value)
     if isinstance(value, float):
         return f"{value:,.3f}".rstrip("0").rstrip(".")
     return str(value)

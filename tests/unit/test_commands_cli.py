@@ -10,6 +10,7 @@ import click
 import pytest
 
 from meterd import admin
+from meterd.commands import nodes
 from meterd.commands.console import Console, Listing
 from meterd.commands.session import AdminError
 from meterd.commands.tables import Column
@@ -166,3 +167,9 @@ def test_a_listing_is_the_same_in_every_form(rows, capsys):
 def test_without_a_terminal_the_result_is_json_and_without_colour(capsys):
     console = Console(None, sys.stdout)
     assert console.output == "json" and not console.colour
+
+
+def test_moments_and_counts_of_a_node_are_told_apart():
+    assert nodes.scalar_text(1_790_000_000_000_000_000) == "2026-09-21T14:13:20Z"
+    assert nodes.scalar_text(5_000_000_000) == "5,000,000,000"
+    assert [nodes.scalar_text(value) for value in (None, True, 1.5, "x")] == ["-", "yes", "1.5", "x"]
