@@ -172,4 +172,4 @@ def test_without_a_terminal_the_result_is_json_and_without_colour(capsys):
 def test_moments_and_counts_of_a_node_are_told_apart():
     assert nodes.scalar_text(1_790_000_000_000_000_000) == "2026-09-21T14:13:20Z"
     assert nodes.scalar_text(5_000_000_000) == "5,000,000,000"
-    assert [nodes.scalar_text(value) for value in (None, True, 1.5, "x")] == ["-", "yes", "1.5", "x"]
+    assert [nodes.scalar_text(value) for value in (None, True, 1.5)] == ["-", "yes", "1.5"]
