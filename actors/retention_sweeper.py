@@ -31,11 +31,12 @@ from meterd.core import disk_state, retention
 from meterd.core.disk_state import Limits, Space
 from meterd.core.log_index import OpenIndex
 from meterd.core.registry import Registry
+from meterd.protocol import checkpoint_format
 from meterd.protocol.decimal_text import format_decimal
 from meterd.protocol.envelope import decode_request_header
 from meterd.protocol.errors import DiskFull, MeterdError, UnknownMetric
 from meterd.protocol.index_format import encode_index
-from meterd.protocol.log_format import full_name, number_of
+from meterd.protocol.log_format import Damaged, full_name, number_of
 from meterd.protocol.messages import check_request
 
 logger = logging.getLogger(__name__)
@@ -272,9 +273,10 @@ class RetentionSweeper(Actor):
         if number > len(self._registry.entries):
             try:
                 with open(os.path.join(self._directory, REGISTRY_FILE), "rb") as file:
-                    self._registry = Registry.from_bytes(file.read())
-            except FileNotFoundError:
-                pass
+                    state = checkpoint_format.read_state(file.read())
+                self._registry = Registry.from_bytes(state["registry"])
+            except (FileNotFoundError, Damaged) as error:
+                logger.warning("the registry's file cannot be read: %s", error)
         return self._registry.entry(number)
 
     def _on_request(self, rid: bytes, raw_header: bytes, body: bytes) -> None:

@@ -18,8 +18,10 @@ from meterd import __version__
 from meterd.actors import identity, sockets
 from meterd.actors.actor import Actor
 from meterd.actors.answering import MAP_VERSION, answer_frames, error_frames
+from meterd.actors.disk import atomic_write
 from meterd.actors.listener_guard import ListenerGuard
 from meterd.protocol import body as bodies
+from meterd.protocol import checkpoint_format
 from meterd.protocol.envelope import RequestHeader, decode_request
 from meterd.protocol.errors import (
     MeterdError,
@@ -39,6 +41,7 @@ RESTARTING_RETRY_MS = 100
 # A request whose client has stopped waiting is forgotten after this much more.
 EXPIRY_MARGIN = 5.0
 HALT_MESSAGE = "the node takes no events for the time being; questions are answered"
+MAP_FILE = "partition_map.bin"
 HALT_HINT = "see meterctl status; what was sent is not stored and may be sent again"
 
 # rid, request id, kind, size, expires, descriptor of its connection
@@ -64,8 +67,15 @@ class Router(Actor):
         self._clients = sockets.client_listener(self._address)
         self._guard = ListenerGuard(node.port, self.options.limits.connections, self.telemetry)
         self.listen(self._clients, self._on_client, self._guard.receive)
+        self._write_map()
         for actor in ("usage", "retention_sweeper"):
             self.send(actor, [b"hello", self.name.encode()])
+
+    def _write_map(self) -> None:
+        """Keep the partition map beside the data: who leads what."""
+        state = {"kind": "partition_map", **self._map()}
+        path = os.path.join(self.options.node.data_dir, MAP_FILE)
+        atomic_write(path, checkpoint_format.encode(state, {}))
 
     # Clients
 

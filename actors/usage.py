@@ -29,7 +29,7 @@ from meterd.core.log_scan import Groups
 from meterd.core.refused_rows import RefusedRows
 from meterd.core.replica import single_slice
 from meterd.core.state import DAY_NS, StateMachine
-from meterd.protocol import log_format
+from meterd.protocol import checkpoint_format, log_format
 from meterd.protocol.errors import InvariantViolation, exception_of
 from meterd.protocol.log_format import Record
 from meterd.protocol.result import IngestResult, encode_result
@@ -249,7 +249,8 @@ class Usage(Actor):
                 command_answers.result(rid, request_id, kind, result)
         if record.kind == log_format.META:
             path = f"{self.options.node.data_dir}/{REGISTRY_FILE}"
-            atomic_write(path, self.state.registry.to_bytes())
+            registry = {"kind": "registry", "registry": self.state.registry.to_bytes()}
+            atomic_write(path, checkpoint_format.encode(registry, {}))
             self._announce_registry(command_answers.take())
 
     # Housekeeping
