@@ -97,8 +97,7 @@ def _run(
     shared = SharedRun(load)
     progress = Progress()
     with _client_processes(load, shared) as pids, session.connect(VERIFY_TIMEOUT) as client:
-        for code in load.metric_codes:
-            client.put_metric(code, aggregation="sum", decimals=0, unit="units", period="month")
+        _register_metrics(session, load)
         before = _totals(client, load) if verify else {}
         _await(shared, "ready", load.clients, pids, READY_SECONDS_MAX)
         shared.phase[0] = WARM_UP
@@ -111,6 +110,13 @@ def _run(
         mismatches = _verify(client, load, shared, before) if verify else None
         progress.clear()
     return _document(load, shared, start, end, mismatches)
+
+
+def _register_metrics(session: Session, load: "Load") -> None:
+    """Register what is sent; a node that is away is told here, after the usual timeout."""
+    with session.connect() as client:
+        for code in load.metric_codes:
+            client.put_metric(code, aggregation="sum", decimals=0, unit="units", period="month")
 
 
 @contextmanager
