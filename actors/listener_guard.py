@@ -1,48 +1,45 @@
-"""Guards the memory of the client listener: watches what clients hold and ends those that abuse it.
+"""Guards the client listener: bounds what hostile or broken clients make the router hold and do.
 
 ZeroMQ bounds a frame but not a message, and counts messages only once they are whole.  The guard
 looks at the process's resident memory every few milliseconds, which costs next to nothing.  When
-that has grown more than explained, it asks the kernel how much each connection has sent, compares
-with what the router was given from it, and resets those that hold most (`core.eviction`).  About
-once a second it does so anyway, for connections that hold more than any legal message, and for
-their number.
+that has grown by more than is explained, it surveys all connections (`ConnectionTable`) and resets
+those with most bytes that nothing has earned them (`core.eviction`).
 
 An alarm acts at the second look, after the router has taken what waits: a message that has just
-become whole is no longer held.  What connections that were reset held is still in the memory
-until ZeroMQ has let go of them; until then a held byte is taken to cost what it did.  Then
-the freed memory is returned to the system, and the guard judges anew.
+become whole is no longer held.  What connections that were reset held is still in the memory until
+ZeroMQ has let go of them; until then a held byte is taken to cost what it did.  Memory that is free
+but kept by the C library looks like growth, so it is given back before anybody is blamed whose
+bytes do not explain the growth by themselves.
 
-The descriptor a message came from is its transport's property; messages of peers so old that they
-have none (ZMTP before 3.0) are credited to nobody, so such a peer does not last.
+Messages are taken in portions, so that a look is never far: what peers had sent before they were
+reset cannot be dropped unread, and one message may have a million frames.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
 import zmq
 
-from meterd.actors import tcp_connections
+from meterd.actors import connection_table, tcp_connections
+from meterd.actors.connection_table import ConnectionTable
 from meterd.actors.telemetry import Telemetry
 from meterd.core import eviction
-from meterd.core.eviction import FRAME_OVERHEAD, Connection
+from meterd.core.eviction import FRAME_OVERHEAD
 from meterd.protocol import limits
 
 MIB = 1 << 20
-# Memory that clients may hold together in suspect bytes, beyond `CONNECTION_SIZE` each.
+# Memory that clients may hold together in suspect bytes, beyond what connections take anyway.
 BUDGET = 12 * MIB
 # And in earned ones.
 EARNED_MAX = 64 * MIB
-# An idle connection in ZeroMQ: session, engine, pipes, buffers (measured: 28.6 KB).
-CONNECTION_SIZE = 29_000
 # A request in flight is in this process as the router's frames and as those on their way.
 COPIES_OF_REQUEST = 2
-# Beyond this the guard acts even if free memory may be the reason, because it must not trim yet.
-UNTRIMMED_GROWTH_MAX = 2 * BUDGET
 # From here on connections are surveyed often, so that an alarm finds fresh totals.
 WATCH_GROWTH = BUDGET // 2
+# Beyond this the guard acts even if free memory may be the reason, when it must not trim yet.
+UNTRIMMED_GROWTH_MAX = 2 * BUDGET
 
 # A transport takes up to 1 GB/s from its peers, so these seconds decide how far the memory goes
 # before the guard acts; each look costs a wake-up of the actor, so these decide its idle load.
@@ -52,56 +49,47 @@ LOOK_BUSY_SECONDS = 0.005
 BUSY_SECONDS = 0.5
 BUSY_CHANGE = 256 * 1024
 SURVEY_SECONDS = 1.0
-# Surveys and trims may each take one part in so many of the time.
+# Early surveys and trims may each take one part in so many of the time.
 SHARE_OF_TIME = 5
-# ZeroMQ's thread closes what was reset at once, unless it is very busy.
-LEAVING_SECONDS_MAX = 0.1
+# A trim that gives back less was the last for now.
+TRIM_GAIN_MIN = 1 * MIB
+# Growth that no client is answerable for is looked at so often, and after a while ordinary.
+UNEXPLAINED_PAUSE_SECONDS = 0.1
+UNEXPLAINED_SECONDS_MAX = 5.0
 
 # Header, body and one more that shows the fault; the rest of a message is dropped.
 FRAMES_KEPT = limits.FRAME_COUNT + 1
-# A message with more frames is no mistake.
-FRAMES_MAX = 64
+# A message with so many more is no mistake.
+EXCESS_MAX = 64
 # What the router takes between two looks: some milliseconds of work.  A thousand requests fit in.
 FRAMES_BETWEEN_LOOKS_MAX = 4_096
 BYTES_BETWEEN_LOOKS_MAX = 32 * MIB
-# Malformed messages on one connection.
+# Malformed messages on one connection, and what the answer to each costs, in frames.
 STRIKES_MAX = 16
-
-MESSAGE_SIZE, MEMORY, SURPLUS, MALFORMED, FRAMES = EVICTION_REASONS = (
-    "message_size",
-    "memory",
-    "surplus",
-    "malformed",
-    "frames",
-)
-
-logger = logging.getLogger(__name__)
+FRAMES_PER_STRIKE = 32
 
 
 class ListenerGuard:
     """Watches the connections that one process has accepted on `port`."""
 
     def __init__(self, port: int, connections_max: int, telemetry: Telemetry) -> None:
-        self._port = port
-        self._connections_max = connections_max
-        self._telemetry = telemetry
+        self._table = ConnectionTable(port, connections_max, telemetry)
         self._memory = tcp_connections.ProcessMemory()
-        self._connections: dict[int, Connection] = {}  # by descriptor
-        self._others: dict[int, int] = {}  # descriptors of anything else, with their inodes
-        self._leaving: dict[int, int] = {}  # reset and not yet closed, with their inodes
-        self._leaving_until = 0.0
-        self._calm = self._memory.resident()  # what the process takes without its clients
-        self._resident = self._calm
+        self._resident = self._memory.resident()
+        self._calm = self._resident  # what the process takes without its clients
         self._busy_until = 0.0
         self._survey_due = 0.0
         self._survey_not_before = 0.0
         self._trim_not_before = 0.0
+        self._trimming = False  # memory was freed, and the last trim was worth it
         self._alarmed = False
-        self._trim_wanted = False
+        self._judge_not_before = 0.0
+        self._unexplained_since: float | None = None
         self._cost = 1  # memory behind a held byte, when that was last judged
 
         self.source = -1  # descriptor of the last message
-        self._frame_count = 0  # of the last message
+        self._struck = False  # it was malformed, and its sender was still there
+        self._excess = 0  # frames it has had beyond those kept, while there are more
         self._frames_left = FRAMES_BETWEEN_LOOKS_MAX
         self._bytes_left = BYTES_BETWEEN_LOOKS_MAX
 
@@ -112,45 +100,69 @@ class ListenerGuard:
 
         Raises zmq.Again when there is none, or when it is time to look first.
         """
-        if self._frames_left < 0 or self._bytes_left < 0:
-            raise zmq.Again
-        frames = [socket.recv(zmq.NOBLOCK)]
+        rid = self._next_sender(socket)
+        frames = [rid]
         frame: Any = socket.recv(zmq.NOBLOCK, False)
-        self.source = descriptor = frame.get(zmq.SRCFD)
-        frames.append(frame.bytes)
-        size = len(frames[1]) + FRAME_OVERHEAD
-        count = 1
-        while frame.more:
+        self.source = _source(frame)
+        size = FRAME_OVERHEAD * limits.FRAME_COUNT
+        while True:
+            part = frame.bytes
+            frames.append(part)
+            size += len(part)
+            if not frame.more:
+                break
+            if len(frames) > FRAMES_KEPT:
+                self._excess = 1
+                break
             frame = socket.recv(zmq.NOBLOCK, False)
-            count += 1
-            size += len(frame) + FRAME_OVERHEAD
-            if count <= FRAMES_KEPT:
-                frames.append(frame.bytes)
-        connection = self._connections.get(descriptor)
-        if connection is None:
-            connection = self._connections[descriptor] = Connection(0)
-        connection.delivered += size
-        self._frame_count = count
-        self._frames_left -= count
+        self._table.credit(self.source, rid, size)
+        self._struck = False
+        self._frames_left -= len(frames)
         self._bytes_left -= size
         return frames
 
-    def answered(self, descriptor: int, frames: list[bytes]) -> None:
-        """Note that the transport has taken an answer to this connection."""
-        connection = self._connections.get(descriptor)
-        if connection is not None:
-            connection.answered += sum(map(len, frames))
+    def _next_sender(self, socket: zmq.Socket[bytes]) -> bytes:
+        """Take the routing id of the next message whose sender is not an outcast."""
+        outcasts = self._table.outcasts
+        while True:
+            if self._excess:
+                self._drop_excess(socket)
+            if self._frames_left < 0 or self._bytes_left < 0:
+                raise zmq.Again
+            try:
+                rid = socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                # Nothing waits, so nothing of theirs does; a client may have chosen such an id.
+                outcasts.clear()
+                raise
+            if rid not in outcasts:
+                return rid
+            self._struck = False
+            self._excess = 1
 
-    def strike(self) -> None:
-        """Note that the last message was malformed, and that its sender is still there."""
-        connection = self._connections.get(self.source)
-        if connection is None or self.source in self._leaving:
-            return
-        connection.strikes += 1
-        if self._frame_count > FRAMES_MAX:
-            self._cut([self.source], FRAMES)
-        elif connection.strikes >= STRIKES_MAX:
-            self._cut([self.source], MALFORMED)
+    def _drop_excess(self, socket: zmq.Socket[bytes]) -> None:
+        """Drop the frames that the last message should not have."""
+        more = True
+        while more and self._frames_left >= 0:
+            frame: Any = socket.recv(zmq.NOBLOCK, False)
+            more = frame.more
+            self._excess += 1
+            self._frames_left -= 1
+            if self._excess == EXCESS_MAX and self._struck:
+                self._table.cut([self.source], connection_table.FRAMES)
+        if not more:
+            self._excess = 0
+
+    def answered(self, descriptor: int, frames: list[bytes]) -> None:
+        """Note that an answer to the sender of a message was taken by ZeroMQ."""
+        self._table.answered(descriptor, sum(map(len, frames)))
+
+    def strike(self, present: bool) -> None:
+        """Note that the last message was malformed, and whether its sender is still there."""
+        self._struck = present
+        self._frames_left -= FRAMES_PER_STRIKE
+        if present and self._table.strike(self.source) >= STRIKES_MAX:
+            self._table.cut([self.source], connection_table.MALFORMED)
 
     # Looks
 
@@ -161,150 +173,90 @@ class ListenerGuard:
         """
         self._frames_left = FRAMES_BETWEEN_LOOKS_MAX
         self._bytes_left = BYTES_BETWEEN_LOOKS_MAX
-        growth = self._growth(in_flight)
-        leaving = self._some_leave() and now < self._leaving_until
-        if self._trim_wanted and not leaving:
-            growth = self._trimmed_growth(now, in_flight)
+        growth = self._growth(now, in_flight)
         if growth <= BUDGET:
             self._alarmed = False
-            watched = growth > WATCH_GROWTH and now >= self._survey_not_before
-            if watched or now >= self._survey_due:
+            self._unexplained_since = None
+            if now >= self._survey_due:
                 self._survey(now)
-                self._absorb(growth)
+                self._trim_while_worth(now)
+            elif growth > WATCH_GROWTH and now >= self._survey_not_before:
+                self._survey(now)
         elif not self._alarmed:
             self._alarmed = True
             return 0.0  # the router takes what waits, then the guard judges
-        elif leaving:
-            self._survey(now)
-            self._relieve()
-        else:
+        elif now >= self._judge_not_before:
             self._judge(now, in_flight)
-        return self._pause(now)
+        busy = self._alarmed or now < self._busy_until
+        return LOOK_BUSY_SECONDS if busy else LOOK_QUIET_SECONDS
 
     def close(self) -> None:
         self._memory.close()
 
-    def _growth(self, in_flight: int) -> int:
+    def _survey(self, now: float) -> None:
+        urgent = self._table.survey()
+        end = time.monotonic()
+        self._survey_due = now if urgent else now + SURVEY_SECONDS
+        self._survey_not_before = end + SHARE_OF_TIME * (end - now)
+
+    def _growth(self, now: float, in_flight: int) -> int:
         """Return how much memory has grown beyond what requests and connections explain."""
         resident = self._memory.resident()
         if abs(resident - self._resident) > BUSY_CHANGE:
-            self._busy_until = time.monotonic() + BUSY_SECONDS
+            self._busy_until = now + BUSY_SECONDS
         self._resident = resident
         self._calm = min(self._calm, resident)
-        explained = COPIES_OF_REQUEST * in_flight + CONNECTION_SIZE * len(self._connections)
-        return resident - self._calm - explained
-
-    def _pause(self, now: float) -> float:
-        busy = self._alarmed or self._trim_wanted or now < self._busy_until
-        return LOOK_BUSY_SECONDS if busy else LOOK_QUIET_SECONDS
-
-    def _trimmed_growth(self, now: float, in_flight: int) -> int:
-        """Return the growth without memory that is free but still kept, where affordable."""
-        if now >= self._trim_not_before:
-            begin = time.monotonic()
-            self._memory.trim()
-            end = time.monotonic()
-            self._trim_not_before = end + SHARE_OF_TIME * (end - begin)
-            self._trim_wanted = False
-        return self._growth(in_flight)
-
-    def _absorb(self, growth: int) -> None:
-        """Let growth that clients cannot be answerable for become ordinary."""
-        if growth > 0:
-            self._calm += growth - eviction.memory_behind(self._held(), growth)
+        return resident - self._calm - COPIES_OF_REQUEST * in_flight - self._table.memory
 
     def _judge(self, now: float, in_flight: int) -> None:
         """Find out what a held byte costs, and relieve the process of those who hold most."""
-        trimmed = now >= self._trim_not_before
-        growth = self._trimmed_growth(now, in_flight)
-        if growth <= (BUDGET if trimmed else UNTRIMMED_GROWTH_MAX):
-            return
         self._survey(now)
-        self._absorb(growth)
-        suspect = sum(connection.suspect for connection in self._connections.values())
-        growth -= min(EARNED_MAX, self._held() - suspect)
-        self._cost = eviction.cost_of(suspect, growth)
-        if growth > BUDGET:
-            self._relieve()
+        leaving = self._table.some_leave(now)
+        if not leaving:
+            growth = self._growth(now, in_flight)
+            if self._table.suspect < BUDGET:
+                trimmed = self._maybe_trim(now)
+                growth = self._growth(now, in_flight)
+                if growth <= (BUDGET if trimmed else UNTRIMMED_GROWTH_MAX):
+                    return
+            growth -= min(EARNED_MAX, self._table.earned)
+            self._cost = eviction.cost_of(self._table.suspect, growth)
+        if self._table.relieve(self._cost, BUDGET):
+            self._trimming = True
+        elif not leaving:
+            self._wait_for_explanation(now, growth)
 
-    def _relieve(self) -> None:
-        """Cut those with most suspect bytes until the rest is within the budget."""
-        suspect = {
-            descriptor: connection.suspect for descriptor, connection in self._connections.items()
-        }
-        allowed = eviction.allowance(sum(suspect.values()), self._cost, BUDGET)
-        self._cut(eviction.choose(suspect, allowed), MEMORY)
+    def _wait_for_explanation(self, now: float, growth: int) -> None:
+        """Bear growth that no client is answerable for; let it become ordinary if it stays.
 
-    def _held(self) -> int:
-        return sum(connection.held for connection in self._connections.values())
+        It goes by itself when it is messages of peers that have left, still to be taken.
+        """
+        self._judge_not_before = now + UNEXPLAINED_PAUSE_SECONDS
+        if self._unexplained_since is None:
+            self._unexplained_since = now
+        elif now - self._unexplained_since > UNEXPLAINED_SECONDS_MAX:
+            self._calm += growth - eviction.memory_behind(self._table.suspect, growth)
 
-    # Connections
-
-    def _survey(self, now: float) -> None:
-        """Learn which connections there are and what each has sent; end the clear offenders."""
-        found = {}
-        offenders = []
-        overfull = False
-        for descriptor in tcp_connections.descriptors():
-            key = tcp_connections.inode(descriptor)
-            if not key or not self._is_client(descriptor, key):
-                continue
-            connection = self._connections.get(descriptor, Connection(key))
-            if connection.key != key:
-                connection = connection.successor(key)
-            found[descriptor] = connection
-            if self._observe(descriptor, connection):
-                offenders.append(descriptor)
-            overfull |= connection.overfull
-        self._connections = found
-        self._cut(offenders, MESSAGE_SIZE)
-        self._cut(eviction.surplus(self._connections, self._connections_max), SURPLUS)
-        self._telemetry.set("clients_connected", len(self._connections))
+    def _maybe_trim(self, now: float) -> bool:
+        """Give free memory back to the system, unless that has just taken its share of time."""
+        if now < self._trim_not_before:
+            return False
+        begin = time.monotonic()
+        self._memory.trim()
         end = time.monotonic()
-        self._survey_due = now if overfull else now + SURVEY_SECONDS
-        self._survey_not_before = end + SHARE_OF_TIME * (end - now)
+        self._trim_not_before = end + SHARE_OF_TIME * (end - begin)
+        return True
 
-    def _is_client(self, descriptor: int, key: int) -> bool:
-        if self._leaving.get(descriptor) == key or self._others.get(descriptor) == key:
-            return False
-        known = self._connections.get(descriptor)
-        if known is not None and known.key == key:
-            return True
-        if tcp_connections.is_client(descriptor, self._port):
-            return True
-        self._others[descriptor] = key
-        return False
+    def _trim_while_worth(self, now: float) -> None:
+        if self._trimming and self._maybe_trim(now):
+            before, self._resident = self._resident, self._memory.resident()
+            self._trimming = before - self._resident > TRIM_GAIN_MIN
 
-    def _observe(self, descriptor: int, connection: Connection) -> bool:
-        received, acknowledged = tcp_connections.totals(descriptor)
-        waiting = 0
-        if received - connection.delivered > eviction.HELD_SIZE_MAX:
-            waiting = tcp_connections.waiting(descriptor)
-        return connection.observe(received, acknowledged, waiting)
 
-    def _cut(self, descriptors: list[int], reason: str) -> None:
-        """Reset connections; what they held is freed by ZeroMQ's thread."""
-        count = 0
-        for descriptor in descriptors:
-            connection = self._connections.pop(descriptor)
-            key = connection.key or tcp_connections.inode(descriptor)
-            if tcp_connections.reset(descriptor, key, self._port):
-                self._leaving[descriptor] = key
-                count += 1
-        if not count:
-            return
-        self._leaving_until = time.monotonic() + LEAVING_SECONDS_MAX
-        self._trim_wanted = True
-        self._telemetry.add(f'connections_evicted_total{{reason="{reason}"}}', count)
-        logger.warning("reset %d client connections: %s", count, reason)
-
-    def _some_leave(self) -> bool:
-        """Is ZeroMQ still to close connections that were reset?"""
-        if not self._leaving:
-            return False
-        self._leaving = {
-            descriptor: key
-            for descriptor, key in self._leaving.items()
-            if tcp_connections.inode(descriptor) == key
-        }
-        return bool(self._leaving)
+def _source(frame: Any) -> int:
+    """Return the descriptor of the connection that a frame came from, -1 when it does not say."""
+    try:
+        descriptor: int = frame.get(zmq.SRCFD)
+    except zmq.ZMQError:
+        return -1
+    return descriptor

@@ -85,8 +85,7 @@ class Router(Actor):
             header, body = decode_request(frames[1:])
         except RemoteProtocolError as error:
             self.telemetry.add(f'requests_refused_total{{code="{error.code}"}}')
-            if self._reply([rid, *error_frames(error.request_id, "error", error)]):
-                self._guard.strike()
+            self._guard.strike(self._reply([rid, *error_frames(error.request_id, "error", error)]))
             return
         try:
             self._admit(rid, header, frames[1], body)
@@ -175,7 +174,7 @@ class Router(Actor):
             self._on_admission(msgpack.unpackb(frames[1]))
 
     def _on_hello(self) -> None:
-        """The chain has (re)started: whatever it held is lost or undecided; its clients ask again."""
+        """The chain has (re)started: what it held is lost or undecided; its clients ask again."""
         for ticket, (rid, request_id, kind, size, _, _) in list(self._waiting.items()):
             if kind_of(kind).actor in ("ingest", "usage"):
                 del self._waiting[ticket]

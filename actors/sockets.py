@@ -88,6 +88,9 @@ def client_listener(address: str) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.RCVHWM, CLIENT_RECEIVE_HIGH_WATER_MARK)
     socket.setsockopt(zmq.SNDHWM, CLIENT_HIGH_WATER_MARK)
     socket.setsockopt(zmq.MAXMSGSIZE, limits.BODY_SIZE_MAX)
+    # With a domain, though nobody asks about it, libzmq refuses peers older than ZMTP 3.0.  Their
+    # messages do not say where they came from, and nothing could end such a flood.
+    socket.setsockopt(zmq.ZAP_DOMAIN, b"meterd")
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
@@ -101,6 +104,6 @@ def client_listener(address: str) -> zmq.Socket[bytes]:
         socket.bind(address)
     except zmq.ZMQError as error:
         raise BootFailed(
-            endings.UNAVAILABLE, f"cannot listen on {address}: {zmq.strerror(error.errno)}"
+            endings.UNAVAILABLE, f"cannot listen on {address}: {zmq.strerror(error.errno or 0)}"
         ) from error
     return socket

@@ -29,6 +29,7 @@ FRAME_OVERHEAD = 9
 # Nobody who keeps to the protocol can hold more than this of one message.
 HELD_SIZE_MAX = limits.HEADER_SIZE_MAX + limits.BODY_SIZE_MAX + limits.FRAME_COUNT * FRAME_OVERHEAD
 # Greeting and handshake: sent by every peer, never delivered.
+GREETING_SIZE = 64
 HANDSHAKE_SIZE = 128
 # Memory behind one held byte, at most: a frame of 36 bytes that came alone pins 8 KiB (measured).
 AMPLIFICATION_MAX = 256
@@ -39,6 +40,7 @@ class Connection:
     """What one connection has sent, was sent, and how much of both arrived: bytes, as totals."""
 
     key: int  # names the connection for ever, unlike its descriptor
+    rid: bytes = b""  # routing id, once there was a message
     delivered: int = 0  # of messages that the router was given
     answered: int = 0  # of answers that the router gave to the transport
     received: int = 0  # by the kernel; the transport takes it as soon as it can

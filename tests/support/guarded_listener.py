@@ -42,8 +42,7 @@ class Listener:
         try:
             decode_request(frames[1:])
         except RemoteProtocolError as error:
-            if self.send([frames[0], b"error", error.code.encode()]):
-                self.guard.strike()
+            self.guard.strike(self.send([frames[0], b"error", error.code.encode()]))
             return
         if self.send(frames):
             self.guard.answered(self.guard.source, frames)
