@@ -1,5 +1,7 @@
 """Bodies as msgpack: what is refused whatever it would have meant, and text that is not UTF-8."""
 
+import tracemalloc
+
 import msgpack
 import pytest
 
@@ -38,6 +40,24 @@ def test_what_is_not_one_value_within_the_limits_is_malformed(body):
     with pytest.raises(RemoteProtocolError) as caught:
         unpack(body)
     assert caught.value.code == "malformed"
+
+
+@pytest.mark.parametrize("ending", [b"", b"\xc1", b"\xd4\x01\x00", b"\x81\x01\x01"])
+def test_broken_bodies_leave_nothing_in_memory(ending):
+    """Until version 1.2.1 msgpack kept what it had decoded of a broken body, for ever.
+
+    Anybody who can connect could then fill the memory of a node.
+    """
+    body = b"\x92\x92" + msgpack.packb(bytes(1_000_000)) + ending
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            with pytest.raises(RemoteProtocolError):
+                unpack(body)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000
 
 
 def test_text_that_is_not_utf8_keeps_its_bytes():
