@@ -16,9 +16,9 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgpack
 import zmq
@@ -129,8 +129,8 @@ class Actor:
         del self._handlers[socket]
         self._poller.unregister(socket)
 
-    def send(self, actor: str, frames: list[bytes]) -> None:
-        """Send one message to another actor's inbox."""
+    def send(self, actor: str, frames: Sequence[Any]) -> None:
+        """Send one message, frames of bytes or arrays, to another actor's inbox."""
         outbox = self._outboxes.get(actor)
         if outbox is None:
             outbox = self._outboxes[actor] = sockets.outbox(self.run_dir, actor)

@@ -5,8 +5,8 @@ A checkpoint is `checkpoint.bin` (tables, registry, position in the log) and the
 number stays small).  `checkpoint.prev.bin` is the one before, with everything it names; a damaged
 newest falls back to it.
 
-Order of a save: the new run is durable, then the old checkpoint takes the name of the previous, then
-the new one its place.  A crash anywhere leaves one of them whole, and every run it names.
+Order of a save: the new run is durable, then the old checkpoint takes the name of the previous,
+then the new one its place.  A crash anywhere leaves one of them whole, and every run it names.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Run(NamedTuple):
 
     name: str
     level: int
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 class Checkpoints:
@@ -131,7 +131,7 @@ class Checkpoints:
         state = saved.state | position | {"runs": [list(run) for run in self._runs]}
         current = self._directory / CURRENT
         if current.exists():
-            # The old one keeps its place until the new one is whole, so a copy is linked, not moved.
+            # The old one keeps its place until the new one is whole: a copy is linked, not moved.
             spare = self._directory / (PREVIOUS + ".new")
             spare.unlink(missing_ok=True)
             os.link(current, spare)

@@ -1,13 +1,14 @@
 """The ingest actor: decodes requests, stages their rows, proposes one record for many requests.
 
-It keeps nothing between turns but the registry: whoever dies here loses no promise, only
-requests that their clients send again.  What it needs to know of a request travels with the proposal
-(its *origin*) and comes back to the client from usage.
+It keeps nothing between turns but the registry: whoever dies here loses no promise, only requests
+that their clients send again.  What it needs to know of a request travels with the proposal (its
+*origin*) and comes back to the client from usage.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import msgpack
 import numpy as np
@@ -40,7 +41,7 @@ class Ingest(Actor):
         self._stage = Stage(self.options.ingest.record_events_max, words)
         self._answers = Answers(self)
         self._requests: list[tuple[bytes, int, int, list[tuple[int, int]]]] = []
-        self._accepted: list[bytes] = []  # answers to `async` requests, (rid, header, body) repeated
+        self._accepted: list[bytes] = []  # answers to `async` requests, as frames
         self._began = 0.0  # when the first request of what is staged was taken
         self._serving = False
 
@@ -158,7 +159,7 @@ class Ingest(Actor):
         meta: dict[str, int],
         slices: bytes | bytearray,
         payload: bytes | NDArray[np.uint8],
-        origin: dict[str, object],
+        origin: Mapping[str, object],
         rows: list[bytes],
     ) -> None:
         accepted = msgpack.packb(self._accepted) if self._accepted else b""

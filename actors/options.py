@@ -27,6 +27,11 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 SIZE_UNITS = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+UNITS: Mapping[str, Mapping[str, float]] = {
+    "count": {"": 1},
+    "size": SIZE_UNITS,
+    "duration": DURATION_UNITS,
+}
 QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 # A node number fits the u32 of the log's file header.
@@ -286,7 +291,7 @@ def parse_value(section: str, key: str, value: object) -> object:
 def _number(name: str, kind: str, value: Any) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise _wrong(name, f"a {kind} was expected, not {value!r}")
-    units = {"count": {"": 1}, "size": SIZE_UNITS, "duration": DURATION_UNITS}[kind]
+    units: Mapping[str, float] = UNITS[kind]
     if isinstance(value, str):
         match = QUANTITY.fullmatch(value.strip())
         if match is None or match[2] not in units:

@@ -102,7 +102,7 @@ def refused_events(
     judged: NDArray[np.uint8] | None,
     record: Record | None,
 ) -> list[dict[str, Any]]:
-    """Return the rejected events of a record as plain values for `refused.log`, a bounded number."""
+    """Return rejected events of a record as plain values for `refused.log`, a bounded number."""
     events: list[dict[str, Any]] = []
     if record is not None:
         columns = log_format.columns(record)

@@ -1,9 +1,9 @@
 """The usage actor: applies committed records and answers from memory.
 
-It unpacks a record while the disk makes it durable, applies it when it is committed, and sends each
-request its answer.  Questions about a current or previous period are answered here; the others go to
-the query actor together with what it must know (`actors/asking.py`), so no question takes longer
-than about a millisecond here.
+It unpacks a record while the disk makes it durable, applies it when it is committed, and sends
+each request its answer.  Questions about a current or previous period are answered here; the
+others go to the query actor together with what it must know (`actors/asking.py`), so no question
+takes longer than about a millisecond here.
 
 States: loading (checkpoint) → replaying (the log after it) → serving.
 """

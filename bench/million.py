@@ -1,7 +1,8 @@
 """A million events that look like life, through `meterctl ingest`, against the plain-Python model.
 
-`python -m bench.million [EVENTS]`: every account's total of every metric over four ranges, and the groups,
-filters and series of the busiest and of many other accounts must be equal.  Exits 1 if one is not.
+`python -m bench.million [EVENTS]`: every account's total of every metric over four ranges, and the
+groups, filters and series of the busiest and of many other accounts must be equal.  Exits 1 if one
+is not.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Builds what the apply kernel must know of all metrics from the registry and the leader's time.
 
 Memory holds the cells of every period of a metric from the one before the current on, as far ahead
-as events may lie.  Which those are follows from the leader's time alone, so all replicas agree; it is
-worked out again when a period ends (`Bounds.until`) or the registry changes.
+as events may lie.  Which those are follows from the leader's time alone, so all replicas agree; it
+is worked out again when a period ends (`Bounds.until`) or the registry changes.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def make_book(
 
 
 def _kept(entry: MetricEntry, leader_time: int, future_ns: int) -> NDArray[np.int64]:
-    """Return the boundaries of the periods from the previous one to the furthest that may be taken."""
+    """Return the boundaries of the periods from the previous to the furthest that may be taken."""
     period, transitions = entry.definition.period, entry.transitions
     first = periods.previous(period, transitions, leader_time)[0]
     # The table serves until the current period ends, so the last event taken may be that late.

@@ -1,8 +1,9 @@
-"""Orders proposals, chains them and says when they are committed: this node's replicas of all groups.
+"""Orders proposals, chains them, says when they are committed: this node's replicas of all groups.
 
-Sans-I/O: `propose` returns the record to append, `durable` what may be applied.  In a group of one a
-record is committed as soon as it is durable here.  What a cluster adds (terms that change, followers,
-quorums) goes between these two calls; nothing outside this module knows how many replicas a group has.
+Sans-I/O: `propose` returns the record to append, `durable` what may be applied.  In a group of one
+a record is committed as soon as it is durable here.  What a cluster adds (terms that change,
+followers, quorums) goes between these two calls; nothing outside this module knows how many
+replicas a group has.
 
 Invariants:
   * every slice gets the index after its group's last one, and the digest chained to it
@@ -94,7 +95,7 @@ class Replica:
 
 
 def single_slice(group: int, body: bytes) -> bytearray:
-    """Return the slice table of a proposal whose payload is one msgpack body, for `Proposal.slices`."""
+    """Return the slice table, `Proposal.slices`, of a payload that is one msgpack body."""
     first, second = stage.content_of_bytes(np.frombuffer(body, np.uint8))
     words = np.array([[group | 1 << 32, 0, first, second, 0]], np.uint64)
     return bytearray(words.tobytes())

@@ -73,7 +73,7 @@ class StateMachine:
     # Applying
 
     def apply_events(self, record: Record) -> NDArray[np.uint8]:
-        """Apply a record of events; return each row's status | reason << 4 (valid until the next call)."""
+        """Apply a record of events; return each row's status | reason << 4, until the next call."""
         self._advance(record)
         n = record.row_count
         outcome = self._outcome[:n]
@@ -110,7 +110,8 @@ class StateMachine:
         if op == "metric_put":
             definition = MetricDefinition.from_map(command["definition"])
             transitions = tuple((at, offset) for at, offset in command["transitions"])
-            since = self._effective_from(definition.code, command.get("effective_from"), leader_time)
+            asked = command.get("effective_from")
+            since = self._effective_from(definition.code, asked, leader_time)
             outcome = self.registry.put(definition, transitions, command["replace"], since)
             entry = self.registry.find(definition.code)
             assert entry is not None, "it has just been put"

@@ -1,4 +1,4 @@
-"""Runs every kernel once on tiny inputs, so that all are compiled, cached and loaded before they matter.
+"""Runs every kernel once on tiny inputs, so that all are compiled and loaded before they matter.
 
 It is the way of an event in one process: stage, pack, chain, apply, judge, save, restore, collect,
 read back.  A kernel that a running node calls with types not used here would be compiled then,

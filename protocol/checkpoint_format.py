@@ -1,8 +1,8 @@
 """Reads and writes a checkpoint: a manifest and the arrays it names, each with its checksum.
 
-Layout (docs/STORAGE.md): magic, version, manifest size and checksum, the manifest (msgpack), zeros to a
-multiple of 64, then the sections one after another, each at a multiple of 64.  The manifest says
-where each section lies, of what type and shape it is, and its CRC-32C.
+Layout (docs/STORAGE.md): magic, version, manifest size and checksum, the manifest (msgpack), zeros
+to a multiple of 64, then the sections one after another, each at a multiple of 64.  The manifest
+says where each section lies, of what type and shape it is, and its CRC-32C.
 
 Invariant: any bytes give a checkpoint or Damaged; a section is handed out only when it checks.
 """
@@ -95,4 +95,4 @@ def _manifest(buffer: Bytes) -> tuple[dict[str, Any], int]:
 
 
 def _raw(array: NDArray[Any]) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

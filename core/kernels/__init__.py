@@ -1,7 +1,7 @@
 """Numba kernels: the per-event work, each with a plain-Python model in the tests.
 
-Compiled kernels are cached in a folder named after a digest of all kernel sources and the limits they
-compile in.  numba itself looks only at the file a kernel stands in, but kernels inline
+Compiled kernels are cached in a folder named after a digest of all kernel sources and the limits
+they compile in.  numba itself looks only at the file a kernel stands in, but kernels inline
 functions of other files: without the digest an edit there would leave stale machine code in use.
 """
 
@@ -25,7 +25,7 @@ def _digest() -> str:
 
 
 def _cache_folder() -> str:
-    """Return the first folder that can be written: the one asked for, beside the sources, the user's."""
+    """Return the first folder to be written: the one asked for, beside the sources, the user's."""
     asked = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("CACHE_DIRECTORY")
     user = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
     for base in [Path(asked)] if asked else [_here / "__pycache__", Path(user) / "meterd"]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from meterd.core.kernels.cells import POSITION_ROW_BITS, update_cell
+from meterd.core.kernels.cells import CELL_WORDS, POSITION_ROW_BITS, update_cell
 from meterd.core.kernels.entries import (
     account_hash,
     content_digest,
@@ -33,7 +33,9 @@ from meterd.core.kernels.index import (
     bucket_of,
     find,
     insert,
+    insert_at,
     place,
+    probe,
 )
 from meterd.core.kernels.tables import (
     DAY_MASK,
@@ -180,7 +182,7 @@ def _hash_rows(columns: Any, metrics: Any, key: Array, tables: Any, scratch: Any
 
 @njit(cache=True)
 def _count_member(tables: Any, metrics: Any, key: Any, row: Any, cell: int) -> None:
-    """Count the member that a row of a unique metric names; row is (metric, value, heap, properties)."""
+    """Count the member that a row of a unique metric names: (metric, value, heap, properties)."""
     metric, value, heap, properties = row
     m = metrics.rows[metric]
     if m[UNIQUE_KIND] == UNIQUE_VALUES:
@@ -206,9 +208,9 @@ def _decide(columns: Any, tables: Any, horizon: int, latest: int, out: Any) -> i
     first = n
     for i in range(len(timestamp)):
         i0, i1, digest = hashes[i, 2], hashes[i, 3], hashes[i, 4]
-        slot = find(identities, i0, i1)
+        slot, known = probe(identities, i0, i1)
         at = timestamp[i]
-        if slot != MISSING and not _expired(identities.slots[slot, 2], horizon_day):
+        if known and not _expired(identities.slots[slot, 2], horizon_day):
             outcome[i] = _known(identities, slot, digest)
         elif at < horizon:
             outcome[i] = TOO_OLD
@@ -217,10 +219,10 @@ def _decide(columns: Any, tables: Any, horizon: int, latest: int, out: Any) -> i
         else:
             outcome[i] = STORED
             payload = digest | _U64(_day(at))
-            if slot == MISSING:
-                insert(identities, i0, i1, payload)
-            else:
+            if known:
                 identities.slots[slot, 2] = payload  # the expired event's identity is free again
+            else:
+                insert_at(identities, slot, i0, i1, payload)
             journal[n, 0], journal[n, 1], journal[n, 2] = i0, i1, payload
             n += 1
     counters[JOURNAL] = n
@@ -229,7 +231,7 @@ def _decide(columns: Any, tables: Any, horizon: int, latest: int, out: Any) -> i
 
 @njit(cache=True)
 def _series_of(tables: Any, metrics: Any, key: Array, columns: Any, row: Any, hashes: Array) -> Any:
-    """Return the series of a row, made (and its account) if need be; row is (i, entry, partition)."""
+    """Return the series of a row (i, entry, partition); make it, and its account, if need be."""
     i, entry, partition = row
     heap = columns.heap
     account_end, properties = entry_parts(heap, entry)
@@ -262,7 +264,8 @@ def _series_of(tables: Any, metrics: Any, key: Array, columns: Any, row: Any, ha
 @njit(cache=True)
 def _find_cells(tables: Any, outcome: Array, hashes: Array, periods: Array, found: Array) -> None:
     """Write the cell of every stored row, or MISSING, and ask for its cache lines."""
-    cell_index, cells = tables.cell_index, tables.cells
+    cell_index = tables.cell_index
+    lines = tables.cells.reshape(-1, CELL_WORDS // 2)  # a cell takes two cache lines
     for i in range(len(outcome)):
         found[i] = MISSING
         if outcome[i] == STORED and periods[i] != NOT_KEPT:
@@ -270,7 +273,8 @@ def _find_cells(tables: Any, outcome: Array, hashes: Array, periods: Array, foun
             if slot != MISSING:
                 cell = np.int64(cell_index.slots[slot, 2])
                 found[i] = cell
-                prefetch(cells, cell)
+                prefetch(lines, 2 * cell)
+                prefetch(lines, 2 * cell + 1)
 
 
 @njit(cache=True)
@@ -353,7 +357,8 @@ def judge(
 ) -> None:
     """Say what refused rows are: duplicate or conflict if their identity is known, else rejected.
 
-    rows int64[n, 8] as kernels/stage.py leaves them (metric = position in code_hashes); outcome u8[n].
+    rows int64[n, 8] as kernels/stage.py leaves them (metric = position in code_hashes);
+    outcome u8[n].
     """
     identities = tables.identities
     for i in range(len(rows)):

@@ -1,4 +1,4 @@
-"""Collects cells from the tables for a question: those of one account, a subtree, or all accounts."""
+"""Collects cells from the tables for a question: of one account, a subtree, or all accounts."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def copy_cells(tables: Any, chosen: Array, out: Any) -> None:
 
 @njit(cache=True)
 def copy_members(tables: Any, chosen: Array, owners: Array, hashes: Array) -> int:
-    """Write (position in chosen, member's hash) of all members of the chosen cells; return how many."""
+    """Write (position in chosen, hash) of all members of the chosen cells; return how many."""
     count = 0
     for i in range(len(chosen)):
         member = tables.cells[chosen[i, 0], cell_rows.FIRST_MEMBER]

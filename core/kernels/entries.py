@@ -28,7 +28,10 @@ ACCOUNT, IDENTITY, SERIES, CONTENT, MEMBER_VALUE, MEMBER_TEXT, CELL, MEMBER = ra
 
 @njit(cache=True, forceinline=True)
 def entry_parts(heap: Array, start: int) -> Any:
-    """Return (account end, id end): the account begins at start + 2, the id where it ends, the properties' count where that ends."""
+    """Return (account end, id end).
+
+    The account begins at start + 2, the id where that ends, the properties' count behind the id.
+    """
     account_end = start + 2 + np.int64(heap[start])
     id_size = np.int64(heap[start + 1])
     return account_end, account_end + (UUID_SIZE if id_size == 0 else id_size)
@@ -104,7 +107,7 @@ def same_bytes(a: Array, a_start: int, b: Array, b_start: int, size: int) -> Any
 
 @njit(cache=True)
 def find_property(heap: Array, at: int, keys: Array, key_start: int, key_end: int) -> Any:
-    """Return (start, end) of a property's value; `at` is the properties' count; (0, -1) if absent."""
+    """Return where a property's value lies, (0, -1) if absent; `at` is the properties' count."""
     count = np.int64(heap[at])
     at += 1
     size = key_end - key_start

@@ -1,8 +1,8 @@
 """One hash index for everything: 128-bit keys to 64-bit payloads, growing bucket by bucket.
 
 Extendible hashing (Fagin, Nievergelt, Pippenger, Strong 1979).  A directory indexed by the top
-bits of the key names a bucket of 512 slots; inside, linear probing.  A bucket that fills is split in
-two and only its own entries move, so no insert ever pays for rehashing the table, and a table
+bits of the key names a bucket of 512 slots; inside, linear probing.  A bucket that fills is split
+in two and only its own entries move, so no insert ever pays for rehashing the table, and a table
 can be saved bucket by bucket.  Keys are keyed hashes, so nobody can steer them into one bucket.
 
 An index is a tuple of arrays (`make_index`), reserved at their limits:
@@ -84,6 +84,36 @@ def find(index: Any, k0: Any, k1: Any) -> Any:
         if a == 0 and b == 0:
             return MISSING
         slot = (slot + 1) & (BUCKET_SLOTS - 1)
+
+
+@njit(cache=True, forceinline=True)
+def probe(index: Any, k0: Any, k1: Any) -> Any:
+    """Return (slot, True) of a key, or (the free slot where it would go, False)."""
+    base = bucket_of(index, k0) * BUCKET_SLOTS
+    slot = np.int64(k1 & _SLOT_MASK)
+    slots = index.slots
+    while True:
+        a = slots[base + slot, 0]
+        b = slots[base + slot, 1]
+        if a == k0 and b == k1:
+            return base + slot, True
+        if a == 0 and b == 0:
+            return base + slot, False
+        slot = (slot + 1) & (BUCKET_SLOTS - 1)
+
+
+@njit(cache=True, forceinline=True)
+def insert_at(index: Any, slot: int, k0: Any, k1: Any, payload: Any) -> None:
+    """Add a key that `probe` has just not found, at the free slot it gave."""
+    bucket = slot // BUCKET_SLOTS
+    if index.counts[bucket] >= BUCKET_FULL:
+        insert(index, k0, k1, payload)
+        return
+    index.counts[bucket] += 1
+    index.head[ENTRIES] += 1
+    index.slots[slot, 0] = k0
+    index.slots[slot, 1] = k1
+    index.slots[slot, 2] = payload
 
 
 @njit(cache=True)

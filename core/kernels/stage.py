@@ -45,12 +45,12 @@ Array = Any
 TIMESTAMP, VALUE, METRIC, FLAGS, ENTRY_START, ENTRY_END, REQUEST, ROW = range(8)
 ROW_WORDS = 8
 # FLAGS of a row: operation | exponent << 8 | reason << 16 | partition << 24 | not comparable << 40.
-# METRIC is the metric number of a staged row, and the position in the request's codes of a refused one.
+# METRIC is the metric number of a staged row, the position in the request's codes of a refused one.
 NOT_COMPARABLE = 1 << 40
 
 # A table of metric versions (int64[n, 4]), those of a code together in effective order.
 EFFECTIVE_FROM, NUMBER, DECIMALS, ALIVE = range(4)
-# What a request's codes are (int64[codes, 2]): first row in the table of versions, how many (0: unknown).
+# What a request's codes are (int64[codes, 2]): first row in the table of versions, how many or 0.
 FIRST_VERSION, VERSION_COUNT = range(2)
 
 # State of a stage (int64[4]): rows staged, rows refused, faults, bytes of heap used.
@@ -185,7 +185,7 @@ def stage(
     events     (timestamp, value, exponent, metric_index, operation, reason), n each
     accounts   (offsets u32[n + 1], text u8)
     ids        the same, empty when uuids (u8[16 n]) is not
-    properties (key_ends, keys, value_bases, value_offsets, values, index, n) of all columns together
+    properties (key_ends, keys, value_bases, value_offsets, values, index, n) of all columns
     registry   (versions, codes)
     out        (staged, refused, faults, heap, state, request number)
     """
@@ -285,7 +285,7 @@ def stage(
 
 @njit(cache=True)
 def count_slices(staged: Array, n: int, sizes: Array) -> Any:
-    """Count rows and heap bytes by partition into sizes (int64[256, 2]); return (slices, heap size)."""
+    """Count rows and heap bytes by partition: sizes (int64[256, 2]); return (slices, heap size)."""
     sizes[:] = 0
     for i in range(n):
         p = (staged[i, FLAGS] >> 24) & 0xFFFF
@@ -400,9 +400,10 @@ def compact_refused(refused: Array, n: int, staged_heap: Array, heap: Array) -> 
 
 @njit(cache=True)
 def chain(slices: Array, constants: Array, last_index: Array, last_digest: Array) -> None:
-    """Give every slice the next (term, index) of its group and chain its content to the digest before.
+    """Give every slice the next (term, index) of its group; chain its content to the digest before.
 
-    slices     u64[k, 5] as `pack` leaves them; constants u64[4]: kind, registry version, leader time, term
+    slices     u64[k, 5] as `pack` leaves them
+    constants  u64[4]: kind, registry version, leader time, term
     last_index u64[257], last_digest u64[257, 2]: per group; advanced
     """
     for s in range(len(slices)):

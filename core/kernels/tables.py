@@ -1,8 +1,9 @@
 """The state machine's tables as arrays, reserved at their limits (see kernels/memory.py).
 
-An account, series or cell is a row of 64-bit integers, named by its number; chains of numbers (ended by -1)
-tie an account to its series, a series to its cells and a cell to its members.  Hash indexes find
-them by key.  Everything but the indexes is saved in a checkpoint; the indexes are made anew.
+An account, series or cell is a row of 64-bit integers, named by its number; chains of numbers
+(ended by -1) tie an account to its series, a series to its cells and a cell to its members.  Hash
+indexes find them by key.  Everything but the indexes is saved in a checkpoint; the indexes are
+made anew.
 """
 
 from __future__ import annotations
@@ -72,6 +73,11 @@ class Tables(NamedTuple):
     journal: Array
     counters: Array
 
+
+# Odd constants without pattern: the primes of XXH64.
+_MIX_0 = np.uint64(0x9E3779B185EBCA87)
+_MIX_1 = np.uint64(0xC2B2AE3D27D4EB4F)
+_MIX_2 = np.uint64(0x165667B19E3779F9)
 
 # Reserved heap bytes per account and series: their texts at their largest are rare.
 ACCOUNT_TEXT_BYTES = 64
@@ -168,7 +174,7 @@ def series_hash(key: Any, account: int, metric: int, dims: Array, start: int, en
 
 @njit(cache=True)
 def add_series(tables: Any, account: int, metric: int, dims_end: int, partition: int) -> Any:
-    """Make a new series whose dimension tuple lies at the end of the dims heap; return its number."""
+    """Make a series whose dimension tuple lies at the end of the dims heap; return its number."""
     counters = tables.counters
     number = counters[SERIES_COUNT]
     row = tables.series[number]
@@ -187,6 +193,14 @@ def add_series(tables: Any, account: int, metric: int, dims_end: int, partition:
 
 
 @njit(cache=True, forceinline=True)
+def mixed(word: Any) -> Any:
+    """Spread the bits of a word over all of it (the finaliser of XXH64)."""
+    word = (word ^ (word >> _U64(33))) * _MIX_1
+    word = (word ^ (word >> _U64(29))) * _MIX_2
+    return word ^ (word >> _U64(32))
+
+
+@njit(cache=True, forceinline=True)
 def cell_hash(
     k0: Any,
     k1: Any,
@@ -198,15 +212,20 @@ def cell_hash(
     start: int,
     end: int,
 ) -> Any:
-    """Hash (account's hash, metric number, period, dimension tuple): an event finds its cell at once."""
-    v0, v1, v2, v3 = sip_start(k0, k1)
-    tag = _U64(CELL) | _U64(metric) << _U64(8) | _U64(end - start) << _U64(32)
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, tag)
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, a0)
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, a1)
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, _U64(period_start))
-    v0, v1, v2, v3 = sip_bytes(v0, v1, v2, v3, dims, start, end)
-    return sip_finish(v0, v1, v2, v3)
+    """Hash (account's hash, metric number, period, dimension tuple): a row finds its cell at once.
+
+    The account's hash is keyed and has all 128 bits of randomness; what is mixed in only has to keep
+    the cells of one account apart, and its dimension tuples, which clients choose, are hashed too.
+    """
+    d0 = d1 = _U64(0)
+    if end > start:
+        v0, v1, v2, v3 = sip_start(k0, k1)
+        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, _U64(CELL) | _U64(end - start) << _U64(8))
+        v0, v1, v2, v3 = sip_bytes(v0, v1, v2, v3, dims, start, end)
+        d0, d1 = sip_finish(v0, v1, v2, v3)
+    period, number = _U64(period_start), _U64(metric)
+    c0 = a0 ^ mixed(period * _MIX_0 + number * _MIX_1 + d0)
+    return c0, a1 ^ mixed(period * _MIX_2 + number * _MIX_0 + d1)
 
 
 @njit(cache=True)

@@ -34,6 +34,7 @@ from meterd.protocol.errors import MeterdError
 
 if TYPE_CHECKING:
     from meterd.client import Client
+    from meterd.protocol.columns import Durability
 
 BATCH_DEFAULT, BATCH_MAX = 5000, 10_000
 LINE_SIZE_MAX = 64 * 1024
@@ -147,7 +148,7 @@ class LineSource:
 class Ingestion:
     """One run over all files: reads, sends, counts."""
 
-    def __init__(self, client: "Client", durability: str, batch_count: int) -> None:
+    def __init__(self, client: "Client", durability: "Durability", batch_count: int) -> None:
         self.client = client
         self.durability = durability
         self.batch_count = batch_count
@@ -273,7 +274,7 @@ def ingest(session: Session, files: tuple[str, ...], batch: int, asynchronous: b
 
     Exit code 0 means that every event is stored or was there already, 7 that some are not.
     """
-    durability = "async" if asynchronous else "sync"
+    durability: Durability = "async" if asynchronous else "sync"
     with session.connect(session.patience(TIMEOUT_DEFAULT)) as client:
         if from_log:
             _register_log_metrics(client)

@@ -1,8 +1,8 @@
 """Compares every answer of a running node with the plain-Python model, after real input.
 
 Events of `generator` go through `meterctl ingest` into the node and through the model; then every
-account's total of every metric over several ranges, and groups, filters and series of many accounts,
-must be equal.  Used by a test with few events and by `bench.million` with a million.
+account's total of every metric over several ranges, and groups, filters and series of many
+accounts, must be equal.  Used by a test with few events and by `bench.million` with a million.
 """
 
 from __future__ import annotations
