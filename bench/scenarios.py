@@ -195,7 +195,7 @@ def send_at(address: str, rate: float, stop: Signal, stored: Any) -> None:
             header = {"v": 1, "id": number, "kind": "ingest", "deadline": 30_000}
             socket.send_multipart([msgpack.packb(header), body.bytes])
             due, number = due + load.batch / rate, number + 1
-            while socket.poll(max(0.0, due - time.monotonic()) * 1000):
+            while socket.poll(int(max(0.0, due - time.monotonic()) * 1000)):
                 stored.value += msgpack.unpackb(socket.recv_multipart()[1])["stored"]
 
 

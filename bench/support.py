@@ -24,6 +24,7 @@ PACKAGES = ("numpy", "numba", "pyzmq", "msgpack", "lz4", "crc32c", "psycopg")
 SYNC_SIZE = 4096
 SYNC_FILE_SIZE = 1024 * SYNC_SIZE
 SYNC_COUNT = 500
+LOAD_BEFORE = os.getloadavg()  # of others: a busy machine makes every figure worthless
 
 
 def machine() -> dict[str, Any]:
@@ -108,7 +109,8 @@ def write_result(name: str, document: dict[str, Any]) -> Path:
         "command": " ".join([Path(sys.executable).name, "-m", *module_command()]),
         "commit": commit(),
         "time": now.isoformat(timespec="seconds"),
-        "machine": {**machine(), "load_average": os.getloadavg()},
+        "machine": machine(),
+        "load_average_before": LOAD_BEFORE,
         "versions": versions(),
         **document,
     }
