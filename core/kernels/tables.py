@@ -214,8 +214,9 @@ def cell_hash(
 ) -> Any:
     """Hash (account's hash, metric number, period, dimension tuple): a row finds its cell at once.
 
-    The account's hash is keyed and has all 128 bits of randomness; what is mixed in only has to keep
-    the cells of one account apart, and its dimension tuples, which clients choose, are hashed too.
+    The account's hash is keyed and has all 128 bits of randomness; what is mixed in only has to
+    keep the cells of one account apart, and its dimension tuples, which clients choose, are
+    hashed too.
     """
     d0 = d1 = _U64(0)
     if end > start:
