@@ -7,7 +7,7 @@ their decimals; otherwise there is no such number, and the error names the momen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,11 +22,11 @@ from meterd.core.questions import Question, answering
 from meterd.core.registry import MetricEntry
 from meterd.core.totals import (
     Buckets,
-    Total,
+    Totals,
     add_up,
-    amount,
     average,
     count_members,
+    order_by_amount,
     value_text,
 )
 from meterd.protocol.errors import BadRequest, MetricVersionsDiffer
@@ -56,6 +56,18 @@ class AnswerContext:
     horizon: int  # events before it may be gone
 
 
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """Turns an amount and a count into decimal text."""
+
+    aggregation: str
+    decimals: int
+    digits: int
+
+    def __call__(self, amount: int, count: int) -> str | None:
+        return value_text(self.aggregation, amount, count, self.decimals, self.digits)
+
+
 class Reckoning:
     """Partial cells of one question, made ready to be added up in several ways."""
 
@@ -73,6 +85,7 @@ class Reckoning:
         self._scales = {
             entry.number: 10 ** (self.digits - entry.definition.decimals) for entry in entries
         }
+        self.text = _Text(self.aggregation, self.entry.definition.decimals, self.digits)
         self._values: dict[tuple[int, bytes], dict[str, str | None]] = {}
         self.chosen = self._filter()
 
@@ -90,43 +103,40 @@ class Reckoning:
             raise BadRequest(f"group_by: more than {GROUPS_MAX} groups; add filters")
         return groups, list(found)
 
-    def totals(self, groups: Buckets, group_count: int) -> list[Total]:
+    def totals(self, groups: Buckets, group_count: int) -> Totals:
         """Return the total of each group over the whole range."""
-        totals = add_up(self.partial, groups, group_count, self._scales)
+        totals = self._add_up(groups, group_count)
         if self.aggregation == "unique":
             edges = [self.question.start, self.question.end]
-            none = np.zeros(len(groups), np.int64)
-            counts = count_members(self.partial, groups, group_count, edges, none)
-            for total, count in zip(totals, counts[:, 0].tolist(), strict=True):
-                total.unique = count
+            windows = np.zeros(len(groups), np.int64)
+            counts = count_members(self.partial, groups, group_count, edges, windows)
+            totals.amounts = counts[:, 0].tolist()
         return totals
 
-    def series(self, groups: Buckets, group_count: int) -> list[list[Total]]:
-        """Return the totals of each group in each window."""
+    def series(self, groups: Buckets, group_count: int) -> Totals:
+        """Return the totals of each group in each window, those of a group together."""
         edges = self.question.edges
-        width = max(0, len(edges) - 1)
+        width = len(edges) - 1
         if group_count * width > POINTS_MAX:
             raise BadRequest(f"more than {POINTS_MAX} values; choose longer windows")
         windows = np.searchsorted(np.array(edges, np.int64), self.partial.window, "right") - 1
-        windows = np.clip(windows, 0, max(0, width - 1))
+        windows = np.clip(windows, 0, width - 1)
         buckets = np.where(groups >= 0, groups * width + windows, -1)
-        totals = add_up(self.partial, buckets, group_count * width, self._scales)
+        totals = self._add_up(buckets, group_count * width)
         if self.aggregation == "unique":
             counts = count_members(self.partial, groups, group_count, list(edges), windows)
-            for total, count in zip(totals, counts.ravel().tolist(), strict=True):
-                total.unique = count
-        return [totals[group * width : (group + 1) * width] for group in range(group_count)]
+            totals.amounts = counts.ravel().tolist()
+        return totals
 
-    def text(self, total: Total) -> str | None:
-        """Return the value of a total as decimal text."""
-        return value_text(total, self.aggregation, self.entry.definition.decimals, self.digits)
-
-    def fraction(self, total: Total) -> list[str] | None:
+    def fraction(self, amount: int, count: int) -> list[str] | None:
         """Return an average exactly, as two decimal texts: they may exceed 64 bits."""
-        if self.aggregation != "avg" or not total.count:
+        if self.aggregation != "avg" or not count:
             return None
-        exact = average(total, self.digits)
+        exact = average(amount, count, self.digits)
         return [str(exact.numerator), str(exact.denominator)]
+
+    def _add_up(self, buckets: Buckets, bucket_count: int) -> Totals:
+        return add_up(self.partial, buckets, bucket_count, self._scales, self.aggregation)
 
     def _dimensions(self, cell: int) -> dict[str, str | None]:
         number, packed = int(self.partial.metric[cell]), self.partial.dims[cell]
@@ -176,9 +186,9 @@ def answer_usage(
     """
     reckoning = Reckoning(question, entries, partial)
     groups, _ = reckoning.group(())
-    (total,) = reckoning.totals(groups, 1)
-    series = reckoning.series(groups, 1)[0] if question.edges else []
-    newest = total.latest[0] if total.count else None
+    total = reckoning.totals(groups, 1)
+    amount, count = total.amounts[0], int(total.counts[0])
+    series = reckoning.series(groups, 1) if question.edges else None
     return {
         "account": question.account,
         "metric": question.metric,
@@ -186,13 +196,13 @@ def answer_usage(
         "unit": reckoning.entry.definition.unit,
         "start": question.start,
         "end": question.end,
-        "value": reckoning.text(total),
-        "fraction": reckoning.fraction(total),
-        "count": total.count,
+        "value": reckoning.text(amount, count),
+        "fraction": reckoning.fraction(amount, count),
+        "count": count,
         "groups": _groups(reckoning) if question.group_by else [],
-        "series": _points(reckoning, series),
+        "series": [] if series is None else _points(reckoning, series, 0),
         "position": context.position,
-        "newest_event": newest,
+        "newest_event": int(total.newest[0]) if count else None,
         "expired": question.start < context.horizon,
     }
 
@@ -205,24 +215,29 @@ def _groups(reckoning: Reckoning) -> list[dict[str, Any]]:
     series = reckoning.series(groups, len(keys)) if question.edges else None
     rows = []
     for place in sorted(range(len(keys)), key=lambda place: _order(keys[place])):
-        total = totals[place]
-        if not total.count and not total.unique:
+        amount, count = totals.amounts[place], int(totals.counts[place])
+        if not count and not (reckoning.aggregation == "unique" and amount):
             continue
         row: dict[str, Any] = {
             "key": dict(zip(question.group_by, keys[place], strict=True)),
-            "value": reckoning.text(total),
-            "count": total.count,
+            "value": reckoning.text(amount, count),
+            "count": count,
         }
         if series is not None:
-            row["series"] = _points(reckoning, series[place])
+            row["series"] = _points(reckoning, series, place)
         rows.append(row)
     return rows
 
 
-def _points(reckoning: Reckoning, series: list[Total]) -> list[dict[str, Any]]:
+def _points(reckoning: Reckoning, series: Totals, group: int) -> list[dict[str, Any]]:
+    """Return the series of one group."""
+    starts = reckoning.question.edges[:-1]
+    first = group * len(starts)
+    last = first + len(starts)
+    rows = zip(starts, series.amounts[first:last], series.counts[first:last].tolist(), strict=True)
     return [
-        {"start": start, "value": reckoning.text(total), "count": total.count}
-        for start, total in zip(reckoning.question.edges, series, strict=False)
+        {"start": start, "value": reckoning.text(amount, count), "count": count}
+        for start, amount, count in rows
     ]
 
 
@@ -232,18 +247,18 @@ class Ranking:
 
     question: Question
     accounts: list[str]
-    totals: list[Total]
-    text: Callable[[Total], str | None]
+    amounts: list[int]
+    counts: NDArray[np.int64]
+    text: _Text
 
     def rows(self, first: int, limit: int) -> list[dict[str, Any]]:
         """Return the rows of one page."""
+        last = first + limit
+        counts = self.counts[first:last].tolist()
+        rows = zip(self.accounts[first:last], self.amounts[first:last], counts, strict=True)
         return [
-            {"account": account, "value": self.text(total), "count": total.count}
-            for account, total in zip(
-                self.accounts[first : first + limit],
-                self.totals[first : first + limit],
-                strict=True,
-            )
+            {"account": account, "value": self.text(amount, count), "count": count}
+            for account, amount, count in rows
         ]
 
 
@@ -257,18 +272,20 @@ def answer_accounts(
     reckoning = Reckoning(question, entries, partial)
     groups = np.where(reckoning.chosen, partial.account, -1).astype(np.int64)
     totals = reckoning.totals(groups, len(partial.accounts))
-    pairs = [
-        (account, total)
-        for account, total in zip(partial.accounts, totals, strict=True)
-        if total.count or total.unique
-    ]
-    pairs.sort(key=lambda pair: pair[0])
+    has_usage = totals.counts > 0
+    if reckoning.aggregation == "unique":
+        has_usage |= np.array(totals.amounts, np.int64) > 0
+    names = partial.accounts
+    order = sorted(np.flatnonzero(has_usage).tolist(), key=names.__getitem__)
+    ranked = np.array(order, np.int64)
     if question.sort == "usage":
-        pairs.sort(key=lambda pair: amount(pair[1], reckoning.aggregation), reverse=True)
+        ranked = order_by_amount(reckoning.aggregation, totals, ranked)
+    places = ranked.tolist()
     return Ranking(
         question,
-        [account for account, _ in pairs],
-        [total for _, total in pairs],
+        [names[place] for place in places],
+        [totals.amounts[place] for place in places],
+        totals.counts[ranked],
         reckoning.text,
     )
 

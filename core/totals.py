@@ -9,6 +9,7 @@ any moment of the range or window because of `add` and `remove`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
@@ -24,77 +25,131 @@ from meterd.core.log_index import frozen
 from meterd.core.partial_cells import PartialCells
 from meterd.protocol.decimal_text import format_decimal
 from meterd.protocol.errors import BadRequest
+from meterd.protocol.limits import I64_MAX, I64_MIN
 
 # Memberships (a member in a group or window) that one answer may count: about 1 GB while it does.
 MEMBERSHIPS_MAX: Final = 10_000_000
 # An average is rounded to so many digits more than the metric has.
 AVERAGE_DIGITS: Final = 6
-EMPTY_IS_ZERO: Final = ("count", "sum", "unique")
+# Two different fractions below one with denominators below this differ by more than a float's
+# rounding, so comparing them as floats orders them exactly.
+EXACT_COUNT_MAX: Final = 1 << 26
+
+# The column of a cell that an aggregation asks for; sum and avg take two.
+COLUMNS: Final = {
+    "count": cell_rows.COUNT,
+    "unique": cell_rows.UNIQUE,
+    "min": cell_rows.MIN,
+    "max": cell_rows.MAX,
+    "latest": cell_rows.LATEST_VALUE,
+    "first": cell_rows.FIRST_VALUE,
+}
+# Columns by which latest and first are told apart; nobody else looks at them.
+LATEST_COLUMNS: Final = [cell_rows.LATEST_TS, cell_rows.LATEST_POS]
+ORDER_COLUMNS: Final = defaultdict(
+    lambda: LATEST_COLUMNS, first=[cell_rows.FIRST_TS, cell_rows.FIRST_POS]
+)
 
 Buckets = NDArray[np.int64]
+Placed = tuple[int, tuple[int, ...]]  # amount, and (timestamp, position) it stems from
 
 
 @dataclass(slots=True)
-class Total:
-    """What one group of events adds up to; amounts in units of 10^-decimals."""
+class Totals:
+    """What each of n buckets adds up to, by column; a bucket with count 0 holds no event.
 
-    count: int = 0
-    sum: int = 0
-    min: int = 0
-    max: int = 0
-    latest: tuple[int, int, int] = (0, 0, 0)  # timestamp, position, value
-    first: tuple[int, int, int] = (0, 0, 0)
-    unique: int = 0
+    `amounts` are what the aggregation asks for, in units of 10^-digits: the sum for sum and avg,
+    the number of members for unique, else the value itself.
+    """
 
-    @classmethod
-    def of_cell(cls, row: NDArray[np.int64], scale: int) -> Total:
-        """Read a cell, its amounts multiplied by `scale`."""
-        words = row.tolist()
-        at, pos, value = words[cell_rows.LATEST_TS : cell_rows.LATEST_VALUE + 1]
-        first_at, first_pos, first_value = words[cell_rows.FIRST_TS : cell_rows.FIRST_VALUE + 1]
-        return cls(
-            words[cell_rows.COUNT],
-            sum_of(row) * scale,
-            words[cell_rows.MIN] * scale,
-            words[cell_rows.MAX] * scale,
-            (at, pos, value * scale),
-            (first_at, first_pos, first_value * scale),
-        )
+    counts: NDArray[np.int64]
+    amounts: list[int]
+    newest: NDArray[np.int64]  # latest timestamp
 
-    def add(self, other: Total) -> None:
-        """Add another total, neither of them empty."""
-        self.count += other.count
-        self.sum += other.sum
-        self.min = min(self.min, other.min)
-        self.max = max(self.max, other.max)
-        self.latest = max(self.latest, other.latest)
-        self.first = min(self.first, other.first)
+    def __len__(self) -> int:
+        return len(self.amounts)
 
 
 def add_up(
-    partial: PartialCells, buckets: Buckets, bucket_count: int, scales: dict[int, int]
-) -> list[Total]:
-    """Return the total of each bucket; `scales` says what to multiply by, per metric number.
+    partial: PartialCells,
+    buckets: Buckets,
+    bucket_count: int,
+    scales: dict[int, int],
+    aggregation: str,
+) -> Totals:
+    """Return the total of each bucket; -1 leaves a cell out.
 
-    Members are not counted here.
+    `scales` says for each metric number what to multiply amounts by.  Members are not counted here.
     """
-    totals = [Total() for _ in range(bucket_count)]
     kinds = sorted(set(scales.values()))
     scale_of = np.zeros(max(scales, default=0) + 1, np.int64)
     for number, scale in scales.items():
         scale_of[number] = kinds.index(scale)
-    kind = scale_of[partial.metric] if len(partial.metric) else np.empty(0, np.int64)
-    for place, scale in enumerate(kinds):
-        chosen = np.where(kind == place, buckets, -1)
+    kind = scale_of[partial.metric]
+    reduced = []
+    for place in range(len(kinds)):
+        if len(kinds) > 1 and not (kind == place).any():
+            continue
         out = np.empty((bucket_count, CELL_WORDS), np.int64)
+        chosen = np.where(kind == place, buckets, -1)
         kernels.reduce_cells(frozen(partial.cells), chosen, out)
-        for bucket in np.flatnonzero(out[:, cell_rows.COUNT]).tolist():
-            found = Total.of_cell(out[bucket], scale)
-            if totals[bucket].count:
-                totals[bucket].add(found)
-            else:
-                totals[bucket] = found
-    return totals
+        reduced.append((out, _amounts(out, aggregation, kinds[place])))
+    if not reduced:
+        none = np.zeros(bucket_count, np.int64)
+        return Totals(none, [0] * bucket_count, none)
+    return _combined(reduced, aggregation)
+
+
+def _amounts(cells: NDArray[np.int64], aggregation: str, scale: int) -> list[int]:
+    """Return what the aggregation asks for of each cell, multiplied by `scale`."""
+    column = COLUMNS.get(aggregation)
+    if column is None:  # a 128-bit sum, nearly always one that fits 64 bits
+        low, high = cells[:, cell_rows.SUM_LO], cells[:, cell_rows.SUM_HI]
+        amounts: list[int] = low.tolist()
+        for wide in np.flatnonzero(high != low >> 63).tolist():
+            amounts[wide] = sum_of(cells[wide])
+    else:
+        amounts = cells[:, column].tolist()
+    if scale != 1 and aggregation != "count":
+        amounts = [amount * scale for amount in amounts]
+    return amounts
+
+
+def _combined(reduced: list[tuple[NDArray[np.int64], list[int]]], aggregation: str) -> Totals:
+    """Add up what versions with different decimals have counted."""
+    cells, amounts = reduced[0]
+    counts = cells[:, cell_rows.COUNT].copy()
+    newest = cells[:, cell_rows.LATEST_TS].copy()
+    seen = list(map(tuple, cells[:, ORDER_COLUMNS[aggregation]].tolist())) if reduced[1:] else []
+    for others, other_amounts in reduced[1:]:
+        order = list(map(tuple, others[:, ORDER_COLUMNS[aggregation]].tolist()))
+        for bucket in np.flatnonzero(others[:, cell_rows.COUNT]).tolist():
+            if not counts[bucket]:
+                amounts[bucket], seen[bucket] = other_amounts[bucket], order[bucket]
+                newest[bucket] = others[bucket, cell_rows.LATEST_TS]
+                continue
+            pair = (amounts[bucket], seen[bucket]), (other_amounts[bucket], order[bucket])
+            amounts[bucket], seen[bucket] = _chosen(aggregation, *pair)
+            newest[bucket] = max(newest[bucket], others[bucket, cell_rows.LATEST_TS])
+        counts += others[:, cell_rows.COUNT]
+    return Totals(counts, amounts, newest)
+
+
+def _chosen(aggregation: str, one: Placed, two: Placed) -> Placed:
+    """Return the (amount, place in time) of two that are not empty."""
+    if aggregation == "min":
+        return min(one, two)
+    if aggregation == "max":
+        return max(one, two)
+    if aggregation == "latest":
+        return max(one, two, key=_place)
+    if aggregation == "first":
+        return min(one, two, key=_place)
+    return one[0] + two[0], one[1]
+
+
+def _place(placed: Placed) -> tuple[int, ...]:
+    return placed[1]
 
 
 def count_members(
@@ -151,47 +206,43 @@ def _present(
     return group[row] * (len(edges) - 1) + window, hashes[row]
 
 
-def value_text(total: Total, aggregation: str, decimals: int, scale_digits: int) -> str | None:
-    """Return the value of a total as decimal text, or None where there is none.
+def value_text(aggregation: str, amount: int, count: int, decimals: int, digits: int) -> str | None:
+    """Return a value as decimal text, or None where there is none.
 
-    decimals: of the metric; scale_digits: amounts are in units of 10^-scale_digits.
+    decimals: of the metric; digits: the amount is in units of 10^-digits.
     """
-    if aggregation == "unique":
-        return str(total.unique)
-    if aggregation == "count":
-        return str(total.count)
-    if not total.count:
-        return "0" if aggregation in EMPTY_IS_ZERO else None
+    if aggregation in ("count", "unique"):
+        return str(amount)
+    if not count:
+        return "0" if aggregation == "sum" else None
     if aggregation == "avg":
-        digits = decimals + AVERAGE_DIGITS
-        units = average(total, scale_digits) * 10**digits
-        return format_decimal(round(units), digits)  # round() takes halves to even
-    amounts: dict[str, Any] = {
-        "sum": total.sum,
-        "min": total.min,
-        "max": total.max,
-        "latest": total.latest[2],
-        "first": total.first[2],
-    }
-    return format_decimal(amounts[aggregation], scale_digits)
+        shown = decimals + AVERAGE_DIGITS
+        return format_decimal(round(average(amount, count, digits) * 10**shown), shown)
+    return format_decimal(amount, digits)
 
 
-def average(total: Total, scale_digits: int) -> Fraction:
-    """Return sum / count, exactly."""
-    return Fraction(total.sum, total.count * 10**scale_digits)
+def average(amount: int, count: int, digits: int) -> Fraction:
+    """Return sum / count, exactly.  (`round` takes halves of a Fraction to even.)"""
+    return Fraction(amount, count * 10**digits)
 
 
-def amount(total: Total, aggregation: str) -> Fraction | int:
-    """Return what accounts are compared by when they are sorted by usage."""
-    if aggregation == "avg":
-        return Fraction(total.sum, total.count)
-    amounts: dict[str, int] = {
-        "count": total.count,
-        "unique": total.unique,
-        "sum": total.sum,
-        "min": total.min,
-        "max": total.max,
-        "latest": total.latest[2],
-        "first": total.first[2],
-    }
-    return amounts[aggregation]
+def order_by_amount(
+    aggregation: str, totals: Totals, chosen: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the chosen buckets with the greatest first, equal ones in the order they came."""
+    counts = totals.counts[chosen]
+    amounts = [totals.amounts[bucket] for bucket in chosen.tolist()]
+    is_average = aggregation == "avg"
+    narrow = all(I64_MIN <= amount <= I64_MAX for amount in amounts)
+    if not narrow or (is_average and len(counts) and int(counts.max()) >= EXACT_COUNT_MAX):
+        exact: list[Any] = amounts
+        if is_average:
+            exact = list(map(Fraction, amounts, counts.tolist()))
+        order = sorted(range(len(exact)), key=exact.__getitem__, reverse=True)
+        return chosen[np.array(order, np.int64)]
+    keys = np.array(amounts, np.int64)
+    if not is_average:
+        return chosen[np.argsort(~keys, kind="stable")]
+    whole = keys // np.maximum(counts, 1)
+    part = (keys - whole * counts) / np.maximum(counts, 1)
+    return chosen[np.lexsort((-part, ~whole))]
