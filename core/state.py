@@ -24,7 +24,7 @@ from meterd.core.metric_table import make_book
 from meterd.core.registry import Registry
 from meterd.core.staging import Refusals, code_hash
 from meterd.protocol import log_format
-from meterd.protocol.errors import BadRequest, InvariantViolation, MeterdError, error_body
+from meterd.protocol.errors import InvariantViolation, MeterdError, error_body
 from meterd.protocol.log_format import Record
 from meterd.protocol.metric import MetricDefinition
 
@@ -110,9 +110,7 @@ class StateMachine:
         if op == "metric_put":
             definition = MetricDefinition.from_map(command["definition"])
             transitions = tuple((at, offset) for at, offset in command["transitions"])
-            asked = command.get("effective_from")
-            since = self._effective_from(definition.code, asked, leader_time)
-            outcome = self.registry.put(definition, transitions, command["replace"], since)
+            outcome = self.registry.put(definition, transitions, command["replace"], leader_time)
             entry = self.registry.find(definition.code)
             assert entry is not None, "it has just been put"
             return {"metric": entry.definition.to_map(), "outcome": outcome}
@@ -127,15 +125,6 @@ class StateMachine:
             self.future_ns = command["future_ns"]
             return {"horizon": self.horizon}
         raise InvariantViolation(f"the log holds an unknown command {op!r}")
-
-    def _effective_from(self, code: str, asked: int | None, leader_time: int) -> int:
-        """Return the moment from which on a new version counts: now, or when it was asked for."""
-        current = self.registry.find(code)
-        if asked is None or current is None:
-            return leader_time
-        if asked <= current.effective_from:
-            raise BadRequest("effective_from: not after that of the version before")
-        return asked
 
     def judge(self, refusals: Refusals) -> NDArray[np.uint8]:
         """Say what refused rows are, each as status | reason << 4."""

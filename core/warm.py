@@ -95,7 +95,7 @@ class _Pipeline:
         self.records: list[bytes] = []
 
     def command(self, command: dict[str, object]) -> None:
-        command = {"transitions": UTC, "replace": False, "effective_from": None} | command
+        command = {"transitions": UTC, "replace": False} | command
         packed = msgpack.packb(command)
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
         slices = single_slice(log_format.META_GROUP, payload)
