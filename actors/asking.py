@@ -93,7 +93,9 @@ class Asking:
 
     def _answer(self, asked: Asked, question: Question) -> dict[str, Any] | None:
         state = self._usage.state
-        partial = collect(state, question) if question.from_totals else None
+        # A later page of an invoice run is cut from what the first one made.
+        begins = question.from_totals and question.after is None
+        partial = collect(state, question) if begins else None
         if partial is not None and question.kind == "usage" and len(partial.dims) <= CELLS_HERE_MAX:
             entries = state.registry.versions(question.metric)
             return answer_usage(question, entries, partial, self._context())

@@ -37,8 +37,9 @@ from meterd.protocol.errors import BadRequest, DeadlineExceeded, MeterdError, Re
 
 # Work done in one go before the inbox is looked at again.
 TURN_SECONDS = 0.05
-# Open invoice runs, and how long one waits for its next page.
-RUNS_MAX = 16
+# Accounts in open invoice runs, about 150 bytes each (one run is always kept), and how long a run
+# waits for its next page.
+ACCOUNTS_KEPT_MAX = 4_000_000
 RUN_SECONDS = 600.0
 
 
@@ -77,7 +78,8 @@ class Query(Actor):
         # Cursors of an earlier process must not name a run of this one.
         self._run_prefix = f"{time.time_ns():x}"
         self._runs_begun = 0
-        self.send("usage", [b"hello", self.name.encode()])
+        for actor in ("usage", "router"):
+            self.send(actor, [b"hello", self.name.encode()])
         self.ready()
 
     def handle(self, frames: list[bytes]) -> None:
@@ -168,7 +170,7 @@ class Query(Actor):
         yield
         entries = known_versions(registry, question.metric)
         if question.kind == "accounts":
-            ranking = answer_accounts(question, entries, partial)
+            ranking = yield from answer_accounts(question, entries, partial)
             return self._first_page(ranking, context["position"])
         return answer_usage(question, entries, partial, AnswerContext(context["position"], horizon))
 
@@ -181,9 +183,12 @@ class Query(Actor):
         page = self._page(name, run, 0, ranking.question.limit)
         if page["next"] is not None:
             self._runs[name] = run
-            if len(self._runs) > RUNS_MAX:
+            while self._kept() > ACCOUNTS_KEPT_MAX and len(self._runs) > 1:
                 self._runs.popitem(last=False)
         return page
+
+    def _kept(self) -> int:
+        return sum(len(run.ranking.accounts) for run in self._runs.values())
 
     def _next_page(self, question: Question, cursor: str) -> dict[str, Any]:
         kind, _, rest = cursor.partition(".")

@@ -11,6 +11,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+from meterd.actors.disk import FILE_MODE
 from meterd.protocol.errors import BadRequest
 from meterd.protocol.refused_format import Walk, decode_entry, encode_entry, encode_header
 
@@ -94,7 +95,7 @@ class RefusedLog:
         self._file = open(self._paths[0], "r+b")  # noqa: SIM115 - kept open
 
     def _begin(self) -> None:
-        with open(self._paths[0], "wb") as file:
+        with open(self._paths[0], "wb", opener=_private) as file:
             file.write(encode_header())
         self._size = len(encode_header())
 
@@ -121,6 +122,10 @@ class RefusedLog:
             if first <= number < first + len(offsets):
                 return file, offsets[number - first]
         return None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
 
 
 def _parse_cursor(text: str) -> int:

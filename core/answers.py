@@ -7,7 +7,7 @@ their decimals; otherwise there is no such number, and the error names the momen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -264,22 +264,26 @@ class Ranking:
 
 def answer_accounts(
     question: Question, entries: Sequence[MetricEntry], partial: PartialCells
-) -> Ranking:
+) -> Generator[None, None, Ranking]:
     """Return the usage of every account that has some, sorted as the question says.
 
-    By usage means the greatest first, equal ones by account.  Raises MetricVersionsDiffer.
+    By usage means the greatest first, equal ones by account.  Yields between parts, each of which
+    takes about half a microsecond an account.  Raises MetricVersionsDiffer.
     """
     reckoning = Reckoning(question, entries, partial)
     groups = np.where(reckoning.chosen, partial.account, -1).astype(np.int64)
+    yield
     totals = reckoning.totals(groups, len(partial.accounts))
+    yield
     has_usage = totals.counts > 0
     if reckoning.aggregation == "unique":
         has_usage |= np.array(totals.amounts, np.int64) > 0
     names = partial.accounts
-    order = sorted(np.flatnonzero(has_usage).tolist(), key=names.__getitem__)
-    ranked = np.array(order, np.int64)
+    ranked = np.array(sorted(np.flatnonzero(has_usage).tolist(), key=names.__getitem__), np.int64)
+    yield
     if question.sort == "usage":
         ranked = order_by_amount(reckoning.aggregation, totals, ranked)
+        yield
     places = ranked.tolist()
     return Ranking(
         question,

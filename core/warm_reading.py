@@ -79,7 +79,7 @@ def _answer(
     gathering = Gathering(question, entries, key)
     gathering.count(log, rows)
     if question.kind == "accounts":
-        answer_accounts(question, entries, gathering.partial())
+        list(answer_accounts(question, entries, gathering.partial()))
     else:
         answer_usage(question, entries, gathering.partial(), CONTEXT)
 

@@ -212,7 +212,8 @@ def test_an_invoice_run_has_every_account_once_in_order(drawn, asked, sort):
         end = start + length
         question = Question("accounts", metric="m", start=start, end=end, sort=sort)
         version = world.model.version_at("m", end - 1)
-        ranking = answer_accounts(question, world.registry.versions("m"), world.partial(question))
+        entries = world.registry.versions("m")
+        ranking = finish(answer_accounts(question, entries, world.partial(question)))
         wanted = world.model.accounts(oracle.Question("m", start, end))
         rows = [row for first in range(0, len(ACCOUNTS), 2) for row in ranking.rows(first, 2)]
         assert {row["account"] for row in rows} == wanted.keys()
