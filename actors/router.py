@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import OrderedDict
 
 import msgpack
 import zmq
@@ -40,6 +39,7 @@ OVERLOADED_RETRY_MS = 50
 RESTARTING_RETRY_MS = 100
 # A request whose client has stopped waiting is forgotten after this much more.
 EXPIRY_MARGIN = 5.0
+EXPIRY_SECONDS = 1.0
 HALT_MESSAGE = "the node takes no events for the time being; questions are answered"
 MAP_FILE = "partition_map.bin"
 HALT_HINT = "see meterctl status; what was sent is not stored and may be sent again"
@@ -54,14 +54,14 @@ class Router(Actor):
     def open(self) -> None:
         node = self.options.node
         self._who = identity.read(node.data_dir)
-        self._waiting: OrderedDict[bytes, Waiting] = OrderedDict()  # by ticket
+        self._waiting: dict[bytes, Waiting] = {}  # by ticket
         self._waiting_bytes = 0
         self._boot = os.urandom(4)
         self._count = 0
         self._outgoing: dict[str, list[bytes]] = {}
         self._serving = False
         self._halts: dict[str, MeterdError] = {}  # who wants events refused, and why
-        self._stop_at = 0.0
+        self._stop_at = self._expiry_due = 0.0
         host = f"[{node.listen}]" if ":" in node.listen else node.listen
         self._address = f"tcp://{host}:{node.port}"
         self._clients = sockets.client_listener(self._address)
@@ -117,7 +117,7 @@ class Router(Actor):
         ):
             raise Overloaded(retry_after_ms=OVERLOADED_RETRY_MS)
         self._count += 1
-        ticket = self._boot + self._count.to_bytes(4, "little", signed=False)
+        ticket = self._boot + self._count.to_bytes(8, "little")
         expires = time.monotonic() + header.deadline_ms / 1000 + EXPIRY_MARGIN
         source = self._guard.source
         self._waiting[ticket] = (rid, header.id, header.kind, size, expires, source)
@@ -169,19 +169,22 @@ class Router(Actor):
                     if self._reply(answer):
                         self._guard.answered(waiting[5], answer)
         elif kind == b"hello":
-            self._on_hello()
+            self._on_hello(frames[1].decode())
         elif kind == b"admission":
             self._on_admission(msgpack.unpackb(frames[1]))
 
-    def _on_hello(self) -> None:
-        """The chain has (re)started: what it held is lost or undecided; its clients ask again."""
-        for ticket, (rid, request_id, kind, size, _, _) in list(self._waiting.items()):
-            if kind_of(kind).actor in ("ingest", "usage"):
+    def _on_hello(self, actor: str) -> None:
+        """An actor has (re)started: what it held is lost or undecided; its clients ask again."""
+        chain = actor != "query"  # the query actor answers questions that went to usage
+        for ticket, waiting in list(self._waiting.items()):
+            rid, request_id, kind, size, *_ = waiting
+            served_by = kind_of(kind).actor
+            if served_by == "usage" or (chain and served_by == "ingest"):
                 del self._waiting[ticket]
                 self._waiting_bytes -= size
                 error = Restarting(retry_after_ms=RESTARTING_RETRY_MS)
                 self._reply([rid, *error_frames(request_id, kind, error)])
-        if not self._serving:
+        if chain and not self._serving:
             self._serving = True
             self.ready()
 
@@ -201,13 +204,13 @@ class Router(Actor):
 
     def tick(self, now: float) -> float:
         """Forget requests whose clients have stopped waiting; look after the listener's memory."""
-        while self._waiting:
-            ticket, waiting = next(iter(self._waiting.items()))
-            if waiting[4] > now:
-                break
-            del self._waiting[ticket]
-            self._waiting_bytes -= waiting[3]
-            self.telemetry.add("requests_forgotten_total")
+        if now >= self._expiry_due:
+            self._expiry_due = now + EXPIRY_SECONDS
+            for ticket, waiting in list(self._waiting.items()):
+                if waiting[4] <= now:
+                    del self._waiting[ticket]
+                    self._waiting_bytes -= waiting[3]
+                    self.telemetry.add("requests_forgotten_total")
         self.telemetry.set("inflight_requests", len(self._waiting))
         self.telemetry.set("inflight_bytes", self._waiting_bytes)
         return self._guard.look(now, self._waiting_bytes)
