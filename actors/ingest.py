@@ -48,8 +48,11 @@ class Ingest(Actor):
     def handle(self, frames: list[bytes]) -> None:
         kind = frames[0]
         if kind == b"requests":
-            for at in range(1, len(frames), 3):
-                self._on_request(frames[at], frames[at + 1], frames[at + 2])
+            # Without the registry every metric is unknown, and that would be the answer.  What was
+            # passed on before our hello the router answers at the hello: send it again.
+            if self._serving:
+                for at in range(1, len(frames), 3):
+                    self._on_request(frames[at], frames[at + 1], frames[at + 2])
         elif kind == b"registry":
             self._on_registry(frames)
 
