@@ -1,8 +1,9 @@
 """Decides when an actor that has died is started again, and when that is pointless.
 
 The first restart is immediate: most deaths are a single accident, and every request in flight waits
-for it.  Further ones back off, doubling, so that a fault that stays does not burn the machine.  Ten
-healthy seconds forget the past.  What has never become ready and died again and again will
+for it.  Further ones back off, doubling, so that a fault that stays does not burn the machine; but
+never for long, because a node is to serve again within 3 s of any death.  Ten healthy seconds
+forget the past.  What has never become ready and died again and again will
 not mend by itself: the node halts with the reason instead of flapping for ever.
 
 One policy stands for what restarts together: the chain, or a single actor.
@@ -12,7 +13,7 @@ Does not know: processes, signals, clocks.
 from __future__ import annotations
 
 BACK_OFF_FIRST_SECONDS = 0.1
-BACK_OFF_SECONDS_MAX = 5.0
+BACK_OFF_SECONDS_MAX = 1.0
 HEALTHY_SECONDS = 10.0
 # Deaths in a row without having been ready once.
 FAILURES_MAX = 5
