@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 from meterd.actors import tcp_connections
@@ -20,6 +21,8 @@ from meterd.core.eviction import Connection
 # What ZeroMQ takes for a connection: accepted only, and after the handshake (measured).
 CONNECTION_SIZE_ACCEPTED = 4_000
 CONNECTION_SIZE = 29_000
+# Malformed messages on one connection: its client does not learn from errors.
+STRIKES_MAX = 3
 # ZeroMQ's thread closes what was reset at once, unless it is very busy.
 LEAVING_SECONDS_MAX = 0.1
 
@@ -45,7 +48,8 @@ class ConnectionTable:
         self._others: dict[int, int] = {}  # descriptors of anything else, with their inodes
         self._leaving: dict[int, int] = {}  # reset and not yet closed, with their inodes
         self._leaving_until = 0.0
-        self.outcasts: set[bytes] = set()  # routing ids of connections that were reset
+        self._reset_counts: Counter[str] = Counter()  # by reason, not yet logged
+        self.outcasts: set[bytes] = set()  # routing ids whose messages deserve no answer
         self.memory = 0  # that ZeroMQ takes for these connections, without what they hold
         self.suspect = 0  # bytes, at the last survey
         self.earned = 0  # bytes held that are not suspect
@@ -64,13 +68,13 @@ class ConnectionTable:
         if connection is not None:
             connection.answered += size
 
-    def strike(self, descriptor: int) -> int:
-        """Note a malformed message; return how many this connection has sent."""
+    def strike(self, descriptor: int) -> bool:
+        """Note a malformed message; return whether it was one too many."""
         connection = self._connections.get(descriptor)
         if connection is None or descriptor in self._leaving:
-            return 0
+            return False
         connection.strikes += 1
-        return connection.strikes
+        return connection.strikes >= STRIKES_MAX and self.cut([descriptor], MALFORMED) > 0
 
     def survey(self) -> bool:
         """Learn who is there and what each holds; end those that cannot be right.
@@ -101,6 +105,12 @@ class ConnectionTable:
         self.earned = sum(connection.held for connection in found.values()) - self.suspect
         self._telemetry.set("clients_connected", len(found))
         return urgent
+
+    def report(self) -> None:
+        """Say who was reset since the last time."""
+        for reason, count in self._reset_counts.items():
+            logger.warning("reset %d client connections: %s", count, reason)
+        self._reset_counts.clear()
 
     def _is_client(self, descriptor: int, key: int) -> bool:
         if self._leaving.get(descriptor) == key or self._others.get(descriptor) == key:
@@ -144,7 +154,7 @@ class ConnectionTable:
                 count += 1
         if count:
             self._telemetry.add(f'connections_evicted_total{{reason="{reason}"}}', count)
-            logger.warning("reset %d client connections: %s", count, reason)
+            self._reset_counts[reason] += count
         return count
 
     def some_leave(self, now: float) -> bool:

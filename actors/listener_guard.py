@@ -32,12 +32,13 @@ from meterd.protocol import limits
 MIB = 1 << 20
 # Memory that clients may hold together in suspect bytes, beyond what connections take anyway.
 BUDGET = 12 * MIB
+# The same for a while after somebody was reset: attackers seldom come alone.
+BUDGET_BESIEGED = 3 * MIB
+SIEGE_SECONDS = 2.0
 # And in earned ones.
 EARNED_MAX = 64 * MIB
 # A request in flight is in this process as the router's frames and as those on their way.
 COPIES_OF_REQUEST = 2
-# From here on connections are surveyed often, so that an alarm finds fresh totals.
-WATCH_GROWTH = BUDGET // 2
 # Beyond this the guard acts even if free memory may be the reason, when it must not trim yet.
 UNTRIMMED_GROWTH_MAX = 2 * BUDGET
 
@@ -49,6 +50,7 @@ LOOK_BUSY_SECONDS = 0.005
 BUSY_SECONDS = 0.5
 BUSY_CHANGE = 256 * 1024
 SURVEY_SECONDS = 1.0
+REPORT_SECONDS = 1.0
 # Early surveys and trims may each take one part in so many of the time.
 SHARE_OF_TIME = 5
 # A trim that gives back less was the last for now.
@@ -64,8 +66,7 @@ EXCESS_MAX = 64
 # What the router takes between two looks: some milliseconds of work.  A thousand requests fit in.
 FRAMES_BETWEEN_LOOKS_MAX = 4_096
 BYTES_BETWEEN_LOOKS_MAX = 32 * MIB
-# Malformed messages on one connection, and what the answer to each costs, in frames.
-STRIKES_MAX = 16
+# What the answer to a malformed message costs, in frames.
 FRAMES_PER_STRIKE = 32
 
 
@@ -79,15 +80,19 @@ class ListenerGuard:
         self._calm = self._resident  # what the process takes without its clients
         self._busy_until = 0.0
         self._survey_due = 0.0
+        self._report_due = 0.0
         self._survey_not_before = 0.0
         self._trim_not_before = 0.0
         self._trimming = False  # memory was freed, and the last trim was worth it
         self._alarmed = False
+        self._siege_until = 0.0
+        self._in_flight = 0  # bytes of requests, at the last look
         self._judge_not_before = 0.0
         self._unexplained_since: float | None = None
         self._cost = 1  # memory behind a held byte, when that was last judged
 
         self.source = -1  # descriptor of the last message
+        self._sender = b""  # and its routing id
         self._struck = False  # it was malformed, and its sender was still there
         self._excess = 0  # frames it has had beyond those kept, while there are more
         self._frames_left = FRAMES_BETWEEN_LOOKS_MAX
@@ -98,10 +103,10 @@ class ListenerGuard:
     def receive(self, socket: zmq.Socket[bytes]) -> list[bytes]:
         """Take one message, at most a frame more than is legal.
 
-        Raises zmq.Again when there is none, or when it is time to look first.
+        Raises zmq.Again when there is none, or when others must have their turn first.
         """
-        rid = self._next_sender(socket)
-        frames = [rid]
+        self._sender = self._next_sender(socket)
+        frames = [self._sender]
         frame: Any = socket.recv(zmq.NOBLOCK, False)
         self.source = _source(frame)
         size = FRAME_OVERHEAD * limits.FRAME_COUNT
@@ -115,7 +120,7 @@ class ListenerGuard:
                 self._excess = 1
                 break
             frame = socket.recv(zmq.NOBLOCK, False)
-        self._table.credit(self.source, rid, size)
+        self._table.credit(self.source, self._sender, size)
         self._struck = False
         self._frames_left -= len(frames)
         self._bytes_left -= size
@@ -128,6 +133,7 @@ class ListenerGuard:
             if self._excess:
                 self._drop_excess(socket)
             if self._frames_left < 0 or self._bytes_left < 0:
+                self.look(time.monotonic(), self._in_flight)
                 raise zmq.Again
             try:
                 rid = socket.recv(zmq.NOBLOCK)
@@ -150,6 +156,7 @@ class ListenerGuard:
             self._frames_left -= 1
             if self._excess == EXCESS_MAX and self._struck:
                 self._table.cut([self.source], connection_table.FRAMES)
+                self._besieged(time.monotonic())
         if not more:
             self._excess = 0
 
@@ -161,8 +168,10 @@ class ListenerGuard:
         """Note that the last message was malformed, and whether its sender is still there."""
         self._struck = present
         self._frames_left -= FRAMES_PER_STRIKE
-        if present and self._table.strike(self.source) >= STRIKES_MAX:
-            self._table.cut([self.source], connection_table.MALFORMED)
+        if not present:
+            self._table.outcasts.add(self._sender)
+        elif self._table.strike(self.source):
+            self._besieged(time.monotonic())
 
     # Looks
 
@@ -173,20 +182,21 @@ class ListenerGuard:
         """
         self._frames_left = FRAMES_BETWEEN_LOOKS_MAX
         self._bytes_left = BYTES_BETWEEN_LOOKS_MAX
-        growth = self._growth(now, in_flight)
-        if growth <= BUDGET:
+        self._in_flight = in_flight
+        budget = BUDGET_BESIEGED if now < self._siege_until else BUDGET
+        growth = self._growth(now)
+        if growth <= budget:
             self._alarmed = False
             self._unexplained_since = None
-            if now >= self._survey_due:
+            # From half of it on often, so that an alarm finds fresh totals.
+            if now >= (self._survey_not_before if growth > budget // 2 else self._survey_due):
                 self._survey(now)
                 self._trim_while_worth(now)
-            elif growth > WATCH_GROWTH and now >= self._survey_not_before:
-                self._survey(now)
         elif not self._alarmed:
             self._alarmed = True
             return 0.0  # the router takes what waits, then the guard judges
         elif now >= self._judge_not_before:
-            self._judge(now, in_flight)
+            self._judge(now, budget)
         busy = self._alarmed or now < self._busy_until
         return LOOK_BUSY_SECONDS if busy else LOOK_QUIET_SECONDS
 
@@ -195,36 +205,44 @@ class ListenerGuard:
 
     def _survey(self, now: float) -> None:
         urgent = self._table.survey()
+        if now >= self._report_due:
+            self._table.report()
+            self._report_due = now + REPORT_SECONDS
         end = time.monotonic()
         self._survey_due = now if urgent else now + SURVEY_SECONDS
         self._survey_not_before = end + SHARE_OF_TIME * (end - now)
 
-    def _growth(self, now: float, in_flight: int) -> int:
+    def _growth(self, now: float) -> int:
         """Return how much memory has grown beyond what requests and connections explain."""
         resident = self._memory.resident()
         if abs(resident - self._resident) > BUSY_CHANGE:
             self._busy_until = now + BUSY_SECONDS
         self._resident = resident
         self._calm = min(self._calm, resident)
-        return resident - self._calm - COPIES_OF_REQUEST * in_flight - self._table.memory
+        return resident - self._calm - COPIES_OF_REQUEST * self._in_flight - self._table.memory
 
-    def _judge(self, now: float, in_flight: int) -> None:
+    def _judge(self, now: float, budget: int) -> None:
         """Find out what a held byte costs, and relieve the process of those who hold most."""
         self._survey(now)
         leaving = self._table.some_leave(now)
         if not leaving:
-            growth = self._growth(now, in_flight)
-            if self._table.suspect < BUDGET:
+            growth = self._growth(now)
+            if self._table.suspect < budget:
                 trimmed = self._maybe_trim(now)
-                growth = self._growth(now, in_flight)
-                if growth <= (BUDGET if trimmed else UNTRIMMED_GROWTH_MAX):
+                growth = self._growth(now)
+                if growth <= (budget if trimmed else UNTRIMMED_GROWTH_MAX):
                     return
             growth -= min(EARNED_MAX, self._table.earned)
             self._cost = eviction.cost_of(self._table.suspect, growth)
-        if self._table.relieve(self._cost, BUDGET):
-            self._trimming = True
+        if self._table.relieve(self._cost, budget):
+            self._besieged(now)
         elif not leaving:
             self._wait_for_explanation(now, growth)
+
+    def _besieged(self, now: float) -> None:
+        """Somebody was reset: memory will be free, and others may follow."""
+        self._siege_until = now + SIEGE_SECONDS
+        self._trimming = True
 
     def _wait_for_explanation(self, now: float, growth: int) -> None:
         """Bear growth that no client is answerable for; let it become ordinary if it stays.

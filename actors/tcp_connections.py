@@ -14,13 +14,18 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
-import stat
 import struct
+import sys
 
 # Where `struct tcp_info` has tcpi_bytes_acked and tcpi_bytes_received (Linux 4.1 and later).
 TCP_INFO_SIZE = 136
 TCP_INFO_TOTALS = struct.Struct("=QQ")
 TCP_INFO_TOTALS_AT = 120
+TCP_LISTEN = 10
+# `struct sockaddr_in` and `sockaddr_in6` both begin with family and port.
+ADDRESS_SIZE = 28
+ADDRESS_START = struct.Struct("!2sH")
+TCP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 FIONREAD = 0x541B
 # Connecting to no address family at all resets a TCP connection and empties its buffers at once;
 # `shutdown` would still deliver what the kernel has buffered.
@@ -30,6 +35,8 @@ _libc = ctypes.CDLL(None)
 _info = ctypes.create_string_buffer(TCP_INFO_SIZE)
 _info_size = ctypes.c_uint32()
 _waiting = ctypes.c_int()
+_address = ctypes.create_string_buffer(ADDRESS_SIZE)
+_address_size = ctypes.c_uint32()
 
 
 def descriptors() -> list[int]:
@@ -47,18 +54,17 @@ def inode(descriptor: int) -> int:
 
 def is_client(descriptor: int, port: int) -> bool:
     """Is this a TCP connection that was accepted on `port`?"""
-    try:
-        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            return False
-        with socket.socket(fileno=os.dup(descriptor)) as found:
-            return (
-                found.family in (socket.AF_INET, socket.AF_INET6)
-                and found.type == socket.SOCK_STREAM
-                and not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                and found.getsockname()[1] == port
-            )
-    except OSError:
-        return False  # closed meanwhile
+    _address_size.value = ADDRESS_SIZE
+    if _libc.getsockname(descriptor, _address, ctypes.byref(_address_size)):
+        return False
+    family, own_port = ADDRESS_START.unpack_from(_address)
+    if own_port != port or int.from_bytes(family, sys.byteorder) not in TCP_FAMILIES:
+        return False
+    _info_size.value = TCP_INFO_SIZE
+    failed = _libc.getsockopt(
+        descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, _info, ctypes.byref(_info_size)
+    )
+    return not failed and _info.raw[0] != TCP_LISTEN
 
 
 def totals(descriptor: int) -> tuple[int, int]:
