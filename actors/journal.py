@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
 
 from meterd.actors.options import Log
 
@@ -73,6 +74,15 @@ def open_journal(actor: str, options: Log) -> None:
     root = logging.getLogger()
     root.handlers[:] = [Lines(actor, options.format)]
     root.setLevel(LEVELS[options.level])
+
+
+@contextlib.contextmanager
+def timed(what: str, **fields: object) -> Iterator[None]:
+    """Write what was done, and how long it took; what fails is not written."""
+    began = time.monotonic()
+    yield
+    fields["seconds"] = f"{time.monotonic() - began:.3f}"
+    logging.getLogger(__name__).info(what, extra={"fields": fields})
 
 
 def set_level(level: str) -> None:

@@ -10,15 +10,14 @@ import ctypes
 import gc
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from numba.core import config as numba_config
 
 from meterd.actors import directory, endings, identity, journal
 from meterd.actors.actor import Actor
 from meterd.actors.ingest import Ingest
+from meterd.actors.journal import timed
 from meterd.actors.metrics import Metrics
 from meterd.actors.notify import Notifier
 from meterd.actors.options import Options
@@ -53,12 +52,11 @@ def run(options: Options, load: Callable[[], Options]) -> int:
     notifier = Notifier(dict(os.environ))
     try:
         run_dir = _prepare(options, notifier)
+        return Supervisor(options, run_dir, UNITS, load, notifier).run()
     except BootFailed as failure:
         logger.error("%s", failure.reason)
         notifier.send(f"STATUS={failure.reason}")
         return failure.exit_code
-    try:
-        return Supervisor(options, run_dir, UNITS, load, notifier).run()
     except Exception:
         # The actors end with this process (PDEATHSIG); whoever started it sees that it was a bug.
         logger.exception("the supervisor ended by a bug")
@@ -67,15 +65,15 @@ def run(options: Options, load: Callable[[], Options]) -> int:
 
 def _prepare(options: Options, notifier: Notifier) -> str:
     node = options.node
-    with _timed("data directory writable and locked", path=os.path.abspath(node.data_dir)):
+    with timed("data directory writable and locked", path=os.path.abspath(node.data_dir)):
         directory.take(node.data_dir)
-    with _timed("identity checked", node_id=node.id):
+    with timed("identity checked", node_id=node.id):
         who, new = identity.claim(node.data_dir, node.id, node.bootstrap)
     if new:
         logger.info("made a new cluster", extra={"fields": {"cluster_id": who.cluster_id_hex}})
     run_dir = directory.make_run_dir(node.data_dir)
     notifier.status("loading kernels (the first start compiles them)", extend=True)
-    with _timed("kernels loaded"):
+    with timed("kernels loaded"):
         warm_kernels()
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
     gc.collect()
@@ -88,11 +86,3 @@ def warm_kernels() -> None:
     if not any(os.scandir(numba_config.CACHE_DIR)):
         logger.info("compiling kernels; this happens once and takes about a minute")
     warm()
-
-
-@contextmanager
-def _timed(what: str, **fields: object) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    fields["seconds"] = f"{time.monotonic() - began:.3f}"
-    logger.info(what, extra={"fields": fields})

@@ -40,6 +40,8 @@ ACTORS_FILE = "actors.json"
 
 # A loop that was itself away for longer cannot judge others (the machine slept, SIGSTOP).
 LATE_SECONDS = 3.0
+# An actor that is not ready yet may be silent so many times as long: it reads whole files.
+STARTING_PATIENCE = 6
 # From SIGABRT, which leaves a trace, to SIGKILL.
 ABORT_SECONDS = 1.0
 # To stop, an actor has this long; usage saves a checkpoint in it.
@@ -295,10 +297,14 @@ class Supervisor:
             if child.abort_at is not None:
                 if now - child.abort_at >= ABORT_SECONDS:
                     os.kill(child.pid, signal.SIGKILL)
-            elif now - child.heard_at > self._options.watchdog.stall:
+            elif now - child.heard_at > self._patience(child):
                 logger.error("%s is silent for %.1f s", child.name, now - child.heard_at)
                 child.abort_at = now
                 os.kill(child.pid, signal.SIGABRT)
+
+    def _patience(self, child: Child) -> float:
+        """Return how long an actor may be silent; one that reads its files may be longer."""
+        return self._options.watchdog.stall * (1 if child.ready else STARTING_PATIENCE)
 
     def _notice_ready(self) -> None:
         """Tell everybody when the last actor has become ready, or one is no longer."""

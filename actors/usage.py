@@ -23,6 +23,7 @@ from meterd.actors.answering import Answers
 from meterd.actors.asking import Asking
 from meterd.actors.checkpoints import Checkpoints
 from meterd.actors.disk import atomic_write
+from meterd.actors.journal import timed
 from meterd.actors.outcomes import Origin, parse_origin, refused_events, results
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups
@@ -81,13 +82,15 @@ class Usage(Actor):
         self._load()
 
     def _load(self) -> None:
-        found = self._checkpoints.load()
-        if found is None:
-            return
-        state, arrays = found
-        self.state.restore(state, arrays)
-        for entries in self._checkpoints.identities():
-            self.state.restore_identities(entries)
+        self.lifeline.say("status loading the checkpoint")
+        with timed("checkpoint checked"):
+            found = self._checkpoints.load()
+            if found is None:
+                return
+            state, arrays = found
+            self.state.restore(state, arrays)
+            for entries in self._checkpoints.identities():
+                self.state.restore_identities(entries)
         self.refused = RefusedRows.from_map(state["refused"])
         self.groups = Groups.unpacked(state["log"])
         self.position = replay.Position(*state["position"])

@@ -25,6 +25,7 @@ from meterd.actors import identity
 from meterd.actors.actor import Actor
 from meterd.actors.disk import Disk, LocalDisk
 from meterd.actors.endings import IO_ERROR
+from meterd.actors.journal import timed
 from meterd.actors.wal_log import Entry, Log, block_count
 from meterd.actors.wal_recovery import End, Owner, Recovery, read_start
 from meterd.actors.wal_spare import BackgroundSpare
@@ -77,7 +78,7 @@ class WalWriter(Actor):
         self._appended_at = time.monotonic()
         self._spare = BackgroundSpare(disk, directory, self.options.wal.segment_size)
         self._log = Log(disk, directory, self._spare, owner, time.time_ns)
-        with _disk_errors():
+        with _disk_errors(), timed("log checked"):
             start = read_start(disk, directory)
             end = Recovery(disk, directory, owner, start, self._report_reading).run()
             self._log.open(end)
