@@ -18,7 +18,7 @@ from pathlib import Path
 from crc32c import crc32c
 
 from meterd.actors import disk, endings
-from meterd.protocol.errors import BootFailed
+from meterd.protocol.errors import BootFailed, StorageError
 
 MAGIC = "meterd node"
 STORAGE_VERSION = 1
@@ -77,7 +77,11 @@ def claim(data_dir: str, node_id: int, bootstrap: str) -> tuple[Identity, bool]:
         storage_version=STORAGE_VERSION,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-    disk.atomic_write(os.path.join(data_dir, FILE_NAME), encode(identity))
+    path = os.path.join(data_dir, FILE_NAME)
+    try:
+        disk.atomic_write(path, encode(identity))
+    except (OSError, StorageError) as error:
+        raise BootFailed(endings.IO_ERROR, f"cannot write {path}: {error}") from error
     return identity, True
 
 
