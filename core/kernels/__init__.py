@@ -3,6 +3,9 @@
 Compiled kernels are cached in a folder named after a digest of all kernel sources and the limits
 they compile in.  numba itself looks only at the file a kernel stands in, but kernels inline
 functions of other files: without the digest an edit there would leave stale machine code in use.
+
+Kernels on the way of an event have `_nrt=False`: they allocate nothing, and numba would otherwise
+count references to the arrays of a table with locked instructions, a fifth of the time of apply.
 """
 
 import hashlib

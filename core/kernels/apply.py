@@ -92,26 +92,26 @@ class MetricTable(NamedTuple):
     bounds: Array  # int64: starts of the periods kept in memory, per metric
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _expired(payload: Any, horizon_day: int) -> Any:
     """Is an identity's event older than the horizon, which is the beginning of a day?"""
     return np.int64(payload & DAY_MASK) < horizon_day
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _day(timestamp: int) -> Any:
     """Return the day of a moment, within what 16 bits hold (1970 to 2149)."""
     return min(max(timestamp // DAY_NS, 0), DAY_MAX)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _known(identities: Any, slot: int, digest: Any) -> Any:
     """Return the status of a row whose identity is known."""
     same = identities.slots[slot, 2] & ~DAY_MASK == digest
     return DUPLICATE if same else CONFLICT
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _period_start(bounds: Array, first: int, count: int, timestamp: int) -> Any:
     """Return (start of the period in memory that holds the timestamp, whether there is one)."""
     low, high = first, first + count - 1  # the last bound only ends the last period
@@ -126,7 +126,7 @@ def _period_start(bounds: Array, first: int, count: int, timestamp: int) -> Any:
     return bounds[low], True
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _hash_rows(columns: Any, metrics: Any, key: Array, tables: Any, scratch: Any) -> None:
     """Hash every row into scratch and ask for the cache lines that deciding and counting will read.
 
@@ -197,7 +197,7 @@ def _count_member(tables: Any, metrics: Any, key: Any, row: Any, cell: int) -> N
         add_member(tables, key, cell, m0, m1)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _decide(columns: Any, tables: Any, horizon: int, latest: int, out: Any) -> int:
     """Give every row its outcome and enter the identities of those stored; return their count."""
     hashes, outcome = out
@@ -261,7 +261,7 @@ def _series_of(tables: Any, metrics: Any, key: Array, columns: Any, row: Any, ha
     return series
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _find_cells(tables: Any, outcome: Array, hashes: Array, periods: Array, found: Array) -> None:
     """Write the cell of every stored row, or MISSING, and ask for its cache lines."""
     cell_index = tables.cell_index
@@ -277,7 +277,7 @@ def _find_cells(tables: Any, outcome: Array, hashes: Array, periods: Array, foun
                 prefetch(lines, 2 * cell + 1)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _count(
     columns: Any, slices: Array, tables: Any, metrics: Any, key: Array, scratch: Any
 ) -> None:
@@ -345,7 +345,7 @@ def apply(
     return stored
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def judge(
     rows: Array,
     heap: Array,

@@ -25,7 +25,7 @@ _INT64_MIN = np.iinfo(np.int64).min
 _INT64_MAX = np.iinfo(np.int64).max
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def clear_cell(cells: Array, c: int) -> None:
     """Make cell `c` the cell of no events; chains end in -1."""
     cells[c, :] = 0
@@ -35,7 +35,7 @@ def clear_cell(cells: Array, c: int) -> None:
     cells[c, NEXT_CELL] = -1
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _add_128(cells: Array, c: int, low: int, high: int) -> None:
     before = np.uint64(cells[c, SUM_LO])
     after = before + np.uint64(low)
@@ -43,7 +43,7 @@ def _add_128(cells: Array, c: int, low: int, high: int) -> None:
     cells[c, SUM_HI] += high + np.int64(after < before)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def update_cell(cells: Array, c: int, timestamp: int, position: int, value: int) -> None:
     """Count one event into cell `c`."""
     first = cells[c, COUNT] == 0

@@ -22,6 +22,7 @@ from meterd.core.kernels.tables import (
     NEXT_SERIES,
     NO_MEMBER,
     SEATS,
+    SERIES_COUNT,
     TEXT_SIZE,
     TEXT_START,
     find_account,
@@ -91,16 +92,24 @@ def cells_of_accounts(
 
 
 @njit(cache=True)
-def cells_of_metric(tables: Any, metrics: Array, period_start: int, out: Array) -> Any:
-    """Write (cell, account number) of all cells of a metric in a period; as `cells_of_accounts`."""
+def cells_of_metric(
+    tables: Any, metrics: Array, unique: bool, period_start: int, out: Array
+) -> Any:
+    """Write (cell, account number) of all cells of a metric in a period; as `cells_of_accounts`.
+
+    A member that came in an earlier period may still be there though its series has no cell in
+    this one, so seats are looked for in all series; only a `unique` metric has them.
+    """
     count = 0
     seats = False
     series, cells = tables.series, tables.cells
+    if unique:
+        for s in range(tables.counters[SERIES_COUNT]):
+            seats = seats or (series[s, SEATS] != 0 and metrics[series[s, METRIC]] != 0)
     for c in range(tables.counters[CELLS]):
         if cells[c, cell_rows.PERIOD_START] == period_start:
             s = cells[c, cell_rows.SERIES]
             if metrics[series[s, METRIC]]:
-                seats = seats or series[s, SEATS] != 0
                 if count < len(out):
                     out[count, 0], out[count, 1] = c, series[s, ACCOUNT]
                 count += 1

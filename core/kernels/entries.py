@@ -26,7 +26,7 @@ LONG_DIMENSION = 254
 ACCOUNT, IDENTITY, SERIES, CONTENT, MEMBER_VALUE, MEMBER_TEXT, CELL, MEMBER = range(1, 9)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def entry_parts(heap: Array, start: int) -> Any:
     """Return (account end, id end).
 
@@ -37,7 +37,7 @@ def entry_parts(heap: Array, start: int) -> Any:
     return account_end, account_end + (UUID_SIZE if id_size == 0 else id_size)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def account_hash(k0: Any, k1: Any, heap: Array, start: int, end: int) -> Any:
     """Hash an account's text, anywhere."""
     v0, v1, v2, v3 = sip_start(k0, k1)
@@ -46,7 +46,7 @@ def account_hash(k0: Any, k1: Any, heap: Array, start: int, end: int) -> Any:
     return sip_finish(v0, v1, v2, v3)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def identity_hash(
     k0: Any, k1: Any, a0: Any, a1: Any, heap: Array, start: int, end: int, size: int
 ) -> Any:
@@ -59,7 +59,7 @@ def identity_hash(
     return sip_finish(v0, v1, v2, v3)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def normalise(value: int, decimals: int) -> Any:
     """Strip trailing zeros after the point: the same number has one (value, decimals)."""
     while decimals > 0 and value % 10 == 0:
@@ -68,7 +68,7 @@ def normalise(value: int, decimals: int) -> Any:
     return value, decimals
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def content_digest(
     k0: Any,
     k1: Any,
@@ -94,7 +94,7 @@ def content_digest(
     return digest & ~_U64(0xFFFF)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def same_bytes(a: Array, a_start: int, b: Array, b_start: int, size: int) -> Any:
     """Return whether two runs of bytes are equal."""
     at = 0
@@ -105,7 +105,7 @@ def same_bytes(a: Array, a_start: int, b: Array, b_start: int, size: int) -> Any
     return tail_word(a, a_start + at, a_start + size) == tail_word(b, b_start + at, b_start + size)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def find_property(heap: Array, at: int, keys: Array, key_start: int, key_end: int) -> Any:
     """Return where a property's value lies, (0, -1) if absent; `at` is the properties' count."""
     count = np.int64(heap[at])
@@ -121,7 +121,7 @@ def find_property(heap: Array, at: int, keys: Array, key_start: int, key_end: in
     return np.int64(0), np.int64(-1)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def write_dimensions(
     target: Array, to: int, heap: Array, at: int, keys: Array, places: Array, first: int, count: int
 ) -> Any:
@@ -167,7 +167,7 @@ def read_dimensions(data: bytes, count: int) -> list[str | None]:
     return values
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def member_of_value(k0: Any, k1: Any, value: int, decimals: int) -> Any:
     """Hash a member that is a number."""
     value, decimals = normalise(value, decimals)
@@ -177,7 +177,7 @@ def member_of_value(k0: Any, k1: Any, value: int, decimals: int) -> Any:
     return sip_finish(v0, v1, v2, v3)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def member_of_text(k0: Any, k1: Any, heap: Array, start: int, end: int) -> Any:
     """Hash a member that is a property's value."""
     v0, v1, v2, v3 = sip_start(k0, k1)
@@ -186,7 +186,7 @@ def member_of_text(k0: Any, k1: Any, heap: Array, start: int, end: int) -> Any:
     return sip_finish(v0, v1, v2, v3)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def pair_hash(k0: Any, k1: Any, meaning: int, a: Any, b: Any, c: Any) -> Any:
     """Hash three words under a meaning (keys of cells and members)."""
     v0, v1, v2, v3 = sip_start(k0, k1)

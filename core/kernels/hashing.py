@@ -79,12 +79,12 @@ def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
     return signature, generate
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _rotl(x: Any, b: Any) -> Any:
     return (x << _U64(b)) | (x >> _U64(64 - b))
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _round(v0: Any, v1: Any, v2: Any, v3: Any) -> Any:
     v0 += v1
     v1 = _rotl(v1, 13) ^ v0
@@ -99,7 +99,7 @@ def _round(v0: Any, v1: Any, v2: Any, v3: Any) -> Any:
     return v0, v1, v2, v3
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def sip_start(k0: Any, k1: Any) -> Any:
     """Return the four state words for a key of two words."""
     return (
@@ -110,7 +110,7 @@ def sip_start(k0: Any, k1: Any) -> Any:
     )
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def sip_word(v0: Any, v1: Any, v2: Any, v3: Any, word: Any) -> Any:
     """Absorb one 64-bit word."""
     v3 ^= word
@@ -118,7 +118,7 @@ def sip_word(v0: Any, v1: Any, v2: Any, v3: Any, word: Any) -> Any:
     return v0 ^ word, v1, v2, v3
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def tail_word(data: Array, at: int, end: int) -> Any:
     """Return the bytes at..end (fewer than 8) as a zero-extended word."""
     size = end - at
@@ -134,7 +134,7 @@ def tail_word(data: Array, at: int, end: int) -> Any:
     return word
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def sip_bytes(v0: Any, v1: Any, v2: Any, v3: Any, data: Array, start: int, end: int) -> Any:
     """Absorb bytes start..end of a uint8 array, zero-extended to whole words (no length)."""
     at = start
@@ -146,7 +146,7 @@ def sip_bytes(v0: Any, v1: Any, v2: Any, v3: Any, data: Array, start: int, end: 
     return v0, v1, v2, v3
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def sip_finish(v0: Any, v1: Any, v2: Any, v3: Any) -> Any:
     """Return the two words of the hash.  (Messages are whole words; the final word is zero.)"""
     v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, _U64(0))
@@ -160,7 +160,7 @@ def sip_finish(v0: Any, v1: Any, v2: Any, v3: Any) -> Any:
     return first, v0 ^ v1 ^ v2 ^ v3
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def sip_text(k0: Any, k1: Any, data: Array, start: int, end: int) -> Any:
     """Hash one text: its length, then its bytes.  Returns two words."""
     v0, v1, v2, v3 = sip_start(k0, k1)
@@ -186,17 +186,17 @@ _P4 = np.uint64(0x85EBCA77C2B2AE63)
 _P5 = np.uint64(0x27D4EB2F165667C5)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _xx_round(lane: Any, word: Any) -> Any:
     return _rotl(lane + word * _P2, 31) * _P1
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _xx_merge(digest: Any, lane: Any) -> Any:
     return (digest ^ _xx_round(_U64(0), lane)) * _P1 + _P4
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def xxh64(data: Array, start: int, end: int) -> Any:
     """XXH64 with seed 0 of bytes start..end of a uint8 array."""
     size = end - start
@@ -228,7 +228,7 @@ def xxh64(data: Array, start: int, end: int) -> Any:
     return digest ^ (digest >> _U64(32))
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def partition_of(data: Array, start: int, end: int) -> Any:
     """Return the partition of an account: XXH64 of its root (what stands before the first /)."""
     stop = start

@@ -11,6 +11,7 @@ An index is a tuple of arrays (`make_index`), reserved at their limits:
   depths     u8[buckets]             how many top bits all keys of the bucket share
   counts     u16[buckets]            slots in use
   head       i64[4]                  directory depth, buckets, entries, bucket limit
+  scratch    u64[512, 3]             a bucket that is being split
 Entries are never removed one by one.
 """
 
@@ -43,6 +44,7 @@ class Index(NamedTuple):
     depths: Array
     counts: Array
     head: Array
+    scratch: Array
 
 
 def make_index(entries_max: int, large_pages: bool = False) -> Index:
@@ -58,19 +60,20 @@ def make_index(entries_max: int, large_pages: bool = False) -> Index:
         reserve((buckets,), np.uint8),
         reserve((buckets,), np.uint16),
         np.array([1, 2, 0, buckets], np.int64),
+        np.empty((BUCKET_SLOTS, 3), np.uint64),
     )
     index.directory[:2] = (0, 1)
     index.depths[:2] = 1
     return index
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def bucket_of(index: Any, k0: Any) -> Any:
     """Return the bucket in which a key lies."""
     return np.int64(index.directory[k0 >> _U64(64 - index.head[DEPTH])])
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def find(index: Any, k0: Any, k1: Any) -> Any:
     """Return the slot of a key, or MISSING."""
     base = bucket_of(index, k0) * BUCKET_SLOTS
@@ -86,7 +89,7 @@ def find(index: Any, k0: Any, k1: Any) -> Any:
         slot = (slot + 1) & (BUCKET_SLOTS - 1)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def probe(index: Any, k0: Any, k1: Any) -> Any:
     """Return (slot, True) of a key, or (the free slot where it would go, False)."""
     base = bucket_of(index, k0) * BUCKET_SLOTS
@@ -102,7 +105,7 @@ def probe(index: Any, k0: Any, k1: Any) -> Any:
         slot = (slot + 1) & (BUCKET_SLOTS - 1)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def insert_at(index: Any, slot: int, k0: Any, k1: Any, payload: Any) -> None:
     """Add a key that `probe` has just not found, at the free slot it gave."""
     bucket = slot // BUCKET_SLOTS
@@ -116,7 +119,7 @@ def insert_at(index: Any, slot: int, k0: Any, k1: Any, payload: Any) -> None:
     index.slots[slot, 2] = payload
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def place(slots: Array, base: int, k0: Any, k1: Any, payload: Any) -> Any:
     """Write an entry into the first free slot of its bucket; return the slot."""
     slot = np.int64(k1 & _SLOT_MASK)
@@ -153,8 +156,11 @@ def _split(index: Any, k0: Any) -> None:
     index.depths[bucket] = index.depths[fresh] = depth + 1
     slots = index.slots
     base, other = bucket * BUCKET_SLOTS, fresh * BUCKET_SLOTS
-    held = slots[base : base + BUCKET_SLOTS].copy()
-    slots[base : base + BUCKET_SLOTS] = 0
+    held = index.scratch
+    for i in range(BUCKET_SLOTS):
+        for word in range(3):
+            held[i, word] = slots[base + i, word]
+            slots[base + i, word] = 0
     bit = _U64(63 - depth)
     moved = 0
     for i in range(BUCKET_SLOTS):

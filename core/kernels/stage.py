@@ -68,7 +68,7 @@ _POWERS = np.array([10**i for i in range(19)], np.int64)
 _INT64_MAX = np.int64(2**63 - 1)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _scale(value: int, exponent: int, decimals: int) -> Any:
     """Return (value in units of 10^-decimals, whether it fits exactly)."""
     if exponent == decimals:
@@ -84,7 +84,7 @@ def _scale(value: int, exponent: int, decimals: int) -> Any:
     return value * power, True
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _select(versions: Array, first: int, count: int, timestamp: int) -> Any:
     """Return the row of the version in effect at `timestamp`, or -1 when none is."""
     chosen = np.int64(-1)
@@ -96,7 +96,7 @@ def _select(versions: Array, first: int, count: int, timestamp: int) -> Any:
     return chosen
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _write_id(heap: Array, at: int, text: Array, start: int, end: int) -> Any:
     """Write an id given as text; return (where it ends, its length byte, whether it is valid)."""
     size = end - start
@@ -107,7 +107,7 @@ def _write_id(heap: Array, at: int, text: Array, start: int, end: int) -> Any:
     return copy_bytes(heap, at, text, start, end), size, True
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _write_properties(
     heap: Array,
     at: int,
@@ -143,7 +143,7 @@ def _write_properties(
     return at, True
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _put(rows: Array, n: int, timestamp: int, value: int, metric: int, flags: int) -> None:
     rows[n, TIMESTAMP] = timestamp
     rows[n, VALUE] = value
@@ -151,7 +151,7 @@ def _put(rows: Array, n: int, timestamp: int, value: int, metric: int, flags: in
     rows[n, FLAGS] = flags
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _put_place(rows: Array, n: int, start: int, end: int, request: int, row: int) -> None:
     rows[n, ENTRY_START] = start
     rows[n, ENTRY_END] = end
@@ -170,7 +170,7 @@ ENTRY_SIZE_MAX = (
 )
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def stage(
     events: Any,
     accounts: Any,
@@ -283,7 +283,7 @@ def stage(
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def count_slices(staged: Array, n: int, sizes: Array) -> Any:
     """Count rows and heap bytes by partition: sizes (int64[256, 2]); return (slices, heap size)."""
     sizes[:] = 0
@@ -300,7 +300,7 @@ def count_slices(staged: Array, n: int, sizes: Array) -> Any:
     return slices, heap_size
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def content_of(
     payload: Array, layout: Any, first: int, count: int, heap_from: int, heap_to: int
 ) -> Any:

@@ -82,6 +82,10 @@ _MIX_2 = np.uint64(0x165667B19E3779F9)
 # Reserved heap bytes per account and series: their texts at their largest are rare.
 ACCOUNT_TEXT_BYTES = 64
 SERIES_DIMS_BYTES = 128
+# Kernels check no bounds: behind its capacity every table has room for one more record, the largest
+# there can be.  It is address space only.
+RECORD_ROWS_MAX = 1 << 20
+RECORD_TEXT_MAX = 64 * 1024 * 1024
 
 
 def make_tables(capacity: Capacity) -> Tables:
@@ -93,13 +97,13 @@ def make_tables(capacity: Capacity) -> Tables:
         series_index=make_index(capacity.series),
         cell_index=make_index(capacity.cells),
         member_index=make_index(capacity.members),
-        accounts=reserve((capacity.accounts, 4), np.int64),
-        text=reserve((capacity.accounts * ACCOUNT_TEXT_BYTES,), np.uint8),
-        series=reserve((capacity.series, 8), np.int64),
-        dims=reserve((capacity.series * SERIES_DIMS_BYTES,), np.uint8),
-        cells=reserve((capacity.cells, cell_rows.CELL_WORDS), np.int64),
-        members=reserve((capacity.members, 3), np.uint64),
-        journal=reserve((capacity.journal, 3), np.uint64),
+        accounts=reserve((capacity.accounts + RECORD_ROWS_MAX, 4), np.int64),
+        text=reserve((capacity.accounts * ACCOUNT_TEXT_BYTES + RECORD_TEXT_MAX,), np.uint8),
+        series=reserve((capacity.series + RECORD_ROWS_MAX, 8), np.int64),
+        dims=reserve((capacity.series * SERIES_DIMS_BYTES + RECORD_TEXT_MAX,), np.uint8),
+        cells=reserve((capacity.cells + RECORD_ROWS_MAX, cell_rows.CELL_WORDS), np.int64),
+        members=reserve((capacity.members + RECORD_ROWS_MAX, 3), np.uint64),
+        journal=reserve((capacity.journal + RECORD_ROWS_MAX, 3), np.uint64),
         counters=np.zeros(8, np.int64),
     )
 
@@ -162,7 +166,7 @@ def add_account(tables: Any, key: Any, data: Array, start: int, end: int) -> Any
     return number
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def series_hash(key: Any, account: int, metric: int, dims: Array, start: int, end: int) -> Any:
     """Hash (account number, metric number, dimension tuple)."""
     v0, v1, v2, v3 = sip_start(key[0], key[1])
@@ -192,7 +196,7 @@ def add_series(tables: Any, account: int, metric: int, dims_end: int, partition:
     return number
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def mixed(word: Any) -> Any:
     """Spread the bits of a word over all of it (the finaliser of XXH64)."""
     word = (word ^ (word >> _U64(33))) * _MIX_1
@@ -200,7 +204,7 @@ def mixed(word: Any) -> Any:
     return word ^ (word >> _U64(32))
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def cell_hash(
     k0: Any,
     k1: Any,

@@ -47,7 +47,7 @@ def store_u32(typing_context: Any, array: Any, index: Any, word: Any) -> Any:
     return types.void(array, types.int64, types.uint32), generate
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def copy_bytes(target: Array, at: int, source: Array, start: int, end: int) -> Any:
     """Copy source[start:end] to target[at:]; return where it ends.  Texts here are short."""
     size = end - start
@@ -70,7 +70,7 @@ def copy_bytes(target: Array, at: int, source: Array, start: int, end: int) -> A
     return stop
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _is_utf8_slow(data: Array, at: int, end: int) -> Any:
     """Check UTF-8 as in RFC 3629: shortest form, no surrogates, at most U+10FFFF."""
     while at < end:
@@ -98,7 +98,7 @@ def _is_utf8_slow(data: Array, at: int, end: int) -> Any:
     return True
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def is_utf8(data: Array, start: int, end: int) -> Any:
     """Return whether the bytes start..end are UTF-8; eight at a time while they are ASCII."""
     at = start
@@ -111,7 +111,7 @@ def is_utf8(data: Array, start: int, end: int) -> Any:
     return True
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def _hex_digit(byte: int) -> Any:
     """Return the value of a lower-case hexadecimal digit, or -1."""
     if 48 <= byte <= 57:
@@ -121,7 +121,7 @@ def _hex_digit(byte: int) -> Any:
     return np.int64(-1)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def uuid_from_text(target: Array, at: int, source: Array, start: int) -> Any:
     """Write the 16 bytes of a canonical UUID text of 36 bytes; return whether it is one.
 
