@@ -55,6 +55,8 @@ class Checkpoints:
     def __init__(self, directory: str) -> None:
         self._directory = Path(directory)
         self._runs: list[Run] = []
+        self._loaded: list[NDArray[np.uint64]] = []  # identities of the runs, until they are taken
+        self._current_whole = True  # may the current checkpoint become the previous one?
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self.saved: State | None = None  # the state of the newest durable one
@@ -73,28 +75,34 @@ class Checkpoints:
                 continue
             try:
                 state, arrays = checkpoint_format.decode(_mapped(path))
-                for run in map(Run._make, state["runs"]):
-                    if not (self._directory / run.name).exists():
-                        raise Damaged(0, f"it names {run.name}, which is missing")
+                self._runs = [Run(*run) for run in state["runs"]]
+                self._loaded = [self._read_run(run) for run in self._runs]
             except Damaged as error:
                 damage = Corrupt(str(path), error.offset, error.reason)
-                logger.warning("%s; falling back", damage)
-                continue
-            self._runs = [Run(*run) for run in state["runs"]]
-            self.saved = self.previous = state
-            self.saved_at = path.stat().st_mtime
-            return state, arrays
+            except Corrupt as error:  # of a run
+                damage = error
+            else:
+                self._current_whole = name == CURRENT
+                self.saved = state
+                self.previous = self._previous_state() or state
+                self.saved_at = path.stat().st_mtime
+                return state, arrays
+            logger.warning("%s; falling back", damage)
         if damage is not None:
             raise damage
         return None
 
-    def identities(self) -> Iterator[NDArray[np.uint64]]:
-        """Yield the identities of the checkpoint that was loaded, oldest run first.
+    def _previous_state(self) -> State | None:
+        """Return the state of the previous checkpoint: what it needs must stay while it stands."""
+        try:
+            return checkpoint_format.read_state(_mapped(self._directory / PREVIOUS))
+        except (Damaged, FileNotFoundError):
+            return None
 
-        Raises Corrupt.
-        """
-        for run in self._runs:
-            yield self._read_run(run.name)
+    def identities(self) -> Iterator[NDArray[np.uint64]]:
+        """Yield the identities of the checkpoint that was loaded, oldest run first; once."""
+        while self._loaded:
+            yield self._loaded.pop(0)
 
     @property
     def busy(self) -> bool:
@@ -130,7 +138,7 @@ class Checkpoints:
             self._runs = self._merged([*self._runs, run], saved.state["horizon"])
         state = saved.state | position | {"runs": [list(run) for run in self._runs]}
         current = self._directory / CURRENT
-        if current.exists():
+        if current.exists() and self._current_whole:
             # The old one keeps its place until the new one is whole: a copy is linked, not moved.
             spare = self._directory / (PREVIOUS + ".new")
             spare.unlink(missing_ok=True)
@@ -138,6 +146,7 @@ class Checkpoints:
             os.replace(spare, self._directory / PREVIOUS)
             disk.sync_directory(self._directory)
         disk.atomic_write(current, checkpoint_format.encode(state, saved.arrays))
+        self._current_whole = True
         self.previous, self.saved = self.saved, state
         self.saved_at = time.time()
         self._clear()
@@ -148,7 +157,7 @@ class Checkpoints:
             tail = runs[-RUNS_PER_LEVEL:]
             if any(run.level != tail[0].level for run in tail):
                 break
-            entries = np.concatenate([self._read_run(run.name) for run in tail])
+            entries = np.concatenate([self._read_run(run) for run in tail])
             days = (entries[:, 2] & DAY_MASK).astype(np.int64)
             number = 1 + max(_number(run.name) for run in runs)
             merged = self._write_run(number, tail[0].level + 1, entries[days >= horizon // DAY_NS])
@@ -161,10 +170,15 @@ class Checkpoints:
         disk.atomic_write(self._directory / name, buffers)
         return Run(name, level, len(entries))
 
-    def _read_run(self, name: str) -> NDArray[np.uint64]:
-        path = self._directory / name
+    def _read_run(self, run: Run) -> NDArray[np.uint64]:
+        """Return the identities of a run.  Raises Corrupt, also when it is missing."""
+        path = self._directory / run.name
         try:
+            if not path.exists():
+                raise Damaged(0, "a checkpoint names it, and it is missing")
             entries: NDArray[np.uint64] = checkpoint_format.decode(_mapped(path))[1]["identities"]
+            if len(entries) != run.count:
+                raise Damaged(0, f"a checkpoint says it has {run.count} identities")
         except Damaged as error:
             raise Corrupt(str(path), error.offset, error.reason) from error
         return entries
