@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from meterd.core.kernels.gather import LogRows
 from meterd.core.log_index import KeyRange, OpenIndex, RowIndex, Rows, SealedIndex, frozen
-from meterd.protocol import index_format
+from meterd.core.opening import Opening
+from meterd.protocol import index_format, members_format
 from meterd.protocol.errors import Internal, RangeExpired
 from meterd.protocol.index_format import HEADER_SIZE, IndexHeader
 from meterd.protocol.log_format import ACTIVE_NAME, Damaged, full_name, number_of, parse_file_header
@@ -91,6 +92,13 @@ class View:
         """Whether no log file has been deleted yet."""
         return bool(self.numbers) and self.numbers[0] == 1
 
+    def opening(self) -> Opening:
+        """Return who was a member when the oldest files were deleted.  Raises Internal."""
+        opening = self._files.opening()
+        if opening.through < self.numbers[0] - 1:
+            raise Internal(f"{members_format.NAME} does not reach to the oldest log file")
+        return opening
+
     def header(self, number: int) -> IndexHeader | None:
         """Return what the index of a file says about it, or None when it has none yet."""
         return self._files.header(number) if number != self.end_file else None
@@ -111,6 +119,7 @@ class LogFiles:
     def __init__(self, directory: str, identity_key: bytes) -> None:
         self._directory = directory
         self.identity_key = np.frombuffer(identity_key, np.uint64).copy()
+        self._opening, self._opening_stamp = Opening.empty(), (0, 0)
         self._numbers: list[int] = []
         self._headers: dict[int, IndexHeader] = {}
         self._sealed: OrderedDict[int, LogFile] = OrderedDict()
@@ -134,6 +143,19 @@ class LogFiles:
         for known in (self._headers, self._sealed):
             for number in set(known) - set(self._numbers):
                 del known[number]
+
+    def opening(self) -> Opening:
+        """Return what is left of deleted files; read again when the file has been replaced."""
+        try:
+            with open(self._path(members_format.NAME), "rb") as file:
+                found = os.fstat(file.fileno())
+                stamp = (found.st_ino, found.st_mtime_ns)
+                if stamp != self._opening_stamp:
+                    fields = members_format.decode_members(file.read())
+                    self._opening, self._opening_stamp = Opening.from_map(fields), stamp
+        except FileNotFoundError:
+            self._opening, self._opening_stamp = Opening.empty(), (0, 0)
+        return self._opening
 
     def indexed(self, number: int) -> None:
         """A file has got its index: use that from now on."""

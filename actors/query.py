@@ -87,6 +87,8 @@ class Query(Actor):
             self._on_ask(frames)
         elif frames[0] == b"indexed":
             self._files.indexed(int(frames[1]))
+        elif frames[0] == b"removed":
+            self._files.refresh()
 
     def flush(self) -> None:
         self._work()

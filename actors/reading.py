@@ -25,6 +25,7 @@ from meterd.core.listing import (
     wanted_events,
 )
 from meterd.core.log_index import KeyRange, Rows, wanted_keys
+from meterd.core.opening import joined
 from meterd.core.questions import Question, known_versions
 from meterd.core.registry import Registry
 from meterd.protocol.errors import RangeExpired
@@ -62,7 +63,10 @@ def read_cells(view: View, question: Question, registry: Registry, horizon: int)
             gathering.count(file.rows, rows[first : first + LISTING_ROWS])
             yield
         yield
-    return gathering.partial()
+    partial = gathering.partial()
+    if has_members and not view.is_complete:
+        partial = joined(partial, view.opening().partial(question, entries))
+    return partial
 
 
 def read_events(view: View, question: Question, registry: Registry, horizon: int) -> Steps:

@@ -12,9 +12,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import lz4.block
@@ -26,17 +28,17 @@ from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.disk import atomic_write, sync_directory
 from meterd.actors.log_files import LogFiles, index_name, map_file
+from meterd.actors.members_file import save_members
 from meterd.actors.refused_log import RefusedLog
 from meterd.core import disk_state, retention
 from meterd.core.disk_state import Limits, Space
 from meterd.core.log_index import OpenIndex
-from meterd.core.registry import Registry
-from meterd.protocol import checkpoint_format
+from meterd.core.registry import MetricEntry, Registry
 from meterd.protocol.decimal_text import format_decimal
 from meterd.protocol.envelope import decode_request_header
 from meterd.protocol.errors import DiskFull, MeterdError, UnknownMetric
 from meterd.protocol.index_format import encode_index
-from meterd.protocol.log_format import Damaged, full_name, number_of
+from meterd.protocol.log_format import full_name, number_of
 from meterd.protocol.messages import check_request
 
 logger = logging.getLogger(__name__)
@@ -169,6 +171,10 @@ class RetentionSweeper(Actor):
 
     def _on_removed(self, numbers: list[int]) -> None:
         """Delete files that nobody needs any more."""
+        self.telemetry.add('retention_runs_total{result="ok"}')
+        if not numbers:
+            return
+        save_members(self._directory, self._files, self._read_registry(), sorted(numbers))
         freed = 0
         for number in sorted(numbers):
             path = os.path.join(self._directory, full_name(number))
@@ -177,19 +183,18 @@ class RetentionSweeper(Actor):
         sync_directory(self._directory)
         for number in numbers:
             os.unlink(os.path.join(self._directory, index_name(number)))
-        if numbers:
-            logger.info(
-                "deleted %d log files past the retention, %d to %d, %d bytes",
-                len(numbers),
-                min(numbers),
-                max(numbers),
-                freed,
-            )
-            self.telemetry.add("retention_segments_deleted_total", len(numbers))
-            self.telemetry.add("retention_bytes_freed_total", freed)
-            if len(numbers) == retention.FILES_PER_SWEEP_MAX:
-                self._sweep_due = 0.0
-        self.telemetry.add('retention_runs_total{result="ok"}')
+        self.send("query", [b"removed", msgpack.packb({"files": numbers})])
+        logger.info(
+            "deleted %d log files past the retention, %d to %d, %d bytes",
+            len(numbers),
+            min(numbers),
+            max(numbers),
+            freed,
+        )
+        self.telemetry.add("retention_segments_deleted_total", len(numbers))
+        self.telemetry.add("retention_bytes_freed_total", freed)
+        if len(numbers) == retention.FILES_PER_SWEEP_MAX:
+            self._sweep_due = 0.0
 
     def _remove_litter(self) -> None:
         """Delete indexes whose log file is gone: the node ended between the two."""
@@ -268,16 +273,17 @@ class RetentionSweeper(Actor):
             "value": format_decimal(event["value"], exponent),
         }
 
-    def _entry(self, number: int) -> Any:
+    def _entry(self, number: int) -> MetricEntry:
         """Return the metric version of a number, reading the registry's file if it is a new one."""
         if number > len(self._registry.entries):
-            try:
-                with open(os.path.join(self._directory, REGISTRY_FILE), "rb") as file:
-                    state = checkpoint_format.read_state(file.read())
-                self._registry = Registry.from_bytes(state["registry"])
-            except (FileNotFoundError, Damaged) as error:
-                logger.warning("the registry's file cannot be read: %s", error)
+            self._read_registry()
         return self._registry.entry(number)
+
+    def _read_registry(self) -> Registry:
+        with contextlib.suppress(FileNotFoundError):
+            path = Path(self._directory, REGISTRY_FILE)
+            self._registry = Registry.from_bytes(path.read_bytes())
+        return self._registry
 
     def _on_request(self, rid: bytes, raw_header: bytes, body: bytes) -> None:
         header = decode_request_header(raw_header)  # the router has checked it

@@ -166,7 +166,7 @@ def count_members(
         cell, hashes = partial.members.cell, partial.members.hashes
         bucket = np.where(groups[cell] >= 0, groups[cell] * width + windows[cell], -1)
         pieces.append((bucket[bucket >= 0], hashes[bucket >= 0]))
-    if partial.seats is not None and width > 0:
+    if partial.seats is not None and edges[0] < edges[-1]:
         pieces.append(_present(partial, groups, np.array(edges, np.int64)))
     buckets = np.concatenate([np.empty(0, np.int64), *(bucket for bucket, _ in pieces)])
     if len(buckets) > MEMBERSHIPS_MAX:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
 from meterd.core.questions import Question
 from meterd.core.registry import Registry
 from meterd.core.zones import UTC
+from meterd.protocol.errors import RangeExpired
 from meterd.protocol.limits import I64_MIN
 from meterd.protocol.metric import MetricDefinition
 from tests.support import model as oracle
@@ -89,6 +91,18 @@ class World:
             if place + 1 < len(files):
                 self.directory.seal(indexed=place % 2 == 0)
 
+    def expire(self, count: int) -> int:
+        """Delete the oldest `count` full files, one by one; return the horizon."""
+        horizon = NOW
+        for number in range(1, min(count, self.directory.builder.file_number - 1) + 1):
+            if number in self.directory.waiting:
+                self.directory.write_index(number)
+            newest = self.directory.files.header(number).max_timestamp
+            horizon = max(horizon, newest + 1)
+            self.directory.delete([number], self.registry)
+        self.model.expire(horizon)
+        return horizon
+
     def write(self, events) -> None:
         logged, refused = [], set()
         for account, timestamp, units, operation, properties, is_refused in events:
@@ -113,22 +127,23 @@ class World:
 
     def store(self, event: LoggedEvent, decimals: int) -> None:
         """Enter an event into the model as it is, whatever its value."""
-        self.model.stored.append(
-            oracle.Stored(
-                order=self.count,
-                account=event.account,
-                id=event.id,
-                metric="m",
-                value=Fraction(event.value, 10**decimals),
-                timestamp=event.timestamp,
-                operation=event.operation,
-                properties=event.properties,
-                version=self.model.version_at("m", event.timestamp),
-            )
+        stored = oracle.Stored(
+            order=self.count,
+            account=event.account,
+            id=event.id,
+            metric="m",
+            value=Fraction(event.value, 10**decimals),
+            timestamp=event.timestamp,
+            operation=event.operation,
+            properties=event.properties,
+            version=self.model.version_at("m", event.timestamp),
         )
+        self.model.stored.append(stored)
+        self.model.identities[event.account, event.id] = stored
 
-    def partial(self, question: Question):
-        return finish(reading.read_cells(self.directory.view(), question, self.registry, I64_MIN))
+    def partial(self, question: Question, horizon: int = I64_MIN):
+        view = self.directory.view()
+        return finish(reading.read_cells(view, question, self.registry, horizon))
 
 
 @contextmanager
@@ -201,6 +216,40 @@ def test_usage_is_what_the_model_says(drawn, asked, account, data):
         for point, (_, value, count) in zip(result["series"], answer.series, strict=True):
             assert about_equal(point["value"], value, version)
             assert point["count"] == count
+
+
+@settings(max_examples=100, deadline=None)
+@given(worlds(), questions, st.sampled_from(ACCOUNTS), st.integers(1, 3), st.data())
+def test_deleted_files_change_no_answer_from_the_horizon_on(drawn, asked, account, count, data):
+    """Members that were added in files that are gone still count; earlier ranges are refused."""
+    with world_of(drawn) as world:
+        start, length, subtree, _ = asked
+        horizon = world.expire(count)
+        start = max(start, horizon)
+        end = start + length
+        version = world.model.version_at("m", end - 1)
+        group_by = version.dimensions if data.draw(st.booleans()) else ()
+        wanted = oracle.Question("m", start, end, group_by=group_by)
+        question = Question("usage", account, subtree, "m", start, end, group_by=group_by)
+        entries = world.registry.versions("m")
+        result = answer_usage(question, entries, world.partial(question, horizon), CONTEXT)
+        answer = world.model.usage(account, wanted, subtree)
+        assert about_equal(result["value"], answer.value, version)
+        assert result["count"] == answer.count
+        found = {tuple(row["key"].values()): row["value"] for row in result["groups"]}
+        assert found.keys() == answer.groups.keys()
+        for key, group in answer.groups.items():
+            assert about_equal(found[key], group.value, version)
+        everyone = replace(question, kind="accounts", account="", subtree=False, group_by=())
+        ranking = finish(answer_accounts(everyone, entries, world.partial(everyone, horizon)))
+        amounts = {row["account"]: row["value"] for row in ranking.rows(0, len(ACCOUNTS))}
+        model_accounts = world.model.accounts(replace(wanted, group_by=()))
+        assert amounts.keys() == model_accounts.keys()
+        for name, total in model_accounts.items():
+            assert about_equal(amounts[name], total.value, version)
+        if world.directory.view().numbers[0] > 1:
+            with pytest.raises(RangeExpired, match=str(horizon)):
+                world.partial(replace(question, start=horizon - 1), horizon)
 
 
 @settings(max_examples=60, deadline=None)

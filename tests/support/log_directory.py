@@ -13,7 +13,9 @@ import numpy as np
 
 from meterd.actors.disk import atomic_write
 from meterd.actors.log_files import LogFiles, Refused, View, index_name
+from meterd.actors.members_file import save_members
 from meterd.core.log_index import OpenIndex
+from meterd.core.registry import Registry
 from meterd.protocol.index_format import encode_index
 from meterd.protocol.log_format import ACTIVE_NAME, full_name
 from tests.support.log_builder import IDENTITY_KEY, LogBuilder, LoggedEvent, Placed
@@ -62,6 +64,14 @@ class LogDirectory:
         sealed = index.seal(number, data, np.frombuffer(self.bitmap(number), np.uint8))
         atomic_write(self.path / index_name(number), encode_index(sealed))
         del self.waiting[number]
+
+    def delete(self, numbers: list[int], registry: Registry) -> None:
+        """Delete the oldest full files, as the retention sweeper does."""
+        save_members(str(self.path), self.files, registry, numbers)
+        for number in numbers:
+            (self.path / full_name(number)).unlink()
+            (self.path / index_name(number)).unlink()
+        self.files.refresh()
 
     def bitmap(self, number: int) -> bytes:
         """The rows of a file that were not stored, one bit each."""
