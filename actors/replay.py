@@ -43,11 +43,12 @@ def replay(usage: Usage, last_sequence: int) -> int:
     status_due = 0.0
     while usage.groups.sequence < last_sequence:
         number = usage.position.file_number
-        for row, records in _blocks(usage, last_sequence):
+        for row, records, end in _blocks(usage, last_sequence):
             for record in records:
                 usage.apply(record, number, row, None)
                 row += record.row_count
                 events += record.row_count
+            usage.position = end
             usage.maybe_save()
             if time.monotonic() >= status_due:
                 usage.lifeline.say(f"status replayed {events} events, in log file {number}")
@@ -55,8 +56,11 @@ def replay(usage: Usage, last_sequence: int) -> int:
     return events
 
 
-def _blocks(usage: Usage, last_sequence: int) -> Iterator[tuple[int, list[Record]]]:
-    """Yield (first row, records) of the blocks left in the file of `usage.position`; move it on."""
+def _blocks(usage: Usage, last_sequence: int) -> Iterator[tuple[int, list[Record], Position]]:
+    """Yield (first row, records, end) of the blocks left in the file of `usage.position`.
+
+    After the last one move it on to the next file.
+    """
     directory = Path(usage.options.node.data_dir)
     position = usage.position
     number = position.file_number
@@ -70,8 +74,7 @@ def _blocks(usage: Usage, last_sequence: int) -> Iterator[tuple[int, list[Record
     if scan.header.file_number != number:
         raise Corrupt(str(path), 0, f"log file {scan.header.file_number} where {number} belongs")
     for block in scan:
-        yield block.header.first_row, block.records
-        usage.position = Position(number, *scan.end)
+        yield block.header.first_row, block.records, Position(number, *scan.end)
         if usage.groups.sequence >= last_sequence:
             return
     if active:

@@ -1,0 +1,57 @@
+"""Replaying the log into the usage actor, without its sockets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meterd.actors import identity
+from meterd.actors.actor import Lifeline
+from meterd.actors.options import Options
+from meterd.actors.replay import replay
+from meterd.actors.usage import Usage
+from tests.support.log_builder import LoggedEvent
+from tests.support.log_directory import LogDirectory
+
+BLOCKS = 6
+
+
+class Recorded(Usage):
+    """Notes how far it was whenever a checkpoint might have been saved."""
+
+    def send(self, actor: str, frames: list[bytes]) -> None:
+        raise AssertionError(f"nothing is to be told to {actor} in a replay")
+
+    def maybe_save(self) -> None:
+        applied = self.groups.sequence
+        self.__dict__.setdefault("saved", []).append((applied, self.position.block_seq))
+
+
+@pytest.fixture
+def usage(tmp_path: Path) -> Iterator[Recorded]:
+    identity.claim(str(tmp_path), 7, "auto")
+    reading, writing = os.pipe()
+    limits = dict.fromkeys(("accounts", "series", "cells", "identities"), 10_000)
+    options = Options.from_mapping({"node": {"data_dir": str(tmp_path), "id": 7}, "limits": limits})
+    actor = Recorded(options, str(tmp_path), Lifeline(writing))
+    actor.open()
+    yield actor
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_checkpoint_saved_on_the_way_begins_after_what_it_holds(
+    usage: Recorded, tmp_path: Path
+) -> None:
+    """Else the next start applies a block twice: it saw that, and never started again."""
+    log = LogDirectory(tmp_path)
+    for number in range(BLOCKS):
+        log.write([LoggedEvent("acme", f"{number}", 0, 1, 1)])
+        if number % 2:
+            log.seal(indexed=False)
+    assert replay(usage, BLOCKS) == BLOCKS
+    # A block here is one record: so many were applied, the next is expected.
+    assert usage.__dict__["saved"] == [(number, number + 1) for number in range(1, BLOCKS + 1)]
