@@ -104,6 +104,7 @@ def next_record(data: Array, end: int, state: Array) -> Any:
         at = state[BLOCK_END]
         if at + HEADER_SIZE > end:
             return np.int64(-1)
+        state[AT] = at  # names the place if it is no block
         magic = np.int64(load_u32(data, at))
         if magic == 0:
             return np.int64(-1)
