@@ -51,6 +51,8 @@ BUSY_SECONDS = 0.5
 BUSY_CHANGE = 256 * 1024
 SURVEY_SECONDS = 1.0
 REPORT_SECONDS = 1.0
+# Regular surveys may take one part in so many of the time.
+SHARE_OF_IDLE_TIME = 200
 # Early surveys and trims may each take one part in so many of the time.
 SHARE_OF_TIME = 5
 # A trim that gives back less was the last for now.
@@ -209,7 +211,8 @@ class ListenerGuard:
             self._table.report()
             self._report_due = now + REPORT_SECONDS
         end = time.monotonic()
-        self._survey_due = now if urgent else now + SURVEY_SECONDS
+        seconds = max(SURVEY_SECONDS, SHARE_OF_IDLE_TIME * (end - now))
+        self._survey_due = now if urgent else now + seconds
         self._survey_not_before = end + SHARE_OF_TIME * (end - now)
 
     def _growth(self, now: float) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 
 from meterd.client import Client, Event
 from meterd.protocol.errors import MeterdError
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SAMPLE_SECONDS = 0.05
@@ -143,6 +144,7 @@ def besiege(
     command = [sys.executable, "-m", "tests.support.attackers", address.rpartition(":")[2]]
     command += [str(seconds), *(f"{kind}={count}" for kind, count in counts.items())]
     client.start()
+    eventually(lambda: client.seconds, "the client is served")
     memory.start()
     end = time.monotonic() + seconds
     try:
