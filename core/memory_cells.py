@@ -35,7 +35,9 @@ def collect(state: StateMachine, question: Question) -> PartialCells | None:
     if question.account:
         chosen, seats, numbers = _of_account(state, question, wanted)
     else:
-        chosen, seats = _grown(kernels.cells_of_metric, state.tables, wanted, question.start)
+        chosen, seats = _grown(
+            kernels.cells_of_metric, state.tables, wanted, unique, question.start
+        )
         numbers, places = np.unique(chosen[:, 1], return_inverse=True)
         chosen[:, 1] = places
     if unique and seats:

@@ -176,6 +176,8 @@ class Stage:
         heap = np.zeros(size, np.uint8)
         kernels.compact_refused(rows, count, self._heap, heap)
         codes, self._codes = self._codes, []
+        # As they are when they have crossed to usage as bytes: kernels tell the two apart.
+        rows.flags.writeable = heap.flags.writeable = False
         return Refusals(rows, heap, codes)
 
     def _code_table(self, codes: list[bytes]) -> NDArray[np.int64]:

@@ -24,12 +24,12 @@ from meterd.core.metric_table import make_book
 from meterd.core.registry import Registry
 from meterd.core.staging import Refusals, code_hash
 from meterd.protocol import log_format
-from meterd.protocol.errors import InvariantViolation, MeterdError, error_body
+from meterd.protocol.errors import STORED, InvariantViolation, MeterdError, error_body
 from meterd.protocol.log_format import Record
 from meterd.protocol.metric import MetricDefinition
 
 # The largest record: a full one and one request more (core/staging.py).
-ROWS_MAX = 1 << 20
+ROWS_MAX = table_kernels.RECORD_ROWS_MAX
 DAY_NS = table_kernels.DAY_NS
 BEGINNING = -(2**63)
 # Fewer cells are not worth a look for ones to drop.
@@ -54,7 +54,18 @@ class StateMachine:
         self._key_pair = identity_key
         self.key = np.array(identity_key, np.uint64)
         self.tables: Tables = make_tables(capacity)
-        self._capacity = capacity
+        text = capacity.accounts * table_kernels.ACCOUNT_TEXT_BYTES
+        dims = capacity.series * table_kernels.SERIES_DIMS_BYTES
+        # What each counter may reach, and the setting that says so.
+        self._fills = (
+            (table_kernels.ACCOUNTS, capacity.accounts, "accounts"),
+            (table_kernels.TEXT_USED, text, "accounts"),
+            (table_kernels.SERIES_COUNT, capacity.series, "series"),
+            (table_kernels.DIMS_USED, dims, "series"),
+            (table_kernels.CELLS, capacity.cells, "cells"),
+            (table_kernels.MEMBERS, capacity.members, "cells"),
+            (table_kernels.JOURNAL, capacity.journal, "identities"),
+        )
         self.registry = Registry()
         self.horizon = BEGINNING
         self.future_ns = DAY_NS
@@ -80,6 +91,7 @@ class StateMachine:
         columns = log_format.columns(record)
         if int(columns.metric.max()) > len(self.registry.entries):
             raise InvariantViolation("a record names a metric number that was never given")
+        self._check_room()
         stored = kernels.apply(
             columns,
             np.frombuffer(record.slices, np.uint64).reshape(-1, 5),
@@ -91,8 +103,15 @@ class StateMachine:
         )
         self.stored += stored
         if stored:
-            self.newest_event = max(self.newest_event, int(columns.timestamp.max()))
+            newest = int(columns.timestamp[outcome == STORED].max())
+            self.newest_event = max(self.newest_event, newest)
         return outcome
+
+    def _check_room(self) -> None:
+        """Raise when a table is over its capacity: another record might not fit behind it."""
+        for used, capacity, key in self._fills:
+            if self.tables.counters[used] > capacity:
+                raise InvariantViolation(f"the tables are full; raise limits.{key}")
 
     def apply_command(self, record: Record) -> dict[str, Any]:
         """Apply a command of the log; return its result, or an error body under "error"."""
@@ -171,18 +190,12 @@ class StateMachine:
 
     def fill(self) -> float:
         """Return how full the fullest table is, 0 to 1."""
-        counters, capacity = self.tables.counters, self._capacity
+        counters = self.tables.counters
         identities = int(self.tables.identities.head[ENTRIES])
         free = entries_free(self.tables.identities)
         return max(
             identities / (identities + free) if identities + free else 1.0,
-            int(counters[table_kernels.ACCOUNTS]) / capacity.accounts,
-            int(counters[table_kernels.TEXT_USED]) / len(self.tables.text),
-            int(counters[table_kernels.SERIES_COUNT]) / capacity.series,
-            int(counters[table_kernels.DIMS_USED]) / len(self.tables.dims),
-            int(counters[table_kernels.CELLS]) / capacity.cells,
-            int(counters[table_kernels.MEMBERS]) / capacity.members,
-            int(counters[table_kernels.JOURNAL]) / capacity.journal,
+            *(int(counters[used]) / capacity for used, capacity, _ in self._fills),
         )
 
     def unsaved(self) -> int:

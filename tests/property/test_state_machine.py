@@ -1,0 +1,345 @@
+"""The state machine against the plain-Python model: outcomes of every row, answers from memory."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from meterd.core import state as state_module
+from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
+from meterd.core.memory_cells import collect
+from meterd.core.questions import Question
+from meterd.core.state import StateMachine
+from meterd.protocol.errors import MetricVersionsDiffer
+from tests.support import model as oracle
+from tests.support.log_directory import finish
+from tests.support.periods import DAY, HOUR, Period
+from tests.support.pipeline import Pipeline
+
+NOW = 20_000 * DAY + 7 * HOUR
+ACCOUNTS = ("a", "a/x", "a/x/y", "ax", "ü/ß")
+IDS = ("1", "2", "é" * 64, "6fa459ea-ee8a-3ca4-894e-db77e160355e")
+PROPERTIES = st.dictionaries(
+    st.sampled_from(["region", "user", "other"]), st.sampled_from(["", "eu", "é" * 127]), max_size=3
+)
+# Each code keeps its period; versions differ in everything else.
+VARIANTS = {
+    "sum": [
+        oracle.Metric("sum", "sum", 2, ("region",)),
+        oracle.Metric("sum", "sum", 0, ("user", "region")),
+        oracle.Metric("sum", "sum", 6),
+        oracle.Metric("sum", "max", 2),
+    ],
+    "hours": [
+        oracle.Metric("hours", name, 2, ("region",), period=Period("hour"))
+        for name in ("latest", "first", "avg")
+    ],
+    "days": [
+        oracle.Metric("days", name, 1, ("user",), period=Period("day")) for name in ("min", "count")
+    ],
+    "values": [oracle.Metric("values", "unique", n, ("region",)) for n in (0, 2)],
+    "seats": [
+        oracle.Metric("seats", "unique", 0, ("region",), "user", Period("day")),
+        oracle.Metric("seats", "unique", 0, (), "other", Period("day")),
+    ],
+}
+# What is wrong with an event, whatever the registry holds.
+FAULTS = {
+    "float": {"value": 1.5},
+    "65 bits": {"value": 2**63},
+    "no number": {"value": "x"},
+    "bad_operation": {"operation": "steal"},
+    "bad_properties": {"properties": {f"k{n}": "" for n in range(33)}},
+    "bad_metric": {"metric": "Not A Code"},
+}
+CONTEXT_POSITION = "7"
+
+events = st.fixed_dictionaries(
+    {
+        "account": st.sampled_from(ACCOUNTS),
+        "id": st.sampled_from(IDS) | st.integers(10, 60).map(str),
+        "metric": st.sampled_from([*VARIANTS, *VARIANTS, "unknown"]),
+        "ahead": st.sampled_from([0, 0, -1, 1, -HOUR, -2 * HOUR, -DAY, -31 * DAY, -70 * DAY])
+        | st.sampled_from([HOUR, DAY, DAY + 1]),
+        "value": st.sampled_from(["1", "1.50", "1.5", "-3", "0.01", "0.000001", 7])
+        | st.sampled_from([str(2**63 - 1), str(-(2**63))]),
+        "operation": st.sampled_from(["none", "none", "none", "add", "remove"]),
+        "properties": PROPERTIES,
+        "fault": st.sampled_from([None] * 12 + list(FAULTS)),
+    }
+)
+
+
+def definition_of(metric: oracle.Metric) -> dict[str, Any]:
+    return {
+        "code": metric.code,
+        "aggregation": metric.aggregation,
+        "decimals": metric.decimals,
+        "dimensions": list(metric.dimensions),
+        "unique_on": metric.unique_on,
+        "period": metric.period.kind,
+    }
+
+
+class StateMachineAgainstModel(RuleBasedStateMachine):
+    """Whatever is done to both, both say the same."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.pipeline = Pipeline()
+        self.model = oracle.Model(retention_days=10**6)
+        self.runs: list[Any] = []
+        self.now = NOW
+        self.asked = 0
+        self.cells_min = state_module.EVICT_CELLS_MIN
+        state_module.EVICT_CELLS_MIN = 1
+        for variants in VARIANTS.values():
+            self.put(variants[0], False)
+
+    def teardown(self) -> None:
+        if hasattr(self, "cells_min"):
+            state_module.EVICT_CELLS_MIN = self.cells_min
+
+    def leader_time(self) -> int:
+        """The time that the next record gets."""
+        return max(self.now, self.pipeline.state.leader_time + 1)
+
+    @rule(span=st.sampled_from([1, HOUR, 5 * HOUR, DAY, 31 * DAY]))
+    def wait(self, span: int) -> None:
+        self.now += span
+
+    @rule(
+        metric=st.sampled_from([metric for variants in VARIANTS.values() for metric in variants]),
+        replace=st.booleans(),
+    )
+    def put(self, metric: oracle.Metric, replace: bool) -> None:
+        at = self.leader_time()
+        result = self.pipeline.put(self.now, definition_of(metric), replace)
+        try:
+            outcome = self.model.put_metric(metric, at, replace)
+        except oracle.Refused as error:
+            assert result["error"]["code"] == str(error)
+        else:
+            assert result["outcome"] == outcome
+
+    @rule(code=st.sampled_from(sorted(VARIANTS)))
+    def delete(self, code: str) -> None:
+        result = self.pipeline.command(self.now, op="metric_delete", code=code)
+        try:
+            self.model.delete_metric(code)
+        except oracle.Refused as error:
+            assert result["error"]["code"] == str(error)
+        else:
+            assert result == {"code": code}
+
+    @rule(batches=st.lists(st.lists(events, min_size=1, max_size=8), min_size=1, max_size=3))
+    def ingest(self, batches: list[list[dict[str, Any]]]) -> None:
+        at = self.leader_time()
+        requests, faults = [], []
+        for batch in batches:
+            request = []
+            for drawn in batch:
+                event = dict(drawn)
+                event["timestamp"] = self.now + event.pop("ahead")
+                fault = event.pop("fault")
+                event |= FAULTS.get(fault, {})
+                request.append(event)
+                faults.append(fault)
+            requests.append(request)
+        found = self.pipeline.events(self.now, *requests)
+        wanted = self.outcomes([event for request in requests for event in request], at)
+        first = 0
+        for request, result in zip(requests, found, strict=True):
+            statuses = dict.fromkeys(range(len(request)), ("stored", ""))
+            statuses |= {row: (status, reason) for row, status, reason in result.items}
+            assert result.received == len(request)
+            assert result.stored == sum(s == "stored" for s, _ in statuses.values())
+            for row, (status, reason) in statuses.items():
+                expected = wanted[first + row]
+                assert status == expected[0], (request[row], reason, expected)
+                fault = faults[first + row]
+                if fault is None or not reason:
+                    assert reason == expected[1], request[row]
+                else:
+                    broken = "bad_value" if "value" in FAULTS[fault] else fault
+                    assert reason in (broken, expected[1])
+            first += len(request)
+
+    def outcomes(self, batch: list[dict[str, Any]], at: int) -> list[tuple[str, str]]:
+        """What the model says; rows that never reach the log are judged behind the others."""
+        outcomes: dict[int, tuple[str, str]] = {}
+        late = []
+        for row, event in enumerate(batch):
+            content = self.content_of(event)
+            if self.model.ingest_reason(content, at) in ("", "too_old", "too_far_ahead"):
+                outcomes[row] = self.model.ingest(event, at)
+            else:
+                late.append(row)
+        for row in late:
+            outcomes[row] = self.model.ingest(batch[row], at)
+        return [outcomes[row] for row in range(len(batch))]
+
+    def content_of(self, event: dict[str, Any]) -> tuple[Any, ...]:
+        return oracle.ingest_content(event)
+
+    @rule(days=st.integers(-80, 3), odd=st.integers(0, DAY - 1), ahead=st.sampled_from([1, 2]))
+    def expire(self, days: int, odd: int, ahead: int) -> None:
+        horizon = self.now + days * DAY + odd
+        self.pipeline.command(self.now, op="expire", horizon=horizon, future_ns=ahead * DAY)
+        self.model.expire(horizon // DAY * DAY)
+        self.model.ahead = ahead * DAY
+        assert self.pipeline.state.horizon == self.model.horizon
+
+    @rule()
+    def save_and_restore(self) -> None:
+        saved = self.pipeline.state.save()
+        self.runs.append(saved.identities)
+        fresh = StateMachine(self.pipeline.key, self.pipeline.capacity)
+        fresh.restore(saved.state, saved.arrays)
+        for run in self.runs:
+            fresh.restore_identities(run)
+        counts = self.pipeline.state.counts()
+        assert fresh.counts() | {"identities": 0} == counts | {"identities": 0}
+        assert fresh.unsaved() == 0
+        self.pipeline.state = fresh
+
+    @rule()
+    def save_and_go_on(self) -> None:
+        self.runs.append(self.pipeline.state.save().identities)
+
+    @rule()
+    def evict(self) -> None:
+        self.pipeline.state.evict()
+
+    @rule()
+    def purge(self) -> None:
+        while self.pipeline.state.purge():
+            pass
+        # Days are kept, not moments: the horizon is the beginning of one, so nothing differs.
+        assert self.pipeline.state.counts()["identities"] == len(self.model.identities)
+
+    @rule()
+    def replay(self) -> None:
+        """The same log gives the same state on another machine, whatever housekeeping was done."""
+        fresh, state = self.pipeline.replayed(), self.pipeline.state
+        for name in ("accounts", "series", "events"):
+            assert fresh.counts()[name] == state.counts()[name]
+        assert fresh.registry.to_bytes() == state.registry.to_bytes()
+        self.compare_all(fresh, state.leader_time)
+
+    @invariant()
+    def compare(self) -> None:
+        if hasattr(self, "pipeline"):
+            self.compare_all(self.pipeline.state, self.pipeline.state.leader_time)
+
+    def compare_all(self, state: StateMachine, now: int) -> None:
+        """Ask about a few accounts each time: all of them come round."""
+        for code in VARIANTS:
+            for named in ("current", "previous"):
+                start, end = self.model.period(code, named, now)
+                self.asked += 1
+                account = ACCOUNTS[self.asked % len(ACCOUNTS)]
+                self.compare_usage(state, code, start, end, account, self.asked % 3 == 0)
+                self.compare_accounts(state, code, start, end)
+
+    def has_seats(self, code: str, is_asked: Any) -> bool:
+        return any(
+            event.metric == code
+            and event.operation != "none"
+            and event.version.aggregation == "unique"
+            and is_asked(event.account)
+            for event in self.model.stored + self.model.expired
+        )
+
+    def compare_usage(
+        self, state: StateMachine, code: str, start: int, end: int, account: str, subtree: bool
+    ) -> None:
+        version = self.model.version_at(code, end - 1)
+        keys = version.dimensions[: self.asked % 3]
+        filters = {key: [None, "eu"] for key in version.dimensions if self.asked % 4 == 1}
+        question = Question(
+            "usage",
+            account,
+            subtree,
+            code,
+            start,
+            end,
+            tuple((key, tuple(values)) for key, values in sorted(filters.items())),
+            keys,
+            whole_period=True,
+        )
+        partial = collect(state, question)
+
+        def asked(other: str) -> bool:
+            return oracle.below(other, account) if subtree else other == account
+
+        if partial is None:
+            assert self.has_seats(code, asked)
+            return
+        wanted = oracle.Question(code, start, end, filters, keys)
+        answer = self.model.usage(account, wanted, subtree)
+        entries = state.registry.versions(code)
+        context = AnswerContext(CONTEXT_POSITION, state.horizon)
+        try:
+            result = answer_usage(question, entries, partial, context)
+        except MetricVersionsDiffer:
+            self.check_versions_differ(code, start, end, version)
+            return
+        assert about_equal(result["value"], answer.value, version)
+        assert result["count"] == answer.count
+        assert result["newest_event"] == answer.newest_event
+        assert result["expired"] == answer.expired
+        found = {tuple(group["key"][key] for key in keys): group for group in result["groups"]}
+        assert found.keys() == answer.groups.keys()
+        for key, group in answer.groups.items():
+            assert about_equal(found[key]["value"], group.value, version)
+            assert found[key]["count"] == group.count
+
+    def compare_accounts(self, state: StateMachine, code: str, start: int, end: int) -> None:
+        question = Question("accounts", metric=code, start=start, end=end, whole_period=True)
+        partial = collect(state, question)
+        if partial is None:
+            assert self.has_seats(code, lambda account: True)
+            return
+        version = self.model.version_at(code, end - 1)
+        try:
+            ranking = finish(
+                answer_accounts(question, state.registry.versions(code), partial)
+            )
+        except MetricVersionsDiffer:
+            self.check_versions_differ(code, start, end, version)
+            return
+        wanted = self.model.accounts(oracle.Question(code, start, end))
+        rows = {row["account"]: row for row in ranking.rows(0, len(ranking.accounts))}
+        assert rows.keys() == wanted.keys()
+        for account, answer in wanted.items():
+            assert about_equal(rows[account]["value"], answer.value, version)
+            assert rows[account]["count"] == answer.count
+
+    def check_versions_differ(
+        self, code: str, start: int, end: int, version: oracle.Metric
+    ) -> None:
+        counted = {
+            (event.version.aggregation, event.version.unique_on)
+            for event in self.model.stored + self.model.expired
+            if event.metric == code and start <= event.timestamp < end
+        }
+        assert counted - {(version.aggregation, version.unique_on)}
+
+
+def about_equal(text: str | None, exact: Fraction | None, metric: oracle.Metric) -> bool:
+    """An average is rounded, half to even; everything else is exact."""
+    if text is None or exact is None:
+        return text is None and exact is None
+    if metric.aggregation == "avg":
+        digits = metric.decimals + 6
+        exact = Fraction(round(exact * 10**digits), 10**digits)
+    return Fraction(text) == exact
+
+
+TestStateMachine = StateMachineAgainstModel.TestCase
+TestStateMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
