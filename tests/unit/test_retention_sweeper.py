@@ -1,0 +1,219 @@
+"""The retention sweeper: indexes, deletion, free space, refused events."""
+
+from __future__ import annotations
+
+import time
+
+import lz4.block
+import msgpack
+import pytest
+
+from meterd.actors.log_files import index_name
+from meterd.actors.retention_sweeper import REGISTRY_FILE, RetentionSweeper
+from meterd.core.opening import Opening
+from meterd.core.registry import Registry
+from meterd.core.zones import UTC
+from meterd.protocol import members_format
+from meterd.protocol.errors import DiskFull
+from meterd.protocol.index_format import parse_index
+from meterd.protocol.log_format import full_name
+from meterd.protocol.metric import MetricDefinition
+from tests.support.log_builder import LoggedEvent
+from tests.support.log_directory import LogDirectory
+from tests.support.periods import DAY
+from tests.support.recording import answers, recorded, request
+
+OLD = time.time_ns() - 200 * DAY
+
+
+def definition(code: str, aggregation: str, **more) -> MetricDefinition:
+    return MetricDefinition.from_map({"code": code, "aggregation": aggregation} | more)
+
+
+@pytest.fixture
+def log(tmp_path) -> LogDirectory:
+    registry = Registry()
+    registry.put(definition("spend", "sum", decimals=2), UTC, False, 1)
+    registry.put(definition("seats", "unique", unique_on="user"), UTC, False, 2)
+    (tmp_path / REGISTRY_FILE).write_bytes(registry.to_bytes())
+    return LogDirectory(tmp_path)
+
+
+@pytest.fixture
+def sweeper(log):
+    made = recorded(RetentionSweeper, log.path)
+    made.sent = []
+    yield made
+    made.close()
+
+
+def write_full_file(log: LogDirectory, at: int, indexed: bool) -> int:
+    events = [
+        LoggedEvent("a", f"{at}-1", 1, 5, at),
+        LoggedEvent("a", f"{at}-2", 2, 0, at, "add", {"user": f"u{log.builder.file_number}"}),
+    ]
+    log.write(events, {0})
+    return log.seal(indexed)
+
+
+def announce(sweeper, log: LogDirectory, number: int) -> None:
+    meta = msgpack.packb({"file_number": number, "row_count": 2})
+    sweeper.handle([b"sealed", meta, lz4.block.compress(log.bitmap(number))])
+
+
+def test_a_sealed_file_gets_its_index_and_both_who_need_it_are_told(log, sweeper):
+    number = write_full_file(log, OLD, indexed=False)
+    announce(sweeper, log, number)
+    sweeper.tick(0.0)
+    index = parse_index((log.path / index_name(number)).read_bytes())
+    assert index.refused.tolist() == [1]
+    assert index.header.has_operations
+    told = sweeper.take(b"indexed")
+    assert [to for to, _ in told] == ["query", "usage"]
+    assert all(frames == [b"indexed", b"1"] for _, frames in told)
+
+
+def test_an_index_that_is_there_is_announced_and_not_written_again(log, sweeper):
+    """The usage actor was restarted before it had saved that it may forget the bitmap."""
+    number = write_full_file(log, OLD, indexed=False)
+    announce(sweeper, log, number)
+    sweeper.tick(0.0)
+    before = (log.path / index_name(number)).stat().st_ino
+    announce(sweeper, log, number)
+    sweeper.tick(0.0)
+    assert (log.path / index_name(number)).stat().st_ino == before
+    assert len(sweeper.take(b"indexed")) == 4
+
+
+def test_a_damaged_index_is_written_anew(log, sweeper):
+    number = write_full_file(log, OLD, indexed=False)
+    (log.path / index_name(number)).write_bytes(b"not an index")
+    announce(sweeper, log, number)
+    sweeper.tick(0.0)
+    parse_index((log.path / index_name(number)).read_bytes())
+
+
+def test_an_index_that_finds_no_room_is_tried_again(log, sweeper, monkeypatch):
+    number = write_full_file(log, OLD, indexed=False)
+
+    def full(*_):
+        raise DiskFull("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("meterd.actors.retention_sweeper.atomic_write", full)
+        announce(sweeper, log, number)
+        sweeper.tick(0.0)
+    assert sweeper.take(b"indexed") == []
+    sweeper.tick(1.0)
+    assert sweeper.take(b"indexed") == []
+    sweeper.tick(1_000.0)
+    assert len(sweeper.take(b"indexed")) == 2
+
+
+def test_a_file_without_events_gets_an_index_by_itself(log, sweeper):
+    log.seal(indexed=False)
+    sweeper.tick(0.0)
+    sweeper.tick(0.0)
+    assert parse_index((log.path / index_name(1)).read_bytes()).header.row_count == 0
+
+
+def test_only_the_oldest_expired_files_are_asked_for(log, sweeper):
+    write_full_file(log, OLD, indexed=True)
+    write_full_file(log, OLD + DAY, indexed=True)
+    write_full_file(log, time.time_ns(), indexed=True)
+    write_full_file(log, OLD, indexed=True)
+    sweeper.tick(0.0)
+    ((to, frames),) = sweeper.take(b"remove")
+    asked = msgpack.unpackb(frames[1])
+    assert to == "usage"
+    assert asked["files"] == [1, 2]
+    assert asked["newest"] == {"1": OLD, "2": OLD + DAY}
+
+
+def test_what_was_agreed_goes_and_its_members_stay(log, sweeper):
+    for step in range(3):
+        write_full_file(log, OLD + step, indexed=True)
+    sweeper.tick(0.0)
+    sweeper.handle([b"removed", msgpack.packb({"files": [1, 2]})])
+    left = {path.name for path in log.path.glob("wal-*")}
+    assert left == {full_name(3), index_name(3)}
+    fields = members_format.decode_members((log.path / members_format.NAME).read_bytes())
+    opening = Opening.from_map(fields)
+    assert (opening.through, opening.accounts, len(opening.rows)) == (2, ["a"], 2)
+    assert sweeper.take(b"removed") == [("query", [b"removed", msgpack.packb({"files": [1, 2]})])]
+
+
+def test_nothing_goes_when_nothing_was_agreed(log, sweeper):
+    write_full_file(log, OLD, indexed=True)
+    sweeper.handle([b"removed", msgpack.packb({"files": []})])
+    assert (log.path / full_name(1)).exists()
+    assert not (log.path / members_format.NAME).exists()
+
+
+def test_an_index_whose_file_is_gone_is_litter(log):
+    write_full_file(log, OLD, indexed=True)
+    write_full_file(log, OLD, indexed=True)
+    (log.path / full_name(1)).unlink()
+    recorded(RetentionSweeper, log.path).close()
+    assert {path.name for path in log.path.glob("*.idx")} == {index_name(2)}
+
+
+def test_too_little_space_refuses_events_and_a_new_router_is_told(log):
+    huge = {"warn_free": 1 << 50, "stop_free": 1 << 50}
+    sweeper = recorded(RetentionSweeper, log.path, disk=huge)
+    ((to, frames),) = sweeper.take(b"admission")
+    said = msgpack.unpackb(frames[1])
+    assert to == "router"
+    assert (said["source"], said["code"]) == ("retention_sweeper", "disk_stop")
+    assert said["retry_after_ms"] > 0
+    sweeper.handle([b"hello", b"router"])
+    assert len(sweeper.take(b"admission")) == 1
+    assert sweeper.tick(0.0) <= 1.0
+    assert sweeper.take(b"admission") == []
+    small = {"warn_free": 0, "stop_free": 0, "resume_margin": 0}
+    sweeper.reload(sweeper.options.from_mapping({"disk": small}))
+    sweeper.tick(1_000.0)
+    ((_, frames),) = sweeper.take(b"admission")
+    assert msgpack.unpackb(frames[1])["code"] is None
+    sweeper.close()
+
+
+def test_enough_space_says_nothing(sweeper):
+    sweeper.tick(0.0)
+    assert sweeper.take(b"admission") == []
+
+
+def test_refused_events_are_listed_as_people_read_them(sweeper):
+    common = {"account": "a", "id": "i", "timestamp": 7}
+    sweeper.handle(
+        [
+            b"refused_events",
+            msgpack.packb(
+                [
+                    common | {"metric": 1, "value": 1250, "reason": "too_old"},
+                    common
+                    | {"metric": "none", "value": 5, "exponent": 1, "reason": "unknown_metric"},
+                    common | {"metric": 99, "value": 5, "reason": "too_old"},
+                ]
+            ),
+        ]
+    )
+    sweeper.handle([b"requests", b"rid", *request("rejected", {"limit": 2})])
+    sweeper.flush()
+    ((status, page),) = answers(sweeper)
+    assert status == "ok"
+    assert [event["metric"] for event in page["events"]] == ["99", "none"]
+    sweeper.handle([b"requests", b"rid", *request("rejected", {"after": page["next"]})])
+    sweeper.flush()
+    ((_, page),) = answers(sweeper)
+    (event,) = page["events"]
+    assert (event["metric"], event["value"], event["reason"]) == ("spend", "12.5", "too_old")
+    assert (event["account"], event["id"], event["timestamp"]) == ("a", "i", 7)
+    assert page["next"] is None
+
+
+def test_a_wrong_cursor_gets_an_error_answer(sweeper):
+    sweeper.handle([b"requests", b"rid", *request("rejected", {"after": "e.1.2"})])
+    sweeper.flush()
+    ((status, body),) = answers(sweeper)
+    assert (status, body["code"]) == ("error", "bad_request")
