@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -34,11 +33,12 @@ from meterd.core import disk_state, retention
 from meterd.core.disk_state import Limits, Space
 from meterd.core.log_index import OpenIndex
 from meterd.core.registry import MetricEntry, Registry
+from meterd.protocol import checkpoint_format
 from meterd.protocol.decimal_text import format_decimal
 from meterd.protocol.envelope import decode_request_header
 from meterd.protocol.errors import DiskFull, MeterdError, UnknownMetric
 from meterd.protocol.index_format import encode_index
-from meterd.protocol.log_format import full_name, number_of
+from meterd.protocol.log_format import Damaged, full_name, number_of
 from meterd.protocol.messages import check_request
 
 logger = logging.getLogger(__name__)
@@ -172,9 +172,10 @@ class RetentionSweeper(Actor):
     def _on_removed(self, numbers: list[int]) -> None:
         """Delete files that nobody needs any more."""
         self.telemetry.add('retention_runs_total{result="ok"}')
-        if not numbers:
+        # Without the registry nobody could say which rows add members: then the files stay.
+        if not numbers or not self._read_registry():
             return
-        save_members(self._directory, self._files, self._read_registry(), sorted(numbers))
+        save_members(self._directory, self._files, self._registry, sorted(numbers))
         freed = 0
         for number in sorted(numbers):
             path = os.path.join(self._directory, full_name(number))
@@ -279,11 +280,15 @@ class RetentionSweeper(Actor):
             self._read_registry()
         return self._registry.entry(number)
 
-    def _read_registry(self) -> Registry:
-        with contextlib.suppress(FileNotFoundError):
-            path = Path(self._directory, REGISTRY_FILE)
-            self._registry = Registry.from_bytes(path.read_bytes())
-        return self._registry
+    def _read_registry(self) -> bool:
+        """Read what the usage actor has written last; return whether that was possible."""
+        try:
+            state = checkpoint_format.read_state(Path(self._directory, REGISTRY_FILE).read_bytes())
+        except (FileNotFoundError, Damaged) as error:
+            logger.error("%s cannot be read: %s", REGISTRY_FILE, error)
+            return False
+        self._registry = Registry.from_bytes(state["registry"])
+        return True
 
     def _on_request(self, rid: bytes, raw_header: bytes, body: bytes) -> None:
         header = decode_request_header(raw_header)  # the router has checked it

@@ -13,7 +13,7 @@ from meterd.actors.retention_sweeper import REGISTRY_FILE, RetentionSweeper
 from meterd.core.opening import Opening
 from meterd.core.registry import Registry
 from meterd.core.zones import UTC
-from meterd.protocol import members_format
+from meterd.protocol import checkpoint_format, members_format
 from meterd.protocol.errors import DiskFull
 from meterd.protocol.index_format import parse_index
 from meterd.protocol.log_format import full_name
@@ -35,7 +35,8 @@ def log(tmp_path) -> LogDirectory:
     registry = Registry()
     registry.put(definition("spend", "sum", decimals=2), UTC, False, 1)
     registry.put(definition("seats", "unique", unique_on="user"), UTC, False, 2)
-    (tmp_path / REGISTRY_FILE).write_bytes(registry.to_bytes())
+    state = {"kind": "registry", "registry": registry.to_bytes()}
+    (tmp_path / REGISTRY_FILE).write_bytes(b"".join(checkpoint_format.encode(state, {})))
     return LogDirectory(tmp_path)
 
 
@@ -146,6 +147,15 @@ def test_what_was_agreed_goes_and_its_members_stay(log, sweeper):
 def test_nothing_goes_when_nothing_was_agreed(log, sweeper):
     write_full_file(log, OLD, indexed=True)
     sweeper.handle([b"removed", msgpack.packb({"files": []})])
+    assert (log.path / full_name(1)).exists()
+    assert not (log.path / members_format.NAME).exists()
+
+
+def test_nothing_goes_while_nobody_can_say_what_it_holds(log, sweeper):
+    """The registry's file is damaged: who is a member could not be kept."""
+    write_full_file(log, OLD, indexed=True)
+    (log.path / REGISTRY_FILE).write_bytes(b"damaged")
+    sweeper.handle([b"removed", msgpack.packb({"files": [1]})])
     assert (log.path / full_name(1)).exists()
     assert not (log.path / members_format.NAME).exists()
 
