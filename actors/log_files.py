@@ -214,7 +214,7 @@ class LogFiles:
         data, index = self._open[number]
         packed, row_count = refused if refused is not None else (b"", 0)
         if row_count > index.row_count or refused is None:
-            limit = len(data) if end is None else end
+            limit = self._size_of(number) if end is None else end
             index.extend(data, limit, self.identity_key, full_name(number))
         if refused is None and end is None and index.row_count:
             # Neither an index nor the bitmap it is made from: somebody has removed the index.
@@ -234,6 +234,17 @@ class LogFiles:
                 return data
         self.refresh()
         raise RangeExpired(f"log file {number} has just been deleted; ask again")
+
+    def _size_of(self, number: int) -> int:
+        """Return where a full file ends: it may be mapped from when it was active, and longer.
+
+        What is mapped behind its end has gone; reading there would be the end of this process.
+        """
+        try:
+            return os.stat(self._path(full_name(number))).st_size
+        except FileNotFoundError:
+            self.refresh()
+            raise RangeExpired(f"log file {number} has just been deleted; ask again") from None
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, name)

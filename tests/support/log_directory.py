@@ -6,6 +6,7 @@ its file is longer than what has been written, as a preallocated one is.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import lz4.block
@@ -48,7 +49,9 @@ class LogDirectory:
     def seal(self, indexed: bool) -> int:
         """End the active file, with an index or still without; return its number."""
         number = self.builder.file_number
-        (self.path / full_name(number)).write_bytes(bytes(self.builder.data))
+        # As the WAL-writer does: whoever has it mapped sees it end.
+        os.truncate(self.path / ACTIVE_NAME, len(self.builder.data))
+        (self.path / ACTIVE_NAME).rename(self.path / full_name(number))
         if indexed:
             self.write_index(number)
         self.builder.next_file()

@@ -38,6 +38,8 @@ def usage(tmp_path: Path) -> Iterator[Recorded]:
     options = Options.from_mapping({"node": {"data_dir": str(tmp_path), "id": 7}, "limits": limits})
     actor = Recorded(options, str(tmp_path), Lifeline(writing))
     actor.open()
+    # Records of the builder are made under version 1 of the registry.
+    actor.state.registry.version = 1
     yield actor
     os.close(reading)
     os.close(writing)

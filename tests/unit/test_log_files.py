@@ -1,0 +1,57 @@
+"""Log files as a question reads them, while the WAL-writer goes on."""
+
+from __future__ import annotations
+
+import mmap
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from meterd.protocol.errors import RangeExpired
+from meterd.protocol.log_format import full_name
+from tests.support.log_builder import LoggedEvent
+from tests.support.log_directory import LogDirectory
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def read_across_a_seal(path: Path) -> None:
+    """Read the active file, let it become full at the end of a page, read what came since."""
+    log = LogDirectory(path)
+    log.write([LoggedEvent("acme", "0", 0, 1, 1)])
+    assert len(log.view().open(1).all_rows()) == 1
+    count = 1
+    while len(log.builder.data) % mmap.PAGESIZE:
+        log.write([LoggedEvent("acme", f"{count}", 0, 1, 1)])
+        count += 1
+    log.seal(indexed=False)
+    assert len(log.view().open(1).all_rows()) == count
+
+
+def test_a_file_that_was_mapped_while_active_is_read_to_its_end_once_full(tmp_path: Path) -> None:
+    """It is cut behind its last block: to touch what was mapped beyond is a bus error.
+
+    In a process of its own, because that is what a failure would end.
+    """
+    program = (
+        "import sys, pathlib\n"
+        "from tests.unit.test_log_files import read_across_a_seal\n"
+        "read_across_a_seal(pathlib.Path(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_deleted_while_it_is_read_is_expired(tmp_path: Path) -> None:
+    log = LogDirectory(tmp_path)
+    log.write([LoggedEvent("acme", "before", 0, 1, 1)])
+    assert len(log.view().open(1).all_rows()) == 1
+    log.write([LoggedEvent("acme", "after", 0, 1, 1)])
+    log.seal(indexed=False)
+    view = log.view()
+    (tmp_path / full_name(1)).unlink()
+    with pytest.raises(RangeExpired):
+        view.open(1)
