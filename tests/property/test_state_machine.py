@@ -342,4 +342,4 @@ def about_equal(text: str | None, exact: Fraction | None, metric: oracle.Metric)
 
 
 TestStateMachine = StateMachineAgainstModel.TestCase
-TestStateMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestStateMachine.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)

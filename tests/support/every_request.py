@@ -1,0 +1,116 @@
+"""Everything that events and questions may ask of a node's kernels, in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgpack
+
+from meterd.actors.checkpoints import Checkpoints
+from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
+from meterd.core.memory_cells import collect
+from meterd.core.questions import Question
+from meterd.core.state import StateMachine
+from meterd.protocol import log_format
+from tests.support.log_directory import finish
+from tests.support.periods import DAY
+from tests.support.pipeline import Pipeline
+
+NOW = 20_000 * DAY
+AGGREGATIONS = ("count", "sum", "min", "max", "avg", "latest", "first", "unique")
+
+
+def every_request(directory: str) -> None:
+    """Send every shape of request, ask every kind of question, save, load and replay."""
+    pipeline = Pipeline()
+    for name in AGGREGATIONS:
+        pipeline.put(NOW, {"code": name, "aggregation": name, "dimensions": ["region"]})
+    seats = {"code": "seats", "aggregation": "unique", "unique_on": "user"}
+    pipeline.put(NOW, seats)
+    pipeline.events(NOW, *_plain())
+    pipeline.ingest(NOW, _columns(True), _columns(False))
+    pipeline.events(NOW, *_plain())
+    pipeline.events(NOW, [{"account": "a", "id": "x", "metric": "none", "timestamp": NOW}])
+    _ask(pipeline.state)
+    pipeline.command(NOW, op="metric_delete", code="sum")
+    pipeline.command(NOW, op="expire", horizon=NOW - DAY, future_ns=DAY)
+    pipeline.state.purge()
+    _ask(_restored(pipeline, Checkpoints(directory), Path(directory)))
+    _ask(_replayed(pipeline))
+
+
+def _plain() -> list[list[dict[str, Any]]]:
+    base = {"account": "a/b", "timestamp": NOW, "properties": {"region": "eu", "user": "u"}}
+    good = [base | {"metric": name, "id": f"{name}-1", "value": "2"} for name in AGGREGATIONS]
+    seat = base | {"metric": "seats", "id": "s", "operation": "add"}
+    odd = [
+        base | {"metric": "none", "id": "1"},
+        base | {"metric": "sum", "id": "", "value": 1},
+        base | {"metric": "sum", "id": "2", "value": "0.0000001"},
+        base | {"metric": "sum", "id": "3", "timestamp": NOW + 9 * DAY},
+        base | {"metric": "sum", "id": "4", "account": "ü" * 60},
+        base | {"metric": "sum", "id": str(UUID(int=5)), "properties": {}},
+    ]
+    return [good, [seat], odd, odd[:1]]
+
+
+def _columns(as_uuid: bool) -> bytes:
+    ids = {"uuid": bytes(16)}
+    if not as_uuid:
+        ids = {"offsets": bytes(4) + b"\1\0\0\0", "text": b"i"}
+    fields = {
+        "n": 1,
+        "timestamp": NOW.to_bytes(8, "little"),
+        "value": (5).to_bytes(8, "little"),
+        "exponent": 2,
+        "metric": {"values": ["sum"]},
+        "account": {"values": ["a"], "index": bytes(4)},
+        "id": ids,
+        "properties": [{"key": "region", "values": ["eu"], "index": bytes(4)}],
+    }
+    return bytes(msgpack.packb(fields))
+
+
+def _ask(state: StateMachine) -> None:
+    for code in (*AGGREGATIONS, "seats"):
+        (start, *_), end = state._book.bounds[1][1:], state._book.bounds[1][2]
+        for account, subtree in (("a", True), ("a/b", False), ("none", False), ("none", True)):
+            question = Question("usage", account, subtree, code, int(start), int(end))
+            partial = collect(state, question)
+            if partial is not None:
+                entries = state.registry.versions(code)
+                answer_usage(question, entries, partial, AnswerContext("", 0))
+        question = Question("accounts", metric=code, start=int(start), end=int(end))
+        partial = collect(state, question)
+        if partial is not None:
+            finish(answer_accounts(question, state.registry.versions(code), partial))
+
+
+def _restored(pipeline: Pipeline, checkpoints: Checkpoints, directory: Path) -> StateMachine:
+    checkpoints.save(pipeline.state.save(), {"position": []})
+    checkpoints.wait()
+    again = Checkpoints(str(directory))
+    found = again.load()
+    assert found is not None
+    fresh = StateMachine(pipeline.key, pipeline.capacity)
+    fresh.restore(*found)
+    for entries in again.identities():
+        fresh.restore_identities(entries)
+    return fresh
+
+
+def _replayed(pipeline: Pipeline) -> StateMachine:
+    """Records as they are read from a block of a log file, which is mapped and read-only."""
+    fresh = StateMachine(pipeline.key, pipeline.capacity)
+    data = b"".join(append.head + bytes(append.payload) for append in pipeline.appended)
+    at = 0
+    while at < len(data):
+        record = log_format.parse_record(memoryview(data), at)
+        at += record.size
+        if record.kind == log_format.EVENTS:
+            fresh.apply_events(record)
+        else:
+            fresh.apply_command(record)
+    return fresh
