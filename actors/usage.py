@@ -38,6 +38,9 @@ from meterd.protocol.result import IngestResult, encode_result
 HOUR_NS = DAY_NS // 24
 # A checkpoint is also due after so many records: small ones cost more to replay than their events.
 CHECKPOINT_RECORDS = 20_000
+# Identities not yet saved find room here at least: a checkpoint's events and all that the router
+# admits meanwhile.  It is address space only.
+JOURNAL_MIN = 16_000_000
 # Beyond this no new events are taken, so that what is in the log always finds room.
 FILL_MAX = 0.95
 FULL_RETRY_MS = 10_000
@@ -63,7 +66,7 @@ class Usage(Actor):
                 series=limits.series,
                 cells=limits.cells,
                 members=limits.cells,
-                journal=limits.identities // 8,
+                journal=max(limits.identities // 8, JOURNAL_MIN),
             ),
         )
         self.refused = RefusedRows()
@@ -76,7 +79,6 @@ class Usage(Actor):
         self._records_unsaved = 0
         self.serving = False
         self._expire_due = 0.0
-        self._purging = False
         self._full = False
         self._saved_at = time.monotonic()
         self._load()
@@ -264,8 +266,7 @@ class Usage(Actor):
         if now >= self._expire_due:
             self._expire()
             self._expire_due = now + self.options.retention.sweep_interval
-        if self._purging:
-            self._purging = self.state.purge() > 0
+        purging = self.state.purge() > 0
         self._check_room()
         self.maybe_save()
         for name, count in self.state.counts().items():
@@ -273,7 +274,7 @@ class Usage(Actor):
         if self._checkpoints.saved_at:
             moment = self._checkpoints.saved_at
             self.telemetry.set("checkpoint_last_success_timestamp_seconds", moment)
-        return 0.01 if self._purging else BEAT_SECONDS
+        return 0.01 if purging else BEAT_SECONDS
 
     def _expire(self) -> None:
         """Propose to move the horizon to where the retention has it now."""
@@ -294,7 +295,6 @@ class Usage(Actor):
         origin = msgpack.packb({"requests": []})
         frames = [b"propose", msgpack.packb(meta), bytes(slices), payload, b"", origin]
         self.send("replication", frames)
-        self._purging = True
 
     def _check_room(self) -> None:
         full = self.state.fill() > FILL_MAX
@@ -320,9 +320,12 @@ class Usage(Actor):
     def maybe_save(self) -> None:
         """Begin to save a checkpoint when one is due and none is under way."""
         storage = self.options.storage
+        if self.state.unsaved_share() > FILL_MAX:  # in a replay nothing else slows down
+            self._checkpoints.wait()
         unsaved = self.state.unsaved()
         late = time.monotonic() - self._saved_at >= storage.checkpoint_interval
         due = unsaved >= storage.checkpoint_events or self._records_unsaved >= CHECKPOINT_RECORDS
+        due = due or self.state.unsaved_share() > FILL_MAX / 2
         if (due or (late and self._records_unsaved)) and not self._checkpoints.busy:
             self._save()
 
@@ -362,5 +365,3 @@ class Usage(Actor):
             if self._records_unsaved:
                 self._save()
                 self._checkpoints.wait()
-
-

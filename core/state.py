@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from meterd.core.kernels import apply as kernels
 from meterd.core.kernels import tables as table_kernels
 from meterd.core.kernels.index import BUCKETS, ENTRIES, entries_free
+from meterd.core.kernels.memory import reserve
 from meterd.core.kernels.tables import Capacity, Tables, make_tables
 from meterd.core.metric_table import make_book
 from meterd.core.registry import Registry
@@ -54,6 +55,7 @@ class StateMachine:
         self._key_pair = identity_key
         self.key = np.array(identity_key, np.uint64)
         self.tables: Tables = make_tables(capacity)
+        self._capacity = capacity
         text = capacity.accounts * table_kernels.ACCOUNT_TEXT_BYTES
         dims = capacity.series * table_kernels.SERIES_DIMS_BYTES
         # What each counter may reach, and the setting that says so.
@@ -66,6 +68,9 @@ class StateMachine:
             (table_kernels.MEMBERS, capacity.members, "cells"),
             (table_kernels.JOURNAL, capacity.journal, "identities"),
         )
+        # Where `save` copies to: pages taken once, for a fresh page costs more than the copy.
+        self._copies = {name: reserve(array.shape, array.dtype) for name, array, _ in self._rows()}
+        self._other_journal = reserve(self.tables.journal.shape, np.uint64)
         self.registry = Registry()
         self.horizon = BEGINNING
         self.future_ns = DAY_NS
@@ -202,6 +207,10 @@ class StateMachine:
         """Return how many events were stored since the last copy was taken."""
         return int(self.tables.counters[table_kernels.JOURNAL])
 
+    def unsaved_share(self) -> float:
+        """Return how full the room for those is, 0 to 1."""
+        return self.unsaved() / self._capacity.journal
+
     def counts(self) -> dict[str, int]:
         """Return how many of everything there are."""
         counters = self.tables.counters
@@ -234,12 +243,20 @@ class StateMachine:
     # Saving
 
     def save(self) -> Saved:
-        """Return a copy of everything, and the identities entered since the last copy."""
+        """Return a copy of everything, and the identities entered since the last copy.
+
+        It lies in memory kept for it, so it is valid until the next one is taken.
+        """
         tables, counters = self.tables, self.tables.counters
-        journal = int(counters[table_kernels.JOURNAL])
-        identities = tables.journal[:journal].copy()
+        identities = tables.journal[: int(counters[table_kernels.JOURNAL])]
+        self.tables = tables._replace(journal=self._other_journal)
+        self._other_journal = tables.journal
         counters[table_kernels.JOURNAL] = 0
-        arrays = {name: array[: int(counters[used])].copy() for name, array, used in self._rows()}
+        arrays = {}
+        for name, array, used in self._rows():
+            count = int(counters[used])
+            arrays[name] = self._copies[name][:count]
+            arrays[name][:] = array[:count]
         arrays["counters"] = counters.copy()
         state = {
             "registry": self.registry.to_bytes(),
@@ -268,6 +285,7 @@ class StateMachine:
         """Enter identities that a checkpoint refers to, oldest first."""
         entries.flags.writeable = False
         kernels.load_identities(self.tables.identities, entries, self.horizon)
+        self._purged_to = int(self.tables.identities.head[BUCKETS])  # none of them has expired
 
     def _rows(self) -> list[tuple[str, NDArray[Any], int]]:
         tables = self.tables

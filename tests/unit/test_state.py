@@ -136,6 +136,16 @@ def test_an_identity_lives_as_long_as_the_day_of_its_event(purged):
     assert pipeline.state.horizon == midnight
 
 
+def test_only_a_new_horizon_makes_work_for_a_purge():
+    pipeline = new_pipeline()
+    events = [EVENT | {"id": str(n), "timestamp": NOW - n % 2 * DAY} for n in range(1_000)]
+    statuses(pipeline, *events)
+    assert pipeline.state.purge() == 0
+    pipeline.command(NOW, op="expire", horizon=NOW, future_ns=DAY)
+    assert pipeline.state.purge() == 0
+    assert pipeline.state.counts()["identities"] == 500
+
+
 def test_the_edges_of_time():
     pipeline = new_pipeline()
     pipeline.command(NOW, op="expire", horizon=NOW - DAY, future_ns=DAY)
@@ -242,6 +252,7 @@ def test_fill_is_that_of_the_fullest_table(name, counts):
     assert pipeline.state.fill() == 0.8
     if name == "journal":
         assert pipeline.state.unsaved() == counts
+        assert pipeline.state.unsaved_share() == 0.8
         pipeline.state.save()
         assert pipeline.state.fill() < 0.1
 
