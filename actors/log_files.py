@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from meterd.core.kernels.gather import LogRows
 from meterd.core.log_index import KeyRange, OpenIndex, RowIndex, Rows, SealedIndex, frozen
-from meterd.core.opening import Opening
-from meterd.protocol import index_format, members_format
+from meterd.core.opening import FILE_NAME, Opening
+from meterd.protocol import checkpoint_format, index_format
 from meterd.protocol.errors import Internal, RangeExpired
 from meterd.protocol.index_format import HEADER_SIZE, IndexHeader
 from meterd.protocol.log_format import ACTIVE_NAME, Damaged, full_name, number_of, parse_file_header
@@ -96,7 +96,7 @@ class View:
         """Return who was a member when the oldest files were deleted.  Raises Internal."""
         opening = self._files.opening()
         if opening.through < self.numbers[0] - 1:
-            raise Internal(f"{members_format.NAME} does not reach to the oldest log file")
+            raise Internal(f"{FILE_NAME} does not reach to the oldest log file")
         return opening
 
     def header(self, number: int) -> IndexHeader | None:
@@ -147,12 +147,12 @@ class LogFiles:
     def opening(self) -> Opening:
         """Return what is left of deleted files; read again when the file has been replaced."""
         try:
-            with open(self._path(members_format.NAME), "rb") as file:
+            with open(self._path(FILE_NAME), "rb") as file:
                 found = os.fstat(file.fileno())
                 stamp = (found.st_ino, found.st_mtime_ns)
                 if stamp != self._opening_stamp:
-                    fields = members_format.decode_members(file.read())
-                    self._opening, self._opening_stamp = Opening.from_map(fields), stamp
+                    held = checkpoint_format.decode(file.read())
+                    self._opening, self._opening_stamp = Opening.from_file(*held), stamp
         except FileNotFoundError:
             self._opening, self._opening_stamp = Opening.empty(), (0, 0)
         return self._opening

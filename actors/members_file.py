@@ -9,9 +9,9 @@ from dataclasses import replace
 from meterd.actors.disk import atomic_write
 from meterd.actors.log_files import LogFiles
 from meterd.core.gathering import Gathering
-from meterd.core.opening import question_of
+from meterd.core.opening import FILE_NAME, question_of
 from meterd.core.registry import Registry
-from meterd.protocol import members_format
+from meterd.protocol import checkpoint_format
 
 
 def save_members(
@@ -33,5 +33,4 @@ def save_members(
                 gathering.count(file.rows, file.all_rows())
                 opening = opening.with_rows(gathering.partial(), number)
     opening = replace(opening, through=max(opening.through, numbers[-1]))
-    path = os.path.join(directory, members_format.NAME)
-    atomic_write(path, members_format.encode_members(opening.to_map()))
+    atomic_write(os.path.join(directory, FILE_NAME), checkpoint_format.encode(*opening.to_file()))

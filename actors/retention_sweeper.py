@@ -36,7 +36,13 @@ from meterd.core.registry import MetricEntry, Registry
 from meterd.protocol import checkpoint_format
 from meterd.protocol.decimal_text import format_decimal
 from meterd.protocol.envelope import decode_request_header
-from meterd.protocol.errors import DiskFull, MeterdError, UnknownMetric
+from meterd.protocol.errors import (
+    Corrupt,
+    DiskFull,
+    MeterdError,
+    StorageError,
+    UnknownMetric,
+)
 from meterd.protocol.index_format import encode_index
 from meterd.protocol.log_format import Damaged, full_name, number_of
 from meterd.protocol.messages import check_request
@@ -118,6 +124,11 @@ class RetentionSweeper(Actor):
             logger.warning("no room for the index of log file %d: %s", number, full)
             self._index_due = now + INDEX_RETRY_SECONDS
             return
+        except Corrupt as corrupt:
+            # Readers of the file say so too; the rest of the log is as good as before.
+            logger.error("no index can be made: %s", corrupt)
+            del self._sealed[number]
+            return
         del self._sealed[number]
         for actor in ("query", "usage"):
             self.send(actor, [b"indexed", str(number).encode()])
@@ -165,7 +176,11 @@ class RetentionSweeper(Actor):
         path = os.path.join(self._directory, full_name(number))
         data = map_file(path)
         index = OpenIndex()
-        index.extend(data, len(data), self._key, path)
+        try:
+            index.extend(data, len(data), self._key, path)
+        except Corrupt as corrupt:
+            logger.error("no index can be made: %s", corrupt)
+            return
         if index.row_count == 0:
             self._sealed[number] = lz4.block.compress(b"")
 
@@ -175,7 +190,11 @@ class RetentionSweeper(Actor):
         # Without the registry nobody could say which rows add members: then the files stay.
         if not numbers or not self._read_registry():
             return
-        save_members(self._directory, self._files, self._registry, sorted(numbers))
+        try:
+            save_members(self._directory, self._files, self._registry, sorted(numbers))
+        except StorageError as error:
+            logger.error("no log file is deleted, because members cannot be kept: %s", error)
+            return
         freed = 0
         for number in sorted(numbers):
             path = os.path.join(self._directory, full_name(number))

@@ -32,6 +32,7 @@ from meterd.protocol.limits import I64_MAX
 # Columns of a row.
 ACCOUNT, METRIC, DIMS, TIMESTAMP, POSITION, OPERATION = range(6)
 ROW_WORDS: Final = 6
+FILE_NAME: Final = "members.bin"
 
 T = TypeVar("T", str, bytes)
 
@@ -50,25 +51,21 @@ class Opening:
     def empty(cls) -> Opening:
         return cls(0, [], [], np.empty((0, ROW_WORDS), np.int64), np.empty((0, 2), np.uint64))
 
-    def to_map(self) -> dict[str, Any]:
-        """Return everything as plain values."""
-        return {
+    def to_file(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return state and arrays, for a container (protocol/checkpoint_format.py)."""
+        state = {
+            "kind": "members",
             "through": self.through,
             "accounts": self.accounts,
             "dims": self.dims,
-            "rows": self.rows.astype("<i8").tobytes(),
-            "members": self.members.astype("<u8").tobytes(),
         }
+        return state, {"rows": self.rows, "members": self.members}
 
     @classmethod
-    def from_map(cls, fields: dict[str, Any]) -> Opening:
-        """Read what `to_map` gave."""
+    def from_file(cls, state: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Opening:
+        """Read what `to_file` gave."""
         return cls(
-            fields["through"],
-            fields["accounts"],
-            fields["dims"],
-            np.frombuffer(fields["rows"], "<i8").reshape(-1, ROW_WORDS),
-            np.frombuffer(fields["members"], "<u8").reshape(-1, 2),
+            state["through"], state["accounts"], state["dims"], arrays["rows"], arrays["members"]
         )
 
     def with_rows(self, partial: PartialCells, through: int) -> Opening:

@@ -10,10 +10,10 @@ import pytest
 
 from meterd.actors.log_files import index_name
 from meterd.actors.retention_sweeper import REGISTRY_FILE, RetentionSweeper
-from meterd.core.opening import Opening
+from meterd.core.opening import FILE_NAME, Opening
 from meterd.core.registry import Registry
 from meterd.core.zones import UTC
-from meterd.protocol import checkpoint_format, members_format
+from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import DiskFull
 from meterd.protocol.index_format import parse_index
 from meterd.protocol.log_format import full_name
@@ -138,8 +138,7 @@ def test_what_was_agreed_goes_and_its_members_stay(log, sweeper):
     sweeper.handle([b"removed", msgpack.packb({"files": [1, 2]})])
     left = {path.name for path in log.path.glob("wal-*")}
     assert left == {full_name(3), index_name(3)}
-    fields = members_format.decode_members((log.path / members_format.NAME).read_bytes())
-    opening = Opening.from_map(fields)
+    opening = Opening.from_file(*checkpoint_format.decode((log.path / FILE_NAME).read_bytes()))
     assert (opening.through, opening.accounts, len(opening.rows)) == (2, ["a"], 2)
     assert sweeper.take(b"removed") == [("query", [b"removed", msgpack.packb({"files": [1, 2]})])]
 
@@ -148,7 +147,7 @@ def test_nothing_goes_when_nothing_was_agreed(log, sweeper):
     write_full_file(log, OLD, indexed=True)
     sweeper.handle([b"removed", msgpack.packb({"files": []})])
     assert (log.path / full_name(1)).exists()
-    assert not (log.path / members_format.NAME).exists()
+    assert not (log.path / FILE_NAME).exists()
 
 
 def test_nothing_goes_while_nobody_can_say_what_it_holds(log, sweeper):
@@ -157,7 +156,26 @@ def test_nothing_goes_while_nobody_can_say_what_it_holds(log, sweeper):
     (log.path / REGISTRY_FILE).write_bytes(b"damaged")
     sweeper.handle([b"removed", msgpack.packb({"files": [1]})])
     assert (log.path / full_name(1)).exists()
-    assert not (log.path / members_format.NAME).exists()
+    assert not (log.path / FILE_NAME).exists()
+
+
+def test_nothing_goes_while_the_members_cannot_be_kept(log, sweeper):
+    write_full_file(log, OLD, indexed=True)
+    (log.path / FILE_NAME).write_bytes(b"damaged")
+    sweeper.handle([b"removed", msgpack.packb({"files": [1]})])
+    assert (log.path / full_name(1)).exists()
+
+
+def test_a_damaged_log_file_gets_no_index_and_stops_nobody(log, sweeper):
+    number = write_full_file(log, OLD, indexed=False)
+    second = write_full_file(log, OLD, indexed=False)
+    path = log.path / full_name(number)
+    path.write_bytes(path.read_bytes()[:4096] + bytes([1]) * 512)
+    announce(sweeper, log, number)
+    announce(sweeper, log, second)
+    for _ in range(2):
+        sweeper.tick(0.0)
+    assert {path.name for path in log.path.glob("*.idx")} == {index_name(second)}
 
 
 def test_an_index_whose_file_is_gone_is_litter(log):
