@@ -90,6 +90,7 @@ class ListenerGuard:
         self._siege_until = 0.0
         self._in_flight = 0  # bytes of requests, at the last look
         self._judge_not_before = 0.0
+        self._borne = 0  # growth that no client was answerable for
         self._unexplained_since: float | None = None
         self._cost = 1  # memory behind a held byte, when that was last judged
 
@@ -197,7 +198,7 @@ class ListenerGuard:
         elif not self._alarmed:
             self._alarmed = True
             return 0.0  # the router takes what waits, then the guard judges
-        elif now >= self._judge_not_before:
+        elif now >= self._judge_not_before or growth > self._borne + budget // 2:
             self._judge(now, budget)
         busy = self._alarmed or now < self._busy_until
         return LOOK_BUSY_SECONDS if busy else LOOK_QUIET_SECONDS
@@ -253,6 +254,7 @@ class ListenerGuard:
         It goes by itself when it is messages of peers that have left, still to be taken.
         """
         self._judge_not_before = now + UNEXPLAINED_PAUSE_SECONDS
+        self._borne = growth
         if self._unexplained_since is None:
             self._unexplained_since = now
         elif now - self._unexplained_since > UNEXPLAINED_SECONDS_MAX:
