@@ -48,10 +48,7 @@ def stretches(transitions: Transitions) -> Stretches:
     """Return the transitions as arrays."""
     start = np.array([at for at, _ in transitions], np.int64)
     offset = np.array([seconds * SECOND for _, seconds in transitions], np.int64)
-    ends = [
-        at + seconds * SECOND
-        for (_, seconds), (at, _) in pairwise(transitions)
-    ]
+    ends = [at + seconds * SECOND for (_, seconds), (at, _) in pairwise(transitions)]
     local_end = np.maximum.accumulate(np.array([*ends, I64_MAX], np.int64))
     return Stretches(start, offset, local_end)
 
