@@ -85,6 +85,10 @@ class Actor:
     def handle(self, frames: list[bytes]) -> None:
         """Take one message from the inbox."""
 
+    def enough(self) -> bool:
+        """Should this turn end, and be acted on, although more messages wait?"""
+        return False
+
     def flush(self) -> None:
         """Act on what this turn's messages left; called after every turn that had any."""
 
@@ -184,6 +188,8 @@ class Actor:
                     break
                 taken = True
                 handler(frames)
+                if self.enough():
+                    return True
         return taken
 
     def _beat(self) -> None:

@@ -38,6 +38,7 @@ RUNS_PER_LEVEL = 8
 logger = logging.getLogger(__name__)
 
 State = dict[str, Any]
+Entries = NDArray[np.uint64]
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -55,7 +56,7 @@ class Checkpoints:
     def __init__(self, directory: str) -> None:
         self._directory = Path(directory)
         self._runs: list[Run] = []
-        self._loaded: list[NDArray[np.uint64]] = []  # identities of the runs, until they are taken
+        self._loaded: list[Entries] = []  # identities of the runs, until they are taken
         self._current_whole = True  # may the current checkpoint become the previous one?
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -76,7 +77,7 @@ class Checkpoints:
             try:
                 state, arrays = checkpoint_format.decode(_mapped(path))
                 self._runs = [Run(*run) for run in state["runs"]]
-                self._loaded = [self._read_run(run) for run in self._runs]
+                self._loaded = [part for run in self._runs for part in self._read_run(run)]
             except Damaged as error:
                 damage = Corrupt(str(path), error.offset, error.reason)
             except Corrupt as error:  # of a run
@@ -99,7 +100,7 @@ class Checkpoints:
         except (Damaged, FileNotFoundError):
             return None
 
-    def identities(self) -> Iterator[NDArray[np.uint64]]:
+    def identities(self) -> Iterator[Entries]:
         """Yield the identities of the checkpoint that was loaded, oldest run first; once."""
         while self._loaded:
             yield self._loaded.pop(0)
@@ -134,7 +135,7 @@ class Checkpoints:
     def _save(self, saved: Saved, position: State) -> None:
         number = 1 + max((_number(run.name) for run in self._runs), default=0)
         if len(saved.identities):
-            run = self._write_run(number, 0, saved.identities)
+            run = self._write_run(number, 0, [saved.identities])
             self._runs = self._merged([*self._runs, run], saved.state["horizon"])
         state = saved.state | position | {"runs": [list(run) for run in self._runs]}
         current = self._directory / CURRENT
@@ -157,31 +158,33 @@ class Checkpoints:
             tail = runs[-RUNS_PER_LEVEL:]
             if any(run.level != tail[0].level for run in tail):
                 break
-            entries = np.concatenate([self._read_run(run) for run in tail])
-            days = (entries[:, 2] & DAY_MASK).astype(np.int64)
+            parts = [_living(part, horizon) for run in tail for part in self._read_run(run)]
             number = 1 + max(_number(run.name) for run in runs)
-            merged = self._write_run(number, tail[0].level + 1, entries[days >= horizon // DAY_NS])
+            merged = self._write_run(number, tail[0].level + 1, parts)
             runs = [*runs[:-RUNS_PER_LEVEL], merged]
         return runs
 
-    def _write_run(self, number: int, level: int, entries: NDArray[np.uint64]) -> Run:
+    def _write_run(self, number: int, level: int, parts: list[Entries]) -> Run:
+        """Write a run.  Nothing reads it before the next start or merge, so memory lets it go."""
         name = f"ids-{number:012d}.run"
-        buffers = checkpoint_format.encode({"kind": "identities"}, {"identities": entries})
-        disk.atomic_write(self._directory / name, buffers)
-        return Run(name, level, len(entries))
+        arrays = {f"identities.{place}": part for place, part in enumerate(parts)}
+        path = self._directory / name
+        disk.atomic_write(path, checkpoint_format.encode({"kind": "identities"}, arrays))
+        disk.uncache(path)
+        return Run(name, level, sum(map(len, parts)))
 
-    def _read_run(self, run: Run) -> NDArray[np.uint64]:
-        """Return the identities of a run.  Raises Corrupt, also when it is missing."""
+    def _read_run(self, run: Run) -> list[Entries]:
+        """Return the identities of a run, in parts.  Raises Corrupt, also when it is missing."""
         path = self._directory / run.name
         try:
             if not path.exists():
                 raise Damaged(0, "a checkpoint names it, and it is missing")
-            entries: NDArray[np.uint64] = checkpoint_format.decode(_mapped(path))[1]["identities"]
-            if len(entries) != run.count:
+            parts = list(checkpoint_format.decode(_mapped(path))[1].values())
+            if sum(map(len, parts)) != run.count:
                 raise Damaged(0, f"a checkpoint says it has {run.count} identities")
         except Damaged as error:
             raise Corrupt(str(path), error.offset, error.reason) from error
-        return entries
+        return parts
 
     def _clear(self) -> None:
         """Remove runs that neither checkpoint names."""
@@ -191,6 +194,13 @@ class Checkpoints:
         for path in self._directory.glob(RUN_PATTERN):
             if path.name not in named:
                 path.unlink()
+
+
+def _living(entries: Entries, horizon: int) -> Entries:
+    """Return the identities whose events have not expired; usually all of them, not copied."""
+    days = (entries[:, 2] & DAY_MASK).astype(np.int64)
+    living = days >= horizon // DAY_NS
+    return entries if living.all() else entries[living]
 
 
 def _number(run_name: str) -> int:

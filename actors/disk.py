@@ -36,12 +36,14 @@ FILE_MODE = 0o640
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
-# Told how many bytes of a new file are filled; may wait, so that filling disturbs nobody.
-Pace = Callable[[int], object]
+# Told how many bytes of a new file are filled; may wait, so that filling disturbs nobody, and says
+# whether to go on: what is allocated and not filled reads as zeros too, it only syncs more slowly.
+Pace = Callable[[int], bool]
 
 
-def at_once(filled: int) -> None:
+def at_once(filled: int) -> bool:
     """Fill without waiting."""
+    return True
 
 
 class Disk(Protocol):
@@ -202,6 +204,12 @@ def _opened(path: str | os.PathLike[str], flags: int) -> Iterator[int]:
         os.close(descriptor)
 
 
+def uncache(path: str | os.PathLike[str]) -> None:
+    """Give back the memory that holds a file's bytes; who reads it again reads the disk."""
+    with _opened(path, os.O_RDONLY) as descriptor:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def sync_data(descriptor: int) -> None:
     """Put the bytes of an open file, and its size, on stable storage.  Raises FsyncFailed."""
     _sync(os.fdatasync, descriptor)
@@ -254,7 +262,8 @@ def _fill(descriptor: int, size: int, pace: Pace) -> None:
     for offset in range(0, size, FILL_SIZE):
         write_all(descriptor, [zeros[: size - offset]], offset)
         sync_data(descriptor)
-        pace(offset + FILL_SIZE)
+        if not pace(offset + FILL_SIZE):
+            break
 
 
 def _sync(call: Callable[[int], None], descriptor: int) -> None:

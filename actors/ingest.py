@@ -28,6 +28,8 @@ from meterd.protocol.errors import REASONS, MeterdError, RemoteProtocolError
 from meterd.protocol.messages import check_request
 from meterd.protocol.result import IngestResult, encode_result
 
+# Requests of a record after which we take no more of those that wait (as in the router).
+PORTION = 32
 # Requests of one record at the most; their numbers travel with it.
 REQUESTS_PER_RECORD_MAX = 4_096
 
@@ -55,6 +57,10 @@ class Ingest(Actor):
                     self._on_request(frames[at], frames[at + 1], frames[at + 2])
         elif kind == b"registry":
             self._on_registry(frames)
+
+    def enough(self) -> bool:
+        """Propose in portions, so that the disk and usage work while we decode the next."""
+        return len(self._requests) >= PORTION or self._stage.full
 
     def flush(self) -> None:
         self._propose()

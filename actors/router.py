@@ -41,6 +41,9 @@ RESTARTING_RETRY_MS = 100
 EXPIRY_MARGIN = 5.0
 EXPIRY_SECONDS = 1.0
 HALT_MESSAGE = "the node takes no events for the time being; questions are answered"
+# Requests passed on at once: few enough that the stages of the way overlap, and enough that the
+# price of a message between actors, about 30 µs on each side, is shared.
+PORTION = 32
 MAP_FILE = "partition_map.bin"
 HALT_HINT = "see meterctl status; what was sent is not stored and may be sent again"
 
@@ -57,7 +60,7 @@ class Router(Actor):
         self._waiting: dict[bytes, Waiting] = {}  # by ticket
         self._waiting_bytes = 0
         self._boot = os.urandom(4)
-        self._count = 0
+        self._count = self._passed_on = 0  # requests admitted, and sent on to their actors
         self._outgoing: dict[str, list[bytes]] = {}
         self._serving = False
         self._halts: dict[str, MeterdError] = {}  # who wants events refused, and why
@@ -197,7 +200,12 @@ class Router(Actor):
         halt.retry_after_ms = int(said["retry_after_ms"])  # type: ignore[call-overload]
         self._halts[source] = halt
 
+    def enough(self) -> bool:
+        """Pass requests on in portions, so that the other actors work while we take the next."""
+        return self._count - self._passed_on >= PORTION
+
     def flush(self) -> None:
+        self._passed_on = self._count
         for actor, frames in self._outgoing.items():
             self.send(actor, frames)
         self._outgoing.clear()

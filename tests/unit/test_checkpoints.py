@@ -106,7 +106,7 @@ def test_merging_drops_what_has_expired_and_keeps_the_order(tmp_path):
     assert (level, count) == (1, 3 * (RUNS_PER_LEVEL - 2))
     again = Checkpoints(str(tmp_path))
     again.load()
-    (entries,) = again.identities()
+    entries = np.concatenate(list(again.identities()))
     wanted = [identities(n, day=n) for n in range(3, RUNS_PER_LEVEL + 1)]
     assert np.array_equal(entries, np.concatenate(wanted))
     assert (tmp_path / name).exists()
@@ -133,7 +133,7 @@ def test_a_checkpoint_whose_run_is_not_what_it_was_falls_back(tmp_path, how):
         flip(newest, newest.stat().st_size - 64)
     else:
         other = Checkpoints(str(tmp_path / ".."))
-        run = other._write_run(999, 0, identities(9, 1))
+        run = other._write_run(999, 0, [identities(9, 1)])
         (tmp_path / ".." / run.name).replace(newest)
     assert load(tmp_path) == (2, [1, 2])
 
