@@ -31,9 +31,9 @@ from meterd.protocol import limits
 
 MIB = 1 << 20
 # Memory that clients may hold together in suspect bytes, beyond what connections take anyway.
-BUDGET = 12 * MIB
+BUDGET = 8 * MIB
 # The same for a while after somebody was reset: attackers seldom come alone.
-BUDGET_BESIEGED = 3 * MIB
+BUDGET_BESIEGED = 2 * MIB
 SIEGE_SECONDS = 2.0
 # And in earned ones.
 EARNED_MAX = 64 * MIB
@@ -65,8 +65,8 @@ UNEXPLAINED_SECONDS_MAX = 5.0
 FRAMES_KEPT = limits.FRAME_COUNT + 1
 # A message with so many more is no mistake.
 EXCESS_MAX = 64
-# What the router takes between two looks: some milliseconds of work.  A thousand requests fit in.
-FRAMES_BETWEEN_LOOKS_MAX = 4_096
+# What the router takes between two looks: a few milliseconds of work, 500 requests.
+FRAMES_BETWEEN_LOOKS_MAX = 1_536
 BYTES_BETWEEN_LOOKS_MAX = 32 * MIB
 # What the answer to a malformed message costs, in frames.
 FRAMES_PER_STRIKE = 32
@@ -88,7 +88,8 @@ class ListenerGuard:
         self._trimming = False  # memory was freed, and the last trim was worth it
         self._alarmed = False
         self._siege_until = 0.0
-        self._in_flight = 0  # bytes of requests, at the last look
+        self._now = 0.0  # at the last look, and bytes of requests in flight then
+        self._in_flight = 0
         self._judge_not_before = 0.0
         self._borne = 0  # growth that no client was answerable for
         self._unexplained_since: float | None = None
@@ -159,7 +160,7 @@ class ListenerGuard:
             self._frames_left -= 1
             if self._excess == EXCESS_MAX and self._struck:
                 self._table.cut([self.source], connection_table.FRAMES)
-                self._besieged(time.monotonic())
+                self._besieged(self._now)
         if not more:
             self._excess = 0
 
@@ -174,7 +175,7 @@ class ListenerGuard:
         if not present:
             self._table.outcasts.add(self._sender)
         elif self._table.strike(self.source):
-            self._besieged(time.monotonic())
+            self._besieged(self._now)
 
     # Looks
 
@@ -185,6 +186,7 @@ class ListenerGuard:
         """
         self._frames_left = FRAMES_BETWEEN_LOOKS_MAX
         self._bytes_left = BYTES_BETWEEN_LOOKS_MAX
+        self._now = now
         self._in_flight = in_flight
         budget = BUDGET_BESIEGED if now < self._siege_until else BUDGET
         growth = self._growth(now)
@@ -207,14 +209,15 @@ class ListenerGuard:
         self._memory.close()
 
     def _survey(self, now: float) -> None:
+        begin = time.monotonic()
         urgent = self._table.survey()
+        took = time.monotonic() - begin
         if now >= self._report_due:
             self._table.report()
             self._report_due = now + REPORT_SECONDS
-        end = time.monotonic()
-        seconds = max(SURVEY_SECONDS, SHARE_OF_IDLE_TIME * (end - now))
+        seconds = max(SURVEY_SECONDS, SHARE_OF_IDLE_TIME * took)
         self._survey_due = now if urgent else now + seconds
-        self._survey_not_before = end + SHARE_OF_TIME * (end - now)
+        self._survey_not_before = now + SHARE_OF_TIME * took
 
     def _growth(self, now: float) -> int:
         """Return how much memory has grown beyond what requests and connections explain."""
@@ -266,8 +269,7 @@ class ListenerGuard:
             return False
         begin = time.monotonic()
         self._memory.trim()
-        end = time.monotonic()
-        self._trim_not_before = end + SHARE_OF_TIME * (end - begin)
+        self._trim_not_before = now + SHARE_OF_TIME * (time.monotonic() - begin)
         return True
 
     def _trim_while_worth(self, now: float) -> None:

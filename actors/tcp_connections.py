@@ -35,6 +35,7 @@ _libc = ctypes.CDLL(None)
 _info = ctypes.create_string_buffer(TCP_INFO_SIZE)
 _info_size = ctypes.c_uint32()
 _waiting = ctypes.c_int()
+_size = ctypes.c_int()
 _address = ctypes.create_string_buffer(ADDRESS_SIZE)
 _address_size = ctypes.c_uint32()
 
@@ -84,6 +85,16 @@ def waiting(descriptor: int) -> int:
     if _libc.ioctl(descriptor, FIONREAD, ctypes.byref(_waiting)):
         return 0
     return _waiting.value
+
+
+def widen(descriptor: int, size: int) -> None:
+    """Let the kernel take up to `size` bytes ahead of the process."""
+    _size.value = size
+    for level, option in (
+        (socket.SOL_SOCKET, socket.SO_RCVBUF),
+        (socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP),
+    ):
+        _libc.setsockopt(descriptor, level, option, ctypes.byref(_size), ctypes.sizeof(_size))
 
 
 def reset(descriptor: int, key: int, port: int) -> bool:

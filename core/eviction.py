@@ -48,6 +48,7 @@ class Connection:
     strikes: int = 0  # messages that follow no protocol
     delivered_before: int = 0  # `delivered` at the last survey
     answered_before: int = 0
+    wide: bool = False  # the kernel may take more of it ahead of the transport
     overfull: bool = False  # it held more than a message at the last survey
 
     def observe(self, received: int, acknowledged: int, waiting: int) -> bool:
