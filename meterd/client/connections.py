@@ -23,8 +23,9 @@ HANDSHAKE_MS = 3_000
 CONNECT_MS = 3_000
 HEARTBEAT_MS = 2_000
 HEARTBEAT_TIMEOUT_MS = 6_000
+# A node is back a second or two after it died: who looks rarely would double the time without it.
 RECONNECT_MS = 50
-RECONNECT_MS_MAX = 1_000
+RECONNECT_MS_MAX = 200
 
 Socket = zmq.Socket[bytes]
 
