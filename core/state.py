@@ -80,10 +80,7 @@ class StateMachine:
         self._purged_to = 0
         self._cells_kept = 0
         self._outcome = np.empty(ROWS_MAX, np.uint8)
-        self._hashes = np.empty((ROWS_MAX, 7), np.uint64)
-        self._periods = np.empty(ROWS_MAX, np.int64)
-        self._cells = np.empty(ROWS_MAX, np.int64)
-        self._dims = np.empty(kernels.DIMS_SIZE_MAX, np.uint8)
+        self._scratch = kernels.make_scratch()
         self._book = make_book(self.registry, 0, self.future_ns, identity_key)
 
     # Applying
@@ -104,7 +101,7 @@ class StateMachine:
             self._book.table,
             self.key,
             (self.horizon, record.leader_time + self.future_ns),
-            (outcome, self._hashes[:n], self._periods[:n], self._cells[:n], self._dims),
+            (outcome, self._scratch),
         )
         self.stored += stored
         if stored:

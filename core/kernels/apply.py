@@ -4,7 +4,8 @@ For each row: its identity is looked up first; a known one is `duplicate` when i
 else `conflict`.  Only then do the other rules look at it (too old, too far ahead).  What is left
 is stored: its identity is entered and its value counted into the cell of its series and period.
 
-Two passes: the first hashes every row and asks for the cache lines that the second will read.
+In blocks of a few hundred rows: a pass hashes the rows and asks for the cache lines that the next
+passes will read, so the memory is never waited for row by row.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ NOT_KEPT = np.int64(-(2**63))
 # Room for the dimension tuple of one row: each value with its size.
 DIMS_SIZE_MAX = limits.DIMENSIONS_MAX * (2 + limits.PROPERTY_VALUE_SIZE_MAX) + 8
 
+# Rows between asking for a cache line and reading it: few enough for all lines to be there still.
+BLOCK_ROWS = 256
+
 _SLOT_MASK = np.uint64(BUCKET_SLOTS - 1)
 
 
@@ -90,6 +94,22 @@ class MetricTable(NamedTuple):
     keys: Array  # u8: dimension and unique_on keys, one after another
     places: Array  # int64[n, 2]: where each dimension key begins and ends in keys
     bounds: Array  # int64: starts of the periods kept in memory, per metric
+
+
+def make_scratch() -> tuple[Array, Array, Array, Array, Array]:
+    """Return what `apply` works in, for the rows of one block.
+
+    hashes u64[b, 7] (account, identity, content digest, cell), periods int64[b] (start of the
+    period kept in memory, or NOT_KEPT), cells int64[b], dims u8 (one dimension tuple), cursor
+    int64[2] (the slice of the next row, and the row's place in it).
+    """
+    return (
+        np.empty((BLOCK_ROWS, 7), np.uint64),
+        np.empty(BLOCK_ROWS, np.int64),
+        np.empty(BLOCK_ROWS, np.int64),
+        np.empty(DIMS_SIZE_MAX, np.uint8),
+        np.zeros(2, np.int64),
+    )
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
@@ -127,19 +147,19 @@ def _period_start(bounds: Array, first: int, count: int, timestamp: int) -> Any:
 
 
 @njit(cache=True, _nrt=False)
-def _hash_rows(columns: Any, metrics: Any, key: Array, tables: Any, scratch: Any) -> None:
-    """Hash every row into scratch and ask for the cache lines that deciding and counting will read.
-
-    scratch: hashes u64[n, 7] (account, identity, content digest, cell), periods int64[n] (start of
-    the period kept in memory, or NOT_KEPT), dims u8 (room for one dimension tuple).
-    """
-    hashes, periods, dims = scratch
+def _hash_rows(
+    columns: Any, block: Any, metrics: Any, key: Array, tables: Any, scratch: Any
+) -> None:
+    """Hash a block's rows and ask for the cache lines that deciding and counting will read."""
+    hashes, periods, _, dims, _ = scratch
+    first, last = block
     timestamp, value, heap_end, metric, operation, heap = columns
     rows, code_hashes, keys, places, bounds = metrics
     identities, cell_index = tables.identities, tables.cell_index
     k0, k1 = key[0], key[1]
-    start = np.int64(0)
-    for i in range(len(timestamp)):
+    start = np.int64(heap_end[first - 1]) if first else np.int64(0)
+    for i in range(first, last):
+        j = i - first
         end = np.int64(heap_end[i])
         account_end, id_end = entry_parts(heap, start)
         a0, a1 = account_hash(k0, k1, heap, start + 2, account_end)
@@ -150,8 +170,8 @@ def _hash_rows(columns: Any, metrics: Any, key: Array, tables: Any, scratch: Any
         )
         m = np.int64(metric[i])
         at = timestamp[i]
-        hashes[i, 0], hashes[i, 1], hashes[i, 2], hashes[i, 3] = a0, a1, i0, i1
-        hashes[i, 4] = content_digest(
+        hashes[j, 0], hashes[j, 1], hashes[j, 2], hashes[j, 3] = a0, a1, i0, i1
+        hashes[j, 4] = content_digest(
             k0,
             k1,
             code_hashes[m],
@@ -164,7 +184,7 @@ def _hash_rows(columns: Any, metrics: Any, key: Array, tables: Any, scratch: Any
             end,
         )
         period, kept = _period_start(bounds, rows[m, BOUND_FIRST], rows[m, BOUND_COUNT], at)
-        periods[i] = period
+        periods[j] = period
         if kept:
             size = np.int64(0)
             if rows[m, DIM_COUNT]:
@@ -172,7 +192,7 @@ def _hash_rows(columns: Any, metrics: Any, key: Array, tables: Any, scratch: Any
                     dims, 0, heap, id_end, keys, places, rows[m, DIM_FIRST], rows[m, DIM_COUNT]
                 )
             c0, c1 = cell_hash(k0, k1, a0, a1, m, period, dims, 0, size)
-            hashes[i, 5], hashes[i, 6] = c0, c1
+            hashes[j, 5], hashes[j, 6] = c0, c1
             prefetch(
                 cell_index.slots,
                 bucket_of(cell_index, c0) * BUCKET_SLOTS + np.int64(c1 & _SLOT_MASK),
@@ -198,16 +218,20 @@ def _count_member(tables: Any, metrics: Any, key: Any, row: Any, cell: int) -> N
 
 
 @njit(cache=True, _nrt=False)
-def _decide(columns: Any, tables: Any, horizon: int, latest: int, out: Any) -> int:
+def _decide(
+    columns: Any, block: Any, tables: Any, times: Any, hashes: Array, outcome: Array
+) -> int:
     """Give every row its outcome and enter the identities of those stored; return their count."""
-    hashes, outcome = out
+    horizon, latest = times
+    begin, end = block
     identities, journal, counters = tables.identities, tables.journal, tables.counters
     timestamp = columns.timestamp
     horizon_day = horizon // DAY_NS
     n = counters[JOURNAL]
     first = n
-    for i in range(len(timestamp)):
-        i0, i1, digest = hashes[i, 2], hashes[i, 3], hashes[i, 4]
+    for i in range(begin, end):
+        j = i - begin
+        i0, i1, digest = hashes[j, 2], hashes[j, 3], hashes[j, 4]
         slot, known = probe(identities, i0, i1)
         at = timestamp[i]
         if known and not _expired(identities.slots[slot, 2], horizon_day):
@@ -231,11 +255,14 @@ def _decide(columns: Any, tables: Any, horizon: int, latest: int, out: Any) -> i
 
 @njit(cache=True)
 def _series_of(tables: Any, metrics: Any, key: Array, columns: Any, row: Any, hashes: Array) -> Any:
-    """Return the series of a row (i, entry, partition); make it, and its account, if need be."""
-    i, entry, partition = row
+    """Return the series of a row; make it, and its account, if need be.
+
+    row: its place in the record and in the block, its heap entry, its partition.
+    """
+    i, j, entry, partition = row
     heap = columns.heap
     account_end, properties = entry_parts(heap, entry)
-    slot = find(tables.account_index, hashes[i, 0], hashes[i, 1])
+    slot = find(tables.account_index, hashes[j, 0], hashes[j, 1])
     if slot == MISSING:
         account = add_account(tables, key, heap, entry + 2, account_end)
     else:
@@ -262,61 +289,79 @@ def _series_of(tables: Any, metrics: Any, key: Array, columns: Any, row: Any, ha
 
 
 @njit(cache=True, _nrt=False)
-def _find_cells(tables: Any, outcome: Array, hashes: Array, periods: Array, found: Array) -> None:
+def _find_cells(tables: Any, block: Any, outcome: Array, scratch: Any) -> None:
     """Write the cell of every stored row, or MISSING, and ask for its cache lines."""
+    hashes, periods, found, _, _ = scratch
     cell_index = tables.cell_index
     lines = tables.cells.reshape(-1, CELL_WORDS // 2)  # a cell takes two cache lines
-    for i in range(len(outcome)):
-        found[i] = MISSING
-        if outcome[i] == STORED and periods[i] != NOT_KEPT:
-            slot = find(cell_index, hashes[i, 5], hashes[i, 6])
+    first, last = block
+    for i in range(first, last):
+        j = i - first
+        found[j] = MISSING
+        if outcome[i] == STORED and periods[j] != NOT_KEPT:
+            slot = find(cell_index, hashes[j, 5], hashes[j, 6])
             if slot != MISSING:
                 cell = np.int64(cell_index.slots[slot, 2])
-                found[i] = cell
+                found[j] = cell
                 prefetch(lines, 2 * cell)
                 prefetch(lines, 2 * cell + 1)
 
 
+@njit(cache=True)
+def _new_cell(tables: Any, metrics: Any, key: Array, columns: Any, row: Any, scratch: Any) -> Any:
+    """Return the cell of a row that had none, made unless an earlier row of the block made it."""
+    hashes, periods, _, _, _ = scratch
+    _, j, _, _ = row
+    slot = find(tables.cell_index, hashes[j, 5], hashes[j, 6])
+    if slot != MISSING:
+        return np.int64(tables.cell_index.slots[slot, 2])
+    series = _series_of(tables, metrics, key, columns, row, hashes)
+    return add_cell(tables, series, periods[j], hashes[j, 5], hashes[j, 6])
+
+
 @njit(cache=True, _nrt=False)
 def _count(
-    columns: Any, slices: Array, tables: Any, metrics: Any, key: Array, scratch: Any
+    columns: Any,
+    block: Any,
+    slices: Array,
+    tables: Any,
+    metrics: Any,
+    key: Array,
+    outcome: Array,
+    scratch: Any,
 ) -> None:
-    """Count every stored row into the cell of its series and period."""
-    hashes, periods, found, outcome = scratch
+    """Count a block's stored rows into the cells of their series and periods."""
+    hashes, periods, found, _, cursor = scratch
     timestamp, value, heap_end, metric, operation, heap = columns
-    cells, cell_index, rows = tables.cells, tables.cell_index, metrics.rows
-    i = 0
-    entry = np.int64(0)
-    for s in range(len(slices)):
-        partition = np.int64(slices[s, 0] & _U64(0xFFFF))
-        position = np.int64(slices[s, 1]) << POSITION_ROW_BITS
-        for _ in range(np.int64(slices[s, 0] >> _U64(32))):
-            m = np.int64(metric[i])
-            unique = rows[m, UNIQUE_KIND] != NOT_UNIQUE
-            if outcome[i] == STORED:
-                cell = found[i]
-                if periods[i] != NOT_KEPT:
-                    if cell == MISSING:  # unless an earlier row of this record made it
-                        slot = find(cell_index, hashes[i, 5], hashes[i, 6])
-                        if slot != MISSING:
-                            cell = np.int64(cell_index.slots[slot, 2])
-                    if cell == MISSING:
-                        row = (i, entry, partition)
-                        series = _series_of(tables, metrics, key, columns, row, hashes)
-                        cell = add_cell(tables, series, periods[i], hashes[i, 5], hashes[i, 6])
-                    update_cell(cells, cell, timestamp[i], position, value[i])
-                    if unique:
-                        _, properties = entry_parts(heap, entry)
-                        member = (m, value[i], heap, properties)
-                        _count_member(tables, metrics, key, member, cell)
-                if unique and operation[i] != 0:
-                    # Seats: only the whole history tells who is present, whichever period it is.
-                    row = (i, entry, partition)
-                    series = _series_of(tables, metrics, key, columns, row, hashes)
-                    tables.series[series, SEATS] = 1
-            entry = np.int64(heap_end[i])
-            position += 1
-            i += 1
+    cells, rows = tables.cells, metrics.rows
+    first, last = block
+    s, place = cursor[0], cursor[1]
+    entry = np.int64(heap_end[first - 1]) if first else np.int64(0)
+    for i in range(first, last):
+        if place == np.int64(slices[s, 0] >> _U64(32)):
+            s, place = s + 1, np.int64(0)
+        j = i - first
+        m = np.int64(metric[i])
+        unique = rows[m, UNIQUE_KIND] != NOT_UNIQUE
+        if outcome[i] == STORED and (unique or periods[j] != NOT_KEPT):
+            row = (i, j, entry, np.int64(slices[s, 0] & _U64(0xFFFF)))
+            if periods[j] != NOT_KEPT:
+                cell = found[j]
+                if cell == MISSING:
+                    cell = _new_cell(tables, metrics, key, columns, row, scratch)
+                position = (np.int64(slices[s, 1]) << POSITION_ROW_BITS) + place
+                update_cell(cells, cell, timestamp[i], position, value[i])
+                if unique:
+                    _, properties = entry_parts(heap, entry)
+                    member = (m, value[i], heap, properties)
+                    _count_member(tables, metrics, key, member, cell)
+            if unique and operation[i] != 0:
+                # Seats: only the whole history tells who is present, whichever period it is.
+                series = _series_of(tables, metrics, key, columns, row, hashes)
+                tables.series[series, SEATS] = 1
+        entry = np.int64(heap_end[i])
+        place += 1
+    cursor[0], cursor[1] = s, place
 
 
 @njit(cache=True)
@@ -332,16 +377,22 @@ def apply(
     """Apply one record; return how many rows were stored.
 
     slices u64[k, 5] as in the log; key u64[2]; times (horizon, latest timestamp taken); out
-    (outcome u8[n]: status | reason << 4; for scratch hashes u64[n, 7], periods int64[n],
-    cells int64[n], dims u8).
+    (outcome u8[n]: status | reason << 4; scratch as `make_scratch` makes it).
     """
-    horizon, latest = times
-    outcome, hashes, periods, found, dims = out
-    _hash_rows(columns, metrics, key, tables, (hashes, periods, dims))
-    stored = _decide(columns, tables, horizon, latest, (hashes, outcome))
-    if stored:
-        _find_cells(tables, outcome, hashes, periods, found)
-        _count(columns, slices, tables, metrics, key, (hashes, periods, found, outcome))
+    outcome, scratch = out
+    cursor = scratch[4]
+    cursor[:] = 0
+    stored = 0
+    first, n = 0, len(columns.timestamp)
+    while first < n:
+        block = (first, min(first + BLOCK_ROWS, n))
+        _hash_rows(columns, block, metrics, key, tables, scratch)
+        taken = _decide(columns, block, tables, times, scratch[0], outcome)
+        if taken:
+            _find_cells(tables, block, outcome, scratch)
+        _count(columns, block, slices, tables, metrics, key, outcome, scratch)
+        stored += taken
+        first += BLOCK_ROWS
     return stored
 
 

@@ -197,7 +197,7 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
     @rule()
     def save_and_restore(self) -> None:
         saved = self.pipeline.state.save()
-        self.runs.append(saved.identities)
+        self.runs.append(saved.identities.copy())
         fresh = StateMachine(self.pipeline.key, self.pipeline.capacity)
         fresh.restore(saved.state, saved.arrays)
         for run in self.runs:
@@ -209,7 +209,7 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
 
     @rule()
     def save_and_go_on(self) -> None:
-        self.runs.append(self.pipeline.state.save().identities)
+        self.runs.append(self.pipeline.state.save().identities.copy())
 
     @rule()
     def evict(self) -> None:
