@@ -17,7 +17,6 @@ from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-# What an idle node may take, all processes together.
 START_SECONDS_MAX = 5.0  # 2 s on an idle machine; tests share theirs
 
 
