@@ -307,9 +307,7 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
             return
         version = self.model.version_at(code, end - 1)
         try:
-            ranking = finish(
-                answer_accounts(question, state.registry.versions(code), partial)
-            )
+            ranking = finish(answer_accounts(question, state.registry.versions(code), partial))
         except MetricVersionsDiffer:
             self.check_versions_differ(code, start, end, version)
             return

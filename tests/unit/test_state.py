@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 from uuid import UUID
 
@@ -218,6 +219,29 @@ def test_however_events_are_split_the_outcome_is_the_same(drawn, sizes, requests
     again = split.replayed()
     assert totals(again) == totals(one.state)
     assert again.counts() == split.state.counts() == one.state.counts()
+
+
+def test_a_large_record_counts_as_many_small_ones():
+    """Many partitions, resends far apart, ties in time: across the blocks that apply works in."""
+    draw = Random(1)
+    events = [
+        EVENT
+        | {
+            "account": f"a{draw.randrange(40)}",
+            "id": str(draw.randrange(400)),
+            "value": draw.randrange(3),
+            "timestamp": NOW + draw.randrange(2),
+        }
+        for _ in range(3_000)
+    ]
+    one, many = new_pipeline(), new_pipeline()
+    wanted = []
+    for at in range(0, len(events), 7):
+        wanted += statuses(many, *events[at : at + 7])
+    assert statuses(one, *events) == wanted
+    assert {"stored", "duplicate", "conflict"} == set(wanted)
+    assert totals(one.state) == totals(many.state)
+    assert one.state.counts() == many.state.counts()
 
 
 def totals(state: StateMachine) -> dict[str, list[int]]:
