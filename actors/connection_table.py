@@ -135,13 +135,17 @@ class ConnectionTable:
             waiting = tcp_connections.waiting(descriptor)
         return connection.observe(received, acknowledged, waiting)
 
-    def relieve(self, cost: int, budget: int) -> int:
-        """Cut those with most suspect bytes until the rest, each at `cost`, is within `budget`."""
-        suspect = {
-            descriptor: connection.suspect for descriptor, connection in self._connections.items()
+    def relieve(self, cost: int, budget: int, earned: bool = False) -> int:
+        """Cut those with most suspect bytes until the rest, each at `cost`, is within `budget`.
+
+        With `earned` all bytes held count.  Returns how many were cut.
+        """
+        held = {
+            descriptor: connection.held if earned else connection.suspect
+            for descriptor, connection in self._connections.items()
         }
-        allowed = eviction.allowance(self.suspect, cost, budget)
-        return self.cut(eviction.choose(suspect, allowed), MEMORY)
+        allowed = eviction.allowance(sum(held.values()), cost, budget)
+        return self.cut(eviction.choose(held, allowed), MEMORY)
 
     def cut(self, descriptors: Iterable[int], reason: str) -> int:
         """Reset connections; ZeroMQ's thread frees what they held.  Returns how many there were."""

@@ -35,7 +35,7 @@ BUDGET = 8 * MIB
 # The same for a while after somebody was reset: attackers seldom come alone.
 BUDGET_BESIEGED = 2 * MIB
 SIEGE_SECONDS = 2.0
-# And in earned ones.
+# And in earned ones, too.
 EARNED_MAX = 64 * MIB
 # A request in flight is in this process as the router's frames and as those on their way.
 COPIES_OF_REQUEST = 2
@@ -239,12 +239,25 @@ class ListenerGuard:
                 growth = self._growth(now)
                 if growth <= (budget if trimmed else UNTRIMMED_GROWTH_MAX):
                     return
-            growth -= min(EARNED_MAX, self._table.earned)
-            self._cost = eviction.cost_of(self._table.suspect, growth)
+            if growth > EARNED_MAX and self._relieve_of_earned(growth):
+                return
+            earned = min(EARNED_MAX, self._table.earned)
+            self._cost = eviction.cost_of(self._table.suspect, max(1, growth - earned))
         if self._table.relieve(self._cost, budget):
             self._besieged(now)
         elif not leaving:
             self._wait_for_explanation(now, growth)
+
+    def _relieve_of_earned(self, growth: int) -> bool:
+        """Nothing earns this much: when suspect bytes are not the reason, all that are held are."""
+        held = self._table.suspect + self._table.earned
+        if eviction.memory_behind(self._table.suspect, growth) >= growth:
+            return False
+        cost = eviction.cost_of(held, growth)
+        if not self._table.relieve(cost, EARNED_MAX, earned=True):
+            return False
+        self._besieged(self._now)
+        return True
 
     def _besieged(self, now: float) -> None:
         """Somebody was reset: memory will be free, and others may follow."""

@@ -7,9 +7,9 @@ not read.  The memory behind a held byte is unknown (an empty frame is two bytes
 64 in memory; a frame that arrives alone can pin a whole receive buffer), so the process's growth
 says *whether* something must go, and the held bytes say *who*, largest first.
 
-A client may hold as much as it has already delivered in well-formed requests: those bytes are
-*earned*, only the others are *suspect*.  So whoever abuses the transport goes before any client
-that uses it, even one with large requests on a slow line.
+A client may hold as much as it has already delivered in well-formed requests, and a little more:
+those bytes are *earned*, only the others are *suspect*.  So whoever abuses the transport goes
+before any client that uses it, even one with large requests on a slow line.
 
 Invariants:
   * no connection that holds at most a fair share of the allowance is cut
@@ -31,6 +31,8 @@ HELD_SIZE_MAX = limits.HEADER_SIZE_MAX + limits.BODY_SIZE_MAX + limits.FRAME_COU
 # Greeting and handshake: sent by every peer, never delivered.
 GREETING_SIZE = 64
 HANDSHAKE_SIZE = 128
+# What the first well-formed request earns: requests and answers on their way while all is slow.
+EARNED_FIRST = 64 * 1024
 # Memory behind one held byte, at most: a frame of 36 bytes that came alone pins 8 KiB (measured).
 AMPLIFICATION_MAX = 256
 
@@ -89,7 +91,9 @@ class Connection:
     @property
     def suspect(self) -> int:
         """Bytes held beyond what well-formed requests have earned."""
-        return self.held if self.strikes else max(0, self.held - self.delivered)
+        if self.strikes or not self.delivered:
+            return self.held
+        return max(0, self.held - self.delivered - EARNED_FIRST)
 
 
 def memory_behind(held: int, growth: int) -> int:

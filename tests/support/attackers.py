@@ -21,6 +21,8 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from meterd.protocol.envelope import RequestHeader, encode_request
+
 SECONDS_MAX = 60.0
 CONNECTIONS_MAX = 5_000
 # What one turn hands to the kernel for one connection.
@@ -49,6 +51,8 @@ READY = frame(
     b"\x05READY" + _property(b"Socket-Type", b"DEALER") + _property(b"Identity", b""), COMMAND
 )
 PING = frame(b"\x04PING\x00\x00", COMMAND)
+
+EMPTY_FRAMES = frame(b"", MORE) * 8_192
 
 # A stream is what one connection sends, piece by piece; b"" is a pause, the end is silence.
 Stream = Iterator[bytes]
@@ -103,9 +107,8 @@ def endless(_: random.Random) -> Stream:
 def endless_small(_: random.Random) -> Stream:
     """The same of empty frames: two bytes on the wire, 64 in memory."""
     yield HANDSHAKE
-    piece = frame(b"", MORE) * 8_192
     while True:
-        yield piece
+        yield EMPTY_FRAMES
 
 
 def endless_trickle(_: random.Random) -> Stream:
@@ -160,6 +163,15 @@ def abandoned(_: random.Random) -> Stream:
     raise ConnectionAbortedError
 
 
+def turncoat(_: random.Random) -> Stream:
+    """A good request of a megabyte, then a message whose frames never end."""
+    yield HANDSHAKE
+    header, body = encode_request(RequestHeader(1, "hello"), b"\x80" + bytes(1 << 20))
+    yield frame(header, MORE) + frame(body)
+    while True:
+        yield EMPTY_FRAMES
+
+
 KINDS = {
     stream.__name__: stream
     for stream in (
@@ -177,6 +189,7 @@ KINDS = {
         many_frames,
         malformed,
         abandoned,
+        turncoat,
     )
 }
 
