@@ -160,7 +160,7 @@ class Ingest(Actor):
             self._send(meta, packed.slices.tobytes(), packed.payload, origin, rows)
         else:  # nothing to log: only to be judged
             self._answers.add(self._accepted)
-            self.send("usage", [b"judge", msgpack.packb(origin), *rows])
+            self.send("replication", [b"judge", msgpack.packb(origin), *rows])
         self._requests, self._accepted = [], []
 
     def _send(

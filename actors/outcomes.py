@@ -96,6 +96,42 @@ def _result(count: int, items: list[Item]) -> IngestResult:
     )
 
 
+def in_order(
+    origin: Origin,
+    record: Record,
+    outcome: NDArray[np.uint8],
+    before: NDArray[np.uint8],
+    after: NDArray[np.uint8],
+) -> NDArray[np.uint8]:
+    """Return what refused rows are, given what they were before and after their record was applied.
+
+    The two differ for a row whose identity this record entered: it is known to the row only if the
+    event that entered it came first.
+    """
+    refusals = origin.refusals
+    changed = np.flatnonzero(before != after).tolist()
+    if refusals is None or not changed:
+        return after
+    heap, ends = log_format.columns(record).heap, log_format.columns(record).heap_end.tolist()
+    places = list(zip(origin.request_of_row.tolist(), origin.row_of_row.tolist(), strict=True))
+    entered: dict[bytes, tuple[int, int]] = {}
+    for i in np.flatnonzero(outcome == 0).tolist():
+        entered[_identity(heap, ends[i - 1] if i else 0)] = places[i]
+    judged = after.copy()
+    for i in changed:
+        row = refusals.rows[i]
+        key = _identity(refusals.heap, int(row[stage.ENTRY_START]))
+        if entered.get(key, (-1, -1)) > (int(row[stage.REQUEST]), int(row[stage.ROW])):
+            judged[i] = before[i]
+    return judged
+
+
+def _identity(heap: NDArray[np.uint8], start: int) -> bytes:
+    """Return the bytes of a heap entry that name its event: account and id, with their sizes."""
+    end = start + 2 + int(heap[start]) + (int(heap[start + 1]) or UUID_SIZE)
+    return heap[start:end].tobytes()
+
+
 def refused_events(
     origin: Origin,
     outcome: NDArray[np.uint8],

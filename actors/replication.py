@@ -26,6 +26,8 @@ class Replication(Actor):
         kind = frames[0]
         if kind == b"propose":
             self._on_propose(frames)
+        elif kind == b"judge":
+            self.send("usage", frames)  # in the order of the records
         elif kind == b"durable":
             self._on_durable(frames)
         elif kind == b"opened":

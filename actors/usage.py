@@ -24,7 +24,7 @@ from meterd.actors.asking import Asking
 from meterd.actors.checkpoints import Checkpoints
 from meterd.actors.disk import atomic_write
 from meterd.actors.journal import timed
-from meterd.actors.outcomes import Origin, parse_origin, refused_events, results
+from meterd.actors.outcomes import Origin, in_order, parse_origin, refused_events, results
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups
 from meterd.core.refused_rows import RefusedRows
@@ -75,6 +75,7 @@ class Usage(Actor):
         self.answers = Answers(self)
         self._asking = Asking(self)
         self._pending: dict[int, tuple[Record, list[bytes]]] = {}
+        self._judge_after: dict[int, list[list[bytes]]] = {}  # by the record they came behind
         self._checkpoints = Checkpoints(directory)
         self._records_unsaved = 0
         self.serving = False
@@ -110,7 +111,10 @@ class Usage(Actor):
             for at in range(1, len(frames), 3):
                 self._asking.on_request(frames[at], frames[at + 1], frames[at + 2])
         elif kind == b"judge":
-            self._on_judge(frames[1:])
+            if self._pending:  # what came before is not applied yet
+                self._judge_after.setdefault(max(self._pending), []).append(frames[1:])
+            else:
+                self._judge(frames[1:])
         elif kind == b"replay":
             self._on_replay(frames)
         elif kind == b"indexed":
@@ -177,6 +181,8 @@ class Usage(Actor):
                 raise InvariantViolation(f"record {sequence} is committed but never came")
             record, origin = pending
             self.apply(record, file_number, first_row, origin)
+            for refused in self._judge_after.pop(sequence, ()):
+                self._judge(refused)
         self._move(replay.Position(*np.frombuffer(frames[2], np.uint64).tolist()))
         self.maybe_save()
 
@@ -198,13 +204,20 @@ class Usage(Actor):
             result = self.state.apply_command(record)
             self._after_command(record, result, origin)
             return
+        parsed = None if origin is None else parse_origin(origin)
+        refusals = None if parsed is None else parsed.refusals
+        before = None if refusals is None else self.state.judge(refusals)
         outcome = self.state.apply_events(record)
         self.refused.note(file_number, first_row, outcome != 0)
-        if origin is not None:
-            self._answer(parse_origin(origin), outcome, record)
+        if parsed is None:
+            return
+        judged = None
+        if refusals is not None and before is not None:
+            after = self.state.judge(refusals)
+            judged = in_order(parsed, record, outcome, before, after)
+        self._answer(parsed, outcome, judged, record)
 
-    def _answer(self, origin: Origin, outcome: Any, record: Record | None) -> None:
-        judged = None if origin.refusals is None else self.state.judge(origin.refusals)
+    def _answer(self, origin: Origin, outcome: Any, judged: Any, record: Record | None) -> None:
         add = self.telemetry.add
         total = IngestResult(0)
         received = synchronous = 0
@@ -237,9 +250,12 @@ class Usage(Actor):
         if refused:
             self.send("retention_sweeper", [b"refused_events", msgpack.packb(refused)])
 
-    def _on_judge(self, frames: list[bytes]) -> None:
+    def _judge(self, frames: list[bytes]) -> None:
         """Answer requests of which nothing needs the log."""
-        self._answer(parse_origin(frames), np.zeros(0, np.uint8), None)
+        origin = parse_origin(frames)
+        if origin.refusals is not None:
+            judged = self.state.judge(origin.refusals)
+            self._answer(origin, np.zeros(0, np.uint8), judged, None)
 
     def _after_command(
         self, record: Record, result: dict[str, Any], origin: list[bytes] | None
