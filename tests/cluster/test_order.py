@@ -1,4 +1,4 @@
-"""An event that is refused and one that is stored under the same identity: who came first decides."""
+"""One event refused and one stored under the same identity: which came first decides."""
 
 from __future__ import annotations
 
