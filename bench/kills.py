@@ -36,6 +36,7 @@ def victim_figures(kills: list[Kill]) -> dict[str, Any]:
     served = [kill for kill in kills if not kill.interrupted]
     figures: dict[str, Any] = {
         "kills": len(kills),
+        "with_requests_in_flight": sum(kill.in_flight > 0 for kill in kills),
         "interrupted_by_the_next": len(kills) - len(served),
         "served_seconds": ranked([kill.served_seconds for kill in served]),
         "whole_seconds": ranked([kill.whole_at - kill.at for kill in kills if kill.whole_at]),

@@ -45,7 +45,7 @@ def test_every_victim_was_killed_while_clients_waited(report: Report) -> None:
     """And there was something to lose: retries, full log files, restarts."""
     killed = Counter(kill.victim for kill in report.kills)
     assert killed == {victim: KILLS_EACH + (victim == SUPERVISOR) for victim in VICTIMS}
-    assert sum(kill.in_flight > 0 for kill in report.kills) > len(report.kills) / 2
+    assert all(kill.in_flight > 0 for kill in report.kills)
     assert report.counters["events acknowledged"] > 1_000
     assert report.counters["answered duplicate"] > 0
     assert report.counters["log files"] > 1

@@ -208,7 +208,7 @@ class Campaign:
         """Kill an actor as soon as it lives."""
         unit = UNIT_OF[victim]
         pids = eventually(lambda: self._living(unit), f"{victim} lives", VICTIM_SECONDS_MAX)
-        kill = Kill(victim, pids[victim], self._load.in_flight(), time.monotonic())
+        kill = Kill(victim, pids[victim], self._await_flight(), time.monotonic())
         os.kill(kill.pid, signal.SIGKILL)
         self._hit[unit].add(tuple(pids.values()))
         self._await_death([kill.pid])
@@ -226,7 +226,7 @@ class Campaign:
         assert node.process is not None
         children = [one.pid for one in psutil.Process(node.process.pid).children(recursive=True)]
         self._note_restarts()
-        kill = Kill(SUPERVISOR, node.process.pid, self._load.in_flight(), time.monotonic())
+        kill = Kill(SUPERVISOR, node.process.pid, self._await_flight(), time.monotonic())
         os.kill(kill.pid, signal.SIGKILL)
         node.process.wait()
         node.start(wait=False)
@@ -235,6 +235,14 @@ class Campaign:
         self._await_death(children)
         kill.children_gone_at = time.monotonic()
         return kill
+
+    def _await_flight(self) -> int:
+        """Return how many requests are in flight; wait where there is none, which is rare."""
+        give_up = time.monotonic() + MOMENT_SECONDS_MAX
+        while not (count := self._load.in_flight()):
+            assert time.monotonic() < give_up, "no client asks for anything any more"
+            time.sleep(0.0005)
+        return count
 
     def _await_death(self, pids: list[int]) -> None:
         """Wait until processes have gone; whoever stays breaks the contract."""
