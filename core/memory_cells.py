@@ -36,7 +36,11 @@ def collect(state: StateMachine, question: Question) -> PartialCells | None:
         chosen, seats, numbers = _of_account(state, question, wanted)
     else:
         chosen, seats = _grown(
-            kernels.cells_of_metric, state.tables, wanted, unique, question.start
+            kernels.cells_of_metric,
+            table_kernels.reading(state.tables),
+            wanted,
+            unique,
+            question.start,
         )
         numbers, places = np.unique(chosen[:, 1], return_inverse=True)
         chosen[:, 1] = places
@@ -50,12 +54,13 @@ def _of_account(
 ) -> tuple[NDArray[np.int64], bool, NDArray[np.int64]]:
     text = np.frombuffer(question.account.encode(), np.uint8)
     out = np.empty(_ROOM, np.int64)
-    count = kernels.account_numbers(state.tables, state.key, text, question.subtree, out)
+    tables = table_kernels.reading(state.tables)
+    count = kernels.account_numbers(tables, state.key, text, question.subtree, out)
     if count > len(out):
         out = np.empty(count, np.int64)
-        kernels.account_numbers(state.tables, state.key, text, question.subtree, out)
+        kernels.account_numbers(tables, state.key, text, question.subtree, out)
     numbers = out[:count]
-    chosen, seats = _grown(kernels.cells_of_accounts, state.tables, numbers, wanted, question.start)
+    chosen, seats = _grown(kernels.cells_of_accounts, tables, numbers, wanted, question.start)
     return chosen, seats, numbers
 
 
@@ -75,12 +80,13 @@ def _copied(
     k = len(chosen)
     cells, metric = np.empty((k, CELL_WORDS), np.int64), np.empty(k, np.uint16)
     series = np.empty(k, np.int64)
-    kernels.copy_cells(state.tables, chosen, (cells, metric, series))
+    reading = table_kernels.reading(state.tables)
+    kernels.copy_cells(reading, chosen, (cells, metric, series))
     members = None
     if unique:
         size = int(cells[:, UNIQUE].sum())
         owners, hashes = np.empty(size, np.int64), np.empty((size, 2), np.uint64)
-        kernels.copy_members(state.tables, chosen, owners, hashes)
+        kernels.copy_members(reading, chosen, owners, hashes)
         members = Members(owners, hashes)
     tables = state.tables
     starts = tables.series[series, table_kernels.DIMS_START]
