@@ -72,7 +72,9 @@ class Actor:
         self.stopping = False
         self.reloading = False
         self._poller = zmq.Poller()
-        self._handlers: dict[zmq.Socket[bytes], tuple[Receive, Callable[[list[bytes]], None]]] = {}
+        self._handlers: dict[
+            zmq.Socket[bytes], tuple[Receive | None, Callable[[list[bytes]], None]]
+        ] = {}
         self._watched: dict[int, Callable[[], None]] = {}
         self._outboxes: dict[str, zmq.Socket[bytes]] = {}
         self._wake = os.pipe()
@@ -119,8 +121,8 @@ class Actor:
         handler: Callable[[list[bytes]], None],
         receive: Receive | None = None,
     ) -> None:
-        """Serve `socket` in the loop: `handler` gets each message that `receive` takes."""
-        self._handlers[socket] = receive or _receive, handler
+        """Serve `socket` in the loop: `handler` gets each message (that `receive` takes)."""
+        self._handlers[socket] = receive, handler
         self._poller.register(socket, zmq.POLLIN)
 
     def watch(self, descriptor: int, handler: Callable[[], None]) -> None:
@@ -138,7 +140,7 @@ class Actor:
         outbox = self._outboxes.get(actor)
         if outbox is None:
             outbox = self._outboxes[actor] = sockets.outbox(self.run_dir, actor)
-        outbox.send_multipart(frames)
+        sockets.send(outbox, frames)
 
     # The loop
 
@@ -183,13 +185,15 @@ class Actor:
             receive, handler = served
             for _ in range(MESSAGES_PER_TURN_MAX):
                 try:
-                    frames = receive(source)
+                    frames = (receive or sockets.receive)(source)
                 except zmq.Again:
                     break
                 taken = True
                 handler(frames)
                 if self.enough():
                     return True
+                if receive is None and not sockets.waits(source):
+                    break
         return taken
 
     def _beat(self) -> None:
@@ -213,10 +217,6 @@ class Actor:
             self.stopping = True
         else:
             self.reloading = True
-
-
-def _receive(socket: zmq.Socket[bytes]) -> list[bytes]:
-    return socket.recv_multipart(zmq.NOBLOCK)
 
 
 def _drain(descriptor: int) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from meterd.actors.actor import Actor
+from meterd.actors.bundle import bundle
 from meterd.protocol import body as bodies
-from meterd.protocol.envelope import AnswerHeader, encode_answer
+from meterd.protocol.envelope import U64, AnswerHeader, encode_answer
 from meterd.protocol.errors import error_body
 
 # One node owns every partition; a cluster's map replaces this constant.
@@ -24,12 +25,16 @@ def error_frames(request_id: int | None, kind: str, error: BaseException) -> lis
     return encode_answer(header, bodies.pack(error_body(error)))
 
 
+# The header of a good answer to an ingest request, up to the eight bytes of its id.
+_INGESTED = answer_frames(0, "ingest", b"")[0][: -U64.size]
+
+
 class Answers:
     """Answers of one turn; `send` hands them over."""
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
-        self._frames: list[bytes] = [b"answers"]
+        self._frames: list[bytes] = []  # (rid, header, body) repeated
 
     def ok(self, rid: bytes, request_id: int, kind: str, body: bytes) -> None:
         """Answer with an encoded body."""
@@ -45,17 +50,20 @@ class Answers:
         self._frames.append(rid)
         self._frames += error_frames(request_id, kind, error)
 
+    def ingested(self, rid: bytes, request_id: int, body: bytes) -> None:
+        """Answer an ingest request with an encoded result: `ok`, for the way of most requests."""
+        self._frames += (rid, _INGESTED + U64.pack(request_id), body)
+
     def add(self, frames: list[bytes]) -> None:
         """Add answers made elsewhere: (rid, header, body) repeated."""
         self._frames += frames
 
     def take(self) -> list[bytes]:
         """Return the answers, (rid, header, body) repeated, and keep none."""
-        frames, self._frames = self._frames[1:], [b"answers"]
+        frames, self._frames = self._frames, []
         return frames
 
     def send(self) -> None:
         """Hand everything to the router."""
-        if len(self._frames) > 1:
-            self._actor.send("router", self._frames)
-            self._frames = [b"answers"]
+        if self._frames:
+            self._actor.send("router", [b"answers", bundle(self.take())])

@@ -8,7 +8,7 @@ that their clients send again.  What it needs to know of a request travels with 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from meterd.actors import identity
 from meterd.actors.actor import Actor
 from meterd.actors.answering import Answers, answer_frames
+from meterd.actors.bundle import bundle, unbundle
+from meterd.actors.outcomes import encode_origin
 from meterd.actors.zone_files import transitions
 from meterd.core.registry import Registry
 from meterd.core.replica import single_slice
-from meterd.core.staging import Packed, Stage
+from meterd.core.staging import Stage
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
 from meterd.protocol.envelope import RequestHeader, decode_request_header
@@ -53,8 +55,8 @@ class Ingest(Actor):
             # Without the registry every metric is unknown, and that would be the answer.  What was
             # passed on before our hello the router answers at the hello: send it again.
             if self._serving:
-                for at in range(1, len(frames), 3):
-                    self._on_request(frames[at], frames[at + 1], frames[at + 2])
+                for rid, raw_header, body in unbundle(frames[1]):
+                    self._on_request(rid, raw_header, body)
         elif kind == b"registry":
             self._on_registry(frames)
 
@@ -70,7 +72,8 @@ class Ingest(Actor):
         """Take over the registry, then pass on the answers that promise it."""
         self._propose()  # what is staged was numbered by the old one
         self._stage.use(Registry.from_bytes(frames[1]))
-        self._answers.add(frames[2:])
+        for answer in unbundle(frames[2]):
+            self._answers.add(answer)
         if not self._serving:
             self._serving = True
             self.send("router", [b"hello", self.name.encode()])
@@ -133,12 +136,12 @@ class Ingest(Actor):
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
         meta = {
             "kind": log_format.META,
+            "slices": single_slice(log_format.META_GROUP, payload),
             "row_count": 0,
             "heap_size": len(packed),
             "registry_version": self._stage.registry_version,
         }
-        origin = {"requests": [(rid, header.id, header.kind)]}
-        self._send(meta, single_slice(log_format.META_GROUP, payload), payload, origin, [])
+        self._send(meta, payload, msgpack.packb([(rid, header.id, header.kind)]))
 
     def _propose(self) -> None:
         """Pack what is staged into one proposal."""
@@ -147,43 +150,28 @@ class Ingest(Actor):
         packed = self._stage.pack()
         meta = {
             "kind": log_format.EVENTS,
+            "slices": packed.slices.data,
             "row_count": packed.row_count,
             "heap_size": packed.heap_size,
             "registry_version": self._stage.registry_version,
         }
-        rows = _rows(packed)
-        origin = {"requests": self._requests, "began": self._began}
+        origin = encode_origin(self._began, self._requests, packed)
         if self._accepted:
             seconds, count = time.monotonic() - self._began, len(self._accepted) // 3
             self.telemetry.observe('ingest_duration_seconds{mode="async"}', seconds, count)
         if packed.row_count:
-            self._send(meta, packed.slices.tobytes(), packed.payload, origin, rows)
+            self._send(meta, packed.payload, origin)
         else:  # nothing to log: only to be judged
             self._answers.add(self._accepted)
-            self.send("replication", [b"judge", msgpack.packb(origin), *rows])
+            self.send("replication", [b"judge", origin])
         self._requests, self._accepted = [], []
 
     def _send(
-        self,
-        meta: dict[str, int],
-        slices: bytes | bytearray,
-        payload: bytes | NDArray[np.uint8],
-        origin: Mapping[str, object],
-        rows: list[bytes],
+        self, meta: dict[str, Any], payload: bytes | NDArray[np.uint8], origin: bytes
     ) -> None:
-        accepted = msgpack.packb(self._accepted) if self._accepted else b""
-        self.send(
-            "replication",
-            [
-                b"propose",
-                msgpack.packb(meta),
-                slices,
-                payload,
-                accepted,
-                msgpack.packb(origin),
-                *rows,
-            ],
-        )
+        accepted = bundle(self._accepted) if self._accepted else b""
+        frames = [b"propose", msgpack.packb(meta), payload, origin, accepted]
+        self.send("replication", frames)
 
 
 def _accepted(header: RequestHeader, count: int, refused: list[tuple[int, int]]) -> list[bytes]:
@@ -192,16 +180,3 @@ def _accepted(header: RequestHeader, count: int, refused: list[tuple[int, int]])
     taken = count - len(refused)
     result = IngestResult(count, rejected=len(refused), accepted=taken, items=items)
     return answer_frames(header.id, header.kind, encode_result(result))
-
-
-def _rows(packed: Packed) -> list[bytes]:
-    """Return the frames that lead outcomes back to requests, and the refused rows."""
-    frames = [packed.request_of_row.tobytes(), packed.row_of_row.tobytes()]
-    refusals = packed.refusals
-    if refusals is not None:
-        frames += [
-            refusals.rows.tobytes(),
-            refusals.heap.tobytes(),
-            msgpack.packb(refusals.codes),
-        ]
-    return frames

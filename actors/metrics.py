@@ -21,6 +21,7 @@ from meterd import __version__
 from meterd.actors import endings, exposition, health, identity, processes
 from meterd.actors.actor import Actor
 from meterd.actors.answering import Answers
+from meterd.actors.bundle import unbundle
 from meterd.actors.collected import Collected
 from meterd.actors.http import HttpServer, Page, plain
 from meterd.actors.supervisor import ACTORS_FILE
@@ -57,8 +58,8 @@ class Metrics(Actor):
         if frames[0] == b"telemetry":
             self._collected.take(frames[1].decode(), msgpack.unpackb(frames[2]))
         elif frames[0] == b"requests":
-            for at in range(1, len(frames), 3):
-                self._on_request(frames[at], frames[at + 1], frames[at + 2])
+            for rid, header, body in unbundle(frames[1]):
+                self._on_request(rid, header, body)
 
     def flush(self) -> None:
         self._answers.send()

@@ -15,8 +15,9 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.actors.sockets import Frame
 from meterd.core.kernels import stage
-from meterd.core.staging import Refusals
+from meterd.core.staging import Packed, Refusals
 from meterd.protocol import log_format
 from meterd.protocol.errors import REASONS, REJECTED, STATUSES
 from meterd.protocol.limits import UUID_SIZE
@@ -40,18 +41,33 @@ class Origin:
     refusals: Refusals | None
 
 
-def parse_origin(frames: list[bytes]) -> Origin:
-    """Read what ingest sent along (docs/ARCHITECTURE.md)."""
-    sent = msgpack.unpackb(frames[0])
+# The origin of a command that nobody asked for.
+NO_REQUESTS: bytes = msgpack.packb([])
+
+
+def encode_origin(began: float, requests: list[Any], packed: Packed) -> bytes:
+    """Return what goes with a proposal of events as one frame."""
+    refusals = packed.refusals
+    refused = None
+    if refusals is not None:
+        refused = [refusals.rows.tobytes(), refusals.heap.tobytes(), refusals.codes]
+    rows = packed.request_of_row.tobytes(), packed.row_of_row.tobytes()
+    frame: bytes = msgpack.packb([began, requests, *rows, refused])
+    return frame
+
+
+def parse_origin(frame: Frame) -> Origin:
+    """Read what `encode_origin` wrote."""
+    began, requests, request_of_row, row_of_row, refused = msgpack.unpackb(frame)
     refusals = None
-    if len(frames) > 3:
-        rows = np.frombuffer(frames[3], np.int64).reshape(-1, stage.ROW_WORDS)
-        refusals = Refusals(rows, np.frombuffer(frames[4], np.uint8), msgpack.unpackb(frames[5]))
+    if refused is not None:
+        rows = np.frombuffer(refused[0], np.int64).reshape(-1, stage.ROW_WORDS)
+        refusals = Refusals(rows, np.frombuffer(refused[1], np.uint8), refused[2])
     return Origin(
-        sent["began"],
-        sent["requests"],
-        np.frombuffer(frames[1], np.uint32),
-        np.frombuffer(frames[2], np.uint32),
+        began,
+        requests,
+        np.frombuffer(request_of_row, np.uint32),
+        np.frombuffer(row_of_row, np.uint32),
         refusals,
     )
 

@@ -45,15 +45,15 @@ class Replication(Actor):
         """Order one proposal; its frames are named in docs/ARCHITECTURE.md."""
         if self._replica is None:
             raise InvariantViolation("a proposal came before the log was open")
-        _, meta, slices, payload, accepted, *origin = frames
+        _, meta, payload, origin, accepted = frames
         fields = msgpack.unpackb(meta)
-        proposal = Proposal(slices=bytearray(slices), payload=payload, **fields)
-        append = self._replica.propose(proposal, time.time_ns())
+        fields["slices"] = bytearray(fields["slices"])
+        append = self._replica.propose(Proposal(payload=payload, **fields), time.time_ns())
         sequence = append.sequence.to_bytes(8, "little")
         self.send("wal_writer", [b"append", sequence, append.head, payload])
-        self.send("usage", [b"record", sequence, append.head, payload, *origin])
+        self.send("usage", [b"record", sequence, append.head, payload, origin])
         if accepted:
-            self.send("router", [b"answers", *msgpack.unpackb(accepted)])
+            self.send("router", [b"answers", accepted])
 
     def _on_durable(self, frames: list[bytes]) -> None:
         """The WAL-writer has made records durable: they are committed."""

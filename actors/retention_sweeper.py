@@ -25,6 +25,7 @@ import numpy as np
 from meterd.actors import identity
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
+from meterd.actors.bundle import unbundle
 from meterd.actors.disk import atomic_write, sync_directory, uncache
 from meterd.actors.log_files import LogFiles, index_name, map_file
 from meterd.actors.members_file import save_members
@@ -90,8 +91,8 @@ class RetentionSweeper(Actor):
         elif kind == b"hello":
             self._say_disk_state()  # the router has started again and knows nothing
         elif kind == b"requests":
-            for at in range(1, len(frames), 3):
-                self._on_request(frames[at], frames[at + 1], frames[at + 2])
+            for rid, header, body in unbundle(frames[1]):
+                self._on_request(rid, header, body)
 
     def flush(self) -> None:
         self.answers.send()

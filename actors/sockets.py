@@ -9,8 +9,11 @@ marks, so a PUSH never blocks on a living actor.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import zmq
+from zmq.backend import Socket as _Backend
 
 from meterd.actors import endings
 from meterd.protocol import limits
@@ -33,6 +36,17 @@ HEARTBEAT_MS = 2_000
 HEARTBEAT_TIMEOUT_MS = 6_000
 BACKLOG = 1_024
 
+# A received frame of at least this size is not copied: what is seen of it is ZeroMQ's own memory.
+VIEW_SIZE = 8 * 1024
+
+# The plain calls: what pyzmq puts around them costs some microseconds for each frame.
+_send, _receive, _get = _Backend.send, _Backend.recv, _Backend.get
+_NOBLOCK, _MORE, _EVENTS, _READABLE = map(
+    int, (zmq.NOBLOCK, zmq.SNDMORE, zmq.EVENTS, zmq.POLLIN)
+)
+
+Frame = bytes | memoryview
+
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
 _context_pid = 0
 
@@ -53,6 +67,36 @@ def close() -> None:
     if _context is not None:
         _context.destroy()
         _context = None
+
+
+def send(socket: zmq.Socket[bytes], frames: Sequence[Any], flags: int = 0) -> None:
+    """Send one message of bytes or arrays; with NOBLOCK, raises zmq.Again where it would wait."""
+    *first, last = frames
+    for frame in first:
+        _send(socket, frame, flags | _MORE)
+    _send(socket, last, flags)
+
+
+def receive(socket: zmq.Socket[bytes]) -> list[Any]:
+    """Take one message, large frames as read-only views.  Raises zmq.Again when none waits."""
+    frame = _receive(socket, _NOBLOCK, False)
+    frames = [_content(frame)]
+    while frame.more:
+        frame = _receive(socket, _NOBLOCK, False)
+        frames.append(_content(frame))
+    return frames
+
+
+def _content(frame: Any) -> Frame:
+    if len(frame) < VIEW_SIZE:
+        content: bytes = frame.bytes
+        return content
+    return memoryview(frame.buffer).toreadonly()
+
+
+def waits(socket: zmq.Socket[bytes]) -> bool:
+    """Is there a message to take?  Asking is cheaper than an exception that says no."""
+    return bool(_get(socket, _EVENTS) & _READABLE)
 
 
 def endpoint(run_dir: str, name: str) -> str:

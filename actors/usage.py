@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from typing import Any
 
 import msgpack
@@ -21,10 +22,19 @@ from meterd.actors import identity, replay
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.asking import Asking
+from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.checkpoints import Checkpoints
 from meterd.actors.disk import atomic_write
 from meterd.actors.journal import timed
-from meterd.actors.outcomes import Origin, in_order, parse_origin, refused_events, results
+from meterd.actors.outcomes import (
+    NO_REQUESTS,
+    Origin,
+    in_order,
+    parse_origin,
+    refused_events,
+    results,
+)
+from meterd.actors.sockets import Frame
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups
 from meterd.core.refused_rows import RefusedRows
@@ -33,7 +43,7 @@ from meterd.core.state import DAY_NS, StateMachine
 from meterd.protocol import checkpoint_format, log_format
 from meterd.protocol.errors import InvariantViolation, exception_of
 from meterd.protocol.log_format import Record
-from meterd.protocol.result import IngestResult, encode_result
+from meterd.protocol.result import encode_result
 
 HOUR_NS = DAY_NS // 24
 # A checkpoint is also due after so many records: small ones cost more to replay than their events.
@@ -45,6 +55,12 @@ JOURNAL_MIN = 16_000_000
 FILL_MAX = 0.95
 FULL_RETRY_MS = 10_000
 REGISTRY_FILE = "metric_registry.bin"
+# What counts events that were not stored, by status; with the reason, where it has that label.
+COUNTERS = {
+    "duplicate": "events_duplicate_total",
+    "conflict": "events_conflict_total",
+    "rejected": 'events_rejected_total{{reason="{}"}}',
+}
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +90,8 @@ class Usage(Actor):
         self.position = replay.BEGINNING
         self.answers = Answers(self)
         self._asking = Asking(self)
-        self._pending: dict[int, tuple[Record, list[bytes]]] = {}
-        self._judge_after: dict[int, list[list[bytes]]] = {}  # by the record they came behind
+        self._pending: dict[int, tuple[Record, Frame]] = {}
+        self._judge_after: dict[int, list[Frame]] = {}  # by the record they came behind
         self._checkpoints = Checkpoints(directory)
         self._records_unsaved = 0
         self.serving = False
@@ -106,15 +122,15 @@ class Usage(Actor):
             self._on_commit(frames)
         elif kind == b"record":
             record = log_format.parse_frames(frames[2], frames[3])
-            self._pending[int.from_bytes(frames[1], "little")] = (record, frames[4:])
+            self._pending[int.from_bytes(frames[1], "little")] = (record, frames[4])
         elif kind == b"requests":
-            for at in range(1, len(frames), 3):
-                self._asking.on_request(frames[at], frames[at + 1], frames[at + 2])
+            for rid, header, body in unbundle(frames[1]):
+                self._asking.on_request(rid, header, body)
         elif kind == b"judge":
             if self._pending:  # what came before is not applied yet
-                self._judge_after.setdefault(max(self._pending), []).append(frames[1:])
+                self._judge_after.setdefault(max(self._pending), []).append(frames[1])
             else:
-                self._judge(frames[1:])
+                self._judge(frames[1])
         elif kind == b"replay":
             self._on_replay(frames)
         elif kind == b"indexed":
@@ -164,7 +180,7 @@ class Usage(Actor):
     def _announce_registry(self, answers: list[bytes]) -> None:
         """Give ingest the registry, and the answers that it may pass on once it has it."""
         packed = self.state.registry.to_bytes()
-        self.send("ingest", [b"registry", packed, *answers])
+        self.send("ingest", [b"registry", packed, bundle(answers)])
 
     def _announce_sealed(self, file_number: int) -> None:
         bitmap, count = self.refused.packed(file_number)
@@ -195,7 +211,7 @@ class Usage(Actor):
                 self._announce_sealed(number)
 
     def apply(
-        self, record: Record, file_number: int, first_row: int, origin: list[bytes] | None
+        self, record: Record, file_number: int, first_row: int, origin: Frame | None
     ) -> None:
         """Apply one record; answer its requests when there are any (there are none in a replay)."""
         self.groups.follow(record)
@@ -218,52 +234,45 @@ class Usage(Actor):
         self._answer(parsed, outcome, judged, record)
 
     def _answer(self, origin: Origin, outcome: Any, judged: Any, record: Record | None) -> None:
+        """Answer the requests of a record, and count what became of their events."""
         add = self.telemetry.add
-        total = IngestResult(0)
-        received = synchronous = 0
+        received = stored = stored_async = synchronous = 0
+        others: Counter[tuple[str, str]] = Counter()  # by (status, reason)
         for rid, request_id, result in results(origin, outcome, judged):
             received += result.received
             if rid:
                 synchronous += 1
-                self.answers.ok(rid, request_id, "ingest", encode_result(result))
-                add('events_ingested_total{mode="sync"}', result.stored)
+                stored += result.stored
+                self.answers.ingested(rid, request_id, encode_result(result))
             else:
-                add('events_ingested_total{mode="async"}', result.stored)
-            if result.items:
-                total = IngestResult(
-                    0,
-                    0,
-                    total.duplicate + result.duplicate,
-                    total.conflict + result.conflict,
-                )
-                for _, status, reason in result.items:
-                    if status == "rejected":
-                        add(f'events_rejected_total{{reason="{reason}"}}')
+                stored_async += result.stored
+            others.update((status, reason) for _, status, reason in result.items)
         add("events_received_total", received)
+        add('events_ingested_total{mode="sync"}', stored)
+        add('events_ingested_total{mode="async"}', stored_async)
+        for (status, reason), count in others.items():
+            add(COUNTERS[status].format(reason), count)
         seconds = time.monotonic() - origin.began
         self.telemetry.observe('ingest_duration_seconds{mode="sync"}', seconds, synchronous)
-        if total.duplicate:
-            add("events_duplicate_total", total.duplicate)
-        if total.conflict:
-            add("events_conflict_total", total.conflict)
-        refused = refused_events(origin, outcome, judged, record)
-        if refused:
-            self.send("retention_sweeper", [b"refused_events", msgpack.packb(refused)])
+        if others:
+            refused = refused_events(origin, outcome, judged, record)
+            if refused:
+                self.send("retention_sweeper", [b"refused_events", msgpack.packb(refused)])
 
-    def _judge(self, frames: list[bytes]) -> None:
+    def _judge(self, frame: Frame) -> None:
         """Answer requests of which nothing needs the log."""
-        origin = parse_origin(frames)
+        origin = parse_origin(frame)
         if origin.refusals is not None:
             judged = self.state.judge(origin.refusals)
             self._answer(origin, np.zeros(0, np.uint8), judged, None)
 
     def _after_command(
-        self, record: Record, result: dict[str, Any], origin: list[bytes] | None
+        self, record: Record, result: dict[str, Any], origin: Frame | None
     ) -> None:
         if origin is None:
             return
         command_answers = Answers(self)
-        for rid, request_id, kind in msgpack.unpackb(origin[0])["requests"]:
+        for rid, request_id, kind in msgpack.unpackb(origin):
             if "error" in result:
                 command_answers.error(rid, request_id, kind, exception_of(result["error"]))
             else:
@@ -303,13 +312,12 @@ class Usage(Actor):
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
         meta = {
             "kind": log_format.EXPIRE,
+            "slices": single_slice(log_format.META_GROUP, payload),
             "row_count": 0,
             "heap_size": len(packed),
             "registry_version": self.state.registry.version,
         }
-        slices = single_slice(log_format.META_GROUP, payload)
-        origin = msgpack.packb({"requests": []})
-        frames = [b"propose", msgpack.packb(meta), bytes(slices), payload, b"", origin]
+        frames = [b"propose", msgpack.packb(meta), payload, NO_REQUESTS, b""]
         self.send("replication", frames)
 
     def _check_room(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from meterd.actors.outcomes import Origin, parse_origin, results
+from meterd.actors.outcomes import Origin, encode_origin, parse_origin, results
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups, verify_chain
 from meterd.core.replica import Append, Proposal, Replica, single_slice
@@ -113,14 +113,5 @@ def proposal_of(packed: Packed, stage: Stage) -> Proposal:
 
 
 def origin_of(packed: Packed, requests: list[Any]) -> Origin:
-    """Return the origin as usage reads it from the frames that ingest sends."""
-    frames = [
-        msgpack.packb({"began": 0.0, "requests": requests}),
-        packed.request_of_row.tobytes(),
-        packed.row_of_row.tobytes(),
-    ]
-    refusals = packed.refusals
-    if refusals is not None:
-        rows, heap = refusals.rows.tobytes(), refusals.heap.tobytes()
-        frames += [rows, heap, msgpack.packb(refusals.codes)]
-    return parse_origin(frames)
+    """Return the origin as usage reads it from the frame that ingest sends."""
+    return parse_origin(encode_origin(0.0, requests, packed))

@@ -13,6 +13,7 @@ import msgpack
 
 from meterd.actors import identity
 from meterd.actors.actor import Actor, Lifeline
+from meterd.actors.bundle import unbundle
 from meterd.actors.identity import Identity
 from meterd.actors.options import Options
 from meterd.protocol.body import unpack_answer
@@ -59,7 +60,7 @@ def answers(actor: Any) -> list[tuple[str, Any]]:
     found = []
     for to, frames in actor.take(b"answers"):
         assert to == "router"
-        for at in range(1, len(frames), 3):
-            header, body = decode_answer(frames[at + 1 : at + 3])
+        for _, *answer in unbundle(frames[1]):
+            header, body = decode_answer(answer)
             found.append((header.status, unpack_answer(body)))
     return found
