@@ -8,6 +8,7 @@ that their clients send again.  What it needs to know of a request travels with 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -44,7 +45,7 @@ class Ingest(Actor):
         words = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
         self._stage = Stage(self.options.ingest.record_events_max, words)
         self._answers = Answers(self)
-        self._requests: list[tuple[bytes, int, int, list[tuple[int, int]]]] = []
+        self._requests: list[tuple[bytes, int, int, Sequence[tuple[int, int]]]] = []
         self._accepted: list[bytes] = []  # answers to `async` requests, as frames
         self._began = 0.0  # when the first request of what is staged was taken
         self._serving = False
@@ -90,25 +91,38 @@ class Ingest(Actor):
             self._answers.error(rid, header.id, header.kind, error)
 
     def _on_events(self, rid: bytes, header: RequestHeader, body: bytes) -> None:
-        columns = decode_events(body, header.lz4_size)
         if self._stage.full or len(self._requests) >= REQUESTS_PER_RECORD_MAX:
             self._propose()
-        number = len(self._requests)
-        faults = self._stage.add(columns, number)
+        if not self._requests:
+            self._began = time.monotonic()
+        whole = None
+        if header.lz4_size is None:
+            whole = self._stage.add_body(body, len(self._requests))
+        if whole is None:
+            self._on_other_events(rid, header, body)
+            return
+        count, durability = whole
+        if durability == "async":
+            self._accepted += [rid, *_accepted(header, count, [])]
+            rid = b""
+        self._requests.append((rid, header.id, count, ()))
+
+    def _on_other_events(self, rid: bytes, header: RequestHeader, body: bytes) -> None:
+        """Take a request that is not of the usual form, or that has a row which is not right."""
+        columns = decode_events(body, header.lz4_size)
+        faults = self._stage.add(columns, len(self._requests))
         if faults is None:  # it may fit into an empty stage
             self._propose()
-            number = 0
-            faults = self._stage.add(columns, number)
+            self._began = time.monotonic()
+            faults = self._stage.add(columns, 0)
         if faults is None:
             raise RemoteProtocolError("too_large", "the events, written out, exceed a record")
-        if number == 0:
-            self._began = time.monotonic()
         if len(faults) == columns.count:  # no event has an identity: nothing of it goes further
             self._count_rejected(columns.count, faults)
             answer = _accepted(header, columns.count, faults)
             self._answers.add([rid, *answer])
         elif columns.durability == "async":
-            refused = faults + self._stage.refused_rows(number)
+            refused = faults + self._stage.refused_rows(len(self._requests))
             self._accepted += [rid, *_accepted(header, columns.count, refused)]
             self._requests.append((b"", header.id, columns.count, faults))
         else:

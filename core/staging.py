@@ -7,33 +7,23 @@ one record out of all that was staged and empties the stage.  A request is never
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.kernels import located as locating
 from meterd.core.kernels import stage as kernels
 from meterd.core.kernels.hashing import PARTITION_COUNT, text_hash
 from meterd.core.kernels.memory import reserve
 from meterd.core.registry import Registry
 from meterd.protocol import limits, log_format
-from meterd.protocol.event_columns import EventColumns, TextColumn
+from meterd.protocol.event_columns import Durability, EventColumns
 
 # Heap for what is staged beyond a full record: the largest request, its texts written out.
 HEAP_SIZE_MAX = 24 * 1024 * 1024
 # A record closes after this many bytes of heap, so that it stays a small part of a log file.
 HEAP_SIZE_ENOUGH = 1024 * 1024
-# Code tables of batches seen lately, so that a client's usual metrics are looked up once.
-CODE_TABLES_MAX = 1_024
-
-
-def _frozen(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Make an array read-only: kernels are compiled for exactly one type of each argument."""
-    array.flags.writeable = False
-    return array
-
-
-_NO_TEXT = (_frozen(np.zeros(1, np.uint32)), _frozen(np.zeros(0, np.uint8)))
-_NO_UUIDS = _frozen(np.zeros(0, np.uint8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +62,13 @@ class Stage:
         self._state = np.zeros(4, np.int64)
         self._sizes = np.zeros((PARTITION_COUNT, 2), np.int64)
         self._codes: list[bytes] = []
+        self._out = (self._staged, self._refused, self._faults, self._heap, self._state)
+        self._located = (
+            np.zeros(locating.PLACE_COUNT, np.int64),
+            np.zeros((locating.CODES_MAX, 2), np.int64),
+            np.zeros((locating.KEYS_MAX, 4), np.int64),
+            np.zeros((locating.VALUES_MAX, 2), np.int64),
+        )
         self.use(Registry())
 
     def use(self, registry: Registry) -> None:
@@ -79,7 +76,6 @@ class Stage:
         self.registry_version = registry.version
         rows: list[tuple[int, int, int, int]] = []
         self._places: dict[bytes, tuple[int, int]] = {}
-        self._code_tables: dict[tuple[bytes, ...], NDArray[np.int64]] = {}
         for code in dict.fromkeys(entry.code for entry in registry.entries):
             versions = registry.versions(code)
             self._places[code.encode()] = (len(rows), len(versions))
@@ -88,6 +84,7 @@ class Stage:
                 for v in versions
             ]
         self._versions = np.array(rows, np.int64).reshape(-1, 4)
+        self._known = _code_index(self._places)
 
     @property
     def empty(self) -> bool:
@@ -103,6 +100,18 @@ class Stage:
             or state[kernels.HEAP_USED] >= HEAP_SIZE_ENOUGH
         )
 
+    def add_body(self, body: bytes, request: int) -> tuple[int, Durability] | None:
+        """Stage a request as it came; return how many events it has, and the durability asked for.
+
+        None, and nothing is staged, unless it is columnar, plain and right in every row: then it is
+        for `protocol.columns` to decode and for `add`.
+        """
+        located = (np.frombuffer(body, np.uint8), *self._located)
+        if not kernels.stage_body(self._known, located, self._versions, (*self._out, request)):
+            return None
+        places = self._located[0]
+        return int(places[locating.ROWS]), "async" if places[locating.DURABILITY] else "sync"
+
     def add(self, columns: EventColumns, request: int) -> list[tuple[int, int]] | None:
         """Stage one request; return its rows without an identity as (row, reason).
 
@@ -111,26 +120,9 @@ class Stage:
         state = self._state
         refused_before = int(state[kernels.REFUSED])
         state[kernels.FAULTS] = 0
-        identifier = columns.id
-        staged = kernels.stage(
-            (
-                _frozen(columns.timestamp),
-                _frozen(columns.value),
-                _frozen(columns.exponent),
-                _frozen(columns.metric_index),
-                _frozen(columns.operation),
-                _frozen(columns.reason),
-            ),
-            (_frozen(columns.account.offsets), _frozen(columns.account.text)),
-            _NO_TEXT
-            if identifier is None
-            else (_frozen(identifier.offsets), _frozen(identifier.text)),
-            _NO_UUIDS if columns.uuid is None else _frozen(columns.uuid.reshape(-1)),
-            _flattened(columns),
-            (self._versions, self._code_table(columns.metric_codes)),
-            (self._staged, self._refused, self._faults, self._heap, state, request),
-        )
-        if not staged:
+        codes = np.array([self._places.get(code, (0, 0)) for code in columns.metric_codes])
+        located = located_columns(columns, codes.astype(np.int64))
+        if not kernels.stage(located, self._versions, (*self._out, request)):
             return None
         if int(state[kernels.REFUSED]) > refused_before:
             refused = self._refused[refused_before : int(state[kernels.REFUSED])]
@@ -180,15 +172,18 @@ class Stage:
         rows.flags.writeable = heap.flags.writeable = False
         return Refusals(rows, heap, codes)
 
-    def _code_table(self, codes: list[bytes]) -> NDArray[np.int64]:
-        known = tuple(codes)
-        table = self._code_tables.get(known)
-        if table is None:
-            if len(self._code_tables) >= CODE_TABLES_MAX:
-                self._code_tables.clear()
-            table = np.array([self._places.get(code, (0, 0)) for code in codes], np.int64)
-            self._code_tables[known] = table
-        return table
+
+def _code_index(places: dict[bytes, tuple[int, int]]) -> tuple[NDArray[Any], ...]:
+    """Return the codes of a registry as `kernels.stage_body` looks them up."""
+    ends = np.cumsum([0, *map(len, places)])
+    codes = np.zeros((len(places), 4), np.int64)
+    codes[:, locating.CODE_AT], codes[:, locating.CODE_SIZE] = ends[:-1], np.diff(ends)
+    if places:
+        codes[:, locating.CODE_FIRST :] = list(places.values())
+    slots = np.full(max(8, 1 << (2 * len(places)).bit_length()), -1, np.int64)
+    texts = np.frombuffer(b"".join(places), np.uint8)
+    locating.enter_codes(slots, codes, texts)
+    return slots, codes, texts
 
 
 def code_hash(identity_key: tuple[int, int], code: bytes) -> int:
@@ -196,42 +191,46 @@ def code_hash(identity_key: tuple[int, int], code: bytes) -> int:
     first, _ = text_hash(
         np.uint64(identity_key[0]),
         np.uint64(identity_key[1]),
-        _frozen(np.frombuffer(code, np.uint8)),
+        np.frombuffer(code, np.uint8),
     )
     return int(first)
 
 
-_NO_PROPERTIES = (
-    _frozen(np.zeros(0, np.uint32)),
-    _frozen(np.zeros(0, np.uint8)),
-    _frozen(np.zeros(0, np.uint32)),
-    _frozen(np.zeros(1, np.uint32)),
-    _frozen(np.zeros(0, np.uint8)),
-    _frozen(np.zeros(0, np.uint32)),
-    0,
-)
+def located_columns(columns: EventColumns, codes: NDArray[np.int64]) -> tuple[Any, ...]:
+    """Lay the columns of a decoded request one after another; return it located."""
+    parts: list[bytes] = []
+    size = 0
 
+    def lay(array: NDArray[Any]) -> int:
+        nonlocal size
+        at = size
+        parts.append(array.tobytes())
+        size += len(parts[-1])
+        return at
 
-def _flattened(columns: EventColumns) -> tuple[object, ...]:
-    """Return all property columns end to end, as `kernels.stage` reads them."""
-    properties = columns.properties
-    if not properties:
-        return _NO_PROPERTIES
-    keys = b"".join(column.key for column in properties)
-    key_ends = np.cumsum([len(column.key) for column in properties], dtype=np.uint32)
-    offsets, bases, text_base, value_base = [], [], 0, 0
-    for column in properties:
-        values: TextColumn = column.values
-        bases.append(value_base)
-        offsets.append(values.offsets + np.uint32(text_base))
-        value_base += len(values.offsets)
-        text_base += len(values.text)
-    return (
-        _frozen(key_ends),
-        _frozen(np.frombuffer(keys, np.uint8)),
-        _frozen(np.array(bases, np.uint32)),
-        _frozen(np.concatenate(offsets)),
-        _frozen(np.concatenate([column.values.text for column in properties])),
-        _frozen(np.concatenate([column.index for column in properties])),
-        columns.count,
-    )
+    places = np.full(locating.PLACE_COUNT, -1, np.int64)
+    places[locating.ROWS] = columns.count
+    places[locating.TIMESTAMP_AT] = lay(columns.timestamp)
+    places[locating.VALUE_AT] = lay(columns.value)
+    places[locating.EXPONENT_AT] = lay(columns.exponent)
+    places[locating.METRIC_AT] = lay(columns.metric_index)
+    places[locating.ACCOUNT_OFFSETS_AT] = lay(columns.account.offsets)
+    places[locating.ACCOUNT_AT] = lay(columns.account.text)
+    if columns.uuid is not None:
+        places[locating.UUID_AT] = lay(columns.uuid)
+    if columns.id is not None:
+        places[locating.ID_OFFSETS_AT] = lay(columns.id.offsets)
+        places[locating.ID_AT] = lay(columns.id.text)
+    places[locating.OPERATION_AT] = lay(columns.operation)
+    places[locating.REASON_AT] = lay(columns.reason)
+    places[locating.PROPERTY_COUNT] = len(columns.properties)
+    keys, values = [], [np.zeros((0, 2), np.int64)]
+    for column in columns.properties:
+        key_at = lay(np.frombuffer(column.key, np.uint8))
+        index_at, text_at = lay(column.index), lay(column.values.text)
+        keys.append((key_at, len(column.key), sum(map(len, values)), index_at))
+        offsets = column.values.offsets.astype(np.int64)
+        values.append(np.stack([text_at + offsets[:-1], np.diff(offsets)], axis=1))
+    key_rows = np.array(keys, np.int64).reshape(-1, 4)
+    body = np.frombuffer(b"".join(parts), np.uint8)
+    return body, places, codes, key_rows, np.concatenate(values)

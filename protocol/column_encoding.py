@@ -76,7 +76,7 @@ def _body(columns: ColumnInput) -> dict[str, object]:
         body["operation"] = _operation(columns.operation, n)
     if columns.properties:
         body["properties"] = [
-            _property(key, values, n) for key, values in columns.properties.items()
+            _property(key, values, n) for key, values in sorted(columns.properties.items())
         ]
     return body
 

@@ -1,7 +1,7 @@
-"""Turns the decoded columns of requests into staged rows, and staged rows into a payload.
+"""Turns the columns of requests into staged rows, and staged rows into a payload.
 
-`stage` takes one request: it checks every row, chooses its metric number, scales its value and
-writes its heap entry (docs/STORAGE.md).  A row ends in one of three places:
+`stage` takes one request, located: it checks every row, chooses its metric number, scales its value
+and writes its heap entry (docs/STORAGE.md).  A row ends in one of three places:
 
   * *staged*: well-formed; it will be proposed.
   * *refused*: something is wrong with it, but its identity is readable: whether it is
@@ -23,11 +23,37 @@ from meterd.core.kernels.hashing import (
     CHAIN_KEY_0,
     CHAIN_KEY_1,
     PARTITION_COUNT,
+    load_u32,
     partition_of,
     sip_bytes,
     sip_finish,
     sip_start,
     sip_word,
+)
+from meterd.core.kernels.located import (
+    ACCOUNT_AT,
+    ACCOUNT_OFFSETS_AT,
+    EXPONENT,
+    EXPONENT_AT,
+    FIRST_VALUE,
+    ID_AT,
+    ID_OFFSETS_AT,
+    INDEX_AT,
+    KEY_AT,
+    KEY_SIZE,
+    METRIC_AT,
+    OPERATION_AT,
+    PROPERTY_COUNT,
+    REASON_AT,
+    ROWS,
+    TIMESTAMP_AT,
+    UUID_AT,
+    VALUE_AT,
+    VALUE_SIZE,
+    VALUE_START,
+    load_i64,
+    load_u16,
+    locate,
 )
 from meterd.core.kernels.text import (
     UUID_SIZE,
@@ -50,8 +76,6 @@ NOT_COMPARABLE = 1 << 40
 
 # A table of metric versions (int64[n, 4]), those of a code together in effective order.
 EFFECTIVE_FROM, NUMBER, DECIMALS, ALIVE = range(4)
-# What a request's codes are (int64[codes, 2]): first row in the table of versions, how many or 0.
-FIRST_VERSION, VERSION_COUNT = range(2)
 
 # State of a stage (int64[4]): rows staged, rows refused, faults, bytes of heap used.
 STAGED, REFUSED, FAULTS, HEAP_USED = range(4)
@@ -109,37 +133,27 @@ def _write_id(heap: Array, at: int, text: Array, start: int, end: int) -> Any:
 
 @njit(cache=True, forceinline=True, _nrt=False)
 def _write_properties(
-    heap: Array,
-    at: int,
-    i: int,
-    key_ends: Array,
-    keys: Array,
-    value_bases: Array,
-    value_offsets: Array,
-    values: Array,
-    index: Array,
-    rows: int,
+    heap: Array, at: int, i: int, body: Array, count: int, keys: Array, values: Array
 ) -> Any:
-    """Write the properties of row i (columns are sorted by key); return (end, whether ≤ 32)."""
+    """Write the properties of row i (keys are sorted); return (end, whether ≤ 32)."""
     count_at = at
     at += 1
-    count = 0
-    key_start = np.int64(0)
-    for p in range(len(key_ends)):
-        key_end = np.int64(key_ends[p])
-        which = index[p * rows + i]
-        if which != _ABSENT:
-            count += 1
-            base = np.int64(value_bases[p]) + np.int64(which)
-            start, end = np.int64(value_offsets[base]), np.int64(value_offsets[base + 1])
-            heap[at] = key_end - key_start
-            at = copy_bytes(heap, at + 1, keys, key_start, key_end)
-            heap[at] = end - start
-            at = copy_bytes(heap, at + 1, values, start, end)
-            if count > limits.PROPERTIES_MAX:
-                return at, False
-        key_start = key_end
-    heap[count_at] = count
+    held = 0
+    for p in range(count):
+        which = load_u32(body, keys[p, INDEX_AT] + 4 * i)
+        if which == _ABSENT:
+            continue
+        held += 1
+        start, size = keys[p, KEY_AT], keys[p, KEY_SIZE]
+        heap[at] = size
+        at = copy_bytes(heap, at + 1, body, start, start + size)
+        value = keys[p, FIRST_VALUE] + np.int64(which)
+        start, size = values[value, VALUE_START], values[value, VALUE_SIZE]
+        heap[at] = size
+        at = copy_bytes(heap, at + 1, body, start, start + size)
+        if held > limits.PROPERTIES_MAX:
+            return at, False
+    heap[count_at] = held
     return at, True
 
 
@@ -171,31 +185,15 @@ ENTRY_SIZE_MAX = (
 
 
 @njit(cache=True, _nrt=False)
-def stage(
-    events: Any,
-    accounts: Any,
-    ids: Any,
-    uuids: Array,
-    properties: Any,
-    registry: Any,
-    out: Any,
-) -> bool:
+def stage(located: Any, versions: Array, out: Any) -> bool:
     """Stage one request; return False, with nothing changed, when the heap has no room for it.
 
-    events     (timestamp, value, exponent, metric_index, operation, reason), n each
-    accounts   (offsets u32[n + 1], text u8)
-    ids        the same, empty when uuids (u8[16 n]) is not
-    properties (key_ends, keys, value_bases, value_offsets, values, index, n) of all columns
-    registry   (versions, codes)
+    located    (body, places, codes, keys, values), see kernels/located.py
+    versions   int64[n, 4], those of a code together in effective order
     out        (staged, refused, faults, heap, state, request number)
     """
-    timestamp, value, exponent, metric_index, operation, reasons = events
-    account_offsets, account_text = accounts
-    id_offsets, id_text = ids
-    uuid_form = len(uuids) > 0
     # Tuples are taken apart once: inside the loop every array in them would be counted anew.
-    key_ends, keys, value_bases, value_offsets, values, index, rows = properties
-    versions, codes = registry
+    body, places, codes, keys, values = located
     staged, refused, faults, heap, state, request = out
     n_staged, n_refused, n_faults, at = (
         state[STAGED],
@@ -203,30 +201,36 @@ def stage(
         state[FAULTS],
         state[HEAP_USED],
     )
+    account_offsets, account_at = places[ACCOUNT_OFFSETS_AT], places[ACCOUNT_AT]
+    exponent = places[EXPONENT]
     limit = len(heap) - ENTRY_SIZE_MAX - 8
-    for i in range(len(timestamp)):
+    for i in range(places[ROWS]):
         if at > limit:
             return False
         entry = at
-        reason = np.int64(reasons[i])
+        reason = np.int64(body[places[REASON_AT] + i]) if places[REASON_AT] >= 0 else np.int64(0)
         comparable = reason == 0
-        start, end = np.int64(account_offsets[i]), np.int64(account_offsets[i + 1])
+        start = account_at + np.int64(load_u32(body, account_offsets + 4 * i))
+        end = account_at + np.int64(load_u32(body, account_offsets + 4 * i + 4))
         size = end - start
         id_valid = False
         account_valid = (
             1 <= size <= limits.ACCOUNT_SIZE_MAX
             and reason != BAD_ACCOUNT
-            and is_utf8(account_text, start, end)
+            and is_utf8(body, start, end)
         )
         if account_valid and reason != BAD_ID:
-            at = copy_bytes(heap, entry + 2, account_text, start, end)
+            at = copy_bytes(heap, entry + 2, body, start, end)
             id_size = 0
-            if uuid_form:
-                at = copy_bytes(heap, at, uuids, i * UUID_SIZE, (i + 1) * UUID_SIZE)
+            if places[UUID_AT] >= 0:
+                first = places[UUID_AT] + i * UUID_SIZE
+                at = copy_bytes(heap, at, body, first, first + UUID_SIZE)
                 id_valid = True
             else:
-                first, last = np.int64(id_offsets[i]), np.int64(id_offsets[i + 1])
-                at, id_size, id_valid = _write_id(heap, at, id_text, first, last)
+                offset = places[ID_OFFSETS_AT] + 4 * i
+                first = places[ID_AT] + np.int64(load_u32(body, offset))
+                last = places[ID_AT] + np.int64(load_u32(body, offset + 4))
+                at, id_size, id_valid = _write_id(heap, at, body, first, last)
             heap[entry] = size
             heap[entry + 1] = id_size
         if not id_valid:
@@ -236,9 +240,7 @@ def stage(
             n_faults += 1
             at = entry
             continue
-        at, fits = _write_properties(
-            heap, at, i, key_ends, keys, value_bases, value_offsets, values, index, rows
-        )
+        at, fits = _write_properties(heap, at, i, body, places[PROPERTY_COUNT], keys, values)
         if not fits:
             comparable = False
             at = entry + 2 + size + (UUID_SIZE if heap[entry + 1] == 0 else heap[entry + 1])
@@ -246,32 +248,32 @@ def stage(
             at += 1
             if reason == 0:
                 reason = np.int64(BAD_PROPERTIES)
-        code = np.int64(metric_index[i])
-        scaled = value[i]
-        number = code
+        number = load_u16(body, places[METRIC_AT] + 2 * i) if places[METRIC_AT] >= 0 else 0
+        timestamp = load_i64(body, places[TIMESTAMP_AT] + 8 * i)
+        value = load_i64(body, places[VALUE_AT] + 8 * i) if places[VALUE_AT] >= 0 else np.int64(1)
+        if places[EXPONENT_AT] >= 0:
+            exponent = np.int64(body[places[EXPONENT_AT] + i])
         if reason == 0:
-            v = _select(
-                versions, codes[code, FIRST_VERSION], codes[code, VERSION_COUNT], timestamp[i]
-            )
+            v = _select(versions, codes[number, 0], codes[number, 1], timestamp)
             if v < 0:
                 reason = np.int64(UNKNOWN_METRIC)
             else:
-                scaled, exact = _scale(value[i], np.int64(exponent[i]), versions[v, DECIMALS])
+                scaled, exact = _scale(value, exponent, versions[v, DECIMALS])
                 if exact:
-                    number = versions[v, NUMBER]
+                    number, value = versions[v, NUMBER], scaled
                 else:
                     reason = np.int64(BAD_VALUE)
-                    scaled = value[i]
-        flags = np.int64(operation[i]) | np.int64(exponent[i]) << 8 | reason << 16
-        flags |= partition_of(account_text, start, end) << 24
+        operation = body[places[OPERATION_AT] + i] if places[OPERATION_AT] >= 0 else 0
+        flags = np.int64(operation) | exponent << 8 | reason << 16
+        flags |= partition_of(body, start, end) << 24
         if reason == 0:
-            _put(staged, n_staged, timestamp[i], scaled, number, flags)
+            _put(staged, n_staged, timestamp, value, number, flags)
             _put_place(staged, n_staged, entry, at, request, i)
             n_staged += 1
         else:
             if not comparable:
                 flags |= NOT_COMPARABLE
-            _put(refused, n_refused, timestamp[i], scaled, number, flags)
+            _put(refused, n_refused, timestamp, value, number, flags)
             _put_place(refused, n_refused, entry, at, request, i)
             n_refused += 1
     state[STAGED], state[REFUSED], state[FAULTS], state[HEAP_USED] = (
@@ -281,6 +283,27 @@ def stage(
         at,
     )
     return True
+
+
+@njit(cache=True, _nrt=False)
+def stage_body(known: Any, located: Any, versions: Array, out: Any) -> bool:
+    """Stage a request as it came, if that is how most requests come and every row can be staged.
+
+    False, with nothing changed, when it is not, or when the heap has no room.  `known` is what
+    `locate` needs of the registry; located (body, and the arrays that it fills).
+    """
+    body, places, codes, keys, values = located
+    if not locate(body, known, (places, codes, keys, values)):
+        return False
+    state = out[4]
+    state[FAULTS] = 0
+    staged, refused, heap_used = state[STAGED], state[REFUSED], state[HEAP_USED]
+    if not stage(located, versions, out):
+        return False
+    if state[STAGED] - staged == places[ROWS]:
+        return True
+    state[STAGED], state[REFUSED], state[FAULTS], state[HEAP_USED] = staged, refused, 0, heap_used
+    return False
 
 
 @njit(cache=True, _nrt=False)
