@@ -22,6 +22,9 @@ from meterd.protocol.errors import BootFailed
 # Messages waiting for one actor.  The router admits fewer requests than this, so reaching it
 # means that an actor has stopped reading: the sender blocks, its beat stops, the supervisor acts.
 INTERNAL_HIGH_WATER_MARK = 100_000
+# What the kernel takes of a message at once (if it may): one that does not fit costs the sender a
+# wait for the reader, a switch of processes each time.
+INTERNAL_BUFFER_SIZE = 4 * 1024 * 1024
 # A client that does not read loses answers beyond this (and asks again with the same ids).
 CLIENT_HIGH_WATER_MARK = 1_000
 # No limit to the messages waiting from one client: `actors.listener_guard` bounds their memory.
@@ -118,6 +121,7 @@ def outbox(run_dir: str, name: str) -> zmq.Socket[bytes]:
     socket = context().socket(zmq.PUSH)
     socket.setsockopt(zmq.LINGER, 1_000)
     socket.setsockopt(zmq.SNDHWM, INTERNAL_HIGH_WATER_MARK)
+    socket.setsockopt(zmq.SNDBUF, INTERNAL_BUFFER_SIZE)
     socket.setsockopt(zmq.RECONNECT_IVL, 10)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 100)
     socket.connect(endpoint(run_dir, name))
