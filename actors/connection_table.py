@@ -64,11 +64,11 @@ class ConnectionTable:
         connection.rid = rid
         connection.delivered += size
 
-    def answered(self, descriptor: int, size: int) -> None:
+    def answered(self, descriptor: int, size: int, now: float) -> None:
         """Note that ZeroMQ has taken an answer of `size` to this connection."""
         connection = self._connections.get(descriptor)
         if connection is not None:
-            connection.answered += size
+            connection.answer(size, now)
 
     def strike(self, descriptor: int) -> bool:
         """Note a malformed message; return whether it was one too many."""
@@ -78,7 +78,7 @@ class ConnectionTable:
         connection.strikes += 1
         return connection.strikes >= STRIKES_MAX and self.cut([descriptor], MALFORMED) > 0
 
-    def survey(self) -> bool:
+    def survey(self, now: float) -> bool:
         """Learn who is there and what each holds; end those that cannot be right.
 
         Returns whether somebody has to be looked at again at once.
@@ -95,7 +95,7 @@ class ConnectionTable:
             if connection.key != key:
                 connection = connection.successor(key)
             found[descriptor] = connection
-            if self._observe(descriptor, connection):
+            if self._observe(descriptor, connection, now):
                 offenders.append(descriptor)
             urgent |= connection.overfull
             if connection.delivered and not connection.strikes and not connection.wide:
@@ -128,12 +128,12 @@ class ConnectionTable:
         self._others[descriptor] = key
         return False
 
-    def _observe(self, descriptor: int, connection: Connection) -> bool:
+    def _observe(self, descriptor: int, connection: Connection, now: float) -> bool:
         received, acknowledged = tcp_connections.totals(descriptor)
         waiting = 0
         if received - connection.delivered > eviction.HELD_SIZE_MAX:
             waiting = tcp_connections.waiting(descriptor)
-        return connection.observe(received, acknowledged, waiting)
+        return connection.observe(received, acknowledged, waiting, now)
 
     def relieve(self, cost: int, budget: int, earned: bool = False) -> int:
         """Cut those with most suspect bytes until the rest, each at `cost`, is within `budget`.

@@ -166,7 +166,7 @@ class ListenerGuard:
 
     def answered(self, descriptor: int, frames: list[bytes]) -> None:
         """Note that an answer to the sender of a message was taken by ZeroMQ."""
-        self._table.answered(descriptor, sum(map(len, frames)))
+        self._table.answered(descriptor, sum(map(len, frames)), self._now)
 
     def strike(self, present: bool) -> None:
         """Note that the last message was malformed, and whether its sender is still there."""
@@ -210,7 +210,7 @@ class ListenerGuard:
 
     def _survey(self, now: float) -> None:
         begin = time.monotonic()
-        urgent = self._table.survey()
+        urgent = self._table.survey(now)
         took = time.monotonic() - begin
         if now >= self._report_due:
             self._table.report()

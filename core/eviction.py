@@ -8,13 +8,14 @@ not read.  The memory behind a held byte is unknown (an empty frame is two bytes
 says *whether* something must go, and the held bytes say *who*, largest first.
 
 A client may hold as much as it has already delivered in well-formed requests, and a little more:
-those bytes are *earned*, only the others are *suspect*.  So whoever abuses the transport goes
-before any client that uses it, even one with large requests on a slow line.
+those bytes are *earned*, only the others are *suspect*.  Answers that it has not read yet are
+earned while it reads: it asked for them, and large ones take a while.  So whoever abuses the
+transport goes before any client that uses it, even one with large requests on a slow line.
 
 Invariants:
   * no connection that holds at most a fair share of the allowance is cut
   * what stays, taken at the memory that a held byte costs now, is within the budget
-Does not know: sockets, descriptors, clocks.
+Does not know: sockets, descriptors, clocks; `now` is seconds of any clock that never goes back.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ GREETING_SIZE = 64
 HANDSHAKE_SIZE = 128
 # What the first well-formed request earns: requests and answers on their way while all is slow.
 EARNED_FIRST = 64 * 1024
+# Whoever has not read for so long does not.
+READ_SECONDS = 2.0
 # Memory behind one held byte, at most: a frame of 36 bytes that came alone pins 8 KiB (measured).
 AMPLIFICATION_MAX = 256
 
@@ -52,8 +55,16 @@ class Connection:
     answered_before: int = 0
     wide: bool = False  # the kernel may take more of it ahead of the transport
     overfull: bool = False  # it held more than a message at the last survey
+    read_at: float = 0.0  # when it last read, as far as known, or had read everything
+    reads: bool = False  # it did so lately
 
-    def observe(self, received: int, acknowledged: int, waiting: int) -> bool:
+    def answer(self, size: int, now: float) -> None:
+        """Note an answer that the transport has taken."""
+        if self.answered <= self.acknowledged:
+            self.read_at, self.reads = now, True
+        self.answered += size
+
+    def observe(self, received: int, acknowledged: int, waiting: int, now: float) -> bool:
         """Take the kernel's totals and the bytes still `waiting` in it.
 
         Returns whether the message that is on its way can never become a legal one.
@@ -63,6 +74,9 @@ class Connection:
         """
         stalled = self.overfull and self.delivered == self.delivered_before
         self.received = received
+        if acknowledged > self.acknowledged:
+            self.read_at = now
+        self.reads = now - self.read_at < READ_SECONDS
         self.acknowledged = acknowledged
         # What was delivered beyond it belongs to an earlier connection; what was acknowledged
         # beyond it is no answer but the transport's own.
@@ -93,7 +107,8 @@ class Connection:
         """Bytes held beyond what well-formed requests have earned."""
         if self.strikes or not self.delivered:
             return self.held
-        return max(0, self.held - self.delivered - EARNED_FIRST)
+        unread = 0 if self.reads else self.answered - self.acknowledged
+        return max(0, self.unfinished + unread - self.delivered - EARNED_FIRST)
 
 
 def memory_behind(held: int, growth: int) -> int:

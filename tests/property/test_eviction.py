@@ -79,21 +79,21 @@ def test_a_connection_that_delivers_is_never_called_hopeless(
             connection.delivered += undelivered
             undelivered = 0
         sent += whole
-        assert not connection.observe(sent + min(partial, eviction.HELD_SIZE_MAX), 0, 0)
+        assert not connection.observe(sent + min(partial, eviction.HELD_SIZE_MAX), 0, 0, 0.0)
 
 
 @given(st.integers(eviction.HELD_SIZE_MAX + eviction.HANDSHAKE_SIZE + 1, 1 << 40), st.booleans())
 def test_an_endless_message_is_hopeless_at_the_second_survey(size: int, in_kernel: bool) -> None:
     connection = Connection(1)
     waiting = size if in_kernel else 0
-    assert not connection.observe(size, 0, waiting)
-    assert connection.observe(size, 0, waiting) is not in_kernel
+    assert not connection.observe(size, 0, waiting, 0.0)
+    assert connection.observe(size, 0, waiting, 0.0) is not in_kernel
 
 
 @given(SIZES, SIZES, SIZES)
 def test_only_well_formed_bytes_earn(sent: int, delivered: int, answered: int) -> None:
     connection = Connection(1, delivered=delivered, answered=answered)
-    connection.observe(sent, 0, 0)
+    connection.observe(sent, 0, 0, eviction.READ_SECONDS)
     assert 0 <= connection.suspect <= connection.held
     if connection.delivered and connection.held <= connection.delivered + eviction.EARNED_FIRST:
         assert connection.suspect == 0
@@ -103,15 +103,30 @@ def test_only_well_formed_bytes_earn(sent: int, delivered: int, answered: int) -
     assert connection.suspect == connection.held
 
 
+@given(st.integers(1, 1 << 30), st.lists(st.integers(0, 1 << 20), min_size=1, max_size=8))
+def test_answers_are_earned_while_they_are_read(size: int, steps: list[int]) -> None:
+    """A large answer needs its time; who takes none of it for a while holds it without a right."""
+    connection = Connection(1, delivered=1)
+    connection.answer(size, 0.0)
+    now = read = last = 0.0
+    for step in steps:
+        now += eviction.READ_SECONDS / 2
+        read = min(size, read + step)
+        last = now if step and read > connection.acknowledged else last
+        connection.observe(eviction.HANDSHAKE_SIZE + 1, int(read), 0, now)
+        unread = max(0, size - int(read) - 1 - eviction.EARNED_FIRST)
+        assert connection.suspect == (0 if now - last < eviction.READ_SECONDS else unread)
+
+
 @given(SIZES, SIZES, SIZES)
 def test_a_successor_starts_with_nothing_but_what_was_not_surveyed(
     before: int, after: int, received: int
 ) -> None:
     old = Connection(1, delivered=before)
-    old.observe(before, 0, 0)
+    old.observe(before, 0, 0, 0.0)
     old.delivered += after
     new = old.successor(2)
-    new.observe(received, 0, 0)
+    new.observe(received, 0, 0, 0.0)
     assert new.key == 2
     assert new.delivered == min(after, received)
 

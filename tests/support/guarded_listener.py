@@ -28,6 +28,8 @@ class Listener:
         self.port = int(self.socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         self.telemetry = Telemetry("listener")
         self.guard = ListenerGuard(self.port, connections_max, self.telemetry)
+        self.answer_size = 0  # bytes of every answer; 0: the request's body
+        self.answers = 0
 
     def turn(self) -> None:
         """Take what waits."""
@@ -44,7 +46,10 @@ class Listener:
         except RemoteProtocolError as error:
             self.guard.strike(self.send([frames[0], b"error", error.code.encode()]))
             return
+        if self.answer_size:
+            frames = [*frames[:-1], bytes(self.answer_size)]
         if self.send(frames):
+            self.answers += 1
             self.guard.answered(self.guard.source, frames)
 
     def send(self, frames: list[bytes]) -> bool:

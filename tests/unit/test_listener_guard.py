@@ -145,6 +145,26 @@ def test_a_client_may_send_the_largest_legal_requests_one_after_another(bench: B
     assert bench.counted("message_size") == bench.counted("memory") == 0
 
 
+def test_a_large_answer_may_be_read_in_its_time(bench: Bench) -> None:
+    """Memory alarms at once, but a client is cut only when it does not read at all."""
+    reader, deaf = bench.peer(), bench.peer()
+    bench.listener.answer_size = 2 * listener_guard.BUDGET
+    header, body = encode_request(RequestHeader(1, "hello"), b"\x80")
+    for peer in (reader, deaf):
+        peer.sendall(frame(header, MORE) + frame(body))
+    eventually(lambda: bench.listener.turn() or bench.listener.answers == 2, "both are answered")
+    for _ in range(3):  # alarm, judgement and once more, all in no time
+        bench.listener.guard.look(bench.now, 0)
+    assert bench.counted(connection_table.MEMORY) == 0
+    heard = 0
+    while heard < bench.listener.answer_size:
+        bench.turn()
+        heard += len(reader.recv(MIB))
+    bench.until(lambda: bench.counted(connection_table.MEMORY), "who does not read is cut")
+    assert bench.counted(connection_table.MEMORY) == 1
+    assert not bench.ended(reader)
+
+
 def test_a_client_whose_messages_are_malformed_is_answered_then_ended(bench: Bench) -> None:
     peer = bench.peer()
     for _ in range(connection_table.STRIKES_MAX - 1):
