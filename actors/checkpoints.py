@@ -170,7 +170,6 @@ class Checkpoints:
         arrays = {f"identities.{place}": part for place, part in enumerate(parts)}
         path = self._directory / name
         disk.atomic_write(path, checkpoint_format.encode({"kind": "identities"}, arrays))
-        disk.uncache(path)
         return Run(name, level, sum(map(len, parts)))
 
     def _read_run(self, run: Run) -> list[Entries]:

@@ -25,7 +25,7 @@ import numpy as np
 from meterd.actors import identity
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
-from meterd.actors.disk import atomic_write, sync_directory, uncache
+from meterd.actors.disk import atomic_write, sync_directory
 from meterd.actors.log_files import LogFiles, index_name, map_file
 from meterd.actors.members_file import save_members
 from meterd.actors.refused_log import RefusedLog
@@ -49,8 +49,6 @@ from meterd.protocol.messages import check_request
 
 logger = logging.getLogger(__name__)
 
-# Full log files that stay in the page cache; the disk has the older ones.
-CACHED_FILES = 8
 REGISTRY_FILE = "metric_registry.bin"
 # Clients that were refused for lack of space ask again after so long.
 DISK_STOP_RETRY_MS = 2_000
@@ -132,7 +130,6 @@ class RetentionSweeper(Actor):
             del self._sealed[number]
             return
         del self._sealed[number]
-        self._uncache(number - CACHED_FILES)
         for actor in ("query", "usage"):
             self.send(actor, [b"indexed", str(number).encode()])
 
@@ -151,12 +148,6 @@ class RetentionSweeper(Actor):
             sealed.header.row_count,
             time.monotonic() - began,
         )
-
-    def _uncache(self, number: int) -> None:
-        """Let memory go that holds a log file which only questions about the past still read."""
-        path = os.path.join(self._directory, full_name(number))
-        if os.path.exists(path):
-            uncache(path)
 
     # Retention
 
