@@ -116,7 +116,7 @@ class Window:
     """Reads parts of files into memory that is used again and again."""
 
     def __init__(self) -> None:
-        self._memory = memoryview(page_memory(PIECE_SIZE + 2 * ALIGNMENT))
+        self._memory = memoryview(page_memory(PIECE_SIZE + 2 * ALIGNMENT))  # grows when needed
 
     def read(self, descriptor: int, offset: int, size: int) -> memoryview:
         """Return bytes of a file, fewer where it ends; valid until the next call."""
