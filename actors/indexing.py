@@ -59,6 +59,8 @@ class Indexer:
         try:
             begin_direct(descriptor)
             size = os.fstat(descriptor).st_size
+            if size < FILE_HEADER_SIZE:
+                raise Corrupt(path, size, "the file ends within its header (index)")
             at = FILE_HEADER_SIZE
             while at < size:
                 data = self._blocks(descriptor, at)
@@ -74,7 +76,7 @@ class Indexer:
         """Return whole blocks, or what lies there instead."""
         data = _array(self._window.read(descriptor, at, WINDOW_SIZE))
         count = int(whole_blocks(data))
-        if count == 0 and len(data) > BLOCK_HEADER_SIZE:
+        if count == 0 and len(data) >= BLOCK_HEADER_SIZE:
             wanted = int.from_bytes(data[_BLOCK_SIZE_AT].tobytes(), "little")
             if wanted > len(data):  # the size of what is no block is bounded by the file's
                 data = _array(self._window.read(descriptor, at, wanted))

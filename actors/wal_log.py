@@ -125,15 +125,14 @@ class Log:
     def _assemble(self, entries: Sequence[Entry], block_size: int) -> memoryview:
         """Return a block of these records, copied into place; only its header is missing."""
         memory = self._memory if block_size <= BLOCK_MEMORY_SIZE else page_memory(block_size)
-        block = memoryview(memory)[:block_size]
-        block[:BLOCK_HEADER_SIZE] = _HEADER_PLACE
-        at = BLOCK_HEADER_SIZE
-        for _, *parts in entries:
-            for part in parts:
-                block[at : at + len(part)] = part
-                at += len(part)
-        block[at:] = bytes(block_size - at)
-        return block
+        write = memory.write  # the quickest way to copy many small parts
+        memory.seek(0)
+        write(_HEADER_PLACE)
+        for _, head, payload in entries:
+            write(head)
+            write(payload)
+        write(bytes(block_size - memory.tell()))
+        return memoryview(memory)[:block_size]
 
     def _account(self, entries: Sequence[Entry]) -> tuple[int, bytes]:
         """Return how many rows the entries hold, and what `append` returns for them."""
