@@ -2,7 +2,8 @@
 
 A checkpoint is `checkpoint.bin` (tables, registry, position in the log) and the id runs it names
 (`ids-<n>.run`: the identities entered since the one before, merged eight at a time so that their
-number stays small).  `checkpoint.prev.bin` is the one before, with everything it names; a damaged
+number stays small; a merge copies sections as they are, but those of which every identity has
+expired).  `checkpoint.prev.bin` is the one before, with everything it names; a damaged
 newest falls back to it.
 
 Order of a save: the new run is durable, then the old checkpoint takes the name of the previous,
@@ -23,8 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.actors import disk
-from meterd.core.kernels.tables import DAY_MASK, DAY_NS
+from meterd.actors import disk, merging
+from meterd.actors.direct_file import Staging
+from meterd.core.kernels.tables import DAY_NS
 from meterd.core.state import Saved
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import Corrupt
@@ -55,6 +57,7 @@ class Checkpoints:
 
     def __init__(self, directory: str) -> None:
         self._directory = Path(directory)
+        self._staging = Staging()
         self._runs: list[Run] = []
         self._loaded: list[Entries] = []  # identities of the runs, until they are taken
         self._current_whole = True  # may the current checkpoint become the previous one?
@@ -135,7 +138,9 @@ class Checkpoints:
     def _save(self, saved: Saved, position: State) -> None:
         number = 1 + max((_number(run.name) for run in self._runs), default=0)
         if len(saved.identities):
-            run = self._write_run(number, 0, [saved.identities])
+            # No stored event is newer, so no identity expires later.
+            day = saved.state["newest_event"] // DAY_NS
+            run = self._write_run(number, saved.identities, day)
             self._runs = self._merged([*self._runs, run], saved.state["horizon"])
         state = saved.state | position | {"runs": [list(run) for run in self._runs]}
         current = self._directory / CURRENT
@@ -146,7 +151,8 @@ class Checkpoints:
             os.link(current, spare)
             os.replace(spare, self._directory / PREVIOUS)
             disk.sync_directory(self._directory)
-        disk.atomic_write(current, checkpoint_format.encode(state, saved.arrays))
+        encoded = checkpoint_format.encode(state, saved.arrays)
+        disk.atomic_write(current, encoded, self._staging)
         self._current_whole = True
         self.previous, self.saved = self.saved, state
         self.saved_at = time.time()
@@ -158,20 +164,19 @@ class Checkpoints:
             tail = runs[-RUNS_PER_LEVEL:]
             if any(run.level != tail[0].level for run in tail):
                 break
-            parts = [_living(part, horizon) for run in tail for part in self._read_run(run)]
-            number = 1 + max(_number(run.name) for run in runs)
-            merged = self._write_run(number, tail[0].level + 1, parts)
-            runs = [*runs[:-RUNS_PER_LEVEL], merged]
+            name = _run_name(1 + max(_number(run.name) for run in runs))
+            sources = [(self._directory / run.name, run.count) for run in tail]
+            with merging.Merge(sources, horizon // DAY_NS) as merge:
+                disk.atomic_write(self._directory / name, merge.buffers(), self._staging)
+            runs = [*runs[:-RUNS_PER_LEVEL], Run(name, tail[0].level + 1, merge.count)]
         return runs
 
-    def _write_run(self, number: int, level: int, parts: list[Entries]) -> Run:
-        """Write a run.  Nothing reads it before the next start or merge, so memory lets it go."""
-        name = f"ids-{number:012d}.run"
-        arrays = {f"identities.{place}": part for place, part in enumerate(parts)}
-        path = self._directory / name
-        disk.atomic_write(path, checkpoint_format.encode({"kind": "identities"}, arrays))
-        disk.uncache(path)
-        return Run(name, level, sum(map(len, parts)))
+    def _write_run(self, number: int, entries: Entries, day: int) -> Run:
+        """Write a run of identities that have expired when a day is before the horizon."""
+        name = _run_name(number)
+        encoded = checkpoint_format.encode(merging.run_state([day]), {"identities.0": entries})
+        disk.atomic_write(self._directory / name, encoded, self._staging)
+        return Run(name, 0, len(entries))
 
     def _read_run(self, run: Run) -> list[Entries]:
         """Return the identities of a run, in parts.  Raises Corrupt, also when it is missing."""
@@ -196,11 +201,8 @@ class Checkpoints:
                 path.unlink()
 
 
-def _living(entries: Entries, horizon: int) -> Entries:
-    """Return the identities whose events have not expired; usually all of them, not copied."""
-    days = (entries[:, 2] & DAY_MASK).astype(np.int64)
-    living = days >= horizon // DAY_NS
-    return entries if living.all() else entries[living]
+def _run_name(number: int) -> str:
+    return f"ids-{number:012d}.run"
 
 
 def _number(run_name: str) -> int:

@@ -6,6 +6,7 @@ the data directory is replaced whole, by `atomic_write`.
 
 Rules that every function keeps:
   * a write is complete or raises: short writes are continued (EINTR the interpreter repeats)
+  * large files are written around the page cache (`direct_file.py`), which changes no promise
   * no room left is DiskFull; the caller may wait and try again
   * a failed sync is FsyncFailed and final: the kernel may have dropped the pages and call them
     clean, so the process must end and read again what is really there
@@ -17,24 +18,31 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from meterd.actors.direct_file import (
+    Buffer,
+    Staging,
+    begin_direct,
+    is_direct,
+    page_memory,
+    pwrite,
+)
 from meterd.protocol.errors import DiskFull, FsyncFailed
 
-Buffer = bytes | bytearray | memoryview | mmap.mmap
-
-# The kernel takes at most so many buffers in one call.
-BUFFERS_PER_CALL_MAX = 1024
-# Zeros are written and synced in pieces, so that an append beside it waits for one at most.
-FILL_SIZE = 256 * 1024
+# Zeros are written in pieces, so that an append beside it waits for one at most.
+FILL_SIZE = 512 * 1024
 
 FILE_MODE = 0o640
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+logger = logging.getLogger(__name__)
 
 # Told how many bytes of a new file are filled; may wait, so that filling disturbs nobody, and says
 # whether to go on: what is allocated and not filled reads as zeros too, it only syncs more slowly.
@@ -67,8 +75,8 @@ class Disk(Protocol):
     def view(self, descriptor: int) -> memoryview:
         """Return the bytes of an open file, read-only, not copied."""
 
-    def write(self, descriptor: int, buffers: Sequence[Buffer], offset: int) -> None:
-        """Write all buffers one after another, from `offset`."""
+    def write(self, descriptor: int, buffer: Buffer, offset: int) -> None:
+        """Write whole sectors, from memory that begins at a page (`page_memory`)."""
 
     def truncate(self, descriptor: int, size: int) -> None:
         """Cut a file; its new size is durable."""
@@ -87,19 +95,23 @@ class Disk(Protocol):
 
 
 class LocalDisk:
-    """The file system of this machine."""
+    """The file system of this machine, written around the page cache where it offers that."""
+
+    def __init__(self) -> None:
+        self._direct = True  # nothing was refused so far
+        self._zeros = page_memory(FILL_SIZE)
 
     def names(self, directory: str) -> list[str]:
         return sorted(os.listdir(directory))
 
     def open(self, path: str) -> int:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return self._opened(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
     def create(self, path: str, size: int, pace: Pace = at_once) -> int:
         self.remove(path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
         try:
-            _fill(descriptor, size, pace)
+            self._fill(self._opened(descriptor), size, pace)
         except BaseException:
             os.close(descriptor)
             self.remove(path)  # the space that was there may save somebody else
@@ -117,8 +129,9 @@ class LocalDisk:
             return memoryview(b"")
         return memoryview(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ))
 
-    def write(self, descriptor: int, buffers: Sequence[Buffer], offset: int) -> None:
-        write_all(descriptor, buffers, offset)
+    def write(self, descriptor: int, buffer: Buffer, offset: int) -> None:
+        write_all(descriptor, buffer, offset)
+        self._note_refusal(descriptor)
 
     def truncate(self, descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
@@ -135,6 +148,33 @@ class LocalDisk:
 
     def sync_directory(self, directory: str) -> None:
         sync_directory(directory)
+
+    def _opened(self, descriptor: int) -> int:
+        if self._direct:
+            begin_direct(descriptor)
+            self._note_refusal(descriptor)
+        return descriptor
+
+    def _note_refusal(self, descriptor: int) -> None:
+        """Say once when the page cache is used after all."""
+        if self._direct and not is_direct(descriptor):
+            self._direct = False
+            logger.info("the log is written through the page cache: here it cannot be bypassed")
+
+    def _fill(self, descriptor: int, size: int, pace: Pace) -> None:
+        """Write zeros: writing into a filled file changes no metadata, so fdatasync is cheap."""
+        try:
+            if size:
+                os.posix_fallocate(descriptor, 0, size)  # no room left is noticed at once
+        except OSError as error:
+            raise _translated(error) from error
+        _sync(os.fsync, descriptor)
+        zeros = memoryview(self._zeros)
+        for offset in range(0, size, FILL_SIZE):
+            self.write(descriptor, zeros[: size - offset], offset)
+            if not pace(offset + FILL_SIZE):
+                break
+        sync_data(descriptor)
 
 
 class DirectoryLock:
@@ -166,9 +206,14 @@ class DirectoryLock:
             self._descriptor = -1
 
 
-def atomic_write(path: str | os.PathLike[str], data: Buffer | Iterable[Buffer]) -> None:
+def atomic_write(
+    path: str | os.PathLike[str],
+    data: Buffer | Iterable[Buffer],
+    staging: Staging | None = None,
+) -> None:
     """Replace a file by `data`: after a crash it holds the old bytes or the new, never a mixture.
 
+    With `staging` it is written around the page cache, which is worth it from some 100 KB on.
     Every such file has one writer, so the temporary name is fixed and what a crash leaves behind
     is overwritten by the next write.  Raises DiskFull, FsyncFailed, OSError; the old file is
     then still there.
@@ -177,9 +222,13 @@ def atomic_write(path: str | os.PathLike[str], data: Buffer | Iterable[Buffer]) 
     temporary = f"{target}.tmp"
     try:
         with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+            pieces = _buffers(data)
+            if staging is not None:
+                begin_direct(descriptor)
+                pieces = staging.pieces(pieces)
             offset = 0
-            for buffer in _buffers(data):
-                offset += write_all(descriptor, [buffer], offset)
+            for piece in pieces:
+                offset += write_all(descriptor, piece, offset)
             _sync(os.fsync, descriptor)
         os.rename(temporary, target)
     except BaseException:
@@ -204,12 +253,6 @@ def _opened(path: str | os.PathLike[str], flags: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def uncache(path: str | os.PathLike[str]) -> None:
-    """Give back the memory that holds a file's bytes; who reads it again reads the disk."""
-    with _opened(path, os.O_RDONLY) as descriptor:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def sync_data(descriptor: int) -> None:
     """Put the bytes of an open file, and its size, on stable storage.  Raises FsyncFailed."""
     _sync(os.fdatasync, descriptor)
@@ -221,49 +264,25 @@ def sync_directory(directory: str | os.PathLike[str]) -> None:
         _sync(os.fsync, descriptor)
 
 
-def write_all(descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
-    """Write all buffers from `offset`; return how many bytes that was.
+def write_all(descriptor: int, buffer: Buffer, offset: int) -> int:
+    """Write a buffer at `offset`; return its size.
 
     Raises DiskFull, OSError; how much was written is then unknown.
     """
+    view = memoryview(buffer)
+    if view.nbytes == 0:
+        return 0
+    view = view.cast("B")
+    written = 0
     try:
-        written = os.pwritev(descriptor, buffers[:BUFFERS_PER_CALL_MAX], offset)
-        total = sum(memoryview(buffer).nbytes for buffer in buffers)
-        while written < total:  # rare: a signal, a quota, more buffers than the kernel takes
-            step = os.pwritev(descriptor, _after(buffers, written), offset + written)
+        while written < len(view):  # again only after a signal or at a quota
+            step = pwrite(descriptor, view[written:], offset + written)
             if step == 0:
                 raise OSError(errno.EIO, "the file takes no more bytes")
             written += step
     except OSError as error:
         raise _translated(error) from error
-    return total
-
-
-def _after(buffers: Sequence[Buffer], skip: int) -> list[memoryview]:
-    """Return what is left of `buffers` after their first `skip` bytes, as one call takes it."""
-    left = []
-    for buffer in buffers:
-        view = memoryview(buffer).cast("B")
-        if skip < view.nbytes:
-            left.append(view[skip:])
-        skip = max(0, skip - view.nbytes)
-    return left[:BUFFERS_PER_CALL_MAX]
-
-
-def _fill(descriptor: int, size: int, pace: Pace) -> None:
-    """Write zeros.  Writing into a filled file changes no metadata, so its fdatasync is cheap."""
-    try:
-        if size:
-            os.posix_fallocate(descriptor, 0, size)  # no room left is noticed at once
-    except OSError as error:
-        raise _translated(error) from error
-    _sync(os.fsync, descriptor)
-    zeros = bytes(FILL_SIZE)
-    for offset in range(0, size, FILL_SIZE):
-        write_all(descriptor, [zeros[: size - offset]], offset)
-        sync_data(descriptor)
-        if not pace(offset + FILL_SIZE):
-            break
+    return written
 
 
 def _sync(call: Callable[[int], None], descriptor: int) -> None:

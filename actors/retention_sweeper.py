@@ -20,19 +20,18 @@ from typing import Any
 
 import lz4.block
 import msgpack
-import numpy as np
 
 from meterd.actors import identity
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.bundle import unbundle
-from meterd.actors.disk import atomic_write, sync_directory, uncache
-from meterd.actors.log_files import LogFiles, index_name, map_file
+from meterd.actors.disk import sync_directory
+from meterd.actors.indexing import Indexer
+from meterd.actors.log_files import LogFiles, index_name
 from meterd.actors.members_file import save_members
 from meterd.actors.refused_log import RefusedLog
 from meterd.core import disk_state, retention
 from meterd.core.disk_state import Limits, Space
-from meterd.core.log_index import OpenIndex
 from meterd.core.registry import MetricEntry, Registry
 from meterd.protocol import checkpoint_format
 from meterd.protocol.decimal_text import format_decimal
@@ -44,14 +43,11 @@ from meterd.protocol.errors import (
     StorageError,
     UnknownMetric,
 )
-from meterd.protocol.index_format import encode_index
 from meterd.protocol.log_format import Damaged, full_name, number_of
 from meterd.protocol.messages import check_request
 
 logger = logging.getLogger(__name__)
 
-# Full log files that stay in the page cache; the disk has the older ones.
-CACHED_FILES = 8
 REGISTRY_FILE = "metric_registry.bin"
 # Clients that were refused for lack of space ask again after so long.
 DISK_STOP_RETRY_MS = 2_000
@@ -69,7 +65,7 @@ class RetentionSweeper(Actor):
         self.answers = Answers(self)
         self._directory = node.data_dir
         self._files = LogFiles(node.data_dir, identity.read(node.data_dir).identity_key)
-        self._key = self._files.identity_key
+        self._indexer = Indexer(node.data_dir, self._files.identity_key)
         self._sealed: dict[int, bytes] = {}  # full files that wait for their index: bitmap
         self._index_due = self._disk_due = self._sweep_due = 0.0
         self._disk_state: disk_state.State = "ok"
@@ -133,31 +129,19 @@ class RetentionSweeper(Actor):
             del self._sealed[number]
             return
         del self._sealed[number]
-        self._uncache(number - CACHED_FILES)
         for actor in ("query", "usage"):
             self.send(actor, [b"indexed", str(number).encode()])
 
     def _write_index(self, number: int, bitmap: bytes) -> None:
         began = time.monotonic()
-        path = os.path.join(self._directory, full_name(number))
-        data = map_file(path)
-        index = OpenIndex()
-        index.extend(data, len(data), self._key, path)
-        sealed = index.seal(number, data, np.frombuffer(bitmap, np.uint8))
-        atomic_write(os.path.join(self._directory, index_name(number)), encode_index(sealed))
+        rows = self._indexer.write(number, bitmap)
         self.telemetry.add("indexes_written_total")
         logger.debug(
             "wrote the index of log file %d: %d rows in %.3f s",
             number,
-            sealed.header.row_count,
+            rows,
             time.monotonic() - began,
         )
-
-    def _uncache(self, number: int) -> None:
-        """Let memory go that holds a log file which only questions about the past still read."""
-        path = os.path.join(self._directory, full_name(number))
-        if os.path.exists(path):
-            uncache(path)
 
     # Retention
 
@@ -183,15 +167,12 @@ class RetentionSweeper(Actor):
 
     def _index_without_events(self, number: int) -> None:
         """Index a file that holds no event: nobody keeps a bitmap of its rows."""
-        path = os.path.join(self._directory, full_name(number))
-        data = map_file(path)
-        index = OpenIndex()
         try:
-            index.extend(data, len(data), self._key, path)
+            rows = self._indexer.count_rows(number)
         except Corrupt as corrupt:
             logger.error("no index can be made: %s", corrupt)
             return
-        if index.row_count == 0:
+        if rows == 0:
             self._sealed[number] = lz4.block.compress(b"")
 
     def _on_removed(self, numbers: list[int]) -> None:

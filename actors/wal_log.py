@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from meterd.actors.direct_file import page_memory
 from meterd.actors.disk import Disk
 from meterd.actors.wal_recovery import End, Owner
 from meterd.actors.wal_spare import Spare
@@ -45,6 +46,8 @@ from meterd.protocol.log_format import (
 # millisecond, large enough that a sync costs little per record.  One larger record is a block.
 RECORDS_PER_BLOCK_MAX = 1_000
 BLOCK_FILL_SIZE = 4 * 1024 * 1024
+# Memory kept for blocks has room for all but those of a single larger record.
+BLOCK_MEMORY_SIZE = BLOCK_FILL_SIZE + SECTOR_SIZE
 
 # Stands for the header while zero sectors are counted: a header is never all zero.
 _HEADER_PLACE = b"\xff" * BLOCK_HEADER_SIZE
@@ -77,6 +80,7 @@ class Log:
         self._descriptor: int | None = None
         self._capacity = 0
         self._file_crc = 0
+        self._memory = page_memory(BLOCK_MEMORY_SIZE)  # blocks are put together here
 
     def open(self, end: End | None) -> None:
         """Be ready to append where recovery found the end; None begins the first file.
@@ -98,17 +102,15 @@ class Log:
         when a new file is needed and cannot be made: nothing has happened then, and the same
         call may be repeated.
         """
-        parts: list[bytes | memoryview] = [_HEADER_PLACE]
-        for entry in entries:
-            parts += (entry.head, entry.payload)
-        size = sum(map(len, parts))
-        block_size = log_format.padded(size, SECTOR_SIZE)
+        records_size = sum(len(entry.head) + len(entry.payload) for entry in entries)
+        block_size = log_format.padded(BLOCK_HEADER_SIZE + records_size, SECTOR_SIZE)
         if self.place.offset + block_size > self._capacity:
             self._next_file(block_size)
-        block = b"".join([*parts, bytes(block_size - size)])
         rows, durable = self._account(entries)
+        block = self._assemble(entries, block_size)
         header = self._header(block, len(entries), rows)
-        self._write([header, memoryview(block)[BLOCK_HEADER_SIZE:]])
+        block[:BLOCK_HEADER_SIZE] = header
+        self._write(block)
         self.bytes_written += block_size
         self.protected = not entries
         self.place = Place(
@@ -119,6 +121,18 @@ class Log:
         )
         self._spare.appended = self.place.offset
         return durable
+
+    def _assemble(self, entries: Sequence[Entry], block_size: int) -> memoryview:
+        """Return a block of these records, copied into place; only its header is missing."""
+        memory = self._memory if block_size <= BLOCK_MEMORY_SIZE else page_memory(block_size)
+        write = memory.write  # the quickest way to copy many small parts
+        memory.seek(0)
+        write(_HEADER_PLACE)
+        for _, head, payload in entries:
+            write(head)
+            write(payload)
+        write(bytes(block_size - memory.tell()))
+        return memoryview(memory)[:block_size]
 
     def _account(self, entries: Sequence[Entry]) -> tuple[int, bytes]:
         """Return how many rows the entries hold, and what `append` returns for them."""
@@ -133,7 +147,8 @@ class Log:
             row += rows
         return row - self.place.row, struct.pack(f"<{len(words)}Q", *words)
 
-    def _header(self, block: bytes, record_count: int, rows: int) -> bytes:
+    def _header(self, block: memoryview, record_count: int, rows: int) -> bytes:
+        words = np.frombuffer(block.toreadonly(), np.uint64)
         return log_format.encode_block_header(
             BlockHeader(
                 block_seq=self.place.block_seq,
@@ -141,7 +156,7 @@ class Log:
                 record_count=record_count,
                 row_count=rows,
                 first_row=self.place.row,
-                zero_sectors=sectors.count_zero_sectors(np.frombuffer(block, np.uint64)),
+                zero_sectors=sectors.count_zero_sectors(words),
                 previous_crc=self.place.previous_crc,
                 written_at=self._now(),
                 file_number=self.file_number,
@@ -149,10 +164,10 @@ class Log:
             )
         )
 
-    def _write(self, buffers: Sequence[bytes | memoryview]) -> None:
+    def _write(self, block: memoryview) -> None:
         assert self._descriptor is not None, "the log is not open"
         try:
-            self._disk.write(self._descriptor, buffers, self.place.offset)
+            self._disk.write(self._descriptor, block, self.place.offset)
         except DiskFull as full:
             # The file was allocated whole, so this is no shortage that waiting can mend.
             raise OSError(errno.EIO, f"no room in an allocated file: {full}") from full
@@ -188,7 +203,9 @@ class Log:
                 previous_crc=self.place.previous_crc,
             )
         )
-        self._disk.write(descriptor, [header], 0)
+        first_page = memoryview(self._memory)[:FILE_HEADER_SIZE]
+        first_page[:] = header
+        self._disk.write(descriptor, first_page, 0)
         self._disk.sync(descriptor)
         if self._descriptor is not None:
             self._seal(self._descriptor)

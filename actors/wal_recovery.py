@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+from meterd.actors.direct_file import page_memory
 from meterd.actors.disk import Disk
 from meterd.core.log_scan import FileScan, Groups, Place, Torn, verify_chain
 from meterd.protocol import checkpoint_format, log_format
@@ -197,9 +198,10 @@ class Recovery:
             extra={"fields": {"path": path, "offset": torn.start, "end": torn.end}},
         )
         second = torn.start + SECTOR_SIZE
-        self._disk.write(descriptor, [bytes(torn.end - second)], second)
+        zeros = memoryview(page_memory(torn.end - torn.start))
+        self._disk.write(descriptor, zeros[: torn.end - second], second)
         self._disk.sync(descriptor)
-        self._disk.write(descriptor, [bytes(SECTOR_SIZE)], torn.start)
+        self._disk.write(descriptor, zeros[:SECTOR_SIZE], torn.start)
         self._disk.sync(descriptor)
 
     def _path(self, name: str) -> str:

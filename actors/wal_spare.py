@@ -3,16 +3,14 @@
 Writing into a file that was filled with zeros and synced changes no metadata, which makes
 fdatasync a third cheaper than on an allocated or a growing file (docs/STORAGE.md).  Filling takes
 some tens of milliseconds, so a thread does it while blocks are appended to the file before: in
-small pieces, twice as fast as that file grows, and slowly while it does not grow.  Under full load,
-when writing zeros would halve what the disk can take, and when the file is needed before it is
-full, the rest stays allocated only.
+small pieces, twice as fast as that file grows, and slowly while it does not grow.  When the disk
+is too slow for both, and when the file is needed before it is full, the rest stays allocated only.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import time
 
 from meterd.actors.disk import Disk
 from meterd.protocol.errors import DiskFull, MeterdError
@@ -21,8 +19,6 @@ from meterd.protocol.log_format import FILE_SIZE_MULTIPLE, SPARE_NAME, padded
 # Fill without rest until the next file is so many times as full as the active one.
 LEAD = 2
 REST_SECONDS = 0.02
-# While the active file grows by more bytes a second, the disk has better things to do than zeros.
-GROWTH_MAX = 16 * 1024 * 1024
 
 
 class Spare:
@@ -81,7 +77,7 @@ class BackgroundSpare(Spare):
         self._thread: threading.Thread | None = None
         self._failure: MeterdError | OSError | None = None
         self._hurry = threading.Event()
-        self._began, self._appended_before = 0.0, 0  # when filling began, and `appended` then
+        self._appended_before: int | None = None  # `appended` when the first piece was filled
 
     def prepare(self) -> None:
         """Begin to make the file unless it is there or under way.
@@ -93,7 +89,7 @@ class BackgroundSpare(Spare):
         self._collect()
         if self._descriptor is None:
             self._hurry.clear()
-            self._began, self._appended_before = time.monotonic(), self.appended
+            self._appended_before = None
             self._thread = threading.Thread(target=self._run, name="wal-spare")
             self._thread.start()
 
@@ -102,9 +98,10 @@ class BackgroundSpare(Spare):
         return super().descriptor_for(size)
 
     def pace(self, filled: int) -> bool:
-        seconds = time.monotonic() - self._began
-        if self.appended - self._appended_before > GROWTH_MAX * max(seconds, 1.0):
-            return False
+        if self._appended_before is None:
+            self._appended_before = self.appended
+        if filled < self.appended - self._appended_before:
+            return False  # the disk cannot take both, and blocks matter more than zeros
         if filled > LEAD * self.appended:
             self._hurry.wait(REST_SECONDS)
         return not self._hurry.is_set()

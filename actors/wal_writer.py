@@ -55,6 +55,7 @@ class MeasuredDisk(LocalDisk):
     """The file system, and how long each sync of the log took."""
 
     def __init__(self, observe: Callable[[float], None]) -> None:
+        super().__init__()
         self._observe = observe
 
     def sync(self, descriptor: int) -> None:

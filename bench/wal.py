@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import click
 import numpy as np
 
 from bench.support import fdatasync_us, percentiles_us, say, write_result
-from meterd.actors.disk import Buffer, LocalDisk
+from meterd.actors.direct_file import Buffer, page_memory
+from meterd.actors.disk import LocalDisk
 from meterd.actors.wal_log import Entry, Log
 from meterd.actors.wal_recovery import Owner, Recovery
 from meterd.actors.wal_spare import BackgroundSpare, Spare
@@ -42,15 +43,22 @@ SHAPES = {"1 row, 1 slice": (1, 1), "500 rows, 86 slices": (500, 86), "5000 rows
 class NullDisk(LocalDisk):
     """Takes blocks and does nothing, so that what is left is Python."""
 
-    def write(self, descriptor: int, buffers: Sequence[Buffer], offset: int) -> None:
+    def write(self, descriptor: int, buffer: Buffer, offset: int) -> None:
         pass
 
     def sync(self, descriptor: int) -> None:
         pass
 
 
+def random_block(size: int) -> Buffer:
+    block = page_memory(size)
+    block[:] = os.urandom(size)
+    return block
+
+
 def grown(path: str) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT))
+    return LocalDisk().open(path)
 
 
 def allocated(path: str) -> int:
@@ -75,7 +83,7 @@ def prepared_files(directory: str) -> list[dict[str, Any]]:
     """Write and sync blocks into files that were prepared in different ways, in turns."""
     disk, rows = LocalDisk(), []
     for size in BLOCK_SIZES:
-        block = os.urandom(size)
+        block = random_block(size)
         count = min(WRITES, SEGMENT_SIZE // size)
         taken: dict[str, list[int]] = {name: [] for name in PREPARATIONS}
         for _ in range(TURNS):
@@ -84,7 +92,7 @@ def prepared_files(directory: str) -> list[dict[str, Any]]:
                 descriptor = prepare(path)
                 for number in range(count):
                     began = time.perf_counter_ns()
-                    disk.write(descriptor, [block], number * size)
+                    disk.write(descriptor, block, number * size)
                     disk.sync(descriptor)
                     taken[name].append(time.perf_counter_ns() - began)
                 os.close(descriptor)
@@ -151,7 +159,7 @@ def python_cost(directory: str) -> list[dict[str, Any]]:
 
 def beside_filling(directory: str) -> dict[str, Any]:
     """Append blocks of 64 KiB, alone and while the next file is filled at the product's pace."""
-    disk, block, found = LocalDisk(), os.urandom(65_536), {}
+    disk, block, found = LocalDisk(), random_block(65_536), {}
     taken: dict[str, list[int]] = {"alone": [], "beside filling": []}
     for _ in range(TURNS):
         for name, busy in (("alone", False), ("beside filling", True)):
@@ -161,7 +169,7 @@ def beside_filling(directory: str) -> dict[str, Any]:
                 spare.prepare()
             for offset in range(0, SEGMENT_SIZE, len(block)):
                 began = time.perf_counter_ns()
-                disk.write(descriptor, [block], offset)
+                disk.write(descriptor, block, offset)
                 disk.sync(descriptor)
                 taken[name].append(time.perf_counter_ns() - began)
                 spare.appended = offset

@@ -29,6 +29,8 @@ NO_ROWS: Final = np.frombuffer(b"", np.uint32)
 METRIC_MASK: Final = (1 << METRIC_BITS) - 1
 # A growing index is copied each time it is full; doubling bounds that to one copy a row.
 GROWTH_FIRST: Final = 1 << 12
+# What in the state of a walk is a place in the file.
+PLACES: Final = [scan.AT, scan.BLOCK_END, scan.BLOCK_AT]
 
 
 class KeyRange(NamedTuple):
@@ -99,14 +101,20 @@ class OpenIndex:
     """The index of a file that has none on disk; grows with `extend`."""
 
     def __init__(self) -> None:
-        self._state = np.zeros(5, np.int64)
-        self._state[scan.BLOCK_END] = FILE_HEADER_SIZE
-        self._records = 0
+        self.clear()
+        self._words = np.empty(0, np.uint64)
         self._keys = np.empty(0, np.uint64)
         self._timestamps = np.empty(0, np.int64)
         self._operations = np.empty(0, np.uint8)
         self._record_row = np.empty(0, np.uint32)
         self._record_offset = np.empty(0, np.uint64)
+
+    def clear(self) -> None:
+        """Be the empty index of another file, in the same memory."""
+        self._state = np.zeros(5, np.int64)
+        self._state[scan.BLOCK_END] = FILE_HEADER_SIZE
+        self._records = 0
+        self._last_crc = 0
 
     @property
     def row_count(self) -> int:
@@ -121,18 +129,37 @@ class OpenIndex:
         return frozen(self._record_offset[: self._records])
 
     @property
-    def last_block(self) -> int:
-        """Where the header of the last block read lies."""
-        return int(self._state[scan.BLOCK_AT])
+    def block_end(self) -> int:
+        """Where the last block read ends."""
+        return int(self._state[scan.BLOCK_END])
 
-    def extend(self, data: Bytes, end: int, identity_key: NDArray[np.uint64], path: str) -> None:
-        """Read on from where the last call ended, up to offset `end`.  Raises Corrupt."""
+    def extend(
+        self,
+        data: Bytes,
+        end: int,
+        identity_key: NDArray[np.uint64],
+        path: str,
+        begin: int = 0,
+    ) -> None:
+        """Read on from where the last call ended, up to offset `end`.  Raises Corrupt.
+
+        `data` is what the file holds from `begin` on, which is not behind that place.
+        """
+        self._state[PLACES] -= begin
+        try:
+            self._extend(data, end - begin, identity_key, path, begin)
+        finally:
+            self._state[PLACES] += begin
+
+    def _extend(
+        self, data: Bytes, end: int, identity_key: NDArray[np.uint64], path: str, begin: int
+    ) -> None:
         first_row = self.row_count
         records, rows = scan.measure(data, end, self._state.copy())
         if records < 0:
-            raise Corrupt(path, int(rows), "no record of a log (index)")
+            raise Corrupt(path, int(rows) + begin, "no record of a log (index)")
         if first_row + rows > ROWS_MAX:
-            raise Corrupt(path, end, f"more than {ROWS_MAX} rows in one log file")
+            raise Corrupt(path, end + begin, f"more than {ROWS_MAX} rows in one log file")
         self._grow(first_row + rows, self._records + records)
         last_row, last_record = first_row + rows, self._records + records
         out = (
@@ -142,8 +169,13 @@ class OpenIndex:
             self._record_offset[self._records : last_record],
             self._operations[first_row:last_row],
         )
+        block_before = self._state[scan.BLOCK_AT]
         scan.index_rows(data, end, self._state, identity_key, out)
+        self._record_offset[self._records : last_record] += np.uint64(begin)
         self._records = last_record
+        block = int(self._state[scan.BLOCK_AT])
+        if block != block_before:
+            self._last_crc = int.from_bytes(data[block + 60 : block + 64].tobytes(), "little")
 
     def rows_of(self, wanted: list[KeyRange], start: int, end: int) -> Rows:
         """See RowIndex."""
@@ -155,50 +187,45 @@ class OpenIndex:
         chosen &= (timestamps >= start) & (timestamps < end)
         return frozen(np.flatnonzero(chosen).astype(np.uint32))
 
-    def seal(self, file_number: int, data: Bytes, refused: Bytes) -> LogIndex:
+    def seal(self, file_number: int, log_size: int, refused: Bytes) -> LogIndex:
         """Return the sorted index of a file that has been read to its end."""
         count = self.row_count
         keys, timestamps = self._keys[:count], self._timestamps[:count]
-        words, facts = np.empty(count, np.uint64), np.zeros(4, np.int64)
+        if len(self._words) < count:
+            self._words = np.empty(len(self._keys), np.uint64)
+        words, facts = self._words[:count], np.zeros(4, np.int64)
         stored = scan.pack_stored(
             keys, timestamps, self._operations[:count], refused, (words, facts)
         )
         words = words[:stored]
         words.sort()
+        distinct = int(scan.count_keys(words))
         out = (
-            np.empty(stored, np.uint64),
-            np.empty(stored + 1, np.uint32),
-            np.empty(stored, np.int64),
-            np.empty(stored, np.int64),
+            np.empty(distinct, np.uint64),
+            np.empty(distinct + 1, np.uint32),
+            np.empty(distinct, np.int64),
+            np.empty(distinct, np.int64),
             np.empty(stored, np.uint32),
         )
-        distinct = int(scan.group_rows(words, timestamps, out))
+        scan.group_rows(words, timestamps, out)
         bitmap = np.zeros((count + 7) // 8, np.uint8)
         bitmap[: len(refused)] = refused[: len(bitmap)]
         return LogIndex(
             IndexHeader(
                 file_number,
-                len(data),
-                self._last_crc(data),
+                log_size,
+                self._last_crc,
                 count,
                 stored,
                 bool(facts[scan.OPERATIONS]),
                 int(facts[scan.MIN_TIMESTAMP]) if stored else I64_MAX,
                 int(facts[scan.MAX_TIMESTAMP]) if stored else I64_MIN,
             ),
-            out[0][:distinct],
-            out[1][: distinct + 1],
-            out[2][:distinct],
-            out[3][:distinct],
-            out[4],
+            *out,
             self.record_row.copy(),
             self.record_offset.copy(),
             bitmap,
         )
-
-    def _last_crc(self, data: Bytes) -> int:
-        at = self.last_block
-        return int.from_bytes(data[at + 60 : at + 64].tobytes(), "little") if at else 0
 
     def _grow(self, rows: int, records: int) -> None:
         if rows > len(self._keys):

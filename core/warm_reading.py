@@ -14,6 +14,7 @@ from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
 from meterd.core.gathering import Gathering, find_matches
 from meterd.core.kernels.gather import LogRows, copy_entries
 from meterd.core.kernels.index import make_index
+from meterd.core.kernels.scan import whole_blocks
 from meterd.core.listing import Page, event_of, wanted_events
 from meterd.core.log_index import OpenIndex, SealedIndex, wanted_keys
 from meterd.core.questions import Question
@@ -32,7 +33,8 @@ def warm_reading(records: Sequence[bytes], registry: Registry, key: tuple[int, i
     data = np.frombuffer(_file(records), np.uint8)
     active = OpenIndex()
     active.extend(data, len(data), identity_key, log_format.ACTIVE_NAME)
-    made = active.seal(1, data, np.frombuffer(b"", np.uint8))
+    whole_blocks(data[log_format.FILE_HEADER_SIZE :])
+    made = active.seal(1, len(data), np.frombuffer(b"", np.uint8))
     index = parse_index(b"".join(encode_index(made)))
     rows_active = LogRows(data, active.record_row, active.record_offset, index.refused)
     rows_full = LogRows(data, index.record_row, index.record_offset, index.refused)

@@ -9,9 +9,9 @@ Invariant: any bytes give a checkpoint or Damaged; a section is handed out only 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
@@ -27,32 +27,77 @@ _HEAD = Struct(
     "<8sHHIII"
 )  # magic, version, reserved, manifest size, manifest crc, crc of this head
 _HEAD_CRC_AT = _HEAD.size - 4
+HEAD_SIZE = _HEAD.size
 MANIFEST_SIZE_MAX = 256 * 1024 * 1024
+
+
+class Section(NamedTuple):
+    """One array of a checkpoint, without its bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    crc: int
+    offset: int = 0  # in the file; where it is written follows from those before it
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
 def encode(state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> list[Bytes]:
     """Return a checkpoint as buffers to be written one after another; arrays are not copied."""
-    sections = []
+    raws = [_raw(array) for array in arrays.values()]
+    sections = [
+        Section(name, array.dtype.str, array.shape, crc32c(raw))
+        for (name, array), raw in zip(arrays.items(), raws, strict=True)
+    ]
+    buffers: list[Bytes] = [encode_front(state, sections)]
+    for section, raw in zip(sections, raws, strict=True):
+        buffers += [raw, padding(section)]
+    return buffers
+
+
+def encode_front(state: Mapping[str, Any], sections: Iterable[Section]) -> bytes:
+    """Return what stands before the sections, which follow in this order, each with `padding`."""
+    described = []
     at = 0
-    for name, array in arrays.items():
-        sections.append(
+    for section in sections:
+        described.append(
             {
-                "name": name,
-                "dtype": array.dtype.str,
-                "shape": list(array.shape),
+                "name": section.name,
+                "dtype": section.dtype,
+                "shape": list(section.shape),
                 "offset": at,
-                "crc": crc32c(_raw(array)),
+                "crc": section.crc,
             }
         )
-        at += padded(array.nbytes, ALIGNMENT)
-    manifest = msgpack.packb({"state": dict(state), "sections": sections})
+        at += padded(section.size, ALIGNMENT)
+    manifest = msgpack.packb({"state": dict(state), "sections": described})
     head = _HEAD.pack(MAGIC, VERSION, 0, len(manifest), crc32c(manifest), 0)[:_HEAD_CRC_AT]
     start = padded(_HEAD.size + len(manifest), ALIGNMENT)
-    front = (head + crc32c(head).to_bytes(4, "little") + manifest).ljust(start, b"\0")
-    buffers: list[Bytes] = [front]
-    for array in arrays.values():
-        buffers += [_raw(array), bytes(padded(array.nbytes, ALIGNMENT) - array.nbytes)]
-    return buffers
+    return (head + crc32c(head).to_bytes(4, "little") + manifest).ljust(start, b"\0")
+
+
+def padding(section: Section) -> bytes:
+    """Return the zeros behind a section."""
+    return bytes(padded(section.size, ALIGNMENT) - section.size)
+
+
+def front_size(head: Bytes) -> int:
+    """Return how many bytes stand before the sections.  Raises Damaged."""
+    return padded(_HEAD.size + _sizes(memoryview(head))[0], ALIGNMENT)
+
+
+def read_front(buffer: Bytes) -> tuple[dict[str, Any], list[Section]]:
+    """Return the state of a checkpoint and what its sections are.  Raises Damaged."""
+    manifest, start = _manifest(buffer)
+    sections = [
+        Section(found["name"], found["dtype"], tuple(found["shape"]), found["crc"], at)
+        for found in manifest["sections"]
+        for at in (start + found["offset"],)
+    ]
+    return manifest["state"], sections
 
 
 def read_state(buffer: Bytes) -> dict[str, Any]:
@@ -63,22 +108,24 @@ def read_state(buffer: Bytes) -> dict[str, Any]:
 
 def decode(buffer: Bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Return state and arrays (views of the buffer) of a checkpoint.  Raises Damaged."""
-    manifest, start = _manifest(buffer)
+    state, sections = read_front(buffer)
     view = memoryview(buffer)
     arrays = {}
-    for section in manifest["sections"]:
-        dtype, shape = np.dtype(section["dtype"]), tuple(section["shape"])
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        at = start + section["offset"]
-        raw = view[at : at + size]
-        if len(raw) != size or crc32c(raw) != section["crc"]:
-            raise Damaged(at, f"checkpoint section {section['name']}")
-        arrays[section["name"]] = np.frombuffer(raw, dtype).reshape(shape)
-    return manifest["state"], arrays
+    for section in sections:
+        raw = view[section.offset : section.offset + section.size]
+        if len(raw) != section.size or crc32c(raw) != section.crc:
+            raise damaged_section(section)
+        arrays[section.name] = np.frombuffer(raw, section.dtype).reshape(section.shape)
+    return state, arrays
 
 
-def _manifest(buffer: Bytes) -> tuple[dict[str, Any], int]:
-    view = memoryview(buffer)
+def damaged_section(section: Section) -> Damaged:
+    """Return the error of a section whose bytes do not check."""
+    return Damaged(section.offset, f"checkpoint section {section.name}")
+
+
+def _sizes(view: memoryview) -> tuple[int, int]:
+    """Return size and crc of the manifest, from a head that checks.  Raises Damaged."""
     if len(view) < _HEAD.size:
         raise Damaged(0, "checkpoint shorter than its head")
     magic, version, _, size, manifest_crc, head_crc = _HEAD.unpack_from(view)
@@ -88,6 +135,12 @@ def _manifest(buffer: Bytes) -> tuple[dict[str, Any], int]:
         raise Damaged(0, "checkpoint head checksum")
     if version != VERSION:
         raise Damaged(0, f"checkpoint version {version} is not known")
+    return size, manifest_crc
+
+
+def _manifest(buffer: Bytes) -> tuple[dict[str, Any], int]:
+    view = memoryview(buffer)
+    size, manifest_crc = _sizes(view)
     raw = view[_HEAD.size : _HEAD.size + size]
     if len(raw) != size or crc32c(raw) != manifest_crc:
         raise Damaged(_HEAD.size, "checkpoint manifest checksum")

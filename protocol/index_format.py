@@ -21,7 +21,7 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from meterd.protocol.log_format import Damaged, padded
+from meterd.protocol.log_format import Bytes, Damaged, padded
 
 MAGIC: Final = b"METERDIX"
 VERSION: Final = 1
@@ -80,8 +80,8 @@ class LogIndex:
         return {name: getattr(self, name) for name, _ in SECTIONS}
 
 
-def encode_index(index: LogIndex) -> list[bytes]:
-    """Return the bytes of an index file, in pieces."""
+def encode_index(index: LogIndex) -> list[Bytes]:
+    """Return the bytes of an index file, in pieces; the sections are not copied."""
     header = index.header
     fixed = _HEADER.pack(
         MAGIC,
@@ -97,14 +97,15 @@ def encode_index(index: LogIndex) -> list[bytes]:
         header.min_timestamp,
         header.max_timestamp,
     )
-    table, pieces, offset = b"", [b""], HEADER_SIZE
+    table, offset = b"", HEADER_SIZE
+    pieces: list[Bytes] = []
     for number, (name, dtype) in enumerate(SECTIONS, 1):
-        raw = np.ascontiguousarray(getattr(index, name), dtype).tobytes()
+        raw = np.ascontiguousarray(getattr(index, name), dtype).view(np.uint8).data
         table += _SECTION.pack(number, crc32c(raw), offset, len(raw))
-        pieces.append(raw.ljust(padded(len(raw)), b"\0"))
+        pieces += [raw, bytes(padded(len(raw)) - len(raw))]
         offset += padded(len(raw))
-    pieces[0] = (fixed + table + _CRC.pack(crc32c(fixed + table))).ljust(HEADER_SIZE, b"\0")
-    return pieces
+    header_bytes = fixed + table + _CRC.pack(crc32c(fixed + table))
+    return [header_bytes.ljust(HEADER_SIZE, b"\0"), *pieces]
 
 
 def parse_header(buffer: bytes | memoryview) -> IndexHeader:

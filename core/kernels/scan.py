@@ -133,6 +133,18 @@ def next_record(data: Array, end: int, state: Array) -> Any:
 
 
 @njit(cache=True)
+def whole_blocks(data: Array) -> Any:
+    """Return where the last of the blocks ends that lie wholly in a window that begins with one."""
+    at = np.int64(0)
+    while at + HEADER_SIZE <= len(data) and load_u32(data, at) == BLOCK_MAGIC:
+        size = np.int64(load_u32(data, at + 16))
+        if size <= 0 or at + size > len(data):
+            break
+        at += size
+    return at
+
+
+@njit(cache=True)
 def measure(data: Array, end: int, state: Array) -> Any:
     """Walk to the end; return (records of events, rows), or a negative count where it is no log."""
     first = state[ROW]
@@ -203,10 +215,24 @@ def pack_stored(keys: Array, timestamps: Array, operations: Array, refused: Arra
 
 
 @njit(cache=True)
-def group_rows(words: Array, timestamps: Array, out: Any) -> Any:
-    """Split sorted (key, row) words into keys and rows; return how many keys there are.
+def count_keys(words: Array) -> Any:
+    """Return how many different keys sorted (key, row) words have."""
+    count = 0
+    last = ~_U64(0)
+    for i in range(len(words)):
+        key = words[i] >> _U64(ROW_BITS)
+        if key != last:
+            count += 1
+            last = key
+    return count
 
-    out: (keys u64, starts u32, min i64, max i64, rows u32), each with room for every row.
+
+@njit(cache=True)
+def group_rows(words: Array, timestamps: Array, out: Any) -> None:
+    """Split sorted (key, row) words into keys and rows.
+
+    out: (keys u64[d], starts u32[d+1], min i64[d], max i64[d], rows u32[words]); `count_keys` has
+    said how many.
     """
     keys, starts, low, high, rows = out
     d = -1
@@ -225,4 +251,3 @@ def group_rows(words: Array, timestamps: Array, out: Any) -> Any:
         low[d] = min(low[d], at)
         high[d] = max(high[d], at)
     starts[d + 1] = len(words)
-    return d + 1

@@ -12,10 +12,12 @@ as one that never ended, so crashing *before* each call covers every point in ti
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from random import Random
 
-from meterd.actors.disk import Buffer, Pace, at_once
+import numpy as np
+
+from meterd.actors.direct_file import ALIGNMENT, Buffer
+from meterd.actors.disk import Pace, at_once
 from meterd.protocol.errors import DiskFull
 
 SECTOR = 512
@@ -129,9 +131,13 @@ class CrashDisk:
     def view(self, descriptor: int) -> memoryview:
         return memoryview(bytes(self._open[descriptor].content))
 
-    def write(self, descriptor: int, buffers: Sequence[Buffer], offset: int) -> None:
+    def write(self, descriptor: int, buffer: Buffer, offset: int) -> None:
         self._call()
-        self._open[descriptor].write(b"".join(bytes(buffer) for buffer in buffers), offset)
+        view = memoryview(buffer)
+        assert offset % SECTOR == view.nbytes % SECTOR == 0, "a part of a sector"
+        if view.nbytes:
+            assert np.frombuffer(view, np.uint8).ctypes.data % ALIGNMENT == 0, "not from a page"
+        self._open[descriptor].write(bytes(view), offset)
 
     def truncate(self, descriptor: int, size: int) -> None:
         self._call()

@@ -64,7 +64,7 @@ class LogDirectory:
         data = np.frombuffer((self.path / full_name(number)).read_bytes(), np.uint8)
         index = OpenIndex()
         index.extend(data, len(data), self.files.identity_key, full_name(number))
-        sealed = index.seal(number, data, np.frombuffer(self.bitmap(number), np.uint8))
+        sealed = index.seal(number, len(data), np.frombuffer(self.bitmap(number), np.uint8))
         atomic_write(self.path / index_name(number), encode_index(sealed))
         del self.waiting[number]
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from meterd.actors.checkpoints import CURRENT, PREVIOUS, RUNS_PER_LEVEL, Checkpoints
+from meterd.actors.direct_file import PIECE_SIZE
 from meterd.core.state import DAY_NS, Saved
 from meterd.protocol.errors import Corrupt, FsyncFailed
 
@@ -26,7 +27,9 @@ def saved(number: int, horizon: int = BEGINNING, entries: np.ndarray | None = No
     arrays = {"counters": np.full(8, number, np.int64), "text": np.zeros(number, np.uint8)}
     if entries is None:
         entries = identities(number)
-    return Saved({"number": number, "horizon": horizon}, arrays, entries)
+    newest = int((entries[:, 2] & 0xFFFF).max()) * DAY_NS if len(entries) else BEGINNING
+    state = {"number": number, "horizon": horizon, "newest_event": newest}
+    return Saved(state, arrays, entries)
 
 
 def save(checkpoints: Checkpoints, number: int, **kwargs: Any) -> None:
@@ -112,6 +115,36 @@ def test_merging_drops_what_has_expired_and_keeps_the_order(tmp_path):
     assert (tmp_path / name).exists()
 
 
+def test_a_merge_copies_runs_larger_than_a_piece(tmp_path):
+    many = PIECE_SIZE // 24 + 5
+    checkpoints = Checkpoints(str(tmp_path))
+    for number in range(1, RUNS_PER_LEVEL + 1):
+        save(checkpoints, number, entries=identities(number, many + number))
+    again = Checkpoints(str(tmp_path))
+    again.load()
+    wanted = [identities(n, many + n) for n in range(1, RUNS_PER_LEVEL + 1)]
+    assert np.array_equal(np.concatenate(list(again.identities())), np.concatenate(wanted))
+    assert [run[1] for run in checkpoints.saved["runs"]] == [1]
+
+
+@pytest.mark.parametrize("how", ["missing", "front", "section", "another"])
+def test_a_run_that_does_not_check_is_not_merged(tmp_path, how):
+    checkpoints = Checkpoints(str(tmp_path))
+    for number in range(1, RUNS_PER_LEVEL):
+        save(checkpoints, number)
+    damaged = tmp_path / checkpoints.saved["runs"][2][0]
+    if how == "missing":
+        damaged.unlink()
+    elif how == "another":
+        checkpoints._write_run(3, identities(9, 1), 100)
+    else:
+        flip(damaged, 30 if how == "front" else damaged.stat().st_size - 64)
+    with pytest.raises(Corrupt) as caught:
+        save(checkpoints, RUNS_PER_LEVEL)
+    assert caught.value.path == str(damaged)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
     checkpoints = Checkpoints(str(tmp_path))
     for number in (1, 2, 3):
@@ -133,7 +166,7 @@ def test_a_checkpoint_whose_run_is_not_what_it_was_falls_back(tmp_path, how):
         flip(newest, newest.stat().st_size - 64)
     else:
         other = Checkpoints(str(tmp_path / ".."))
-        run = other._write_run(999, 0, [identities(9, 1)])
+        run = other._write_run(999, identities(9, 1), 100)
         (tmp_path / ".." / run.name).replace(newest)
     assert load(tmp_path) == (2, [1, 2])
 
@@ -199,7 +232,7 @@ class Stopped(BaseException):
     """The process ended here."""
 
 
-CALLS = ("open", "pwritev", "fsync", "rename", "replace", "link", "unlink")
+CALLS = ("open", "pwrite", "preadv", "fsync", "rename", "replace", "link", "unlink")
 
 
 class Countdown:

@@ -11,9 +11,18 @@ import numpy as np
 import pytest
 
 from meterd.actors import disk as disks
+from meterd.actors.direct_file import page_memory
 from meterd.actors.disk import DirectoryLock, Disk, LocalDisk
 from meterd.protocol.errors import DiskFull, FsyncFailed
+from meterd.protocol.log_format import SECTOR_SIZE
 from tests.support.crash_disk import CrashDisk
+
+
+def in_pages(text: bytes) -> memoryview:
+    """Sectors that begin with a text, where a disk may be written from."""
+    memory = page_memory(SECTOR_SIZE)
+    memory[: len(text)] = text
+    return memoryview(memory)
 
 
 @pytest.fixture(params=[LocalDisk, CrashDisk])
@@ -34,7 +43,7 @@ def test_a_new_file_is_zeros(disk: Disk, tmp_path: Path) -> None:
 def test_creating_replaces_what_was_there(disk: Disk, tmp_path: Path) -> None:
     path = str(tmp_path / "file")
     first = disk.create(path, 4096)
-    disk.write(first, [b"old"], 0)
+    disk.write(first, in_pages(b"old"), 0)
     second = disk.create(path, 512)
     assert bytes(disk.view(second)) == bytes(512)
     disk.close(first)
@@ -44,13 +53,15 @@ def test_creating_replaces_what_was_there(disk: Disk, tmp_path: Path) -> None:
 def test_what_is_written_is_read(disk: Disk, tmp_path: Path) -> None:
     path = str(tmp_path / "file")
     descriptor = disk.create(path, 4096)
-    disk.write(descriptor, [b"one", memoryview(b"two"), bytearray(b"three")], 700)
+    disk.write(descriptor, in_pages(b"onetwo"), 512)
     disk.sync(descriptor)
     disk.close(descriptor)
     again = disk.open(path)
-    assert bytes(disk.view(again))[699:712] == b"\0onetwothree\0"
-    disk.truncate(again, 703)
-    assert disk.size(again) == 703
+    disk.write(again, in_pages(b"three"), 1536)
+    assert bytes(disk.view(again))[511:519] == b"\0onetwo\0"
+    assert bytes(disk.view(again))[1535:1542] == b"\0three\0"
+    disk.truncate(again, 515)
+    assert disk.size(again) == 515
     assert bytes(disk.view(again))[-3:] == b"one"
     disk.close(again)
 
@@ -81,39 +92,30 @@ def descriptor(tmp_path: Path) -> Iterator[int]:
     os.close(opened)
 
 
-def test_more_buffers_than_one_call_takes_are_written_in_order(descriptor: int) -> None:
-    buffers = [bytes([number % 251]) * (number % 7) for number in range(5_000)]
-    size = disks.write_all(descriptor, buffers, 100)
-    assert os.pread(descriptor, size + 1, 100) == b"".join(buffers)
-
-
 def test_a_write_that_the_kernel_cuts_short_is_continued(
     descriptor: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a signal: the kernel has taken some bytes and says how many."""
-    real = os.pwritev
-
-    def seven_bytes(fd: int, buffers: list[memoryview], offset: int) -> int:
-        return real(fd, [b"".join(bytes(buffer) for buffer in buffers)[:7]], offset)
-
-    monkeypatch.setattr(os, "pwritev", seven_bytes)
-    disks.write_all(descriptor, [b"abcdefghij", b"", b"klmnopqrstuvwxyz"], 3)
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, buffer, at: real(fd, buffer[:7], at))
+    assert disks.write_all(descriptor, b"abcdefghijklmnopqrstuvwxyz", 3) == 26
+    assert disks.write_all(descriptor, b"", 3) == 0
     assert os.pread(descriptor, 99, 3) == b"abcdefghijklmnopqrstuvwxyz"
 
 
 def test_arrays_are_written_by_their_bytes(descriptor: int) -> None:
     array = np.arange(6, dtype=np.uint64).reshape(2, 3)
-    assert disks.write_all(descriptor, [memoryview(array), b"x"], 0) == 49
-    assert os.pread(descriptor, 99, 0) == array.tobytes() + b"x"
+    assert disks.write_all(descriptor, memoryview(array), 1) == 48
+    assert os.pread(descriptor, 99, 1) == array.tobytes()
 
 
 def test_no_room_left_is_told_from_other_errors() -> None:
     full = os.open("/dev/full", os.O_RDWR)
     with pytest.raises(DiskFull):
-        disks.write_all(full, [b"x"], 0)
+        disks.write_all(full, b"x", 0)
     os.close(full)
     with pytest.raises(OSError) as caught:
-        disks.write_all(full, [b"x"], 0)
+        disks.write_all(full, b"x", 0)
     assert caught.value.errno == errno.EBADF
 
 

@@ -52,7 +52,7 @@ def test_both_kinds_of_index_find_every_stored_row(written, refused, account, su
     bits = np.zeros(builder.row, np.uint8)
     bits[[row for row in refused if row < builder.row]] = 1
     bitmap = np.frombuffer(np.packbits(bits, bitorder="little").tobytes(), np.uint8)
-    made = index.seal(7, builder.array(), bitmap)
+    made = index.seal(7, len(builder.data), bitmap)
     read = parse_index(b"".join(encode_index(made)))
     start, end = sorted(data.draw(st.tuples(st.integers(-999, 999), st.integers(-999, 999))))
     numbers = data.draw(st.sampled_from([[], [3], [3, 259]]))
@@ -80,7 +80,7 @@ def test_both_kinds_of_index_find_every_stored_row(written, refused, account, su
 def test_the_header_tells_the_facts_of_the_stored_rows(written):
     builder, index = built(written)
     header = parse_header(
-        b"".join(encode_index(index.seal(7, builder.array(), np.frombuffer(b"", np.uint8))))
+        b"".join(encode_index(index.seal(7, len(builder.data), np.frombuffer(b"", np.uint8))))
     )
     times = [place.event.timestamp for place in builder.placed]
     assert (header.file_number, header.log_size) == (7, len(builder.data))
@@ -94,7 +94,7 @@ def test_the_header_tells_the_facts_of_the_stored_rows(written):
 
 def golden() -> bytes:
     builder, index = built([[[LoggedEvent("a", "x", 1, 2, 3)], [LoggedEvent("b", "y", 1, 2, 4)]]])
-    made = index.seal(7, builder.array(), np.frombuffer(b"\1", np.uint8))
+    made = index.seal(7, len(builder.data), np.frombuffer(b"\1", np.uint8))
     return b"".join(encode_index(made))
 
 

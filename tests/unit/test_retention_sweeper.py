@@ -102,7 +102,7 @@ def test_an_index_that_finds_no_room_is_tried_again(log, sweeper, monkeypatch):
         raise DiskFull("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr("meterd.actors.retention_sweeper.atomic_write", full)
+        patched.setattr("meterd.actors.indexing.atomic_write", full)
         announce(sweeper, log, number)
         sweeper.tick(0.0)
     assert sweeper.take(b"indexed") == []
