@@ -198,7 +198,7 @@ class Checkpoints:
 
 def _living(entries: Entries, horizon: int) -> Entries:
     """Return the identities whose events have not expired; usually all of them, not copied."""
-    days = (entries[:, 2] & DAY_MASK).astype(np.int64)
+    days = (entries[:, 1] & DAY_MASK).astype(np.int64)
     living = days >= horizon // DAY_NS
     return entries if living.all() else entries[living]
 
