@@ -86,6 +86,8 @@ TOO_FAR_AHEAD = REJECTED | REASONS.index("too_far_ahead") << 4
 
 # Instead of a period's start: the row lies in no period that memory keeps.
 NOT_KEPT = np.int64(-(2**63))
+# Instead of a metric's first bound: it has none (number 0, which no metric is given).
+NO_BOUNDS = np.int64(-1)
 # Room for the dimension tuple of one row: each value with its size.
 DIMS_SIZE_MAX = limits.DIMENSIONS_MAX * (2 + limits.PROPERTY_VALUE_SIZE_MAX) + 8
 
@@ -244,7 +246,7 @@ def _hash_rows(columns: Any, block: Any, handle: Array, metrics: Array, scratch:
     start = _entry(columns, first)
     account_at = account_size = np.int64(-1)
     a0 = a1 = v0 = v1 = v2 = v3 = _U64(0)
-    bounds_of, period, period_end = np.int64(-1), NOT_KEPT, NOT_KEPT
+    bounds_of, period, period_end = NO_BOUNDS, NOT_KEPT, NOT_KEPT
     for i in range(first, last):
         j = i - first
         end = _entry(columns, i + 1)
@@ -273,8 +275,9 @@ def _hash_rows(columns: Any, block: Any, handle: Array, metrics: Array, scratch:
             id_end,
             end,
         )
-        if metric[BOUND_FIRST] != bounds_of or at < period or at >= period_end:
-            bounds_of = metric[BOUND_FIRST]
+        bounds_first = metric[BOUND_FIRST] if metric[BOUND_COUNT] else NO_BOUNDS
+        if bounds_first != bounds_of or at < period or at >= period_end:
+            bounds_of = bounds_first
             period, period_end = _period_of(bounds, bounds_of, metric[BOUND_COUNT], at)
         periods[j] = period
         if period != NOT_KEPT:
@@ -478,8 +481,7 @@ def apply(
     columns = _columns_of(payload, n)
     unknown = np.int64(0)
     for i in range(n):
-        m = _metric(columns, i)
-        unknown += (m == 0) | (m >= metrics[0, 1])
+        unknown += np.int64(_metric(columns, i) >= metrics[0, 1])
     if unknown:
         return np.int64(UNKNOWN_METRIC), NEVER
     cursor = _scratch_at(scratch).cursor
