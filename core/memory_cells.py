@@ -37,7 +37,7 @@ def collect(state: StateMachine, question: Question) -> PartialCells | None:
     else:
         chosen, seats = _grown(
             kernels.cells_of_metric,
-            table_kernels.reading(state.tables),
+            state.handle,
             wanted,
             unique,
             question.start,
@@ -54,13 +54,12 @@ def _of_account(
 ) -> tuple[NDArray[np.int64], bool, NDArray[np.int64]]:
     text = np.frombuffer(question.account.encode(), np.uint8)
     out = np.empty(_ROOM, np.int64)
-    tables = table_kernels.reading(state.tables)
-    count = kernels.account_numbers(tables, state.key, text, question.subtree, out)
+    count = kernels.account_numbers(state.handle, text, question.subtree, out)
     if count > len(out):
         out = np.empty(count, np.int64)
-        kernels.account_numbers(tables, state.key, text, question.subtree, out)
+        kernels.account_numbers(state.handle, text, question.subtree, out)
     numbers = out[:count]
-    chosen, seats = _grown(kernels.cells_of_accounts, tables, numbers, wanted, question.start)
+    chosen, seats = _grown(kernels.cells_of_accounts, state.handle, numbers, wanted, question.start)
     return chosen, seats, numbers
 
 
@@ -80,13 +79,12 @@ def _copied(
     k = len(chosen)
     cells, metric = np.empty((k, CELL_WORDS), np.int64), np.empty(k, np.uint16)
     series = np.empty(k, np.int64)
-    reading = table_kernels.reading(state.tables)
-    kernels.copy_cells(reading, chosen, (cells, metric, series))
+    kernels.copy_cells(state.handle, chosen, (cells, metric, series))
     members = None
     if unique:
         size = int(cells[:, UNIQUE].sum())
         owners, hashes = np.empty(size, np.int64), np.empty((size, 2), np.uint64)
-        kernels.copy_members(reading, chosen, owners, hashes)
+        kernels.copy_members(state.handle, chosen, owners, hashes)
         members = Members(owners, hashes)
     tables = state.tables
     starts = tables.series[series, table_kernels.DIMS_START]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from meterd.core import periods
 from meterd.core.kernels import apply
+from meterd.core.kernels.memory import handle_of
 from meterd.core.registry import MetricEntry, Registry
 from meterd.core.staging import code_hash
 
@@ -25,6 +26,7 @@ class MetricBook:
     """The kernel's table, and when it must be made anew."""
 
     table: apply.MetricTable
+    handle: NDArray[np.int64]  # of the table
     bounds: dict[int, NDArray[np.int64]]  # metric number → boundaries of the periods in memory
     until: int  # leader time from which on the boundaries are out of date
 
@@ -77,7 +79,7 @@ def make_book(
         np.array(places or [(0, 0)], np.int64),
         np.concatenate(pieces) if pieces else np.zeros(1, np.int64),
     )
-    return MetricBook(table, bounds, until)
+    return MetricBook(table, handle_of(table), bounds, until)
 
 
 def _kept(entry: MetricEntry, leader_time: int, future_ns: int) -> NDArray[np.int64]:

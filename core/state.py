@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from meterd.core.kernels import apply as kernels
 from meterd.core.kernels import tables as table_kernels
 from meterd.core.kernels.index import BUCKETS, ENTRIES, entries_free
-from meterd.core.kernels.memory import reserve
+from meterd.core.kernels.memory import handle_of, reserve
 from meterd.core.kernels.tables import Capacity, Tables, make_tables
 from meterd.core.metric_table import make_book
 from meterd.core.registry import Registry
 from meterd.core.staging import Refusals, code_hash
 from meterd.protocol import log_format
-from meterd.protocol.errors import STORED, InvariantViolation, MeterdError, error_body
+from meterd.protocol.errors import InvariantViolation, MeterdError, error_body
 from meterd.protocol.log_format import Record
 from meterd.protocol.metric import MetricDefinition
 
@@ -53,8 +53,7 @@ class StateMachine:
 
     def __init__(self, identity_key: tuple[int, int], capacity: Capacity) -> None:
         self._key_pair = identity_key
-        self.key = np.array(identity_key, np.uint64)
-        self.tables: Tables = make_tables(capacity)
+        self._use(make_tables(capacity, identity_key))
         self._capacity = capacity
         text = capacity.accounts * table_kernels.ACCOUNT_TEXT_BYTES
         dims = capacity.series * table_kernels.SERIES_DIMS_BYTES
@@ -79,35 +78,35 @@ class StateMachine:
         self.newest_event = BEGINNING
         self._purged_to = 0
         self._cells_kept = 0
-        self._outcome = np.empty(ROWS_MAX, np.uint8)
-        self._scratch = kernels.make_scratch()
+        self._scratch = kernels.make_scratch(ROWS_MAX)
+        self._scratch_handle = handle_of(self._scratch)
         self._book = make_book(self.registry, 0, self.future_ns, identity_key)
+
+    def _use(self, tables: Tables) -> None:
+        """Take tables; kernels get their handle, which is good for as long as these are kept."""
+        self.tables = tables
+        self.handle = handle_of(tables)
 
     # Applying
 
     def apply_events(self, record: Record) -> NDArray[np.uint8]:
         """Apply a record of events; return each row's status | reason << 4, until the next call."""
         self._advance(record)
-        n = record.row_count
-        outcome = self._outcome[:n]
-        columns = log_format.columns(record)
-        if int(columns.metric.max()) > len(self.registry.entries):
-            raise InvariantViolation("a record names a metric number that was never given")
         self._check_room()
-        stored = kernels.apply(
-            columns,
-            np.frombuffer(record.slices, np.uint64).reshape(-1, 5),
-            self.tables,
-            self._book.table,
-            self.key,
+        stored, newest = kernels.apply(
+            np.frombuffer(record.payload, np.uint8),
+            record.row_count,
+            np.frombuffer(record.slices, np.uint8),
+            self.handle,
+            self._book.handle,
+            self._scratch_handle,
             (self.horizon, record.leader_time + self.future_ns),
-            (outcome, self._scratch),
         )
+        if stored == kernels.UNKNOWN_METRIC:
+            raise InvariantViolation("a record names a metric number that was never given")
         self.stored += stored
-        if stored:
-            newest = int(columns.timestamp[outcome == STORED].max())
-            self.newest_event = max(self.newest_event, newest)
-        return outcome
+        self.newest_event = max(self.newest_event, newest)
+        return self._scratch.outcome[: record.row_count]
 
     def _check_room(self) -> None:
         """Raise when a table is over its capacity: another record might not fit behind it."""
@@ -151,9 +150,7 @@ class StateMachine:
         """Say what refused rows are, each as status | reason << 4."""
         outcome = np.empty(len(refusals.rows), np.uint8)
         hashes = np.array([code_hash(self._key_pair, c) for c in refusals.codes], np.uint64)
-        kernels.judge(
-            refusals.rows, refusals.heap, hashes, self.tables, self.key, self.horizon, outcome
-        )
+        kernels.judge(refusals.rows, refusals.heap, hashes, self.handle, self.horizon, outcome)
         return outcome
 
     def _advance(self, record: Record) -> None:
@@ -186,7 +183,7 @@ class StateMachine:
         first_kept = np.full(len(self.registry.entries) + 1, BEGINNING, np.int64)
         for number, edges in self._book.bounds.items():
             first_kept[number] = edges[0]
-        table_kernels.evict_cells(self.tables, self.key, first_kept)
+        table_kernels.evict_cells(self.handle, first_kept)
         self._cells_kept = int(self.tables.counters[table_kernels.CELLS])
         return True
 
@@ -246,7 +243,7 @@ class StateMachine:
         """
         tables, counters = self.tables, self.tables.counters
         identities = tables.journal[: int(counters[table_kernels.JOURNAL])]
-        self.tables = tables._replace(journal=self._other_journal)
+        self._use(tables._replace(journal=self._other_journal))
         self._other_journal = tables.journal
         counters[table_kernels.JOURNAL] = 0
         arrays = {}
@@ -271,7 +268,7 @@ class StateMachine:
         tables.counters[:] = arrays["counters"]
         for name, array, used in self._rows():
             array[: int(tables.counters[used])] = arrays[name]
-        table_kernels.rebuild_indexes(tables, self.key)
+        table_kernels.rebuild_indexes(self.handle)
         self.registry = Registry.from_bytes(state["registry"])
         self.horizon, self.future_ns = state["horizon"], state["future_ns"]
         self.leader_time, self.stored = state["leader_time"], state["stored"]

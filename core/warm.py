@@ -144,7 +144,7 @@ class _Pipeline:
                     Question("usage", account, subtree, code, start, end, whole_period=True),
                 )
         kept = np.zeros(len(self.state.registry.entries) + 1, np.int64)
-        tables.evict_cells(self.state.tables, self.state.key, kept)
+        tables.evict_cells(self.state.handle, kept)
         saved = self.state.save()
         fresh = StateMachine(KEY, CAPACITY)
         fresh.restore(saved.state, saved.arrays)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from meterd.protocol.log_format import Bytes, Damaged, padded
 
 MAGIC = b"METERDCP"
-VERSION = 1
+VERSION = 2
 ALIGNMENT = 64
 _HEAD = Struct(
     "<8sHHIII"

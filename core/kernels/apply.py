@@ -4,8 +4,8 @@ For each row: its identity is looked up first; a known one is `duplicate` when i
 else `conflict`.  Only then do the other rules look at it (too old, too far ahead).  What is left
 is stored: its identity is entered and its value counted into the cell of its series and period.
 
-In blocks of a few hundred rows: a pass hashes the rows and asks for the cache lines that the next
-passes will read, so the memory is never waited for row by row.
+In blocks of a few hundred rows: a pass hashes the rows, the next asks for the cache lines that
+deciding and counting will read, so the memory is never waited for row by row.
 """
 
 from __future__ import annotations
@@ -17,27 +17,35 @@ from numba import njit
 
 from meterd.core.kernels.cells import CELL_WORDS, POSITION_ROW_BITS, update_cell
 from meterd.core.kernels.entries import (
-    account_hash,
+    account_state,
     content_digest,
     entry_parts,
     find_property,
     identity_hash,
     member_of_text,
     member_of_value,
+    same_bytes,
     write_dimensions,
 )
-from meterd.core.kernels.hashing import prefetch
+from meterd.core.kernels.hashing import load_u16, load_u32, load_u64, prefetch, sip_finish
 from meterd.core.kernels.index import (
     BUCKET_SLOTS,
     ENTRIES,
     MISSING,
-    bucket_of,
+    PAYLOAD_MASK,
+    ask,
+    ask_next,
+    enter,
     find,
     insert,
     insert_at,
-    place,
+    payload_at,
     probe,
+    set_payload,
+    take_out,
 )
+from meterd.core.kernels.memory import column_at, rows_at
+from meterd.core.kernels.scan import SLICE_SIZE, pad8
 from meterd.core.kernels.tables import (
     DAY_MASK,
     DAY_MAX,
@@ -51,6 +59,7 @@ from meterd.core.kernels.tables import (
     add_series,
     cell_hash,
     series_hash,
+    tables_at,
 )
 from meterd.protocol import limits
 from meterd.protocol.errors import CONFLICT, DUPLICATE, REASONS, REJECTED, STORED
@@ -77,17 +86,20 @@ TOO_FAR_AHEAD = REJECTED | REASONS.index("too_far_ahead") << 4
 
 # Instead of a period's start: the row lies in no period that memory keeps.
 NOT_KEPT = np.int64(-(2**63))
+# Instead of a metric's first bound: it has none (number 0, which no metric is given).
+NO_BOUNDS = np.int64(-1)
 # Room for the dimension tuple of one row: each value with its size.
 DIMS_SIZE_MAX = limits.DIMENSIONS_MAX * (2 + limits.PROPERTY_VALUE_SIZE_MAX) + 8
 
 # Rows between asking for a cache line and reading it: few enough for all lines to be there still.
 BLOCK_ROWS = 256
-
-_SLOT_MASK = np.uint64(BUCKET_SLOTS - 1)
+# Instead of the number of rows stored: a row names a metric that was never given a number.
+UNKNOWN_METRIC = -1
+NEVER = np.int64(-(2**63))
 
 
 class MetricTable(NamedTuple):
-    """Everything about metrics that apply reads."""
+    """Everything about metrics that apply reads; kernels take its handle."""
 
     rows: Array  # int64[numbers, 8]
     code_hashes: Array  # u64[numbers]
@@ -96,20 +108,93 @@ class MetricTable(NamedTuple):
     bounds: Array  # int64: starts of the periods kept in memory, per metric
 
 
-def make_scratch() -> tuple[Array, Array, Array, Array, Array]:
-    """Return what `apply` works in, for the rows of one block.
+class Scratch(NamedTuple):
+    """What `apply` works in, for the rows of one block but for the outcome; as a handle."""
 
-    hashes u64[b, 7] (account, identity, content digest, cell), periods int64[b] (start of the
-    period kept in memory, or NOT_KEPT), cells int64[b], dims u8 (one dimension tuple), cursor
-    int64[2] (the slice of the next row, and the row's place in it).
-    """
-    return (
+    hashes: Array  # u64[b, 7]: account, identity, content digest, cell
+    periods: Array  # int64[b]: start of the period kept in memory, or NOT_KEPT
+    cells: Array  # int64[b]
+    dims: Array  # u8: one dimension tuple
+    cursor: Array  # int64[2]: the slice of the next row, and the row's place in it
+    outcome: Array  # u8[rows of a record]: status | reason << 4
+
+
+class Columns(NamedTuple):
+    """The payload of a record and the offsets of its columns."""
+
+    data: Array  # u8
+    rows: int
+    value: int
+    heap_end: int
+    metric: int
+    operation: int
+    heap: int
+
+
+def make_scratch(rows_max: int) -> Scratch:
+    """Return room to work in for records of at most `rows_max` rows."""
+    return Scratch(
         np.empty((BLOCK_ROWS, 7), np.uint64),
         np.empty(BLOCK_ROWS, np.int64),
         np.empty(BLOCK_ROWS, np.int64),
         np.empty(DIMS_SIZE_MAX, np.uint8),
         np.zeros(2, np.int64),
+        np.empty(rows_max, np.uint8),
     )
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _metrics_at(handle: Array) -> Any:
+    return MetricTable(
+        rows_at(handle, 0, 8, np.int64),
+        column_at(handle, 1, np.uint64),
+        column_at(handle, 2, np.uint8),
+        rows_at(handle, 3, 2, np.int64),
+        column_at(handle, 4, np.int64),
+    )
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _scratch_at(handle: Array) -> Any:
+    return Scratch(
+        rows_at(handle, 0, 7, np.uint64),
+        column_at(handle, 1, np.int64),
+        column_at(handle, 2, np.int64),
+        column_at(handle, 3, np.uint8),
+        column_at(handle, 4, np.int64),
+        column_at(handle, 5, np.uint8),
+    )
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _columns_of(payload: Array, n: int) -> Any:
+    """Find the columns of a payload (docs/STORAGE.md); timestamps begin it."""
+    metric = 16 * n + pad8(4 * n)
+    operation = metric + pad8(2 * n)
+    return Columns(payload, n, 8 * n, 16 * n, metric, operation, operation + pad8(n))
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _timestamp(columns: Any, i: int) -> Any:
+    return np.int64(load_u64(columns.data, 8 * i))
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _value(columns: Any, i: int) -> Any:
+    return np.int64(load_u64(columns.data, columns.value + 8 * i))
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _metric(columns: Any, i: int) -> Any:
+    return np.int64(load_u16(columns.data, columns.metric + 2 * i))
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _entry(columns: Any, i: int) -> Any:
+    """Return where the heap entry of a row begins; that of the row behind the last: its end."""
+    if i == 0:
+        return np.int64(columns.heap)
+    return columns.heap + np.int64(load_u32(columns.data, columns.heap_end + 4 * (i - 1)))
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
@@ -125,173 +210,197 @@ def _day(timestamp: int) -> Any:
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
-def _known(identities: Any, slot: int, digest: Any) -> Any:
+def _known(payload: Any, digest: Any) -> Any:
     """Return the status of a row whose identity is known."""
-    same = identities.slots[slot, 2] & ~DAY_MASK == digest
-    return DUPLICATE if same else CONFLICT
+    return DUPLICATE if payload & ~DAY_MASK == digest else CONFLICT
 
 
-@njit(cache=True, forceinline=True, _nrt=False)
-def _period_start(bounds: Array, first: int, count: int, timestamp: int) -> Any:
-    """Return (start of the period in memory that holds the timestamp, whether there is one)."""
+@njit(cache=True, _nrt=False)
+def _period_of(bounds: Array, first: int, count: int, timestamp: int) -> Any:
+    """Return (start, end) of the period in memory that holds the timestamp, or NOT_KEPT twice."""
     low, high = first, first + count - 1  # the last bound only ends the last period
     if count < 2 or timestamp < bounds[low] or timestamp >= bounds[high]:
-        return NOT_KEPT, False
+        return NOT_KEPT, NOT_KEPT
     while high - low > 1:
         middle = (low + high) // 2
         if bounds[middle] <= timestamp:
             low = middle
         else:
             high = middle
-    return bounds[low], True
+    return bounds[low], bounds[high]
 
 
 @njit(cache=True, _nrt=False)
-def _hash_rows(
-    columns: Any, block: Any, metrics: Any, key: Array, tables: Any, scratch: Any
-) -> None:
-    """Hash a block's rows and ask for the cache lines that deciding and counting will read."""
-    hashes, periods, _, dims, _ = scratch
-    first, last = block
-    timestamp, value, heap_end, metric, operation, heap = columns
-    rows, code_hashes, keys, places, bounds = metrics
-    identities, cell_index = tables.identities, tables.cell_index
+def _hash_rows(columns: Any, block: Any, handle: Array, metrics: Array, scratch: Array) -> None:
+    """Hash a block's rows and find their periods.
+
+    Neighbouring rows often have the same account, or lie in the same period: what was found for
+    the last row is kept.
+    """
+    hashes, periods, _, dims, _, _ = _scratch_at(scratch)
+    rows, code_hashes, keys, places, bounds = _metrics_at(metrics)
+    key = tables_at(handle).key
     k0, k1 = key[0], key[1]
-    start = np.int64(heap_end[first - 1]) if first else np.int64(0)
+    data = columns.data
+    first, last = block
+    start = _entry(columns, first)
+    account_at = account_size = np.int64(-1)
+    a0 = a1 = v0 = v1 = v2 = v3 = _U64(0)
+    bounds_of, period, period_end = NO_BOUNDS, NOT_KEPT, NOT_KEPT
     for i in range(first, last):
         j = i - first
-        end = np.int64(heap_end[i])
-        account_end, id_end = entry_parts(heap, start)
-        a0, a1 = account_hash(k0, k1, heap, start + 2, account_end)
-        i0, i1 = identity_hash(k0, k1, a0, a1, heap, account_end, id_end, np.int64(heap[start + 1]))
-        prefetch(
-            identities.slots,
-            bucket_of(identities, i0) * BUCKET_SLOTS + np.int64(i1 & _SLOT_MASK),
+        end = _entry(columns, i + 1)
+        account_end, id_end = entry_parts(data, start)
+        size = account_end - start - 2
+        if size != account_size or not same_bytes(data, account_at, data, start + 2, size):
+            account_at, account_size = start + 2, size
+            v0, v1, v2, v3 = account_state(k0, k1, data, account_at, account_end)
+            a0, a1 = sip_finish(v0, v1, v2, v3)
+        id_size = np.int64(data[start + 1])
+        hashes[j, 0], hashes[j, 1] = a0, a1
+        hashes[j, 2], hashes[j, 3] = identity_hash(
+            v0, v1, v2, v3, data, account_end, id_end, id_size
         )
-        m = np.int64(metric[i])
-        at = timestamp[i]
-        hashes[j, 0], hashes[j, 1], hashes[j, 2], hashes[j, 3] = a0, a1, i0, i1
+        m, at = _metric(columns, i), _timestamp(columns, i)
+        metric = rows[m]
         hashes[j, 4] = content_digest(
             k0,
             k1,
             code_hashes[m],
-            value[i],
-            rows[m, DECIMALS],
+            _value(columns, i),
+            metric[DECIMALS],
             at,
-            np.int64(operation[i]),
-            heap,
+            np.int64(data[columns.operation + i]),
+            data,
             id_end,
             end,
         )
-        period, kept = _period_start(bounds, rows[m, BOUND_FIRST], rows[m, BOUND_COUNT], at)
+        bounds_first = metric[BOUND_FIRST] if metric[BOUND_COUNT] else NO_BOUNDS
+        if bounds_first != bounds_of or at < period or at >= period_end:
+            bounds_of = bounds_first
+            period, period_end = _period_of(bounds, bounds_of, metric[BOUND_COUNT], at)
         periods[j] = period
-        if kept:
+        if period != NOT_KEPT:
             size = np.int64(0)
-            if rows[m, DIM_COUNT]:
+            if metric[DIM_COUNT]:
                 size = write_dimensions(
-                    dims, 0, heap, id_end, keys, places, rows[m, DIM_FIRST], rows[m, DIM_COUNT]
+                    dims, 0, data, id_end, keys, places, metric[DIM_FIRST], metric[DIM_COUNT]
                 )
-            c0, c1 = cell_hash(k0, k1, a0, a1, m, period, dims, 0, size)
-            hashes[j, 5], hashes[j, 6] = c0, c1
-            prefetch(
-                cell_index.slots,
-                bucket_of(cell_index, c0) * BUCKET_SLOTS + np.int64(c1 & _SLOT_MASK),
-            )
+            hashes[j, 5], hashes[j, 6] = cell_hash(k0, k1, a0, a1, m, period, dims, 0, size)
         start = end
 
 
-@njit(cache=True)
-def _count_member(tables: Any, metrics: Any, key: Any, row: Any, cell: int) -> None:
-    """Count the member that a row of a unique metric names: (metric, value, heap, properties)."""
-    metric, value, heap, properties = row
-    m = metrics.rows[metric]
-    if m[UNIQUE_KIND] == UNIQUE_VALUES:
-        m0, m1 = member_of_value(key[0], key[1], value, m[DECIMALS])
-        add_member(tables, key, cell, m0, m1)
-        return
-    start, end = find_property(
-        heap, properties, metrics.keys, m[UNIQUE_KEY_START], m[UNIQUE_KEY_END]
-    )
-    if end >= start:
-        m0, m1 = member_of_text(key[0], key[1], heap, start, end)
-        add_member(tables, key, cell, m0, m1)
+@njit(cache=True, _nrt=False)
+def _ask_for_lines(rows: int, handle: Array, scratch: Array) -> None:
+    """Ask for the cache lines that a block's rows will read in the two largest indexes."""
+    tables = tables_at(handle)
+    hashes, periods, _, _, _, _ = _scratch_at(scratch)
+    identities, cell_index = tables.identities, tables.cell_index
+    for j in range(rows):
+        ask(identities, hashes[j, 2])
+        if periods[j] != NOT_KEPT:
+            ask(cell_index, hashes[j, 5])
+    for j in range(rows):
+        ask_next(identities, hashes[j, 2])
 
 
 @njit(cache=True, _nrt=False)
-def _decide(
-    columns: Any, block: Any, tables: Any, times: Any, hashes: Array, outcome: Array
-) -> int:
-    """Give every row its outcome and enter the identities of those stored; return their count."""
+def _count_member(handle: Array, metrics: Array, row: Any, cell: int) -> None:
+    """Count the member that a row of a unique metric names: (metric, value, data, properties)."""
+    metric, value, data, properties = row
+    table = _metrics_at(metrics)
+    m = table.rows[metric]
+    key = tables_at(handle).key
+    if m[UNIQUE_KIND] == UNIQUE_VALUES:
+        m0, m1 = member_of_value(key[0], key[1], value, m[DECIMALS])
+        add_member(handle, cell, m0, m1)
+        return
+    start, end = find_property(data, properties, table.keys, m[UNIQUE_KEY_START], m[UNIQUE_KEY_END])
+    if end >= start:
+        m0, m1 = member_of_text(key[0], key[1], data, start, end)
+        add_member(handle, cell, m0, m1)
+
+
+@njit(cache=True, _nrt=False)
+def _decide(columns: Any, block: Any, handle: Array, times: Any, scratch: Array) -> Any:
+    """Give every row its outcome and enter the identities of those stored.
+
+    Returns (how many were stored, the newest timestamp among them or NEVER).
+    """
+    tables = tables_at(handle)
+    work = _scratch_at(scratch)
+    hashes, outcome = work.hashes, work.outcome
     horizon, latest = times
     begin, end = block
     identities, journal, counters = tables.identities, tables.journal, tables.counters
-    timestamp = columns.timestamp
     horizon_day = horizon // DAY_NS
-    n = counters[JOURNAL]
-    first = n
+    n = first = counters[JOURNAL]
+    newest = NEVER
     for i in range(begin, end):
         j = i - begin
         i0, i1, digest = hashes[j, 2], hashes[j, 3], hashes[j, 4]
         slot, known = probe(identities, i0, i1)
-        at = timestamp[i]
-        if known and not _expired(identities.slots[slot, 2], horizon_day):
-            outcome[i] = _known(identities, slot, digest)
+        at = _timestamp(columns, i)
+        if known and not _expired(payload_at(identities, slot), horizon_day):
+            outcome[i] = _known(payload_at(identities, slot), digest)
         elif at < horizon:
             outcome[i] = TOO_OLD
         elif at > latest:
             outcome[i] = TOO_FAR_AHEAD
         else:
             outcome[i] = STORED
+            newest = max(newest, at)
             payload = digest | _U64(_day(at))
             if known:
-                identities.slots[slot, 2] = payload  # the expired event's identity is free again
+                set_payload(identities, slot, payload)  # the expired event's identity is free again
             else:
                 insert_at(identities, slot, i0, i1, payload)
-            journal[n, 0], journal[n, 1], journal[n, 2] = i0, i1, payload
+            journal[n, 0], journal[n, 1] = i0, (i1 & ~PAYLOAD_MASK) | payload
             n += 1
     counters[JOURNAL] = n
-    return n - first
+    return n - first, newest
 
 
-@njit(cache=True)
-def _series_of(tables: Any, metrics: Any, key: Array, columns: Any, row: Any, hashes: Array) -> Any:
+@njit(cache=True, _nrt=False)
+def _series_of(handle: Array, metrics: Array, data: Array, row: Any, hashes: Array) -> Any:
     """Return the series of a row; make it, and its account, if need be.
 
-    row: its place in the record and in the block, its heap entry, its partition.
+    row: its place in the block, its metric, its heap entry, its partition.
     """
-    i, j, entry, partition = row
-    heap = columns.heap
-    account_end, properties = entry_parts(heap, entry)
+    tables = tables_at(handle)
+    table = _metrics_at(metrics)
+    j, m, entry, partition = row
+    account_end, properties = entry_parts(data, entry)
     slot = find(tables.account_index, hashes[j, 0], hashes[j, 1])
     if slot == MISSING:
-        account = add_account(tables, key, heap, entry + 2, account_end)
+        account = add_account(handle, data, entry + 2, account_end)
     else:
-        account = np.int64(tables.account_index.slots[slot, 2])
-    m = np.int64(columns.metric[i])
+        account = np.int64(payload_at(tables.account_index, slot))
     dims_start = tables.counters[DIMS_USED]
     dims_end = write_dimensions(
         tables.dims,
         dims_start,
-        heap,
+        data,
         properties,
-        metrics.keys,
-        metrics.places,
-        metrics.rows[m, DIM_FIRST],
-        metrics.rows[m, DIM_COUNT],
+        table.keys,
+        table.places,
+        table.rows[m, DIM_FIRST],
+        table.rows[m, DIM_COUNT],
     )
-    s0, s1 = series_hash(key, account, m, tables.dims, dims_start, dims_end)
+    s0, s1 = series_hash(tables.key, account, m, tables.dims, dims_start, dims_end)
     slot = find(tables.series_index, s0, s1)
     if slot != MISSING:
-        return np.int64(tables.series_index.slots[slot, 2])
-    series = add_series(tables, account, m, dims_end, partition)
+        return np.int64(payload_at(tables.series_index, slot))
+    series = add_series(handle, account, m, dims_end, partition)
     insert(tables.series_index, s0, s1, _U64(series))
     return series
 
 
 @njit(cache=True, _nrt=False)
-def _find_cells(tables: Any, block: Any, outcome: Array, scratch: Any) -> None:
+def _find_cells(block: Any, handle: Array, scratch: Array) -> None:
     """Write the cell of every stored row, or MISSING, and ask for its cache lines."""
-    hashes, periods, found, _, _ = scratch
+    tables = tables_at(handle)
+    hashes, periods, found, _, _, outcome = _scratch_at(scratch)
     cell_index = tables.cell_index
     lines = tables.cells.reshape(-1, CELL_WORDS // 2)  # a cell takes two cache lines
     first, last = block
@@ -301,134 +410,127 @@ def _find_cells(tables: Any, block: Any, outcome: Array, scratch: Any) -> None:
         if outcome[i] == STORED and periods[j] != NOT_KEPT:
             slot = find(cell_index, hashes[j, 5], hashes[j, 6])
             if slot != MISSING:
-                cell = np.int64(cell_index.slots[slot, 2])
+                cell = np.int64(payload_at(cell_index, slot))
                 found[j] = cell
                 prefetch(lines, 2 * cell)
                 prefetch(lines, 2 * cell + 1)
 
 
-@njit(cache=True)
-def _new_cell(tables: Any, metrics: Any, key: Array, columns: Any, row: Any, scratch: Any) -> Any:
+@njit(cache=True, _nrt=False)
+def _new_cell(handle: Array, metrics: Array, data: Array, row: Any, scratch: Array) -> Any:
     """Return the cell of a row that had none, made unless an earlier row of the block made it."""
-    hashes, periods, _, _, _ = scratch
-    _, j, _, _ = row
+    tables = tables_at(handle)
+    hashes, periods, _, _, _, _ = _scratch_at(scratch)
+    j, _, _, _ = row
     slot = find(tables.cell_index, hashes[j, 5], hashes[j, 6])
     if slot != MISSING:
-        return np.int64(tables.cell_index.slots[slot, 2])
-    series = _series_of(tables, metrics, key, columns, row, hashes)
-    return add_cell(tables, series, periods[j], hashes[j, 5], hashes[j, 6])
+        return np.int64(payload_at(tables.cell_index, slot))
+    series = _series_of(handle, metrics, data, row, hashes)
+    return add_cell(handle, series, periods[j], hashes[j, 5], hashes[j, 6])
 
 
 @njit(cache=True, _nrt=False)
 def _count(
-    columns: Any,
-    block: Any,
-    slices: Array,
-    tables: Any,
-    metrics: Any,
-    key: Array,
-    outcome: Array,
-    scratch: Any,
+    columns: Any, block: Any, slices: Array, handle: Array, metrics: Array, scratch: Array
 ) -> None:
     """Count a block's stored rows into the cells of their series and periods."""
-    hashes, periods, found, _, cursor = scratch
-    timestamp, value, heap_end, metric, operation, heap = columns
-    cells, rows = tables.cells, metrics.rows
+    tables = tables_at(handle)
+    rows = _metrics_at(metrics).rows
+    hashes, periods, found, _, cursor, outcome = _scratch_at(scratch)
+    data, cells = columns.data, tables.cells
     first, last = block
     s, place = cursor[0], cursor[1]
-    entry = np.int64(heap_end[first - 1]) if first else np.int64(0)
     for i in range(first, last):
-        if place == np.int64(slices[s, 0] >> _U64(32)):
+        if place == np.int64(load_u32(slices, SLICE_SIZE * s + 4)):
             s, place = s + 1, np.int64(0)
         j = i - first
-        m = np.int64(metric[i])
+        m = _metric(columns, i)
         unique = rows[m, UNIQUE_KIND] != NOT_UNIQUE
         if outcome[i] == STORED and (unique or periods[j] != NOT_KEPT):
-            row = (i, j, entry, np.int64(slices[s, 0] & _U64(0xFFFF)))
+            entry = _entry(columns, i)
+            row = (j, m, entry, np.int64(load_u16(slices, SLICE_SIZE * s)))
             if periods[j] != NOT_KEPT:
                 cell = found[j]
                 if cell == MISSING:
-                    cell = _new_cell(tables, metrics, key, columns, row, scratch)
-                position = (np.int64(slices[s, 1]) << POSITION_ROW_BITS) + place
-                update_cell(cells, cell, timestamp[i], position, value[i])
+                    cell = _new_cell(handle, metrics, data, row, scratch)
+                index = np.int64(load_u64(slices, SLICE_SIZE * s + 8))
+                position = (index << POSITION_ROW_BITS) + place
+                value = _value(columns, i)
+                update_cell(cells, cell, _timestamp(columns, i), position, value)
                 if unique:
-                    _, properties = entry_parts(heap, entry)
-                    member = (m, value[i], heap, properties)
-                    _count_member(tables, metrics, key, member, cell)
-            if unique and operation[i] != 0:
+                    _, properties = entry_parts(data, entry)
+                    _count_member(handle, metrics, (m, value, data, properties), cell)
+            if unique and data[columns.operation + i] != 0:
                 # Seats: only the whole history tells who is present, whichever period it is.
-                series = _series_of(tables, metrics, key, columns, row, hashes)
+                series = _series_of(handle, metrics, data, row, hashes)
                 tables.series[series, SEATS] = 1
-        entry = np.int64(heap_end[i])
         place += 1
     cursor[0], cursor[1] = s, place
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def apply(
-    columns: Any,
-    slices: Array,
-    tables: Any,
-    metrics: Any,
-    key: Array,
-    times: Any,
-    out: Any,
-) -> int:
-    """Apply one record; return how many rows were stored.
+    payload: Array, n: int, slices: Array, tables: Array, metrics: Array, scratch: Array, times: Any
+) -> Any:
+    """Apply one record of n rows: (rows stored, newest timestamp among them or NEVER).
 
-    slices u64[k, 5] as in the log; key u64[2]; times (horizon, latest timestamp taken); out
-    (outcome u8[n]: status | reason << 4; scratch as `make_scratch` makes it).
+    payload and slices are u8, as in the log; tables, metrics and scratch handles (of Tables,
+    MetricTable, Scratch, where the outcome is left); times (horizon, latest timestamp taken).
+    A record that names a metric without a number changes nothing: (UNKNOWN_METRIC, NEVER).
     """
-    outcome, scratch = out
-    cursor = scratch[4]
-    cursor[:] = 0
-    stored = 0
-    first, n = 0, len(columns.timestamp)
+    columns = _columns_of(payload, n)
+    unknown = np.int64(0)
+    for i in range(n):
+        unknown += np.int64(_metric(columns, i) >= metrics[0, 1])
+    if unknown:
+        return np.int64(UNKNOWN_METRIC), NEVER
+    cursor = _scratch_at(scratch).cursor
+    cursor[0] = cursor[1] = 0
+    stored, newest = np.int64(0), NEVER
+    first = 0
     while first < n:
-        block = (first, min(first + BLOCK_ROWS, n))
-        _hash_rows(columns, block, metrics, key, tables, scratch)
-        taken = _decide(columns, block, tables, times, scratch[0], outcome)
+        rows = min(BLOCK_ROWS, n - first)
+        block = (first, first + rows)
+        _hash_rows(columns, block, tables, metrics, scratch)
+        _ask_for_lines(rows, tables, scratch)
+        taken, at = _decide(columns, block, tables, times, scratch)
         if taken:
-            _find_cells(tables, block, outcome, scratch)
-        _count(columns, block, slices, tables, metrics, key, outcome, scratch)
+            _find_cells(block, tables, scratch)
+        _count(columns, block, slices, tables, metrics, scratch)
         stored += taken
+        newest = max(newest, at)
         first += BLOCK_ROWS
-    return stored
+    return stored, newest
 
 
 @njit(cache=True, _nrt=False)
 def judge(
-    rows: Array,
-    heap: Array,
-    code_hashes: Array,
-    tables: Any,
-    key: Array,
-    horizon: int,
-    outcome: Array,
+    rows: Array, heap: Array, code_hashes: Array, handle: Array, horizon: int, outcome: Array
 ) -> None:
     """Say what refused rows are: duplicate or conflict if their identity is known, else rejected.
 
     rows int64[n, 8] as kernels/stage.py leaves them (metric = position in code_hashes);
-    outcome u8[n].
+    handle of Tables; outcome u8[n].
     """
-    identities = tables.identities
+    tables = tables_at(handle)
+    identities, key = tables.identities, tables.key
+    k0, k1 = key[0], key[1]
     for i in range(len(rows)):
         flags = rows[i, 3]
         start, end = rows[i, 4], rows[i, 5]
         account_end, id_end = entry_parts(heap, start)
-        a0, a1 = account_hash(key[0], key[1], heap, start + 2, account_end)
-        i0, i1 = identity_hash(
-            key[0], key[1], a0, a1, heap, account_end, id_end, np.int64(heap[start + 1])
-        )
+        v0, v1, v2, v3 = account_state(k0, k1, heap, start + 2, account_end)
+        id_size = np.int64(heap[start + 1])
+        i0, i1 = identity_hash(v0, v1, v2, v3, heap, account_end, id_end, id_size)
         slot = find(identities, i0, i1)
-        if slot == MISSING or _expired(identities.slots[slot, 2], horizon // DAY_NS):
+        if slot == MISSING or _expired(payload_at(identities, slot), horizon // DAY_NS):
             outcome[i] = REJECTED | ((flags >> 16) & 0xFF) << 4
         elif (flags >> 40) & 1:
             outcome[i] = CONFLICT
         else:
             digest = content_digest(
-                key[0],
-                key[1],
+                k0,
+                k1,
                 code_hashes[rows[i, 2]],
                 rows[i, 1],
                 (flags >> 8) & 0xFF,
@@ -438,48 +540,47 @@ def judge(
                 id_end,
                 end,
             )
-            outcome[i] = _known(identities, slot, digest)
+            outcome[i] = _known(payload_at(identities, slot), digest)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def purge(index: Any, first: int, last: int, horizon: int) -> int:
     """Free the identities in buckets first..last whose events are older than the horizon.
 
     Returns how many there were.  Bucket by bucket, so that it can be done in small turns.
     """
-    slots = index.slots
+    slots, scratch = index.slots, index.scratch
     horizon_day = horizon // DAY_NS
     freed = 0
     for bucket in range(first, last):
         base = bucket * BUCKET_SLOTS
-        expired = 0
-        for i in range(base, base + BUCKET_SLOTS):
-            used = slots[i, 0] != 0 or slots[i, 1] != 0
-            if used and _expired(slots[i, 2], horizon_day):
+        expired = np.int64(0)
+        for slot in range(base, base + BUCKET_SLOTS):
+            if slots[slot, 0] != 0 and _expired(slots[slot, 1], horizon_day):
                 expired += 1
         if expired == 0:
             continue
-        held = slots[base : base + BUCKET_SLOTS].copy()
-        slots[base : base + BUCKET_SLOTS] = 0
-        for i in range(BUCKET_SLOTS):
-            used = held[i, 0] != 0 or held[i, 1] != 0
-            if used and not _expired(held[i, 2], horizon_day):
-                place(slots, base, held[i, 0], held[i, 1], held[i, 2])
-        index.counts[bucket] -= expired
+        held = np.int64(index.counts[bucket])
+        take_out(index, bucket)
+        for i in range(held):
+            if not _expired(scratch[i, 1], horizon_day):
+                enter(slots, base, scratch[i, 0], scratch[i, 1])
+        index.counts[bucket] = held - expired
         index.head[ENTRIES] -= expired
         freed += expired
     return freed
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def load_identities(index: Any, entries: Array, horizon: int) -> None:
-    """Enter saved identities (u64[n, 3]) that have not expired; a later one replaces an earlier."""
+    """Enter saved identities (u64[n, 2]) that have not expired; a later one replaces an earlier."""
     horizon_day = horizon // DAY_NS
     for i in range(len(entries)):
-        if _expired(entries[i, 2], horizon_day):
+        word_0, word_1 = entries[i, 0], entries[i, 1]
+        if _expired(word_1, horizon_day):
             continue
-        slot = find(index, entries[i, 0], entries[i, 1])
+        slot = find(index, word_0, word_1)
         if slot == MISSING:
-            insert(index, entries[i, 0], entries[i, 1], entries[i, 2])
+            insert(index, word_0, word_1, word_1 & PAYLOAD_MASK)
         else:
-            index.slots[slot, 2] = entries[i, 2]
+            set_payload(index, slot, word_1 & PAYLOAD_MASK)

@@ -1,4 +1,7 @@
-"""Collects cells from the tables for a question: of one account, a subtree, or all accounts."""
+"""Collects cells from the tables for a question: of one account, a subtree, or all accounts.
+
+Handles are those of the tables (kernels/memory.py).
+"""
 
 from __future__ import annotations
 
@@ -27,20 +30,21 @@ from meterd.core.kernels.tables import (
     TEXT_START,
     find_account,
     find_root,
+    tables_at,
 )
 
 Array = Any
 
 
-@njit(cache=True)
-def account_numbers(tables: Any, key: Array, account: Array, subtree: bool, out: Array) -> int:
+@njit(cache=True, _nrt=False)
+def account_numbers(handle: Array, account: Array, subtree: bool, out: Array) -> int:
     """Write the numbers of an account, or of it and all below it, into `out`; return how many.
 
     More than fit: the count is larger than `out`.
     """
     size = len(account)
     if not subtree:
-        number = find_account(tables, key, account, 0, size)
+        number = find_account(handle, account, 0, size)
         if number == MISSING:
             return 0
         out[0] = number
@@ -48,8 +52,9 @@ def account_numbers(tables: Any, key: Array, account: Array, subtree: bool, out:
     stop = 0
     while stop < size and account[stop] != 47:
         stop += 1
-    number = find_root(tables, key, account, 0, stop)
+    number = find_root(handle, account, 0, stop)
     count = 0
+    tables = tables_at(handle)
     accounts, text = tables.accounts, tables.text
     while number >= 0:
         start, length = accounts[number, TEXT_START], accounts[number, TEXT_SIZE]
@@ -62,9 +67,9 @@ def account_numbers(tables: Any, key: Array, account: Array, subtree: bool, out:
     return count
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def cells_of_accounts(
-    tables: Any, numbers: Array, metrics: Array, period_start: int, out: Array
+    handle: Array, numbers: Array, metrics: Array, period_start: int, out: Array
 ) -> Any:
     """Write (cell, account's position in numbers) of a metric's cells in a period into `out`.
 
@@ -73,6 +78,7 @@ def cells_of_accounts(
     """
     count = 0
     seats = False
+    tables = tables_at(handle)
     accounts, series, cells = tables.accounts, tables.series, tables.cells
     for i in range(len(numbers)):
         s = accounts[numbers[i], FIRST_SERIES]
@@ -91,9 +97,9 @@ def cells_of_accounts(
     return count, seats
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def cells_of_metric(
-    tables: Any, metrics: Array, unique: bool, period_start: int, out: Array
+    handle: Array, metrics: Array, unique: bool, period_start: int, out: Array
 ) -> Any:
     """Write (cell, account number) of all cells of a metric in a period; as `cells_of_accounts`.
 
@@ -102,6 +108,7 @@ def cells_of_metric(
     """
     count = 0
     seats = False
+    tables = tables_at(handle)
     series, cells = tables.series, tables.cells
     if unique:
         for s in range(tables.counters[SERIES_COUNT]):
@@ -116,9 +123,10 @@ def cells_of_metric(
     return count, seats
 
 
-@njit(cache=True)
-def copy_cells(tables: Any, chosen: Array, out: Any) -> None:
+@njit(cache=True, _nrt=False)
+def copy_cells(handle: Array, chosen: Array, out: Any) -> None:
     """Copy chosen cells into out: (cells int64[k, 16], metric u16[k], series int64[k])."""
+    tables = tables_at(handle)
     rows, metric, numbers = out
     for i in range(len(chosen)):
         c = chosen[i, 0]
@@ -129,9 +137,10 @@ def copy_cells(tables: Any, chosen: Array, out: Any) -> None:
         metric[i] = tables.series[s, METRIC]
 
 
-@njit(cache=True)
-def copy_members(tables: Any, chosen: Array, owners: Array, hashes: Array) -> int:
+@njit(cache=True, _nrt=False)
+def copy_members(handle: Array, chosen: Array, owners: Array, hashes: Array) -> int:
     """Write (position in chosen, hash) of all members of the chosen cells; return how many."""
+    tables = tables_at(handle)
     count = 0
     for i in range(len(chosen)):
         member = tables.cells[chosen[i, 0], cell_rows.FIRST_MEMBER]

@@ -21,6 +21,8 @@ Array = Any
 _U64 = np.uint64
 
 LONG_DIMENSION = 254
+# Where the content's digest begins in an identity's payload; the day of its event lies below.
+DIGEST_SHIFT = 16
 
 # First words that keep messages of different meaning apart under one key.
 ACCOUNT, IDENTITY, SERIES, CONTENT, MEMBER_VALUE, MEMBER_TEXT, CELL, MEMBER = range(1, 9)
@@ -38,23 +40,30 @@ def entry_parts(heap: Array, start: int) -> Any:
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
-def account_hash(k0: Any, k1: Any, heap: Array, start: int, end: int) -> Any:
-    """Hash an account's text, anywhere."""
+def account_state(k0: Any, k1: Any, heap: Array, start: int, end: int) -> Any:
+    """Return the four state words of the hash after an account's text, anywhere."""
     v0, v1, v2, v3 = sip_start(k0, k1)
     v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, _U64(ACCOUNT) | _U64(end - start) << _U64(8))
-    v0, v1, v2, v3 = sip_bytes(v0, v1, v2, v3, heap, start, end)
+    return sip_bytes(v0, v1, v2, v3, heap, start, end)
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def account_hash(k0: Any, k1: Any, heap: Array, start: int, end: int) -> Any:
+    """Hash an account's text, anywhere."""
+    v0, v1, v2, v3 = account_state(k0, k1, heap, start, end)
     return sip_finish(v0, v1, v2, v3)
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
 def identity_hash(
-    k0: Any, k1: Any, a0: Any, a1: Any, heap: Array, start: int, end: int, size: int
+    v0: Any, v1: Any, v2: Any, v3: Any, heap: Array, start: int, end: int, size: int
 ) -> Any:
-    """Hash (account, id): the account by its hash, the id by its length byte and bytes."""
-    v0, v1, v2, v3 = sip_start(k0, k1)
+    """Hash (account, id): the account's state goes on with the id's length byte and bytes.
+
+    The account's length comes first, so no two identities, nor an identity and an account, are one
+    message.
+    """
     v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, _U64(IDENTITY) | _U64(size) << _U64(8))
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, a0)
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, a1)
     v0, v1, v2, v3 = sip_bytes(v0, v1, v2, v3, heap, start, end)
     return sip_finish(v0, v1, v2, v3)
 
@@ -81,17 +90,20 @@ def content_digest(
     start: int,
     end: int,
 ) -> Any:
-    """Hash what an event says; start..end are its properties.  48 bits, in the upper bits."""
+    """Hash what an event says; start..end are its properties.  32 bits, at bit 16.
+
+    The hash of the metric's code is keyed and has 64 bits, so the kind may share its word.
+    """
     value, decimals = normalise(value, decimals)
     v0, v1, v2, v3 = sip_start(k0, k1)
     kind = _U64(CONTENT) | _U64(operation) << _U64(8) | _U64(decimals) << _U64(16)
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, kind | _U64(end - start) << _U64(32))
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, code_hash)
+    kind |= _U64(end - start) << _U64(32)
+    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, code_hash ^ kind)
     v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, _U64(value))
     v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, _U64(timestamp))
     v0, v1, v2, v3 = sip_bytes(v0, v1, v2, v3, heap, start, end)
     digest, _ = sip_finish(v0, v1, v2, v3)
-    return digest & ~_U64(0xFFFF)
+    return (digest >> _U64(32)) << _U64(DIGEST_SHIFT)
 
 
 @njit(cache=True, forceinline=True, _nrt=False)

@@ -41,7 +41,16 @@ from meterd.core.kernels.hashing import (
     sip_start,
     sip_word,
 )
-from meterd.core.kernels.index import MISSING, Index, find, insert
+from meterd.core.kernels.index import (
+    BUCKET_SLOTS,
+    BUCKETS,
+    MISSING,
+    PAYLOAD_MASK,
+    Index,
+    find,
+    insert,
+    payload_at,
+)
 from meterd.core.kernels.scan import HEADER_SIZE, SLICE_SIZE, columns_at, is_refused
 
 Array = Any
@@ -143,7 +152,7 @@ def _account_number(data: Array, start: int, end: int, key: Array, found: Any) -
     a0, a1 = account_hash(key[0], key[1], data, start, end)
     slot = find(found.account_index, a0, a1)
     if slot != MISSING:
-        return np.int64(found.account_index.slots[slot, 2])
+        return np.int64(payload_at(found.account_index, slot))
     counters = found.counters
     number = counters[ACCOUNTS]
     at = counters[TEXT_USED]
@@ -184,7 +193,7 @@ def _cell_of(which: Any, dims_end: int, key: Array, found: Any) -> Any:
     c0, c1 = sip_finish(v0, v1, v2, v3)
     slot = find(found.cell_index, c0, c1)
     if slot != MISSING:
-        return np.int64(found.cell_index.slots[slot, 2])
+        return np.int64(payload_at(found.cell_index, slot))
     cell = counters[CELLS]
     clear_cell(found.cells, cell)
     found.cells[cell, cell_rows.SERIES] = account
@@ -344,6 +353,6 @@ def count_rows(data: Array, matches: Array, wanted: Any, key: Array, found: Any)
 def copy_entries(old: Any, new: Any) -> None:
     """Enter everything an index holds into a larger one."""
     slots = old.slots
-    for slot in range(len(slots)):
-        if slots[slot, 0] != 0 or slots[slot, 1] != 0:
-            insert(new, slots[slot, 0], slots[slot, 1], slots[slot, 2])
+    for slot in range(old.head[BUCKETS] * BUCKET_SLOTS):
+        if slots[slot, 0] != 0:
+            insert(new, slots[slot, 0], slots[slot, 1], slots[slot, 1] & PAYLOAD_MASK)

@@ -60,6 +60,16 @@ def load_u32(typing_context: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def load_u16(typing_context: Any, array: Any, index: Any) -> Any:
+    """Load 2 bytes of a uint8 array from any (unaligned) index; the caller checks the bounds."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _load(16, context, builder, sig, args)
+
+    return types.uint16(array, types.int64), generate
+
+
+@intrinsic
 def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
     """Ask the processor to bring the row at `index` of a 2-D array into its cache."""
     signature = types.void(array, types.int64)

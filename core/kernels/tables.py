@@ -3,7 +3,8 @@
 An account, series or cell is a row of 64-bit integers, named by its number; chains of numbers
 (ended by -1) tie an account to its series, a series to its cells and a cell to its members.  Hash
 indexes find them by key.  Everything but the indexes is saved in a checkpoint; the indexes are
-made anew.
+made anew.  Kernels take the tables by their handle (see kernels/memory.py) and make a view of them;
+what a kernel does not use of it costs nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +23,18 @@ from meterd.core.kernels.entries import (
     pair_hash,
 )
 from meterd.core.kernels.hashing import sip_bytes, sip_finish, sip_start, sip_word
-from meterd.core.kernels.index import MISSING, Index, clear, find, insert, make_index
-from meterd.core.kernels.memory import reserve
+from meterd.core.kernels.index import (
+    MISSING,
+    Index,
+    clear,
+    find,
+    index_at,
+    insert,
+    make_index,
+    payload_at,
+    set_payload,
+)
+from meterd.core.kernels.memory import column_at, reserve, rows_at
 
 Array = Any
 _U64 = np.uint64
@@ -38,10 +49,11 @@ NO_MEMBER = np.uint64(2**64 - 1)
 # Columns of the counters (int64[8]).
 ACCOUNTS, TEXT_USED, SERIES_COUNT, DIMS_USED, CELLS, MEMBERS, JOURNAL = range(7)
 
-# An identity's payload: the day of its event since 1970 in 16 bits, else the content's digest.
+# An identity's payload: 32 bits of its content's digest | the day of its event since 1970, 16 bits.
 DAY_NS = 86_400_000_000_000
 DAY_MASK = np.uint64(0xFFFF)
 DAY_MAX = 0xFFFF
+IDENTITY_WORDS = 2
 
 
 class Capacity(NamedTuple):
@@ -72,30 +84,13 @@ class Tables(NamedTuple):
     members: Array
     journal: Array
     counters: Array
+    key: Array  # u64[2]: of all hashes
 
 
 # Odd constants without pattern: the primes of XXH64.
 _MIX_0 = np.uint64(0x9E3779B185EBCA87)
 _MIX_1 = np.uint64(0xC2B2AE3D27D4EB4F)
 _MIX_2 = np.uint64(0x165667B19E3779F9)
-
-
-class Reading(NamedTuple):
-    """The tables that questions read: a kernel call costs a tenth of a microsecond an array."""
-
-    account_index: Index
-    root_index: Index
-    accounts: Array
-    text: Array
-    series: Array
-    cells: Array
-    members: Array
-    counters: Array
-
-
-def reading(tables: Tables) -> Reading:
-    """Return the part of the tables that questions read."""
-    return Reading(*(getattr(tables, name) for name in Reading._fields))
 
 
 # Reserved heap bytes per account and series: their texts at their largest are rare.
@@ -107,8 +102,8 @@ RECORD_ROWS_MAX = 1 << 20
 RECORD_TEXT_MAX = 64 * 1024 * 1024
 
 
-def make_tables(capacity: Capacity) -> Tables:
-    """Return empty tables that can grow to `capacity`."""
+def make_tables(capacity: Capacity, key: tuple[int, int]) -> Tables:
+    """Return empty tables that can grow to `capacity`, for hashes under `key`."""
     return Tables(
         identities=make_index(capacity.identities, large_pages=True),
         account_index=make_index(capacity.accounts),
@@ -122,34 +117,63 @@ def make_tables(capacity: Capacity) -> Tables:
         dims=reserve((capacity.series * SERIES_DIMS_BYTES + RECORD_TEXT_MAX,), np.uint8),
         cells=reserve((capacity.cells + RECORD_ROWS_MAX, cell_rows.CELL_WORDS), np.int64),
         members=reserve((capacity.members + RECORD_ROWS_MAX, 3), np.uint64),
-        journal=reserve((capacity.journal + RECORD_ROWS_MAX, 3), np.uint64),
+        journal=reserve((capacity.journal + RECORD_ROWS_MAX, IDENTITY_WORDS), np.uint64),
         counters=np.zeros(8, np.int64),
+        key=np.array(key, np.uint64),
     )
 
 
-@njit(cache=True)
-def find_account(tables: Any, key: Any, data: Array, start: int, end: int) -> Any:
+@njit(cache=True, forceinline=True, _nrt=False)
+def tables_at(handle: Array) -> Any:
+    """Return a view of the tables behind their handle."""
+    return Tables(
+        index_at(handle, 0),
+        index_at(handle, 6),
+        index_at(handle, 12),
+        index_at(handle, 18),
+        index_at(handle, 24),
+        index_at(handle, 30),
+        rows_at(handle, 36, 4, np.int64),
+        column_at(handle, 37, np.uint8),
+        rows_at(handle, 38, 8, np.int64),
+        column_at(handle, 39, np.uint8),
+        rows_at(handle, 40, cell_rows.CELL_WORDS, np.int64),
+        rows_at(handle, 41, 3, np.uint64),
+        rows_at(handle, 42, IDENTITY_WORDS, np.uint64),
+        column_at(handle, 43, np.int64),
+        column_at(handle, 44, np.uint64),
+    )
+
+
+@njit(cache=True, _nrt=False)
+def find_account(handle: Array, data: Array, start: int, end: int) -> Any:
     """Return the number of an account given as text, or MISSING."""
+    tables = tables_at(handle)
+    key = tables.key
     a0, a1 = account_hash(key[0], key[1], data, start, end)
     slot = find(tables.account_index, a0, a1)
     if slot == MISSING:
         return np.int64(MISSING)
-    return np.int64(tables.account_index.slots[slot, 2])
+    return np.int64(payload_at(tables.account_index, slot))
 
 
-@njit(cache=True)
-def find_root(tables: Any, key: Any, data: Array, start: int, end: int) -> Any:
+@njit(cache=True, _nrt=False)
+def find_root(handle: Array, data: Array, start: int, end: int) -> Any:
     """Return the first account of a root (chain NEXT_IN_ROOT), or MISSING."""
+    tables = tables_at(handle)
+    key = tables.key
     r0, r1 = account_hash(key[0], key[1], data, start, end)
     slot = find(tables.root_index, r0, r1)
     if slot == MISSING:
         return np.int64(MISSING)
-    return np.int64(tables.root_index.slots[slot, 2])
+    return np.int64(payload_at(tables.root_index, slot))
 
 
-@njit(cache=True)
-def link_account(tables: Any, key: Any, number: int) -> None:
+@njit(cache=True, _nrt=False)
+def link_account(handle: Array, number: int) -> None:
     """Enter an account whose row and text are written into the indexes and its root's chain."""
+    tables = tables_at(handle)
+    key = tables.key
     accounts, text = tables.accounts, tables.text
     start = accounts[number, TEXT_START]
     end = start + accounts[number, TEXT_SIZE]
@@ -164,13 +188,14 @@ def link_account(tables: Any, key: Any, number: int) -> None:
         accounts[number, NEXT_IN_ROOT] = MISSING
         insert(tables.root_index, r0, r1, _U64(number))
     else:
-        accounts[number, NEXT_IN_ROOT] = np.int64(tables.root_index.slots[slot, 2])
-        tables.root_index.slots[slot, 2] = _U64(number)
+        accounts[number, NEXT_IN_ROOT] = np.int64(payload_at(tables.root_index, slot))
+        set_payload(tables.root_index, slot, _U64(number))
 
 
-@njit(cache=True)
-def add_account(tables: Any, key: Any, data: Array, start: int, end: int) -> Any:
+@njit(cache=True, _nrt=False)
+def add_account(handle: Array, data: Array, start: int, end: int) -> Any:
     """Make a new account from its text; return its number."""
+    tables = tables_at(handle)
     counters = tables.counters
     number = counters[ACCOUNTS]
     at = counters[TEXT_USED]
@@ -181,7 +206,7 @@ def add_account(tables: Any, key: Any, data: Array, start: int, end: int) -> Any
     tables.accounts[number, FIRST_SERIES] = MISSING
     counters[ACCOUNTS] = number + 1
     counters[TEXT_USED] = at + end - start
-    link_account(tables, key, number)
+    link_account(handle, number)
     return number
 
 
@@ -195,9 +220,10 @@ def series_hash(key: Any, account: int, metric: int, dims: Array, start: int, en
     return sip_finish(v0, v1, v2, v3)
 
 
-@njit(cache=True)
-def add_series(tables: Any, account: int, metric: int, dims_end: int, partition: int) -> Any:
+@njit(cache=True, _nrt=False)
+def add_series(handle: Array, account: int, metric: int, dims_end: int, partition: int) -> Any:
     """Make a series whose dimension tuple lies at the end of the dims heap; return its number."""
+    tables = tables_at(handle)
     counters = tables.counters
     number = counters[SERIES_COUNT]
     row = tables.series[number]
@@ -252,9 +278,10 @@ def cell_hash(
     return c0, a1 ^ mixed(period * _MIX_2 + number * _MIX_0 + d1)
 
 
-@njit(cache=True)
-def add_cell(tables: Any, series: int, period_start: int, c0: Any, c1: Any) -> Any:
+@njit(cache=True, _nrt=False)
+def add_cell(handle: Array, series: int, period_start: int, c0: Any, c1: Any) -> Any:
     """Make the cell of a series in a period under its hash; return its number."""
+    tables = tables_at(handle)
     number = tables.counters[CELLS]
     tables.counters[CELLS] = number + 1
     cells = tables.cells
@@ -267,9 +294,11 @@ def add_cell(tables: Any, series: int, period_start: int, c0: Any, c1: Any) -> A
     return number
 
 
-@njit(cache=True)
-def add_member(tables: Any, key: Any, cell: int, m0: Any, m1: Any) -> None:
+@njit(cache=True, _nrt=False)
+def add_member(handle: Array, cell: int, m0: Any, m1: Any) -> None:
     """Count a member into a cell unless it is there."""
+    tables = tables_at(handle)
+    key = tables.key
     h0, h1 = pair_hash(key[0], key[1], MEMBER, _U64(cell), m0, m1)
     if find(tables.member_index, h0, h1) != MISSING:
         return
@@ -285,9 +314,11 @@ def add_member(tables: Any, key: Any, cell: int, m0: Any, m1: Any) -> None:
     cells[cell, cell_rows.UNIQUE] += 1
 
 
-@njit(cache=True)
-def link_cell(tables: Any, key: Any, number: int) -> None:
+@njit(cache=True, _nrt=False)
+def link_cell(handle: Array, number: int) -> None:
     """Enter a cell and its members, whose rows are written, into the indexes."""
+    tables = tables_at(handle)
+    key = tables.key
     cells = tables.cells
     row = tables.series[cells[number, cell_rows.SERIES]]
     account = tables.accounts[row[ACCOUNT]]
@@ -316,11 +347,12 @@ def link_cell(tables: Any, key: Any, number: int) -> None:
 
 
 @njit(cache=True)
-def evict_cells(tables: Any, key: Any, first_kept: Array) -> None:
+def evict_cells(handle: Array, first_kept: Array) -> None:
     """Drop the cells of periods before first_kept (int64[metric number]); renumber the others.
 
     The rows move towards the front in their order, so each is read before it is written over.
     """
+    tables = tables_at(handle)
     counters, series, cells, members = (
         tables.counters,
         tables.series,
@@ -350,17 +382,19 @@ def evict_cells(tables: Any, key: Any, first_kept: Array) -> None:
             member = np.int64(MISSING) if last else np.int64(following)
         cells[kept, cell_rows.NEXT_CELL] = series[s, FIRST_CELL]
         series[s, FIRST_CELL] = kept
-        link_cell(tables, key, kept)
+        link_cell(handle, kept)
         kept += 1
     counters[CELLS], counters[MEMBERS] = kept, kept_members
 
 
-@njit(cache=True)
-def rebuild_indexes(tables: Any, key: Any) -> None:
+@njit(cache=True, _nrt=False)
+def rebuild_indexes(handle: Array) -> None:
     """Make the indexes of accounts, series, cells and members from their rows (after a load)."""
+    tables = tables_at(handle)
+    key = tables.key
     counters = tables.counters
     for number in range(counters[ACCOUNTS]):
-        link_account(tables, key, number)
+        link_account(handle, number)
     for number in range(counters[SERIES_COUNT]):
         row = tables.series[number]
         start = row[DIMS_START]
@@ -369,4 +403,4 @@ def rebuild_indexes(tables: Any, key: Any) -> None:
         )
         insert(tables.series_index, h0, h1, _U64(number))
     for number in range(counters[CELLS]):
-        link_cell(tables, key, number)
+        link_cell(handle, number)

@@ -19,8 +19,8 @@ BEGINNING = -(2**63)
 
 def identities(number: int, count: int = 3, day: int = 100) -> np.ndarray:
     """Identities that say which save they came with."""
-    rows = [[number, place, number << 16 | day] for place in range(1, count + 1)]
-    return np.array(rows, np.uint64).reshape(-1, 3)
+    rows = [[number, place << 48 | number << 16 | day] for place in range(1, count + 1)]
+    return np.array(rows, np.uint64).reshape(-1, 2)
 
 
 def saved(number: int, horizon: int = BEGINNING, entries: np.ndarray | None = None) -> Saved:
