@@ -6,6 +6,8 @@ functions of other files: without the digest an edit there would leave stale mac
 
 Kernels on the way of an event have `_nrt=False`: they allocate nothing, and numba would otherwise
 count references to the arrays of a table with locked instructions, a fifth of the time of apply.
+One without may not take an array back from one with it, inside a tuple: it would count what was
+never counted, and free the array.  Views behind a handle are not counted at all.
 """
 
 import hashlib

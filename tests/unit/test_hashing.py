@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numba import njit
 
 from meterd.client import partitions
+from meterd.core.kernels.entries import account_state, content_digest, identity_hash
 from meterd.core.kernels.hashing import CHAIN_KEY_0, CHAIN_KEY_1, partition_of, text_hash, xxh64
 from meterd.core.kernels.stage import content_of_bytes
 from tests.support.siphash import siphash_words, words_of
@@ -19,6 +20,19 @@ words = st.integers(0, 2**64 - 1)
 @njit
 def call_partition_of(data, start, end):
     return partition_of(data, start, end)
+
+
+@njit
+def call_identity_hash(k0, k1, data, middle):
+    v0, v1, v2, v3 = account_state(k0, k1, data, 0, middle)
+    return identity_hash(v0, v1, v2, v3, data, middle, len(data), len(data) - middle)
+
+
+@njit
+def call_content_digest(k0, k1, code, numbers, operation, data):
+    value, decimals, timestamp = numbers
+    end = len(data)
+    return content_digest(k0, k1, code, value, decimals, timestamp, operation, data, 0, end)
 
 
 def array(data: bytes) -> np.ndarray:
@@ -32,6 +46,45 @@ def array(data: bytes) -> np.ndarray:
 def test_a_text_is_its_length_and_its_words(key, data):
     found = text_hash(np.uint64(key[0]), np.uint64(key[1]), array(data))
     assert tuple(map(int, found)) == siphash_words(key, [len(data), *words_of(data)])
+
+
+@settings(max_examples=300)
+@given(st.tuples(words, words), st.binary(max_size=40), st.binary(max_size=40))
+def test_an_identity_is_its_account_and_then_its_id(key, account, identifier):
+    found = call_identity_hash(
+        np.uint64(key[0]), np.uint64(key[1]), array(account + identifier), len(account)
+    )
+    message = [1 | len(account) << 8, *words_of(account)]
+    message += [2 | len(identifier) << 8, *words_of(identifier)]
+    assert tuple(map(int, found)) == siphash_words(key, message)
+
+
+@settings(max_examples=300)
+@given(
+    st.tuples(words, words),
+    words,
+    st.tuples(st.integers(-(2**63), 2**63 - 1), st.integers(0, 9)),
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(0, 2),
+    st.binary(max_size=40),
+)
+def test_a_digest_is_that_of_the_content_in_one_way_of_saying_it(
+    key, code, number, timestamp, operation, properties
+):
+    value, decimals = number
+    found = call_content_digest(
+        np.uint64(key[0]),
+        np.uint64(key[1]),
+        np.uint64(code),
+        (value, decimals, timestamp),
+        operation,
+        array(properties),
+    )
+    while decimals and value % 10 == 0:
+        value, decimals = value // 10, decimals - 1
+    kind = 4 | operation << 8 | decimals << 16 | len(properties) << 32
+    said = [code ^ kind, value % 2**64, timestamp % 2**64, *words_of(properties)]
+    assert int(found) == siphash_words(key, said)[0] >> 32 << 16
 
 
 @given(st.binary(max_size=100))

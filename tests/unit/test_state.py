@@ -294,6 +294,20 @@ def test_a_record_of_another_machine_or_registry_is_not_applied():
     assert fresh.counts()["events"] == 0
 
 
+def test_a_record_of_a_metric_that_was_never_given_a_number_changes_nothing():
+    pipeline = new_pipeline()
+    statuses(pipeline, EVENT)
+    append = pipeline.appended[-1]
+    record = log_format.parse_frames(append.head, bytes(append.payload))
+    payload = bytearray(record.payload)
+    at = log_format.payload_layout(record.row_count, record.heap_size).metric
+    payload[at : at + 2] = b"\xff\xff"
+    before = pipeline.state.counts()
+    with pytest.raises(InvariantViolation, match="never given"):
+        pipeline.state.apply_events(record._replace(payload=memoryview(payload)))
+    assert pipeline.state.counts() == before
+
+
 def test_an_account_is_found_by_its_path_and_nothing_else():
     pipeline = new_pipeline()
     names = ["a", "a/b", "a/b/c", "a/bc", "ab", "a//", "é/b", "é"]
