@@ -58,6 +58,11 @@ class Answers:
         """Add answers made elsewhere: (rid, header, body) repeated."""
         self._frames += frames
 
+    @property
+    def empty(self) -> bool:
+        """Is there nothing to hand over?"""
+        return not self._frames
+
     def take(self) -> list[bytes]:
         """Return the answers, (rid, header, body) repeated, and keep none."""
         frames, self._frames = self._frames, []

@@ -140,6 +140,10 @@ class Usage(Actor):
         elif kind == b"hello":
             self._on_hello(frames[1].decode())
 
+    def enough(self) -> bool:
+        """Answer one block's requests before the next, so that their clients can go on."""
+        return not self.answers.empty
+
     def flush(self) -> None:
         self.answers.send()
 
