@@ -106,7 +106,8 @@ class _Pipeline:
         self.stage.use(self.state.registry)
 
     def ingest(self, body: bytes) -> None:
-        self.stage.add(decode_events(body, None), 0)
+        if self.stage.add_body(body, 0) is None:
+            self.stage.add(decode_events(body, None), 0)
         packed = self.stage.pack()
         proposal = Proposal(
             log_format.EVENTS,
