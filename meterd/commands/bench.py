@@ -35,7 +35,7 @@ VERIFY_TIMEOUT = 60.0
 BAR_WIDTH = 20
 MISMATCHES_SHOWN = 5
 DURABILITIES = ("sync", "async")
-BATCH_LARGE, IN_FLIGHT_LARGE, IN_FLIGHT_SMALL = 100, 16, 256
+BATCH_LARGE, IN_FLIGHT_LARGE, IN_FLIGHT_SMALL = 100, 128, 256
 Totals = dict[tuple[str, str], int]
 
 
@@ -55,7 +55,7 @@ class Sample:
 @click.option("--clients", type=click.IntRange(1, 256), default=1, show_default=True,
               help="Client processes.")
 @click.option("--in-flight", type=click.IntRange(1, 10_000),
-              help="Requests under way per client [default: 16, or 256 for batches below 100].")
+              help="Requests under way per client [default: 128, or 256 for batches below 100].")
 @click.option("--durability", type=click.Choice(DURABILITIES), default="sync", show_default=True,
               help="sync: answered when stored; async: when taken.")
 @click.option("--seconds", type=click.FloatRange(0.1, 86_400), default=10.0, show_default=True,
