@@ -71,4 +71,4 @@ class Answers:
     def send(self) -> None:
         """Hand everything to the router."""
         if self._frames:
-            self._actor.send("router", [b"answers", bundle(self.take())])
+            self._actor.send("router", [b"answers", *bundle(self.take())])

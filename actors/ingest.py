@@ -56,7 +56,7 @@ class Ingest(Actor):
             # Without the registry every metric is unknown, and that would be the answer.  What was
             # passed on before our hello the router answers at the hello: send it again.
             if self._serving:
-                for rid, raw_header, body in unbundle(frames[1]):
+                for rid, raw_header, body in unbundle(frames[1:]):
                     self._on_request(rid, raw_header, body)
         elif kind == b"registry":
             self._on_registry(frames)
@@ -73,7 +73,7 @@ class Ingest(Actor):
         """Take over the registry, then pass on the answers that promise it."""
         self._propose()  # what is staged was numbered by the old one
         self._stage.use(Registry.from_bytes(frames[1]))
-        for answer in unbundle(frames[2]):
+        for answer in unbundle(frames[2:]):
             self._answers.add(answer)
         if not self._serving:
             self._serving = True
@@ -183,8 +183,8 @@ class Ingest(Actor):
     def _send(
         self, meta: dict[str, Any], payload: bytes | NDArray[np.uint8], origin: bytes
     ) -> None:
-        accepted = bundle(self._accepted) if self._accepted else b""
-        frames = [b"propose", msgpack.packb(meta), payload, origin, accepted]
+        accepted = bundle(self._accepted) if self._accepted else []
+        frames = [b"propose", msgpack.packb(meta), payload, origin, *accepted]
         self.send("replication", frames)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import zmq
 
-from meterd.actors import connection_table, tcp_connections
+from meterd.actors import connection_table, sockets, tcp_connections
 from meterd.actors.connection_table import ConnectionTable
 from meterd.actors.telemetry import Telemetry
 from meterd.core import eviction
@@ -115,7 +115,7 @@ class ListenerGuard:
         self.source = _source(frame)
         size = FRAME_OVERHEAD * limits.FRAME_COUNT
         while True:
-            part = frame.bytes
+            part = sockets.content(frame)
             frames.append(part)
             size += len(part)
             if not frame.more:

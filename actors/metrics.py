@@ -58,7 +58,7 @@ class Metrics(Actor):
         if frames[0] == b"telemetry":
             self._collected.take(frames[1].decode(), msgpack.unpackb(frames[2]))
         elif frames[0] == b"requests":
-            for rid, header, body in unbundle(frames[1]):
+            for rid, header, body in unbundle(frames[1:]):
                 self._on_request(rid, header, body)
 
     def flush(self) -> None:

@@ -45,7 +45,7 @@ class Replication(Actor):
         """Order one proposal; its frames are named in docs/ARCHITECTURE.md."""
         if self._replica is None:
             raise InvariantViolation("a proposal came before the log was open")
-        _, meta, payload, origin, accepted = frames
+        _, meta, payload, origin, *accepted = frames
         fields = msgpack.unpackb(meta)
         fields["slices"] = bytearray(fields["slices"])
         append = self._replica.propose(Proposal(payload=payload, **fields), time.time_ns())
@@ -53,7 +53,7 @@ class Replication(Actor):
         self.send("wal_writer", [b"append", sequence, append.head, payload])
         self.send("usage", [b"record", sequence, append.head, payload, origin])
         if accepted:
-            self.send("router", [b"answers", accepted])
+            self.send("router", [b"answers", *accepted])
 
     def _on_durable(self, frames: list[bytes]) -> None:
         """The WAL-writer has made records durable: they are committed."""

@@ -87,7 +87,7 @@ class RetentionSweeper(Actor):
         elif kind == b"hello":
             self._say_disk_state()  # the router has started again and knows nothing
         elif kind == b"requests":
-            for rid, header, body in unbundle(frames[1]):
+            for rid, header, body in unbundle(frames[1:]):
                 self._on_request(rid, header, body)
 
     def flush(self) -> None:

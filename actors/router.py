@@ -168,7 +168,7 @@ class Router(Actor):
     def handle(self, frames: list[bytes]) -> None:
         kind = frames[0]
         if kind == b"answers":
-            for ticket, header, body in unbundle(frames[1]):
+            for ticket, header, body in unbundle(frames[1:]):
                 waiting = self._waiting.pop(ticket, None)
                 if waiting is not None:  # else it was answered or forgotten before
                     self._waiting_bytes -= waiting[3]
@@ -212,7 +212,7 @@ class Router(Actor):
         self._passed_on = self._count
         self._outgoing_size = 0
         for actor, parts in self._outgoing.items():
-            self.send(actor, [b"requests", bundle(parts)])
+            self.send(actor, [b"requests", *bundle(parts)])
         self._outgoing.clear()
 
     def tick(self, now: float) -> float:

@@ -74,23 +74,27 @@ def close() -> None:
 
 def send(socket: zmq.Socket[bytes], frames: Sequence[Any], flags: int = 0) -> None:
     """Send one message of bytes or arrays; with NOBLOCK, raises zmq.Again where it would wait."""
-    *first, last = frames
-    for frame in first:
-        _send(socket, frame, flags | _MORE)
-    _send(socket, last, flags)
+    last = len(frames) - 1
+    for place, frame in enumerate(frames):
+        more = _MORE if place < last else 0
+        if type(frame) is memoryview and type(frame.obj) is zmq.Frame:
+            _send(socket, frame.obj, flags | more, False)  # as it came: nothing is copied
+        else:
+            _send(socket, frame, flags | more)
 
 
 def receive(socket: zmq.Socket[bytes]) -> list[Any]:
     """Take one message, large frames as read-only views.  Raises zmq.Again when none waits."""
     frame = _receive(socket, _NOBLOCK, False)
-    frames = [_content(frame)]
+    frames = [content(frame)]
     while frame.more:
         frame = _receive(socket, _NOBLOCK, False)
-        frames.append(_content(frame))
+        frames.append(content(frame))
     return frames
 
 
-def _content(frame: Any) -> Frame:
+def content(frame: Any) -> Frame:
+    """Return the bytes of a received frame: a large one's where they are."""
     if len(frame) < VIEW_SIZE:
         content: bytes = frame.bytes
         return content

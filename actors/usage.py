@@ -124,7 +124,7 @@ class Usage(Actor):
             record = log_format.parse_frames(frames[2], frames[3])
             self._pending[int.from_bytes(frames[1], "little")] = (record, frames[4])
         elif kind == b"requests":
-            for rid, header, body in unbundle(frames[1]):
+            for rid, header, body in unbundle(frames[1:]):
                 self._asking.on_request(rid, header, body)
         elif kind == b"judge":
             if self._pending:  # what came before is not applied yet
@@ -184,7 +184,7 @@ class Usage(Actor):
     def _announce_registry(self, answers: list[bytes]) -> None:
         """Give ingest the registry, and the answers that it may pass on once it has it."""
         packed = self.state.registry.to_bytes()
-        self.send("ingest", [b"registry", packed, bundle(answers)])
+        self.send("ingest", [b"registry", packed, *bundle(answers)])
 
     def _announce_sealed(self, file_number: int) -> None:
         bitmap, count = self.refused.packed(file_number)
@@ -321,7 +321,7 @@ class Usage(Actor):
             "heap_size": len(packed),
             "registry_version": self.state.registry.version,
         }
-        frames = [b"propose", msgpack.packb(meta), payload, NO_REQUESTS, b""]
+        frames = [b"propose", msgpack.packb(meta), payload, NO_REQUESTS]
         self.send("replication", frames)
 
     def _check_room(self) -> None:

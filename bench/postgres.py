@@ -201,7 +201,7 @@ def columns_of(body: Body) -> dict[str, Any]:
 
 def refresh(ids: Any, at: Any, random: np.random.Generator) -> None:
     """Make a body a new request: ids never used before, and the time."""
-    ids[:] = np.frombuffer(random.bytes(16 * len(ids)), "V16")
+    ids[:] = random.bit_generator.random_raw(2 * len(ids)).view("V16")
     at[:] = time.time_ns()
 
 

@@ -190,8 +190,7 @@ def send_at(address: str, rate: float, stop: Signal, stored: Any) -> None:
         due, number = time.monotonic(), 0
         while not stop.is_set():
             body = bodies[number % len(bodies)]
-            body.timestamps[:] = time.time_ns()
-            body.bytes[body.ids] = random.bytes(16 * load.batch)
+            body.refresh(random)
             header = {"v": 1, "id": number, "kind": "ingest", "deadline": 30_000}
             socket.send_multipart([msgpack.packb(header), body.bytes])
             due, number = due + load.batch / rate, number + 1

@@ -121,7 +121,13 @@ class Body:
         packed += msgpack.packb("id") + msgpack.packb({"uuid": bytes(16 * count)})
         self.bytes = packed
         self.timestamps = np.frombuffer(packed, "<i8", count, timestamps_end - 8 * count)
-        self.ids = slice(len(packed) - 16 * count, len(packed))
+        self.ids = np.frombuffer(packed, np.uint8)[-16 * count :]
+
+
+    def refresh(self, random: np.random.Generator) -> None:
+        """Make other events of it: new ids, and the time now."""
+        self.timestamps[:] = time.time_ns()
+        self.ids[:] = random.bit_generator.random_raw(len(self.ids) // 8).view(np.uint8)
 
 
 class Client:
@@ -175,8 +181,7 @@ class Client:
         self.next_id = request_id + 1
         body_number = request_id % len(self.bodies)
         body = self.bodies[body_number]
-        body.timestamps[:] = time.time_ns()
-        body.bytes[body.ids] = self.random.bytes(16 * self.load.batch)
+        body.refresh(self.random)
         self.socket.send(self.header + request_id.to_bytes(8, "big"), zmq.SNDMORE)
         self.socket.send(body.bytes)
         self.pending[request_id] = (time.perf_counter_ns(), body_number)

@@ -60,7 +60,7 @@ def answers(actor: Any) -> list[tuple[str, Any]]:
     found = []
     for to, frames in actor.take(b"answers"):
         assert to == "router"
-        for _, *answer in unbundle(frames[1]):
+        for _, *answer in unbundle(frames[1:]):
             header, body = decode_answer(answer)
             found.append((header.status, unpack_answer(body)))
     return found

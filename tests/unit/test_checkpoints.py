@@ -19,7 +19,7 @@ BEGINNING = -(2**63)
 
 def identities(number: int, count: int = 3, day: int = 100) -> np.ndarray:
     """Identities that say which save they came with."""
-    rows = [[number, place << 48 | number << 16 | day] for place in range(1, count + 1)]
+    rows = [[number, (place & 0xFFFF) << 48 | number << 16 | day] for place in range(1, count + 1)]
     return np.array(rows, np.uint64).reshape(-1, 2)
 
 
@@ -27,7 +27,7 @@ def saved(number: int, horizon: int = BEGINNING, entries: np.ndarray | None = No
     arrays = {"counters": np.full(8, number, np.int64), "text": np.zeros(number, np.uint8)}
     if entries is None:
         entries = identities(number)
-    newest = int((entries[:, 2] & 0xFFFF).max()) * DAY_NS if len(entries) else BEGINNING
+    newest = int((entries[:, 1] & 0xFFFF).max()) * DAY_NS if len(entries) else BEGINNING
     state = {"number": number, "horizon": horizon, "newest_event": newest}
     return Saved(state, arrays, entries)
 
@@ -116,7 +116,7 @@ def test_merging_drops_what_has_expired_and_keeps_the_order(tmp_path):
 
 
 def test_a_merge_copies_runs_larger_than_a_piece(tmp_path):
-    many = PIECE_SIZE // 24 + 5
+    many = PIECE_SIZE // 16 + 5
     checkpoints = Checkpoints(str(tmp_path))
     for number in range(1, RUNS_PER_LEVEL + 1):
         save(checkpoints, number, entries=identities(number, many + number))

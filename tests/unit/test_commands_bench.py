@@ -46,7 +46,7 @@ def test_a_body_holds_the_events_it_says_and_patching_changes_nothing_else(
     body = Body(load, np.random.default_rng(seed))
     before = msgpack.unpackb(body.bytes)
     body.timestamps[:] = 123
-    body.bytes[body.ids] = bytes(range(16)) * batch
+    body.ids[:] = list(range(16)) * batch
     after = msgpack.unpackb(body.bytes)
     assert after["id"] == {"uuid": bytes(range(16)) * batch}
     assert np.frombuffer(after["timestamp"], "<i8").tolist() == [123] * batch

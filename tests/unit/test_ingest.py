@@ -44,7 +44,7 @@ def ingest(tmp_path: Path) -> Iterator[Recorded]:
 
 def request(kind: str, body: dict[str, Any]) -> list[bytes]:
     header = RequestHeader(id=1, kind=kind)
-    return [b"requests", bundle([b"ticket", *encode_request(header, msgpack.packb(body))])]
+    return [b"requests", *bundle([b"ticket", *encode_request(header, msgpack.packb(body))])]
 
 
 EVENT = {"account": "acme", "metric": "calls", "timestamp": 1, "id": "one"}
@@ -63,7 +63,7 @@ def test_it_judges_nothing_before_it_has_the_registry(ingest: Recorded) -> None:
 
 def test_it_says_hello_once_it_can_serve(ingest: Recorded) -> None:
     """At the hello the router tells all clients of the chain to send again."""
-    ingest.handle([b"registry", Registry().to_bytes(), bundle([])])
+    ingest.handle([b"registry", Registry().to_bytes(), *bundle([])])
     assert ingest.taken() == [("router", b"hello")]
     ingest.handle(request("metric_put", {"code": "calls", "aggregation": "count"}))
     assert ingest.taken() == [("replication", b"propose")]

@@ -227,12 +227,12 @@ def test_refused_events_are_listed_as_people_read_them(sweeper):
             ),
         ]
     )
-    sweeper.handle([b"requests", bundle([b"rid", *request("rejected", {"limit": 2})])])
+    sweeper.handle([b"requests", *bundle([b"rid", *request("rejected", {"limit": 2})])])
     sweeper.flush()
     ((status, page),) = answers(sweeper)
     assert status == "ok"
     assert [event["metric"] for event in page["events"]] == ["99", "none"]
-    sweeper.handle([b"requests", bundle([b"rid", *request("rejected", {"after": page["next"]})])])
+    sweeper.handle([b"requests", *bundle([b"rid", *request("rejected", {"after": page["next"]})])])
     sweeper.flush()
     ((_, page),) = answers(sweeper)
     (event,) = page["events"]
@@ -242,7 +242,7 @@ def test_refused_events_are_listed_as_people_read_them(sweeper):
 
 
 def test_a_wrong_cursor_gets_an_error_answer(sweeper):
-    sweeper.handle([b"requests", bundle([b"rid", *request("rejected", {"after": "e.1.2"})])])
+    sweeper.handle([b"requests", *bundle([b"rid", *request("rejected", {"after": "e.1.2"})])])
     sweeper.flush()
     ((status, body),) = answers(sweeper)
     assert (status, body["code"]) == ("error", "bad_request")
