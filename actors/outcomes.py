@@ -36,8 +36,8 @@ class Origin:
 
     began: float  # monotonic seconds, when ingest took the first of them
     requests: list[Any]  # (rid, request id, events, [(row, reason) without an identity])
-    request_of_row: NDArray[np.uint32]
-    row_of_row: NDArray[np.uint32]
+    request_of_row: NDArray[np.uint16]
+    row_of_row: NDArray[np.uint16]
     refusals: Refusals | None
 
 
@@ -66,8 +66,8 @@ def parse_origin(frame: Frame) -> Origin:
     return Origin(
         began,
         requests,
-        np.frombuffer(request_of_row, np.uint32),
-        np.frombuffer(row_of_row, np.uint32),
+        np.frombuffer(request_of_row, np.uint16),
+        np.frombuffer(row_of_row, np.uint16),
         refusals,
     )
 

@@ -43,8 +43,8 @@ class Packed:
     slices: NDArray[np.uint64]  # [k, 5]
     row_count: int
     heap_size: int
-    request_of_row: NDArray[np.uint32]
-    row_of_row: NDArray[np.uint32]
+    request_of_row: NDArray[np.uint16]
+    row_of_row: NDArray[np.uint16]
     refusals: Refusals | None
 
 
@@ -143,9 +143,9 @@ class Stage:
         n = int(self._state[kernels.STAGED])
         slice_count, heap_size = kernels.count_slices(self._staged, n, self._sizes)
         layout = log_format.payload_layout(n, heap_size)
-        payload = np.zeros(layout.size, np.uint8)
+        payload = np.empty(layout.size, np.uint8)
         slices = np.empty((slice_count, 5), np.uint64)
-        request_of_row, row_of_row = np.empty(n, np.uint32), np.empty(n, np.uint32)
+        request_of_row, row_of_row = np.empty(n, np.uint16), np.empty(n, np.uint16)
         kernels.pack(
             self._staged,
             n,

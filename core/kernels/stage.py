@@ -362,10 +362,12 @@ def pack(
 ) -> None:
     """Write the columns of a record, its slice table and the map from rows back to requests.
 
-    payload is u8 and zeroed; layout gives the byte offset of each column in it; out is
-    (slices u64[k, 5] as in the log, with the content's hash in place of the digest,
-    request_of_row u32[n], row_of_row u32[n]).
+    payload is u8; layout gives the byte offset of each column in it; out is (slices u64[k, 5] as in
+    the log, with the content's hash in place of the digest, request_of_row u16[n], row_of_row
+    u16[n]).
     """
+    if n == 0:
+        return  # everything was refused: there is no payload
     slices, request_of_row, row_of_row = out
     timestamps, values, heap_ends, metrics, operations, heap = layout
     next_row = np.empty(PARTITION_COUNT, np.int64)
@@ -375,8 +377,12 @@ def pack(
         next_row[p], next_byte[p] = row, byte
         row += sizes[p, 0]
         byte += sizes[p, 1]
-    # One view per width; columns start at multiples of 8.
+    # One view per width; columns start at multiples of 8, so what fills them up is in their last 8
+    # bytes.
     words = payload.view(np.int64)
+    for column in (metrics, operations, heap):
+        words[column // 8 - 1] = 0
+    words[len(words) - 1] = 0
     halves = payload.view(np.uint32)
     quarters = payload.view(np.uint16)
     for i in range(n):
