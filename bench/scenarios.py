@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.hops import hops_us
 from bench.node import NO_CHECKPOINTS, Node, meterd_node, node_directory
 from bench.support import directory_size, fdatasync_us, percentiles_us, say, write_result
 
@@ -110,13 +111,14 @@ def disk(parent: Path) -> dict[str, Any]:
 
 
 def single_events(parent: Path) -> dict[str, Any]:
-    """One event a request: one at a time beside the raw fdatasync, and 256 under way."""
+    """One event a request: one at a time beside a raw fdatasync and an empty way; 256 at once."""
     with node_directory(parent) as directory, meterd_node(directory) as node:
-        before = fdatasync_us(directory)
+        before, hops = fdatasync_us(directory), hops_us()
         alone = node.bench(batch=1, in_flight=1, seconds=10)
         many = node.bench(batch=1, in_flight=256, seconds=10)
         after = fdatasync_us(directory)
-    return {"fdatasync_us": [before, after], "one_at_a_time": alone, "in_flight_256": many}
+    disk = {"fdatasync_us": [before, after], "empty_way_us": hops}
+    return {**disk, "one_at_a_time": alone, "in_flight_256": many}
 
 
 def slices(parent: Path) -> dict[str, Any]:
