@@ -37,7 +37,7 @@ LINE_SIZE_MAX = 500
 OPTIONS_FILE = "options.json"
 
 # Takes one message from a socket, or raises zmq.Again.
-Receive = Callable[[zmq.Socket[bytes]], list[bytes]]
+Receive = Callable[[zmq.Socket[bytes]], list[Any]]
 
 logger = logging.getLogger(__name__)
 

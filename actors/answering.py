@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from meterd.actors.actor import Actor
 from meterd.actors.bundle import bundle
+from meterd.actors.sockets import Frame
 from meterd.protocol import body as bodies
 from meterd.protocol.envelope import U64, AnswerHeader, encode_answer
 from meterd.protocol.errors import error_body
@@ -34,7 +36,7 @@ class Answers:
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
-        self._frames: list[bytes] = []  # (rid, header, body) repeated
+        self._frames: list[Frame] = []  # (rid, header, body) repeated
 
     def ok(self, rid: bytes, request_id: int, kind: str, body: bytes) -> None:
         """Answer with an encoded body."""
@@ -54,7 +56,7 @@ class Answers:
         """Answer an ingest request with an encoded result: `ok`, for the way of most requests."""
         self._frames += (rid, _INGESTED + U64.pack(request_id), body)
 
-    def add(self, frames: list[bytes]) -> None:
+    def add(self, frames: Iterable[Frame]) -> None:
         """Add answers made elsewhere: (rid, header, body) repeated."""
         self._frames += frames
 
@@ -63,7 +65,7 @@ class Answers:
         """Is there nothing to hand over?"""
         return not self._frames
 
-    def take(self) -> list[bytes]:
+    def take(self) -> list[Frame]:
         """Return the answers, (rid, header, body) repeated, and keep none."""
         frames, self._frames = self._frames, []
         return frames

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from meterd.actors.sockets import Frame
 from meterd.actors.zone_files import transitions
 from meterd.core.answers import AnswerContext, answer_usage
 from meterd.core.memory_cells import collect
@@ -39,7 +40,7 @@ class Asked:
     rid: bytes
     header: RequestHeader
     raw_header: bytes
-    body: bytes
+    body: Frame
 
 
 class Asking:
@@ -53,7 +54,7 @@ class Asking:
         """The query actor has started anew: send it the registry with the next question."""
         self._registry_sent = -1
 
-    def on_request(self, rid: bytes, raw_header: bytes, body: bytes) -> None:
+    def on_request(self, rid: bytes, raw_header: bytes, body: Frame) -> None:
         """Answer a question, or see that it is answered."""
         header = decode_request_header(raw_header)  # the router has checked it
         began = time.perf_counter()

@@ -20,6 +20,7 @@ from meterd.actors.actor import Actor
 from meterd.actors.answering import Answers, answer_frames
 from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.outcomes import encode_origin
+from meterd.actors.sockets import Frame
 from meterd.actors.zone_files import transitions
 from meterd.core.registry import Registry
 from meterd.core.replica import single_slice
@@ -80,7 +81,7 @@ class Ingest(Actor):
             self.send("router", [b"hello", self.name.encode()])
             self.ready()
 
-    def _on_request(self, rid: bytes, raw_header: bytes, body: bytes) -> None:
+    def _on_request(self, rid: bytes, raw_header: bytes, body: Frame) -> None:
         header = decode_request_header(raw_header)  # the router has checked it
         try:
             if header.kind == "ingest":
@@ -90,7 +91,7 @@ class Ingest(Actor):
         except MeterdError as error:
             self._answers.error(rid, header.id, header.kind, error)
 
-    def _on_events(self, rid: bytes, header: RequestHeader, body: bytes) -> None:
+    def _on_events(self, rid: bytes, header: RequestHeader, body: Frame) -> None:
         if self._stage.full or len(self._requests) >= REQUESTS_PER_RECORD_MAX:
             self._propose()
         if not self._requests:
@@ -107,7 +108,7 @@ class Ingest(Actor):
             rid = b""
         self._requests.append((rid, header.id, count, ()))
 
-    def _on_other_events(self, rid: bytes, header: RequestHeader, body: bytes) -> None:
+    def _on_other_events(self, rid: bytes, header: RequestHeader, body: Frame) -> None:
         """Take a request that is not of the usual form, or that has a row which is not right."""
         columns = decode_events(body, header.lz4_size)
         faults = self._stage.add(columns, len(self._requests))
@@ -133,7 +134,7 @@ class Ingest(Actor):
         for _, reason in faults:
             self.telemetry.add(f'events_rejected_total{{reason="{REASONS[reason]}"}}')
 
-    def _on_metric(self, rid: bytes, header: RequestHeader, body: bytes) -> None:
+    def _on_metric(self, rid: bytes, header: RequestHeader, body: Frame) -> None:
         fields = check_request(header.kind, body, header.lz4_size)
         if header.kind == "metric_put":
             definition = fields["definition"]

@@ -24,6 +24,7 @@ import zmq
 
 from meterd.actors import connection_table, sockets, tcp_connections
 from meterd.actors.connection_table import ConnectionTable
+from meterd.actors.sockets import Frame
 from meterd.actors.telemetry import Telemetry
 from meterd.core import eviction
 from meterd.core.eviction import FRAME_OVERHEAD
@@ -104,13 +105,13 @@ class ListenerGuard:
 
     # Messages
 
-    def receive(self, socket: zmq.Socket[bytes]) -> list[bytes]:
+    def receive(self, socket: zmq.Socket[bytes]) -> list[Frame]:
         """Take one message, at most a frame more than is legal.
 
         Raises zmq.Again when there is none, or when others must have their turn first.
         """
         self._sender = self._next_sender(socket)
-        frames = [self._sender]
+        frames: list[Frame] = [self._sender]
         frame: Any = socket.recv(zmq.NOBLOCK, False)
         self.source = _source(frame)
         size = FRAME_OVERHEAD * limits.FRAME_COUNT
@@ -164,7 +165,7 @@ class ListenerGuard:
         if not more:
             self._excess = 0
 
-    def answered(self, descriptor: int, frames: list[bytes]) -> None:
+    def answered(self, descriptor: int, frames: list[Frame]) -> None:
         """Note that an answer to the sender of a message was taken by ZeroMQ."""
         self._table.answered(descriptor, sum(map(len, frames)), self._now)
 

@@ -24,6 +24,7 @@ from meterd.actors.answering import Answers
 from meterd.actors.bundle import unbundle
 from meterd.actors.collected import Collected
 from meterd.actors.http import HttpServer, Page, plain
+from meterd.actors.sockets import Frame
 from meterd.actors.supervisor import ACTORS_FILE
 from meterd.protocol.envelope import decode_request_header
 from meterd.protocol.errors import BootFailed, MeterdError
@@ -79,7 +80,7 @@ class Metrics(Actor):
 
     # Requests of clients, through the router
 
-    def _on_request(self, rid: bytes, raw_header: bytes, body: bytes) -> None:
+    def _on_request(self, rid: bytes, raw_header: bytes, body: Frame) -> None:
         header = decode_request_header(raw_header)  # the router has checked it
         try:
             fields = check_request(header.kind, body, header.lz4_size)

@@ -30,6 +30,7 @@ from meterd.actors.indexing import Indexer
 from meterd.actors.log_files import LogFiles, index_name
 from meterd.actors.members_file import save_members
 from meterd.actors.refused_log import RefusedLog
+from meterd.actors.sockets import Frame
 from meterd.core import disk_state, retention
 from meterd.core.disk_state import Limits, Space
 from meterd.core.registry import MetricEntry, Registry
@@ -300,7 +301,7 @@ class RetentionSweeper(Actor):
         self._registry = Registry.from_bytes(state["registry"])
         return True
 
-    def _on_request(self, rid: bytes, raw_header: bytes, body: bytes) -> None:
+    def _on_request(self, rid: bytes, raw_header: bytes, body: Frame) -> None:
         header = decode_request_header(raw_header)  # the router has checked it
         try:
             fields = check_request(header.kind, body, header.lz4_size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
 import msgpack
 import zmq
@@ -20,6 +21,7 @@ from meterd.actors.answering import MAP_VERSION, answer_frames, error_frames
 from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.disk import atomic_write
 from meterd.actors.listener_guard import ListenerGuard
+from meterd.actors.sockets import Frame
 from meterd.protocol import body as bodies
 from meterd.protocol import checkpoint_format
 from meterd.protocol.envelope import RequestHeader, decode_request
@@ -63,7 +65,7 @@ class Router(Actor):
         self._waiting_bytes = 0
         self._boot = os.urandom(4)
         self._count = self._passed_on = 0  # requests admitted, and sent on to their actors
-        self._outgoing: dict[str, list[bytes]] = {}  # (ticket, header, body) repeated, by actor
+        self._outgoing: dict[str, list[Frame]] = {}  # (ticket, header, body) repeated, by actor
         self._outgoing_size = 0
         self._serving = False
         self._halts: dict[str, MeterdError] = {}  # who wants events refused, and why
@@ -101,7 +103,7 @@ class Router(Actor):
                 self.telemetry.add(f'backpressure_replies_total{{reason="{error.code}"}}')
             self._reply([rid, *error_frames(header.id, header.kind, error)])
 
-    def _admit(self, rid: bytes, header: RequestHeader, raw: bytes, body: bytes) -> None:
+    def _admit(self, rid: bytes, header: RequestHeader, raw: bytes, body: Frame) -> None:
         """Pass a request on, or raise the reason why not."""
         actor = kind_of(header.kind).actor
         self.telemetry.add(f'requests_total{{kind="{header.kind}"}}')
@@ -150,7 +152,7 @@ class Router(Actor):
             "leaders": [node.id] * PARTITION_COUNT,
         }
 
-    def _reply(self, frames: list[bytes]) -> bool:
+    def _reply(self, frames: Sequence[Frame]) -> bool:
         """Send one answer; a client that does not take it loses it and asks again."""
         try:
             sockets.send(self._clients, frames, zmq.NOBLOCK)
@@ -172,7 +174,7 @@ class Router(Actor):
                 waiting = self._waiting.pop(ticket, None)
                 if waiting is not None:  # else it was answered or forgotten before
                     self._waiting_bytes -= waiting[3]
-                    answer = [waiting[0], header, body]
+                    answer: list[Frame] = [waiting[0], header, body]
                     if self._reply(answer):
                         self._guard.answered(waiting[5], answer)
         elif kind == b"hello":

@@ -44,9 +44,8 @@ VIEW_SIZE = 8 * 1024
 
 # The plain calls: what pyzmq puts around them costs some microseconds for each frame.
 _send, _receive, _get = _Backend.send, _Backend.recv, _Backend.get
-_NOBLOCK, _MORE, _EVENTS, _READABLE = map(
-    int, (zmq.NOBLOCK, zmq.SNDMORE, zmq.EVENTS, zmq.POLLIN)
-)
+_NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 
 Frame = bytes | memoryview
 
@@ -77,7 +76,7 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Any], flags: int = 0) -> No
     last = len(frames) - 1
     for place, frame in enumerate(frames):
         more = _MORE if place < last else 0
-        if type(frame) is memoryview and type(frame.obj) is zmq.Frame:
+        if type(frame) is memoryview and isinstance(frame.obj, zmq.Frame):
             _send(socket, frame.obj, flags | more, False)  # as it came: nothing is copied
         else:
             _send(socket, frame, flags | more)
@@ -103,7 +102,7 @@ def content(frame: Any) -> Frame:
 
 def waits(socket: zmq.Socket[bytes]) -> bool:
     """Is there a message to take?  Asking is cheaper than an exception that says no."""
-    return bool(_get(socket, _EVENTS) & _READABLE)
+    return bool(int(_get(socket, _EVENTS)) & _READABLE)
 
 
 def endpoint(run_dir: str, name: str) -> str:

@@ -181,7 +181,7 @@ class Usage(Actor):
         elif actor == "query":
             self._asking.forget_registry()
 
-    def _announce_registry(self, answers: list[bytes]) -> None:
+    def _announce_registry(self, answers: list[Frame]) -> None:
         """Give ingest the registry, and the answers that it may pass on once it has it."""
         packed = self.state.registry.to_bytes()
         self.send("ingest", [b"registry", packed, *bundle(answers)])

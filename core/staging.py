@@ -18,6 +18,7 @@ from meterd.core.kernels.hashing import PARTITION_COUNT, text_hash
 from meterd.core.kernels.memory import reserve
 from meterd.core.registry import Registry
 from meterd.protocol import limits, log_format
+from meterd.protocol.body import Bytes
 from meterd.protocol.event_columns import Durability, EventColumns
 
 # Heap for what is staged beyond a full record: the largest request, its texts written out.
@@ -100,7 +101,7 @@ class Stage:
             or state[kernels.HEAP_USED] >= HEAP_SIZE_ENOUGH
         )
 
-    def add_body(self, body: bytes, request: int) -> tuple[int, Durability] | None:
+    def add_body(self, body: Bytes, request: int) -> tuple[int, Durability] | None:
         """Stage a request as it came; return how many events it has, and the durability asked for.
 
         None, and nothing is staged, unless it is columnar, plain and right in every row: then it is

@@ -20,6 +20,9 @@ import msgpack
 from meterd.protocol import limits
 from meterd.protocol.errors import LocalProtocolError, RemoteProtocolError
 
+# A body is read where it lies, which may be the memory of the message that it came in.
+Bytes = bytes | memoryview
+
 Container = TypeVar("Container", dict[Any, Any], list[Any])
 
 
@@ -40,7 +43,7 @@ class ItemCount:
         return container
 
 
-def unpack(body: bytes) -> object:
+def unpack(body: Bytes) -> object:
     """Decode one msgpack value.
 
     Raises RemoteProtocolError when the bytes are not one value within the limits.
@@ -93,7 +96,7 @@ def pack(value: object) -> bytes:
     return packed
 
 
-def open_body(body: bytes, lz4_size: int | None) -> bytes:
+def open_body(body: Bytes, lz4_size: int | None) -> Bytes:
     """Return the body as it was before compression.
 
     Raises RemoteProtocolError when it is too large or not an LZ4 block of exactly that size.

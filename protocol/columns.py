@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.protocol.body import open_body, text_bytes, unknown_name, unpack
+from meterd.protocol.body import Bytes, open_body, text_bytes, unknown_name, unpack
 from meterd.protocol.column_encoding import ColumnInput, encode_columns
 from meterd.protocol.decimal_text import parse_decimal
 from meterd.protocol.errors import (
@@ -87,7 +87,7 @@ EXPONENTS = [constant_column(exponent, U8) for exponent in range(EXPONENT_MAX + 
 OPERATION_BYTES = b"\x00\x01\x02"
 
 
-def decode_events(body: bytes, lz4_size: int | None) -> EventColumns:
+def decode_events(body: Bytes, lz4_size: int | None) -> EventColumns:
     """Decode the events of one ingest request.
 
     Raises RemoteProtocolError when the structure is broken; a fault of one row is its `reason`.

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Literal
 
 from meterd.protocol import fields, limits
-from meterd.protocol.body import open_body, unknown_name, unpack
+from meterd.protocol.body import Bytes, open_body, unknown_name, unpack
 from meterd.protocol.errors import BadRequest, RemoteProtocolError
 from meterd.protocol.metric import CONTENT_KEYS, MetricDefinition
 
@@ -136,7 +136,7 @@ def kind_of(name: str) -> Kind:
     return kind
 
 
-def check_request(name: str, body: bytes, lz4_size: int | None = None) -> dict[str, Any]:
+def check_request(name: str, body: Bytes, lz4_size: int | None = None) -> dict[str, Any]:
     """Return all fields of a request's body, checked, with defaults filled in.
 
     `metric_put` gives {"definition": MetricDefinition, "replace": bool}.
