@@ -239,8 +239,8 @@ def xxh64(data: Array, start: int, end: int) -> Any:
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
-def partition_of(data: Array, start: int, end: int) -> Any:
-    """Return the partition of an account: XXH64 of its root (what stands before the first /)."""
+def root_end(data: Array, start: int, end: int) -> Any:
+    """Return where the root of an account ends: at the first slash, if any."""
     stop = start
     while stop + 8 <= end:  # eight bytes at a time while none of them is a slash
         zeroed = load_u64(data, stop) ^ _SLASHES
@@ -249,4 +249,10 @@ def partition_of(data: Array, start: int, end: int) -> Any:
         stop += 8
     while stop < end and data[stop] != 47:
         stop += 1
-    return np.int64(xxh64(data, start, stop) & _MASK_BYTE)
+    return stop
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def partition_of(data: Array, start: int, end: int) -> Any:
+    """Return the partition of an account: XXH64 of its root."""
+    return np.int64(xxh64(data, start, root_end(data, start, end)) & _MASK_BYTE)

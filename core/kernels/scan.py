@@ -22,7 +22,7 @@ import numpy as np
 from numba import njit
 
 from meterd.core.kernels.entries import account_hash, entry_parts
-from meterd.core.kernels.hashing import load_u32, load_u64
+from meterd.core.kernels.hashing import load_u32, load_u64, root_end
 
 Array = Any
 _U64 = np.uint64
@@ -45,22 +45,20 @@ SLICE_SIZE = 40
 SECTOR_SIZE = 512
 EVENTS = 1
 
-_SLASH = 47
 
-
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def pad8(size: int) -> Any:
     return (size + 7) & ~np.int64(7)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def is_refused(bitmap: Array, row: int) -> Any:
     """Return whether the bit of a row is set; rows behind the bitmap are not refused."""
     place = row >> 3
     return place < len(bitmap) and (bitmap[place] >> np.uint8(row & 7)) & 1 != 0
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def columns_at(data: Array, record: int) -> Any:
     """Return (rows, heap_end, metric, operation, heap): the columns' offsets of an events record.
 
@@ -74,12 +72,10 @@ def columns_at(data: Array, record: int) -> Any:
     return n, heap_end, metric, operation, operation + pad8(n)
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, forceinline=True, _nrt=False)
 def account_key(k0: Any, k1: Any, data: Array, start: int, end: int) -> Any:
     """Return the upper 32 bits of the keys of an account: its root and itself."""
-    stop = start
-    while stop < end and data[stop] != _SLASH:
-        stop += 1
+    stop = root_end(data, start, end)
     root, _ = account_hash(k0, k1, data, start, stop)
     own = root
     if stop < end:
@@ -88,13 +84,13 @@ def account_key(k0: Any, k1: Any, data: Array, start: int, end: int) -> Any:
     return (root >> _U64(64 - ROOT_BITS)) << _U64(ACCOUNT_BITS) | own
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def key_of_account(key: Array, text: Array) -> Any:
     """Return `account_key` of a text, for callers outside kernels."""
     return account_key(key[0], key[1], text, 0, len(text))
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def next_record(data: Array, end: int, state: Array) -> Any:
     """Return the offset of the next record that ends at or before `end`, and step over it.
 
@@ -132,7 +128,7 @@ def next_record(data: Array, end: int, state: Array) -> Any:
     return at
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def whole_blocks(data: Array) -> Any:
     """Return where the last of the blocks ends that lie wholly in a window that begins with one."""
     at = np.int64(0)
@@ -144,7 +140,7 @@ def whole_blocks(data: Array) -> Any:
     return at
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def measure(data: Array, end: int, state: Array) -> Any:
     """Walk to the end; return (records of events, rows), or a negative count where it is no log."""
     first = state[ROW]
@@ -159,7 +155,7 @@ def measure(data: Array, end: int, state: Array) -> Any:
             records += 1
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def index_rows(data: Array, end: int, state: Array, key: Array, out: Any) -> None:
     """Walk to the end and write the key and timestamp of every row, and where each record lies.
 
@@ -194,7 +190,7 @@ def index_rows(data: Array, end: int, state: Array, key: Array, out: Any) -> Non
             i += 1
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def pack_stored(keys: Array, timestamps: Array, operations: Array, refused: Array, out: Any) -> Any:
     """Write (key, row) words of the stored rows into out, and their facts; return how many."""
     words, facts = out
@@ -214,7 +210,7 @@ def pack_stored(keys: Array, timestamps: Array, operations: Array, refused: Arra
     return stored
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def count_keys(words: Array) -> Any:
     """Return how many different keys sorted (key, row) words have."""
     count = 0
@@ -227,7 +223,7 @@ def count_keys(words: Array) -> Any:
     return count
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def group_rows(words: Array, timestamps: Array, out: Any) -> None:
     """Split sorted (key, row) words into keys and rows.
 

@@ -22,7 +22,7 @@ from meterd.core.kernels.entries import (
     account_hash,
     pair_hash,
 )
-from meterd.core.kernels.hashing import sip_bytes, sip_finish, sip_start, sip_word
+from meterd.core.kernels.hashing import root_end, sip_bytes, sip_finish, sip_start, sip_word
 from meterd.core.kernels.index import (
     MISSING,
     Index,
@@ -179,9 +179,7 @@ def link_account(handle: Array, number: int) -> None:
     end = start + accounts[number, TEXT_SIZE]
     a0, a1 = account_hash(key[0], key[1], text, start, end)
     insert(tables.account_index, a0, a1, _U64(number))
-    stop = start
-    while stop < end and text[stop] != 47:
-        stop += 1
+    stop = root_end(text, start, end)
     r0, r1 = account_hash(key[0], key[1], text, start, stop)
     slot = find(tables.root_index, r0, r1)
     if slot == MISSING:

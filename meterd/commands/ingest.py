@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 BATCH_DEFAULT, BATCH_MAX = 5000, 10_000
 LINE_SIZE_MAX = 64 * 1024
-SENDERS = 3  # batches under way at once
+# Batches read ahead of the one under way.  One at a time: lines count in their order, and of two
+# that contradict each other it is the first that counts, also when a batch has to be sent again.
+READ_AHEAD = 2
 TIMEOUT_DEFAULT = 30.0
 LINES_NAMED = 20
 PROGRESS_SECONDS = 0.2
@@ -159,22 +161,22 @@ class Ingestion:
 
     def run(self, paths: Iterable[str], reader_of: Callable[[], Reader]) -> None:
         """Send all files. An interrupt still waits for what is under way."""
-        with ThreadPoolExecutor(SENDERS, "sender") as senders:
+        with ThreadPoolExecutor(1, "sender") as sender:
             try:
                 for path in paths:
-                    self._run_file(path, reader_of(), senders)
+                    self._run_file(path, reader_of(), sender)
             finally:
                 while self.under_way:
                     self._take_oldest()
                 self.progress.clear()
 
-    def _run_file(self, path: str, reader: Reader, senders: ThreadPoolExecutor) -> None:
+    def _run_file(self, path: str, reader: Reader, sender: ThreadPoolExecutor) -> None:
         try:
             with closing(LineSource(path)) as source:
                 for batch in self._batches(source, reader):
-                    while len(self.under_way) >= 2 * SENDERS or self._oldest_is_done():
+                    while len(self.under_way) > READ_AHEAD or self._oldest_is_done():
                         self._take_oldest()
-                    self.under_way.append((batch, senders.submit(self._send, batch)))
+                    self.under_way.append((batch, sender.submit(self._send, batch)))
         except (OSError, EOFError, zlib.error) as error:
             warn(f"{path}: cannot be read: {error}")
             self.tally.failures.append(AdminExit.PARTLY)

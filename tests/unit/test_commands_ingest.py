@@ -39,6 +39,17 @@ def test_whatever_the_node_does_to_answers_each_event_is_there_once(tmp_path, ca
         assert (exit_code, result["duplicate"]) == (0, 100)
 
 
+def test_lines_count_in_their_order_also_when_one_is_sent_again(tmp_path, capsys):
+    file = tmp_path / "events"
+    event = {"account": "a", "metric": "calls", "id": "e", "timestamp": 1}
+    file.write_text("".join(json.dumps(event | {"value": value}) + "\n" for value in (1, 2, 3)))
+    with FakeNode(["overloaded"]) as node:
+        exit_code, result, errors = ingest(node, capsys, str(file), "--batch", "1")
+    assert exit_code == 7 and (result["stored"], result["conflict"]) == (1, 2)
+    assert f"{file}:1:" not in errors
+    assert f"{file}:2: conflict" in errors and f"{file}:3: conflict" in errors
+
+
 def test_several_files_and_long_lines(tmp_path, capsys):
     first = write_events(tmp_path / "first", range(10))
     second = tmp_path / "second"
