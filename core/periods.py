@@ -44,7 +44,7 @@ MONTHS_OF: Final = {"month": 1, "quarter": 3, "year": 12}
 MONDAY: Final = -3
 # Most questions are about one period of each metric, so the last one found is remembered.
 FOUND_MAX: Final = 1_024
-_found: dict[tuple[Period, int], tuple[Transitions, int, int]] = {}
+_found: dict[tuple[Period, Transitions], tuple[int, int]] = {}
 
 
 def starts(period: Period, transitions: Transitions, first: int, last: int) -> Moments:
@@ -71,16 +71,15 @@ def starts(period: Period, transitions: Transitions, first: int, last: int) -> M
 
 def bounds(period: Period, transitions: Transitions, moment: int) -> tuple[int, int]:
     """Return [start, end) of the period that a moment lies in."""
-    key = period, id(transitions)
+    key = period, transitions
     found = _found.get(key)
-    # The transitions themselves are compared, too: another tuple may have taken their place.
-    if found is not None and found[0] is transitions and found[1] <= moment < found[2]:
-        return found[1], found[2]
+    if found is not None and found[0] <= moment < found[1]:
+        return found
     start, end = starts(period, transitions, moment, moment).tolist()
     if start <= moment < end:  # not beyond the calendar
         if len(_found) >= FOUND_MAX:
             _found.clear()
-        _found[key] = transitions, start, end
+        _found[key] = start, end
     return start, end
 
 
