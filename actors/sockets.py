@@ -76,8 +76,9 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Any], flags: int = 0) -> No
     last = len(frames) - 1
     for place, frame in enumerate(frames):
         more = _MORE if place < last else 0
-        if type(frame) is memoryview and isinstance(frame.obj, zmq.Frame):
-            _send(socket, frame.obj, flags | more, False)  # as it came: nothing is copied
+        source = frame.obj if type(frame) is memoryview else None
+        if isinstance(source, zmq.Frame) and len(source) == frame.nbytes:
+            _send(socket, source, flags | more, False)  # whole, as it came: nothing is copied
         else:
             _send(socket, frame, flags | more)
 
