@@ -38,7 +38,7 @@ FILE_LINES_MAX, TEST_LINES_MAX, FUNCTION_LINES_MAX, PARAMETERS_MAX = 700, 1200, 
 SHIM_LINES_MAX = 20
 # Longer than the rule, and why; these numbers may only fall.
 LONG_FUNCTIONS = {
-    ("core/kernels/stage.py", "stage"): 110,  # one pass over rows: numba inlines no shared state
+    ("core/kernels/stage.py", "stage"): 98,  # one pass over rows: numba inlines no shared state
 }
 BANNED_NAMES = {"utils", "util", "common", "manager", "helpers", "misc"}
 
