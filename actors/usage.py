@@ -25,6 +25,7 @@ from meterd.actors.asking import Asking
 from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.checkpoints import Checkpoints
 from meterd.actors.disk import atomic_write
+from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
 from meterd.actors.journal import timed
 from meterd.actors.outcomes import (
     NO_REQUESTS,
@@ -54,7 +55,6 @@ JOURNAL_MIN = 16_000_000
 # Beyond this no new events are taken, so that what is in the log always finds room.
 FILL_MAX = 0.95
 FULL_RETRY_MS = 10_000
-REGISTRY_FILE = "metric_registry.bin"
 # What counts events that were not stored, by status; with the reason, where it has that label.
 COUNTERS = {
     "duplicate": "events_duplicate_total",
@@ -214,9 +214,7 @@ class Usage(Actor):
             if self.refused.rows(number):
                 self._announce_sealed(number)
 
-    def apply(
-        self, record: Record, file_number: int, first_row: int, origin: Frame | None
-    ) -> None:
+    def apply(self, record: Record, file_number: int, first_row: int, origin: Frame | None) -> None:
         """Apply one record; answer its requests when there are any (there are none in a replay)."""
         self.groups.follow(record)
         self._records_unsaved += 1
@@ -270,9 +268,7 @@ class Usage(Actor):
             judged = self.state.judge(origin.refusals)
             self._answer(origin, np.zeros(0, np.uint8), judged, None)
 
-    def _after_command(
-        self, record: Record, result: dict[str, Any], origin: Frame | None
-    ) -> None:
+    def _after_command(self, record: Record, result: dict[str, Any], origin: Frame | None) -> None:
         if origin is None:
             return
         command_answers = Answers(self)

@@ -83,6 +83,7 @@ CODES: Mapping[str, WireCode] = {
     ),
     # The node cannot now: the same request, with the same event ids, is safe to send again.
     "overloaded": WireCode("later", "send less at once, or add a node"),
+    "busy": WireCode("later", "wait for what runs: meterctl jobs list"),
     "disk_stop": WireCode("later", "free disk space; meterctl disk status shows how much"),
     "starting": WireCode("later", "the node is replaying its log"),
     "internal": WireCode("later", "a bug or a broken disk; the node's log names it"),
@@ -271,6 +272,12 @@ class Overloaded(Rejected):
     """More requests wait than the node admits."""
 
     code = "overloaded"
+
+
+class Busy(Rejected):
+    """Something that must not run twice at once is running, or too much waits for it."""
+
+    code = "busy"
 
 
 class DiskStop(Rejected):

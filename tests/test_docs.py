@@ -40,7 +40,7 @@ def test_the_example_file_says_which_keys_reload() -> None:
 
 
 def test_every_option_is_read_somewhere() -> None:
-    files = [*(ROOT / "actors").glob("*.py"), *(ROOT / "meterd").glob("*.py")]
+    files = [*(ROOT / "actors").rglob("*.py"), *(ROOT / "meterd").glob("*.py")]
     code = "\n".join(path.read_text() for path in files)
     for section, field in all_keys():
         uses = re.findall(rf"\b\w+\.{field.name}\b", code)

@@ -38,6 +38,7 @@ _EXIT_OF_CODE = {
     "metric_conflict": AdminExit.REFUSED,
     "too_many_metrics": AdminExit.REFUSED,
     "overloaded": AdminExit.BUSY,
+    "busy": AdminExit.BUSY,
     "starting": AdminExit.BUSY,
     "restarting": AdminExit.BUSY,
     "shutting_down": AdminExit.BUSY,

@@ -9,8 +9,9 @@ import msgpack
 import pytest
 
 from meterd.actors.bundle import bundle
+from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
 from meterd.actors.log_files import index_name
-from meterd.actors.retention_sweeper import REGISTRY_FILE, RetentionSweeper
+from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.core.opening import FILE_NAME, Opening
 from meterd.core.registry import Registry
 from meterd.core.zones import UTC

@@ -1,0 +1,1 @@
+"""The pieces of housekeeping that the retention sweeper does, one file each."""

@@ -1,0 +1,61 @@
+"""Keeps `refused.log`, and lists what is in it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from meterd.actors.housekeeping.service import NEVER, Service
+from meterd.actors.refused_log import RefusedLog
+from meterd.protocol.decimal_text import format_decimal
+from meterd.protocol.errors import UnknownMetric
+
+if TYPE_CHECKING:
+    from meterd.actors.retention_sweeper import RetentionSweeper
+
+
+class Refusals(Service):
+    """See the module."""
+
+    messages = (b"refused_events",)
+    requests = ("rejected",)
+
+    def __init__(self, sweeper: RetentionSweeper) -> None:
+        super().__init__(sweeper)
+        self._log = RefusedLog(self.directory)
+        self.due = NEVER
+
+    def handle(self, frames: list[Any]) -> None:
+        now = time.time_ns()
+        events = msgpack.unpackb(frames[1], unicode_errors="surrogateescape")
+        readable = [self._readable(event, now) for event in events]
+        left_out = self._log.write(readable, now // 1_000_000_000)
+        if left_out:
+            self.sweeper.telemetry.add("refused_log_left_out_total", left_out)
+
+    def answer(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+        return self._log.page(fields["limit"], fields["after"])
+
+    def close(self) -> None:
+        self._log.close()
+
+    def _readable(self, event: dict[str, Any], now: int) -> dict[str, Any]:
+        """Return a refused event as it is listed: its metric by code, its value as text."""
+        metric, exponent = event["metric"], event.get("exponent", 0)
+        if isinstance(metric, int):
+            try:
+                entry = self.sweeper.registry.entry(metric)
+                metric, exponent = entry.code, entry.definition.decimals
+            except UnknownMetric:
+                metric = str(metric)
+        return {
+            "time": now,
+            "account": event["account"],
+            "metric": metric,
+            "id": event["id"],
+            "reason": event["reason"],
+            "timestamp": event["timestamp"],
+            "value": format_decimal(event["value"], exponent),
+        }
