@@ -17,6 +17,7 @@ import msgpack
 from meterd.actors.sockets import Frame
 from meterd.actors.zone_files import transitions
 from meterd.core.answers import AnswerContext, answer_usage
+from meterd.core.folded_cells import joined
 from meterd.core.memory_cells import collect
 from meterd.core.partial_cells import PartialCells
 from meterd.core.questions import Question, resolve_question
@@ -48,18 +49,18 @@ class Asking:
 
     def __init__(self, usage: Usage) -> None:
         self._usage = usage
-        self._registry_sent = -1
+        self._sent = (-1, 0)  # registry version and erasures that the query actor knows
 
     def forget_registry(self) -> None:
         """The query actor has started anew: send it the registry with the next question."""
-        self._registry_sent = -1
+        self._sent = (-1, 0)
 
     def on_request(self, rid: bytes, raw_header: bytes, body: Frame) -> None:
         """Answer a question, or see that it is answered."""
         header = decode_request_header(raw_header)  # the router has checked it
         began = time.perf_counter()
         try:
-            if not self._usage.serving:
+            if not self._usage.answers_questions:
                 raise Starting(retry_after_ms=STARTING_RETRY_MS)
             fields = check_request(header.kind, body, header.lz4_size)
             result = self._result(Asked(rid, header, raw_header, body), fields)
@@ -97,32 +98,48 @@ class Asking:
         # A later page of an invoice run is cut from what the first one made.
         begins = question.from_totals and question.after is None
         partial = collect(state, question) if begins else None
+        balances = None
+        if question.metric and question.kind != "events" and question.after is None:
+            balances = state.balances.partial(question, state.registry.versions(question.metric))
+        if partial is not None and balances is not None:
+            # Whose members come and go only the whole history tells.
+            has_seats = balances.seats is not None and len(balances.seats.rows)
+            partial = None if has_seats else joined([partial, balances])
         if partial is not None and question.kind == "usage" and len(partial.dims) <= CELLS_HERE_MAX:
             entries = state.registry.versions(question.metric)
             return answer_usage(question, entries, partial, self._context())
-        self._ask(asked, question, partial)
+        self._ask(asked, question, partial, balances)
         return None
 
     def _context(self) -> AnswerContext:
         """Return what every answer says about itself: how far it knows."""
         return AnswerContext(str(self._usage.groups.sequence), self._usage.state.horizon)
 
-    def _ask(self, asked: Asked, question: Question, partial: PartialCells | None) -> None:
-        """Have the query actor answer."""
+    def _ask(
+        self,
+        asked: Asked,
+        question: Question,
+        partial: PartialCells | None,
+        balances: PartialCells | None,
+    ) -> None:
+        """Have the query actor answer: from the partial cells, or from the log and balances."""
         usage = self._usage
-        registry = usage.state.registry
+        registry, erasures = usage.state.registry, usage.state.erasures
         context: dict[str, Any] = {
             "question": question.to_map(),
             "registry_version": registry.version,
+            "erasures": len(erasures),
             "end": [usage.position.file_number, usage.position.offset],
             "position": str(usage.groups.sequence),
             "horizon": usage.state.horizon,
         }
-        if registry.version != self._registry_sent:
+        if (registry.version, len(erasures)) != self._sent:
             context["registry"] = registry.to_bytes()
-            self._registry_sent = registry.version
+            context["erased"] = erasures.to_lists()
+            self._sent = (registry.version, len(erasures))
         frames: list[Any] = []
         if partial is None:
+            frames = [] if balances is None else balances.to_frames()
             files = usage.refused.files()
             context["refused"] = {number: list(usage.refused.packed(number)) for number in files}
         else:
@@ -151,6 +168,9 @@ class Asking:
             "totals": usage.state.counts(),
             "registry_version": usage.state.registry.version,
             "horizon": usage.state.horizon,
+            "totals_horizon": usage.state.totals_horizon,
+            "erasures": len(usage.state.erasures),
+            "balances": usage.state.balances.count,
             "newest_event": usage.state.newest_event if usage.state.stored else None,
             "checkpoint": usage.checkpoint_facts(),
         }

@@ -12,7 +12,6 @@ may be sealed, indexed or deleted under our feet.
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -21,10 +20,13 @@ import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.actors.mapping import map_file
+from meterd.actors.totals_files import TotalsFiles
+from meterd.core.erasures import Erasures, none_erased
 from meterd.core.kernels.gather import LogRows
 from meterd.core.log_index import KeyRange, OpenIndex, RowIndex, Rows, SealedIndex, frozen
-from meterd.core.opening import FILE_NAME, Opening
-from meterd.protocol import checkpoint_format, index_format
+from meterd.core.totals_file import TotalsFile
+from meterd.protocol import index_format
 from meterd.protocol.errors import Internal, RangeExpired
 from meterd.protocol.index_format import HEADER_SIZE, IndexHeader
 from meterd.protocol.log_format import ACTIVE_NAME, Damaged, full_name, number_of, parse_file_header
@@ -42,16 +44,6 @@ Refused = dict[int, tuple[bytes, int]]
 def index_name(file_number: int) -> str:
     """Return the name of the index beside a full log file."""
     return full_name(file_number).removesuffix(".log") + ".idx"
-
-
-def map_file(path: str) -> NDArray[np.uint8]:
-    """Return the bytes of a file, mapped.  Raises FileNotFoundError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        mapped = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
-    finally:
-        os.close(descriptor)
-    return np.frombuffer(mapped, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +67,39 @@ class LogFile:
 
 
 class View:
-    """The log up to a position, as one question sees it."""
+    """The log up to a position, as one question sees it.
 
-    def __init__(self, files: LogFiles, end: tuple[int, int], refused: Refused) -> None:
+    Its older part is totals files, up to the log file `through`; behind it are the log files
+    `numbers`.  What log files up to `through` are still there is not looked at.
+    """
+
+    def __init__(
+        self,
+        files: LogFiles,
+        end: tuple[int, int],
+        refused: Refused,
+        erasures: Erasures | None = None,
+    ) -> None:
+        """Raises Internal when a part of the log is neither here nor there."""
         self._files = files
         self._refused = refused
+        self.erasures = erasures or none_erased(files.identity_key)
         self.end_file, self.end_offset = end
-        self.numbers = files.numbers(self.end_file)
+        if not self._look():
+            files.refresh()  # it was looked at while a file went
+            if not self._look():
+                raise Internal(f"no totals file covers log file {self.through + 1}")
+
+    def _look(self) -> bool:
+        numbers = self._files.numbers(self.end_file)
+        self.totals = self._files.totals()
+        self.through = self.totals[-1].last if self.totals else 0
+        self.numbers = [number for number in numbers if number > self.through]
+        return self.numbers[0] == self.through + 1
 
     @property
     def identity_key(self) -> NDArray[np.uint64]:
         return self._files.identity_key
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether no log file has been deleted yet."""
-        return bool(self.numbers) and self.numbers[0] == 1
-
-    def opening(self) -> Opening:
-        """Return who was a member when the oldest files were deleted.  Raises Internal."""
-        opening = self._files.opening()
-        if opening.through < self.numbers[0] - 1:
-            raise Internal(f"{FILE_NAME} does not reach to the oldest log file")
-        return opening
 
     def header(self, number: int) -> IndexHeader | None:
         """Return what the index of a file says about it, or None when it has none yet."""
@@ -119,7 +121,8 @@ class LogFiles:
     def __init__(self, directory: str, identity_key: bytes) -> None:
         self._directory = directory
         self.identity_key = np.frombuffer(identity_key, np.uint64).copy()
-        self._opening, self._opening_stamp = Opening.empty(), (0, 0)
+        self._totals = TotalsFiles(directory)
+        self._names: list[str] = []
         self._numbers: list[int] = []
         self._headers: dict[int, IndexHeader] = {}
         self._sealed: OrderedDict[int, LogFile] = OrderedDict()
@@ -138,24 +141,23 @@ class LogFiles:
 
     def refresh(self) -> None:
         """Look again which full files there are, after one was added or deleted."""
-        found = {number_of(name) for name in os.listdir(self._directory)}
+        self._names = os.listdir(self._directory)
+        found = {number_of(name) for name in self._names}
         self._numbers = sorted(number for number in found if number is not None)
         for known in (self._headers, self._sealed):
             for number in set(known) - set(self._numbers):
                 del known[number]
 
-    def opening(self) -> Opening:
-        """Return what is left of deleted files; read again when the file has been replaced."""
+    def totals(self) -> tuple[TotalsFile, ...]:
+        """Return the totals files that stand, as found when it was last looked.
+
+        Raises Internal, RangeExpired.
+        """
         try:
-            with open(self._path(FILE_NAME), "rb") as file:
-                found = os.fstat(file.fileno())
-                stamp = (found.st_ino, found.st_mtime_ns)
-                if stamp != self._opening_stamp:
-                    held = checkpoint_format.decode(file.read())
-                    self._opening, self._opening_stamp = Opening.from_file(*held), stamp
-        except FileNotFoundError:
-            self._opening, self._opening_stamp = Opening.empty(), (0, 0)
-        return self._opening
+            return self._totals.snapshot(self._names)
+        except RangeExpired:
+            self.refresh()
+            return self._totals.snapshot(self._names)
 
     def indexed(self, number: int) -> None:
         """A file has got its index: use that from now on."""

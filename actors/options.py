@@ -104,6 +104,9 @@ class Retention:
     """How long events are kept, and how far ahead they may lie."""
 
     days: int = _count(90, "keep raw events, and know their ids, for so many days", 1, 36_500)
+    totals_days: int = _count(
+        0, "keep totals for so many days, at least as long as days; 0: as long as days", 0, 36_500
+    )
     sweep_interval: float = _duration(
         3_600.0, "look for expired log files so often", 1.0, 86_400.0, reloadable=True
     )
@@ -326,5 +329,8 @@ def check(options: Options) -> None:
     node, disk = options.node, options.disk
     if node.port == node.http_port:
         raise _wrong("node.http_port", f"{node.http_port} is the application port")
+    retention = options.retention
+    if 0 < retention.totals_days < retention.days:
+        raise _wrong("retention.totals_days", "must not be below retention.days, unless it is 0")
     if disk.stop_free > disk.warn_free:
         raise _wrong("disk.stop_free", "must not be above disk.warn_free")

@@ -30,6 +30,8 @@ from meterd.core.answers import (
     answer_accounts,
     answer_usage,
 )
+from meterd.core.erasures import Erasure, Erasures, none_erased
+from meterd.core.folded_cells import joined
 from meterd.core.questions import Question, known_versions
 from meterd.core.registry import Registry
 from meterd.protocol.envelope import RequestHeader, decode_request_header
@@ -73,6 +75,7 @@ class Query(Actor):
         self.answers = Answers(self)
         self._files = LogFiles(node.data_dir, identity.read(node.data_dir).identity_key)
         self._registry = Registry()
+        self._erasures = none_erased(self._files.identity_key)
         self._jobs: deque[Job] = deque()
         self._runs: OrderedDict[str, Run] = OrderedDict()
         # Cursors of an earlier process must not name a run of this one.
@@ -114,12 +117,23 @@ class Query(Actor):
         now = time.monotonic()
         if "registry" in context:
             self._registry = Registry.from_bytes(context["registry"])
+            self._take_erasures(context["erased"])
         job = Job(rid, header, self._steps(context, arrays), now, now + header.deadline_ms / 1000)
-        if context["registry_version"] != self._registry.version:
+        if [context["registry_version"], context["erasures"]] != [
+            self._registry.version,
+            len(self._erasures),
+        ]:
             # We have started again since the registry was sent; it comes with the next question.
             self._finish(job, error=Restarting("the query actor was restarted"))
             return
         self._jobs.append(job)
+
+    def _take_erasures(self, erased: list[Any]) -> None:
+        """Know which accounts are erased; what was computed before may still name them."""
+        if len(erased) != len(self._erasures):
+            self._runs.clear()
+        found = map(Erasure.from_list, erased)
+        self._erasures = Erasures(found, self._files.identity_key)
 
     def _work(self) -> None:
         """Let the questions take turns for a while, and send the answers there are."""
@@ -159,16 +173,19 @@ class Query(Actor):
         registry, horizon = self._registry, context["horizon"]
         if question.kind == "accounts" and question.after is not None:
             return self._next_page(question, question.after)
-        if arrays:
+        if "refused" not in context:
             partial = PartialCells.from_frames(arrays)
         else:
             refused = {number: (raw[0], raw[1]) for number, raw in context["refused"].items()}
-            view = View(self._files, (context["end"][0], context["end"][1]), refused)
+            end = (context["end"][0], context["end"][1])
+            view = View(self._files, end, refused, self._erasures)
             if question.kind == "events":
                 return (yield from reading.read_events(view, question, registry, horizon))
             if question.kind == "feed":
                 return (yield from reading.read_feed(view, question, registry, horizon))
-            partial = yield from reading.read_cells(view, question, registry, horizon)
+            partial = yield from reading.read_cells(view, question, registry)
+            if arrays:
+                partial = joined([partial, PartialCells.from_frames(arrays)])
         yield
         entries = known_versions(registry, question.metric)
         if question.kind == "accounts":

@@ -3,8 +3,8 @@
 Each function is a generator that yields between files and returns the result, so that the query
 actor can serve several questions at once and keep its beat however long one takes.
 
-What the log can say ends where files were deleted: as long as none was, any range is exact; later
-a range that begins before the horizon is refused, and the error names the range that is left.
+Where log files were deleted, totals files say what was in them, and refuse a range that would cut
+through what they have added up; the error names the nearest one that does not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Generator
 from typing import Any
 
 from meterd.actors.log_files import LogFile, View
-from meterd.core.gathering import Gathering, find_matches
+from meterd.core.folded_cells import Cuts, joined, partial_of
+from meterd.core.gathering import CELLS_MAX, Gathering, find_matches
 from meterd.core.kernels.gather import NUMBER, ROW
 from meterd.core.listing import (
     PAGE_BYTES_MAX,
@@ -25,10 +26,10 @@ from meterd.core.listing import (
     wanted_events,
 )
 from meterd.core.log_index import KeyRange, Rows, wanted_keys
-from meterd.core.opening import joined
+from meterd.core.partial_cells import PartialCells
 from meterd.core.questions import Question, known_versions
-from meterd.core.registry import Registry
-from meterd.protocol.errors import RangeExpired
+from meterd.core.registry import MetricEntry, Registry
+from meterd.protocol.errors import BadRequest, RangeExpired
 from meterd.protocol.index_format import IndexHeader
 from meterd.protocol.limits import I64_MAX, I64_MIN
 
@@ -39,16 +40,13 @@ LISTING_ROWS = 1 << 16
 Steps = Generator[None, None, Any]
 
 
-def read_cells(view: View, question: Question, registry: Registry, horizon: int) -> Steps:
+def read_cells(view: View, question: Question, registry: Registry) -> Steps:
     """Return the partial cells of a question of kind usage or accounts.  Raises RangeExpired."""
-    if question.start < horizon and not view.is_complete:
-        raise RangeExpired(
-            f"events before {horizon} have expired; ask for {horizon} to {question.end}"
-        )
     entries = known_versions(registry, question.metric)
     # Who is present depends on all adds and removes before the range.
     has_members = any(entry.definition.aggregation == "unique" for entry in entries)
-    gathering = Gathering(question, entries, view.identity_key)
+    parts = yield from _read_totals(view, question, entries, has_members)
+    gathering = Gathering(question, entries, view.identity_key, view.erasures)
     for number in view.numbers:
         header = view.header(number)
         start = question.start
@@ -63,10 +61,33 @@ def read_cells(view: View, question: Question, registry: Registry, horizon: int)
             gathering.count(file.rows, rows[first : first + LISTING_ROWS])
             yield
         yield
-    partial = gathering.partial()
-    if has_members and not view.is_complete:
-        partial = joined(partial, view.opening().partial(question, entries))
-    return partial
+    return joined([gathering.partial(), *parts])
+
+
+def _read_totals(
+    view: View, question: Question, entries: list[MetricEntry], has_members: bool
+) -> Generator[None, None, list[PartialCells]]:
+    """Return what totals files hold for a question.  Raises RangeExpired, BadRequest."""
+    numbers = [entry.number for entry in entries]
+    cuts, parts, count = Cuts(), [], 0
+    for file in view.totals:
+        start = I64_MIN if has_members and file.has_seats else question.start
+        if file.max_timestamp < start or file.min_timestamp >= question.end:
+            continue
+        erased = view.erasures.since(file.erasures)
+        for span in file.spans(question.account, question.subtree):
+            held = file.read(span)
+            if len(erased):
+                held = held.without(lambda account, erased=erased: erased.floor(account) > 0)
+            partial = partial_of(held, question, numbers, file.horizon, cuts)
+            if len(partial.cells):
+                parts.append(partial)
+                count += len(partial.cells)
+            if count > CELLS_MAX:
+                raise BadRequest("too much to count for one answer; ask for less at once")
+            yield
+    cuts.check(question)
+    return parts
 
 
 def read_events(view: View, question: Question, registry: Registry, horizon: int) -> Steps:
@@ -82,7 +103,7 @@ def read_events(view: View, question: Question, registry: Registry, horizon: int
         rows = file.rows_of(_keys(view, question, numbers), start, question.end)
         for first in range(0, len(rows), LISTING_ROWS):
             matches, _ = find_matches(
-                file.rows, rows[first : first + LISTING_ROWS], wanted, LISTING_ROWS
+                file.rows, rows[first : first + LISTING_ROWS], wanted, LISTING_ROWS, view.erasures
             )
             page.add(number, matches)
             yield
@@ -100,14 +121,22 @@ def read_events(view: View, question: Question, registry: Registry, horizon: int
 
 
 def read_feed(view: View, question: Question, registry: Registry, horizon: int) -> Steps:
-    """Return stored events in log order, looking at a bounded number of rows."""
+    """Return stored events in log order, looking at a bounded number of rows.
+
+    Raises RangeExpired when the cursor's place is gone.
+    """
     if question.after == "end":
         end = Place(view.end_file, view.open(view.end_file).row_count)
         return {"events": [], "next": feed_cursor(end)}
-    place = parse_feed_cursor(question.after) if question.after else Place(view.numbers[0], 0)
+    oldest = Place(view.numbers[0], 0)
+    place = parse_feed_cursor(question.after) if question.after else oldest
+    if place < oldest:
+        raise RangeExpired(
+            f"what follows this cursor has expired; the oldest that is left is {feed_cursor(oldest)}"
+        )
     feed = _Feed(view, question, registry, horizon)
     while not feed.is_full and place.file_number <= view.end_file:
-        place = feed.read(_existing(view, place))
+        place = feed.read(place)
         yield
     return {"events": feed.events, "next": feed_cursor(place)}
 
@@ -134,8 +163,9 @@ class _Feed:
         """Read on in one file; return where to go on."""
         file = self._view.open(place.file_number)
         rows = self._rows(file, place.row)[: self._rows_left]
+        left = self._question.limit - len(self.events)
         matches, looked_at = find_matches(
-            file.rows, rows, self._wanted, self._question.limit - len(self.events)
+            file.rows, rows, self._wanted, left, self._view.erasures
         )
         self._rows_left -= looked_at
         for match in matches.tolist():
@@ -159,14 +189,6 @@ class _Feed:
         keys = _keys(self._view, self._question, [])
         rows = file.rows_of(keys, I64_MIN, I64_MAX)
         return rows[rows.searchsorted(first) :]
-
-
-def _existing(view: View, place: Place) -> Place:
-    """Return the place, or the beginning of the next file that is still there."""
-    if place.file_number in view.numbers:
-        return place
-    later = [number for number in view.numbers if number > place.file_number]
-    return Place(later[0], 0)
 
 
 def _keys(view: View, question: Question, numbers: list[int]) -> list[KeyRange]:

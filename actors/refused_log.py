@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from meterd.actors.disk import FILE_MODE
+from meterd.actors.disk import FILE_MODE, atomic_write
 from meterd.protocol.errors import BadRequest
 from meterd.protocol.refused_format import Walk, decode_entry, encode_entry, encode_header
 
 FILE_SIZE_MAX = 16 * 1024 * 1024
 # Entries written in a second; a burst may use what the last second left.
 RATE_MAX = 2_000
+# What is listed instead of a refused event of an erased account.
+FORGOTTEN = {
+    "account": "(erased)",
+    "metric": "",
+    "id": "",
+    "reason": "erased",
+    "timestamp": None,
+    "value": "",
+}
 NAMES = ("refused.log", "refused.1.log")
 
 
@@ -76,6 +86,28 @@ class RefusedLog:
             events.append(found[1])
         more = self._place(number - 1) is not None
         return {"events": events, "next": f"r.{number}" if more else None}
+
+    def forget(self, is_gone: Callable[[dict[str, Any]], bool]) -> None:
+        """Write both files anew, without what some entries said; their numbers and times stay."""
+        for place, path in enumerate(self._paths):
+            buffer = Path(path).read_bytes() if os.path.exists(path) else b""
+            found = [decode_entry(buffer, offset) for offset in self._offsets[place]]
+            entries = [(entry[0], entry[1]) for entry in found if entry is not None]
+            if not any(is_gone(event) for _, event in entries):
+                continue
+            pieces = [encode_header()]
+            offsets, size = array("Q"), len(pieces[0])
+            for number, event in entries:
+                kept = FORGOTTEN | {"time": event["time"]} if is_gone(event) else event
+                pieces.append(encode_entry(number, kept))
+                offsets.append(size)
+                size += len(pieces[-1])
+            atomic_write(path, pieces)
+            self._offsets[place] = offsets
+            if place == 0:
+                self._file.close()
+                self._size = size
+                self._file = open(path, "r+b")  # noqa: SIM115 - kept open
 
     def close(self) -> None:
         self._file.close()

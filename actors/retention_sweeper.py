@@ -17,8 +17,10 @@ from meterd.actors.housekeeping.log_retention import LogRetention
 from meterd.actors.housekeeping.refusals import Refusals
 from meterd.actors.housekeeping.registry_copy import RegistryCopy
 from meterd.actors.housekeeping.service import Service
+from meterd.actors.housekeeping.totals import Totals
 from meterd.actors.log_files import LogFiles
 from meterd.actors.sockets import Frame
+from meterd.core.erasures import Erasures
 from meterd.protocol.envelope import decode_request_header
 from meterd.protocol.errors import MeterdError
 from meterd.protocol.messages import check_request
@@ -43,14 +45,21 @@ class RetentionSweeper(Actor):
 
     def _make_services(self) -> list[Service]:
         indexes = Indexes(self)
-        retention = LogRetention(self, indexes)
+        totals = Totals(self)
+        retention = LogRetention(self, indexes, totals)
+        self._refusals = Refusals(self)
         return [
             self.jobs,
             DiskWatch(self, retention),
             indexes,
+            totals,
             retention,
-            Refusals(self),
+            self._refusals,
         ]
+
+    def forget_refused(self, erasures: Erasures) -> None:
+        """Forget the refused events of erased accounts."""
+        self._refusals.forget(erasures)
 
     def handle(self, frames: list[bytes]) -> None:
         if frames[0] == b"requests":

@@ -36,6 +36,7 @@ from meterd.actors.outcomes import (
     results,
 )
 from meterd.actors.sockets import Frame
+from meterd.actors.standing import Standing
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups
 from meterd.core.refused_rows import RefusedRows
@@ -90,6 +91,7 @@ class Usage(Actor):
         self.position = replay.BEGINNING
         self.answers = Answers(self)
         self._asking = Asking(self)
+        self._standing = Standing(self)
         self._pending: dict[int, tuple[Record, Frame]] = {}
         self._judge_after: dict[int, list[Frame]] = {}  # by the record they came behind
         self._checkpoints = Checkpoints(directory)
@@ -113,6 +115,10 @@ class Usage(Actor):
         self.refused = RefusedRows.from_map(state["refused"])
         self.groups = Groups.unpacked(state["log"])
         self.position = replay.Position(*state["position"])
+
+    @property
+    def answers_questions(self) -> bool:
+        return self.serving and not self._standing.missing
 
     # Messages
 
@@ -160,6 +166,8 @@ class Usage(Actor):
         self.telemetry.set("wal_recovery_duration_seconds", seconds)
         self.telemetry.set("wal_recovered_events", events)
         self.serving = True
+        self._save_registry()
+        self._standing.begin()
         self._announce_registry([])
         self.answers.send()
         self._expire()
@@ -175,6 +183,7 @@ class Usage(Actor):
         if actor == "router":
             self.send("router", [b"hello", self.name.encode()])
         elif actor == "retention_sweeper":
+            self._standing.announce()
             for number in self.refused.files():
                 if number < self.position.file_number:
                     self._announce_sealed(number)
@@ -278,10 +287,18 @@ class Usage(Actor):
             else:
                 command_answers.result(rid, request_id, kind, result)
         if record.kind == log_format.META:
-            path = f"{self.options.node.data_dir}/{REGISTRY_FILE}"
-            registry = {"kind": "registry", "registry": self.state.registry.to_bytes()}
-            atomic_write(path, checkpoint_format.encode(registry, {}))
+            self._save_registry()
             self._announce_registry(command_answers.take())
+        elif record.kind == log_format.ACCOUNT:
+            self._standing.follow()
+            self.answers.add(command_answers.take())
+        else:
+            self._standing.follow()
+
+    def _save_registry(self) -> None:
+        path = f"{self.options.node.data_dir}/{REGISTRY_FILE}"
+        registry = {"kind": "registry", "registry": self.state.registry.to_bytes()}
+        atomic_write(path, checkpoint_format.encode(registry, {}))
 
     # Housekeeping
 
@@ -302,23 +319,37 @@ class Usage(Actor):
         return 0.01 if purging else BEAT_SECONDS
 
     def _expire(self) -> None:
-        """Propose to move the horizon to where the retention has it now."""
-        retention = self.options.retention
-        horizon = (time.time_ns() - retention.days * DAY_NS) // DAY_NS * DAY_NS
+        """Propose to move the horizons to where the retention has them now."""
+        retention, state = self.options.retention, self.state
+        today = time.time_ns() // DAY_NS * DAY_NS
+        horizon = today - retention.days * DAY_NS
+        totals_horizon = today - (retention.totals_days or retention.days) * DAY_NS
         future_ns = retention.future_hours * HOUR_NS
-        if horizon <= self.state.horizon and future_ns == self.state.future_ns:
-            return
-        packed = msgpack.packb({"op": "expire", "horizon": horizon, "future_ns": future_ns})
+        moves = horizon > state.horizon or min(totals_horizon, horizon) > state.totals_horizon
+        if moves or future_ns != state.future_ns:
+            self.propose(
+                log_format.EXPIRE,
+                log_format.META_GROUP,
+                {
+                    "op": "expire",
+                    "horizon": horizon,
+                    "totals_horizon": totals_horizon,
+                    "future_ns": future_ns,
+                },
+            )
+
+    def propose(self, kind: int, group: int, command: dict[str, Any]) -> None:
+        """Have a command logged that no client asked for."""
+        packed = msgpack.packb(command)
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
         meta = {
-            "kind": log_format.EXPIRE,
-            "slices": single_slice(log_format.META_GROUP, payload),
+            "kind": kind,
+            "slices": single_slice(group, payload),
             "row_count": 0,
             "heap_size": len(packed),
             "registry_version": self.state.registry.version,
         }
-        frames = [b"propose", msgpack.packb(meta), payload, NO_REQUESTS]
-        self.send("replication", frames)
+        self.send("replication", [b"propose", msgpack.packb(meta), payload, NO_REQUESTS])
 
     def _check_room(self) -> None:
         full = self.state.fill() > FILL_MAX
@@ -337,6 +368,7 @@ class Usage(Actor):
             for number in asked["files"]
             if number < first_needed and asked["newest"][str(number)] < self.state.horizon
         ]
+        self._standing.announce()  # what is folded is folded by this
         self.send("retention_sweeper", [b"removed", msgpack.packb({"files": numbers})])
 
     # Checkpoints
@@ -349,9 +381,10 @@ class Usage(Actor):
         unsaved = self.state.unsaved()
         late = time.monotonic() - self._saved_at >= storage.checkpoint_interval
         due = unsaved >= storage.checkpoint_events or self._records_unsaved >= CHECKPOINT_RECORDS
-        due = due or self.state.unsaved_share() > FILL_MAX / 2
+        due = due or self.state.unsaved_share() > FILL_MAX / 2 or self._standing.saves_due > 0
         if (due or (late and self._records_unsaved)) and not self._checkpoints.busy:
             self._save()
+            self._standing.saves_due = max(0, self._standing.saves_due - 1)
 
     def _save(self) -> None:
         if self.state.evict():

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.erasures import Erasures, none_erased
 from meterd.core.kernels import apply
 from meterd.core.kernels import cells as cell_rows
 from meterd.core.kernels import gather as kernels
@@ -57,8 +58,11 @@ class Gathering:
         question: Question,
         entries: list[MetricEntry],
         identity_key: NDArray[np.uint64],
+        erasures: Erasures | None = None,
     ) -> None:
         self._key = identity_key.copy()
+        self._erasures = erasures or none_erased(identity_key)
+        self.erased = 0  # rows left out because their accounts were erased
         self._wanted = make_wanted(question, entries)
         self._edges = list(question.edges)
         self._room = Room()
@@ -77,7 +81,9 @@ class Gathering:
         while at < len(rows):
             found, looked_at = kernels.match_rows(log, rows[at:], self._wanted, self._matches)
             at += looked_at
-            self._count_matches(log.data, self._matches[:found])
+            kept = self._erasures.keep(log.data, self._matches[:found])
+            self.erased += found - kept
+            self._count_matches(log.data, self._matches[:kept])
 
     def _count_matches(self, data: NDArray[np.uint8], matches: NDArray[np.int64]) -> None:
         while True:
@@ -192,9 +198,9 @@ def _texts(heap: NDArray[np.uint8], ends: NDArray[np.int64]) -> list[bytes]:
 
 
 def find_matches(
-    log: LogRows, rows: NDArray[np.uint32], wanted: Wanted, limit: int
+    log: LogRows, rows: NDArray[np.uint32], wanted: Wanted, limit: int, erasures: Erasures
 ) -> tuple[NDArray[np.int64], int]:
     """Return at most `limit` matching rows (kernels/gather.py), and how many were looked at."""
     out = np.empty((min(limit, len(rows)), kernels.MATCH_WORDS), np.int64)
     found, looked_at = kernels.match_rows(log, rows, wanted, out)
-    return out[:found], int(looked_at)
+    return out[: erasures.keep(log.data, out[:found])], int(looked_at)

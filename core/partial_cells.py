@@ -51,18 +51,23 @@ class PartialCells:
         """Return the cells as frames of a message."""
         arrays = [self.cells, self.metric, self.account, self.window]
         arrays += [] if self.members is None else [self.members.cell, self.members.hashes]
-        has_members = self.members is not None
-        meta = msgpack.packb([self.dims, self.accounts, has_members])
+        arrays += [] if self.seats is None else [self.seats.rows, self.seats.hashes]
+        beside = [self.members is not None, self.seats is not None]
+        meta = msgpack.packb([self.dims, self.accounts, *beside])
         return [meta, *(np.ascontiguousarray(array).tobytes() for array in arrays)]
 
     @classmethod
     def from_frames(cls, frames: list[bytes]) -> PartialCells:
-        """Read what `to_frames` gave (totals in memory have no seats)."""
-        dims, accounts, has_members = msgpack.unpackb(frames[0])
-        members = None
+        """Read what `to_frames` gave."""
+        dims, accounts, has_members, has_seats = msgpack.unpackb(frames[0])
+        beside = frames[5:]
+        members = seats = None
         if has_members:
-            hashes = _array(frames[6], np.uint64).reshape(-1, 2)
-            members = Members(_array(frames[5], np.int64), hashes)
+            hashes = _array(beside[1], np.uint64).reshape(-1, 2)
+            members, beside = Members(_array(beside[0], np.int64), hashes), beside[2:]
+        if has_seats:
+            rows, raw = _array(beside[0], np.int64), _array(beside[1], np.uint64)
+            seats = Seats(rows.reshape(-1, 4), raw.reshape(-1, 2))
         return cls(
             _array(frames[1], np.int64).reshape(-1, CELL_WORDS),
             _array(frames[2], np.uint16),
@@ -71,6 +76,7 @@ class PartialCells:
             dims,
             members,
             accounts,
+            seats,
         )
 
 

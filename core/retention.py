@@ -14,8 +14,9 @@ from itertools import takewhile
 from typing import Final
 
 DAY_NS: Final = 86_400_000_000_000
-# Files to delete at once; the rest follows in the next sweep, which comes at once then.
-FILES_PER_SWEEP_MAX: Final = 1_000
+# Files to fold and delete at once, a few seconds; the rest follows in the next sweep, which comes at
+# once then.
+FILES_PER_SWEEP_MAX: Final = 4
 
 
 def limit_of(now: int, days: int) -> int:

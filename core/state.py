@@ -16,7 +16,10 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.balances import Balances
+from meterd.core.erasures import ERASURES_MAX, Erasure, Erasures, erasure_of, none_erased
 from meterd.core.kernels import apply as kernels
+from meterd.core.kernels import erased as erased_kernels
 from meterd.core.kernels import tables as table_kernels
 from meterd.core.kernels.index import BUCKETS, ENTRIES, entries_free
 from meterd.core.kernels.memory import handle_of, reserve
@@ -25,7 +28,7 @@ from meterd.core.metric_table import make_book
 from meterd.core.registry import Registry
 from meterd.core.staging import Refusals, code_hash
 from meterd.protocol import log_format
-from meterd.protocol.errors import InvariantViolation, MeterdError, error_body
+from meterd.protocol.errors import InvariantViolation, MeterdError, TooManyErasures, error_body
 from meterd.protocol.log_format import Record
 from meterd.protocol.metric import MetricDefinition
 
@@ -33,6 +36,8 @@ from meterd.protocol.metric import MetricDefinition
 ROWS_MAX = table_kernels.RECORD_ROWS_MAX
 DAY_NS = table_kernels.DAY_NS
 BEGINNING = -(2**63)
+# Commands of an account: nothing about metrics changes.
+ACCOUNT_OPS = ("account_erase", "balance_import")
 # Fewer cells are not worth a look for ones to drop.
 EVICT_CELLS_MIN = 100_000
 # Buckets of identities that one turn frees of expired ones: well under a millisecond.
@@ -72,6 +77,9 @@ class StateMachine:
         self._other_journal = reserve(self.tables.journal.shape, np.uint64)
         self.registry = Registry()
         self.horizon = BEGINNING
+        self.totals_horizon = BEGINNING  # totals before it are an opening state
+        self.erasures = none_erased(self.tables.key)
+        self.balances = Balances()
         self.future_ns = DAY_NS
         self.leader_time = 0
         self.stored = 0  # events counted, ever
@@ -119,14 +127,15 @@ class StateMachine:
         self._advance(record)
         command = msgpack.unpackb(record.body, strict_map_key=False)
         try:
-            result = self._command(command, record.leader_time)
+            result = self._command(command, record)
         except MeterdError as error:
             return {"error": error_body(error)}
-        self._renew_book()
+        if command["op"] not in ACCOUNT_OPS:
+            self._renew_book()
         return result
 
-    def _command(self, command: dict[str, Any], leader_time: int) -> dict[str, Any]:
-        op = command["op"]
+    def _command(self, command: dict[str, Any], record: Record) -> dict[str, Any]:
+        op, leader_time = command["op"], record.leader_time
         if op == "metric_put":
             definition = MetricDefinition.from_map(command["definition"])
             transitions = tuple((at, offset) for at, offset in command["transitions"])
@@ -138,13 +147,48 @@ class StateMachine:
             self.registry.delete(command["code"])
             return {"code": command["code"]}
         if op == "expire":
-            # Identities know the day of their event, so the horizon is the beginning of one.
-            if command["horizon"] // DAY_NS * DAY_NS > self.horizon:
-                self.horizon = command["horizon"] // DAY_NS * DAY_NS
-                self._purged_to = 0
-            self.future_ns = command["future_ns"]
-            return {"horizon": self.horizon}
+            return self._expire(command)
+        if op == "account_erase":
+            return self._erase(command, record)
+        if op == "balance_import":
+            outcome = self.balances.take(command, *_place(record))
+            return {"id": command["id"], "balances": command["count"], "outcome": outcome}
         raise InvariantViolation(f"the log holds an unknown command {op!r}")
+
+    def _expire(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Move the horizons; they never move back, and that of totals is never in front."""
+        # Identities know the day of their event, so the horizon is the beginning of one.
+        horizon = command["horizon"] // DAY_NS * DAY_NS
+        if horizon > self.horizon:
+            self.horizon = horizon
+            self._purged_to = 0
+        of_totals = command.get("totals_horizon", command["horizon"]) // DAY_NS * DAY_NS
+        self.totals_horizon = max(self.totals_horizon, min(of_totals, self.horizon))
+        self.future_ns = command["future_ns"]
+        return {"horizon": self.horizon, "totals_horizon": self.totals_horizon}
+
+    def _erase(self, command: dict[str, Any], record: Record) -> dict[str, Any]:
+        """Forget what an account has up to here, but for its identities.  Raises TooManyErasures."""
+        if not self.erasures.knows(command["id"]):
+            if len(self.erasures) >= ERASURES_MAX:
+                raise TooManyErasures(f"there is room for {ERASURES_MAX} erased accounts")
+            erasure = erasure_of(command, *_place(record), record.leader_time)
+            self.erasures = self.erasures.with_erasure(erasure)
+            only = Erasures((erasure,), self.tables.key)
+            for number in self._accounts_of_root(erasure.root):
+                if only.floor(self.account_text(number)):
+                    erased_kernels.erase_account(self.handle, number)
+            self.balances.erase(lambda account: only.floor(account) > 0)
+        return {"erased": True, "erasures": len(self.erasures)}
+
+    def _accounts_of_root(self, root: bytes) -> list[int]:
+        """Return the numbers of all accounts of a root, given by its hash."""
+        words, out = np.frombuffer(root, np.uint64), np.empty(0, np.int64)
+        count = erased_kernels.accounts_of_root(self.handle, words, out)
+        out = np.empty(count, np.int64)
+        erased_kernels.accounts_of_root(self.handle, words, out)
+        found: list[int] = out.tolist()
+        return found
 
     def judge(self, refusals: Refusals) -> NDArray[np.uint8]:
         """Say what refused rows are, each as status | reason << 4."""
@@ -252,9 +296,14 @@ class StateMachine:
             arrays[name] = self._copies[name][:count]
             arrays[name][:] = array[:count]
         arrays["counters"] = counters.copy()
+        balances, balance_arrays = self.balances.save()
+        arrays |= balance_arrays
         state = {
             "registry": self.registry.to_bytes(),
             "horizon": self.horizon,
+            "totals_horizon": self.totals_horizon,
+            "erasures": self.erasures.to_lists(),
+            "balances": balances,
             "future_ns": self.future_ns,
             "leader_time": self.leader_time,
             "stored": self.stored,
@@ -271,6 +320,9 @@ class StateMachine:
         table_kernels.rebuild_indexes(self.handle)
         self.registry = Registry.from_bytes(state["registry"])
         self.horizon, self.future_ns = state["horizon"], state["future_ns"]
+        self.totals_horizon = state["totals_horizon"]
+        self.erasures = Erasures(map(Erasure.from_list, state["erasures"]), tables.key)
+        self.balances.restore(state["balances"], arrays)
         self.leader_time, self.stored = state["leader_time"], state["stored"]
         self.newest_event = state["newest_event"]
         self._renew_book()
@@ -291,3 +343,8 @@ class StateMachine:
             ("cells", tables.cells, table_kernels.CELLS),
             ("members", tables.members, table_kernels.MEMBERS),
         ]
+
+
+def _place(record: Record) -> tuple[int, int]:
+    """Return the partition of a command's slice, and its index there."""
+    return int(record.slices["partition"][0]), int(record.slices["index"][0])

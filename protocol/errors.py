@@ -78,6 +78,9 @@ CODES: Mapping[str, WireCode] = {
     "too_many_metrics": WireCode("never", "use dimensions instead of a metric for each case"),
     "not_found": WireCode("never", "check the name"),
     "range_expired": WireCode("never", "ask for the range that the message names"),
+    "import_conflict": WireCode("never", "use another import id, or send what it has brought"),
+    "too_many_balances": WireCode("never", "import sums of several accounts' past instead"),
+    "too_many_erasures": WireCode("never", "the list of erased accounts is full"),
     "metric_versions_differ": WireCode(
         "never", "ask for both sides of the moment the message names"
     ),
@@ -254,6 +257,24 @@ class RangeExpired(Rejected):
     """The range can no longer be answered exactly; the message names the nearest that can."""
 
     code = "range_expired"
+
+
+class ImportConflict(Rejected):
+    """An import of this id has brought other balances."""
+
+    code = "import_conflict"
+
+
+class TooManyBalances(Rejected):
+    """The table of opening balances is full."""
+
+    code = "too_many_balances"
+
+
+class TooManyErasures(Rejected):
+    """The list of erased accounts is full."""
+
+    code = "too_many_erasures"
 
 
 class MetricVersionsDiffer(Rejected):

@@ -16,13 +16,13 @@ import msgpack
 from meterd.actors.disk import sync_directory
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.log_files import index_name
-from meterd.actors.members_file import save_members
 from meterd.core import retention
-from meterd.protocol.errors import StorageError
+from meterd.protocol.errors import MeterdError
 from meterd.protocol.log_format import full_name, number_of
 
 if TYPE_CHECKING:
     from meterd.actors.housekeeping.indexes import Indexes
+    from meterd.actors.housekeeping.totals import Totals
     from meterd.actors.retention_sweeper import RetentionSweeper
 
 logger = logging.getLogger(__name__)
@@ -33,9 +33,10 @@ class LogRetention(Service):
 
     messages = (b"removed",)
 
-    def __init__(self, sweeper: RetentionSweeper, indexes: Indexes) -> None:
+    def __init__(self, sweeper: RetentionSweeper, indexes: Indexes, totals: Totals) -> None:
         super().__init__(sweeper)
         self._indexes = indexes
+        self._totals = totals
         self._remove_litter()
 
     def handle(self, frames: list[Any]) -> None:
@@ -70,13 +71,14 @@ class LogRetention(Service):
         """Delete files that nobody needs any more."""
         telemetry, registry = self.sweeper.telemetry, self.sweeper.registry
         telemetry.add('retention_runs_total{result="ok"}')
-        # Without the registry nobody could say which rows add members: then the files stay.
+        # Without the registry nobody could say what the rows count for: then the files stay.
         if not numbers or not registry.read():
             return
         try:
-            save_members(self.directory, self.sweeper.files, registry.registry, sorted(numbers))
-        except StorageError as error:
-            logger.error("no log file is deleted, because members cannot be kept: %s", error)
+            if not self._totals.fold(sorted(numbers), registry.registry):
+                return
+        except MeterdError as error:
+            logger.error("no log file is deleted, because totals cannot be kept: %s", error)
             return
         freed = 0
         for number in sorted(numbers):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from meterd.actors.housekeeping.service import NEVER, Service
 from meterd.actors.refused_log import RefusedLog
+from meterd.core.erasures import Erasures
 from meterd.protocol.decimal_text import format_decimal
 from meterd.protocol.errors import UnknownMetric
 
@@ -37,6 +39,14 @@ class Refusals(Service):
 
     def answer(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
         return self._log.page(fields["limit"], fields["after"])
+
+    def forget(self, erasures: Erasures) -> None:
+        """Forget what refused events of erased accounts said, if they came before that."""
+        if len(erasures):
+            by_time = Erasures(
+                (replace(one, floor=one.time) for one in erasures), self.sweeper.files.identity_key
+            )
+            self._log.forget(lambda event: by_time.is_erased(event["account"], event["time"]))
 
     def close(self) -> None:
         self._log.close()

@@ -43,6 +43,8 @@ _U64 = np.uint64
 TEXT_START, TEXT_SIZE, FIRST_SERIES, NEXT_IN_ROOT = range(4)
 # Columns of a series (int64[n, 8]).
 ACCOUNT, METRIC, DIMS_START, DIMS_SIZE, NEXT_SERIES, FIRST_CELL, SEATS, PARTITION = range(8)
+# Of series of erased accounts, whose rows stay.
+NO_METRIC = 0
 # Columns of a member (u64[n, 3]): two words of hash, next member of the cell (all ones: none).
 MEMBER_0, MEMBER_1, NEXT_MEMBER = range(3)
 NO_MEMBER = np.uint64(2**64 - 1)
@@ -348,7 +350,7 @@ def link_cell(handle: Array, number: int) -> None:
 def evict_cells(handle: Array, first_kept: Array) -> None:
     """Drop the cells of periods before first_kept (int64[metric number]); renumber the others.
 
-    The rows move towards the front in their order, so each is read before it is written over.
+    Cells of erased accounts go, too.  The rows move towards the front in their order, so each is read before it is written over.
     """
     tables = tables_at(handle)
     counters, series, cells, members = (
@@ -364,7 +366,8 @@ def evict_cells(handle: Array, first_kept: Array) -> None:
     kept = kept_members = np.int64(0)
     for c in range(counters[CELLS]):
         s = cells[c, cell_rows.SERIES]
-        if cells[c, cell_rows.PERIOD_START] < first_kept[series[s, METRIC]]:
+        metric = series[s, METRIC]
+        if metric == NO_METRIC or cells[c, cell_rows.PERIOD_START] < first_kept[metric]:
             continue
         for word in range(cell_rows.CELL_WORDS):
             cells[kept, word] = cells[c, word]
@@ -392,13 +395,17 @@ def rebuild_indexes(handle: Array) -> None:
     key = tables.key
     counters = tables.counters
     for number in range(counters[ACCOUNTS]):
-        link_account(handle, number)
+        if tables.accounts[number, TEXT_SIZE]:
+            link_account(handle, number)
     for number in range(counters[SERIES_COUNT]):
         row = tables.series[number]
+        if row[METRIC] == NO_METRIC:
+            continue
         start = row[DIMS_START]
         h0, h1 = series_hash(
             key, row[ACCOUNT], row[METRIC], tables.dims, start, start + row[DIMS_SIZE]
         )
         insert(tables.series_index, h0, h1, _U64(number))
     for number in range(counters[CELLS]):
-        link_cell(handle, number)
+        if tables.series[tables.cells[number, cell_rows.SERIES], METRIC] != NO_METRIC:
+            link_cell(handle, number)

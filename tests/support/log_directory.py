@@ -14,10 +14,12 @@ import numpy as np
 
 from meterd.actors.disk import atomic_write
 from meterd.actors.log_files import LogFiles, Refused, View, index_name
-from meterd.actors.members_file import save_members
+from meterd.actors.totals_files import Making, fold
+from meterd.core.erasures import none_erased
 from meterd.core.log_index import OpenIndex
 from meterd.core.registry import Registry
 from meterd.protocol.index_format import encode_index
+from meterd.protocol.limits import I64_MIN
 from meterd.protocol.log_format import ACTIVE_NAME, full_name
 from tests.support.log_builder import IDENTITY_KEY, LogBuilder, LoggedEvent, Placed
 
@@ -33,6 +35,7 @@ class LogDirectory:
         self.refused: dict[int, set[int]] = {}
         self.waiting: dict[int, int] = {1: 0}  # files without an index: rows in them
         self.files = LogFiles(str(path), IDENTITY_KEY)
+        self.erasures = none_erased(self.files.identity_key)
         self._save_active()
 
     def write(self, events: list[LoggedEvent], refused: set[int] = frozenset()) -> list[Placed]:
@@ -68,13 +71,26 @@ class LogDirectory:
         atomic_write(self.path / index_name(number), encode_index(sealed))
         del self.waiting[number]
 
-    def delete(self, numbers: list[int], registry: Registry) -> None:
-        """Delete the oldest full files, as the retention sweeper does."""
-        save_members(str(self.path), self.files, registry, numbers)
+    def fold(self, numbers: list[int], registry: Registry, horizon: int) -> None:
+        """Fold the oldest full files; the totals horizon lies at `horizon`."""
+        for number in numbers:
+            fold(str(self.path), self.files.sealed(number), registry, self.making(horizon))
+        self.files.refresh()
+
+    def making(self, horizon: int) -> Making:
+        return Making(horizon, self.erasures)
+
+    def remove(self, numbers: list[int]) -> None:
+        """Remove files that were folded."""
         for number in numbers:
             (self.path / full_name(number)).unlink()
             (self.path / index_name(number)).unlink()
         self.files.refresh()
+
+    def delete(self, numbers: list[int], registry: Registry, horizon: int = I64_MIN) -> None:
+        """Delete the oldest full files, as the retention sweeper does."""
+        self.fold(numbers, registry, horizon)
+        self.remove(numbers)
 
     def bitmap(self, number: int) -> bytes:
         """The rows of a file that were not stored, one bit each."""
@@ -93,7 +109,7 @@ class LogDirectory:
     def view(self) -> View:
         """The log as a question asked now sees it."""
         end = (self.builder.file_number, len(self.builder.data))
-        return View(self.files, end, self.refused_of_waiting())
+        return View(self.files, end, self.refused_of_waiting(), self.erasures)
 
     def _save_active(self) -> None:
         """Write the active file in place: readers have it mapped."""

@@ -126,7 +126,8 @@ def below(account: str, parent: str) -> bool:
 
 
 class Model:
-    """All metrics and events; `ingest`, `put_metric`, `delete_metric`, `expire` change it."""
+    """All metrics and events; `ingest`, `put_metric`, `delete_metric`, `expire`, `erase`, `bring`
+    change it."""
 
     def __init__(self, retention_days: int = 90, ahead: int = DAY) -> None:
         self.retention = retention_days * DAY
@@ -137,6 +138,7 @@ class Model:
         self.stored: list[Stored] = []
         self.identities: dict[tuple[str, str], Stored] = {}
         self.expired: list[Stored] = []
+        self.erased: list[Stored] = []
         self.order = 0
 
     # Metrics
@@ -229,11 +231,33 @@ class Model:
     def expire(self, horizon: int) -> None:
         """Forget events before the horizon and their identities; members stay (opening state)."""
         self.horizon = max(self.horizon, horizon)
+        self.erased = [event for event in self.erased if not self.forgotten(event)]
         old = [event for event in self.stored if event.timestamp < self.horizon]
         self.stored = [event for event in self.stored if event.timestamp >= self.horizon]
         self.expired += old
         for event in old:
             del self.identities[event.account, event.id]
+
+    def forgotten(self, erased: Stored) -> bool:
+        """Is the identity of an erased event free by now?  Then free it."""
+        if erased.timestamp >= self.horizon:
+            return False
+        del self.identities[erased.account, erased.id]
+        return True
+
+    def erase(self, account: str, subtree: bool = False) -> None:
+        """Forget what an account has; its identities stay as long as they would have."""
+
+        def is_gone(event: Stored) -> bool:
+            return below(event.account, account) if subtree else event.account == account
+
+        self.erased += [event for event in self.stored if is_gone(event)]
+        self.stored = [event for event in self.stored if not is_gone(event)]
+        self.expired = [event for event in self.expired if not is_gone(event)]
+
+    def bring(self, events: Iterable[Stored]) -> None:
+        """Take a balance: events of another system, which have no identity here."""
+        self.expired += events
 
     # Questions
 

@@ -1,0 +1,101 @@
+"""What the usage actor tells others about expiry: horizons, and which accounts are erased.
+
+`erased.bin` repeats the list of erasures outside the state, so that a node whose state is older (a
+restored backup beside which this file was kept) knows what it must erase again.  It is written
+before the answer to an erasure leaves, and only ever grows.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from meterd.actors.disk import atomic_write
+from meterd.core.erasures import Erasure
+from meterd.protocol import checkpoint_format, log_format
+from meterd.protocol.errors import Corrupt
+from meterd.protocol.log_format import Damaged
+
+if TYPE_CHECKING:
+    from meterd.actors.usage import Usage
+
+FILE_NAME = "erased.bin"
+# Checkpoints to be saved after an erasure, until none is left that holds what was erased.
+SAVES = 2
+
+logger = logging.getLogger(__name__)
+
+
+class Standing:
+    """See the module."""
+
+    def __init__(self, usage: Usage) -> None:
+        self._usage = usage
+        self._path = Path(usage.options.node.data_dir, FILE_NAME)
+        self._written = 0  # erasures in the file that the state knows
+        self.saves_due = 0
+        self.missing: set[bytes] = set()  # erasures to be applied before any question is answered
+
+    def begin(self) -> None:
+        """The log is replayed: erase again what the file knows and the state does not.
+
+        This is proposed before anybody may propose events.  Raises Corrupt.
+        """
+        state = self._usage.state
+        missing = [one for one in read_erasures(self._path) if not state.erasures.knows(one.id)]
+        self.missing = {erasure.id for erasure in missing}
+        for erasure in missing:
+            command = {
+                "op": "account_erase",
+                "id": erasure.id,
+                "account": erasure.account,
+                "root": erasure.root,
+                "subtree": erasure.subtree,
+            }
+            self._usage.propose(log_format.ACCOUNT, erasure.partition, command)
+        if missing:
+            logger.warning("erasing %d accounts again: the state is from before", len(missing))
+        elif len(state.erasures):
+            self._write()
+        self._written = len(state.erasures)
+        self.announce()
+
+    def follow(self) -> None:
+        """A command was applied: keep and tell what it has changed."""
+        self.missing = {one for one in self.missing if not self._usage.state.erasures.knows(one)}
+        if len(self._usage.state.erasures) != self._written:
+            self._write()
+            self._written = len(self._usage.state.erasures)
+            self.saves_due = SAVES
+        self.announce()
+
+    def announce(self) -> None:
+        """Tell the retention sweeper."""
+        state = self._usage.state
+        said = {
+            "horizon": state.horizon,
+            "totals_horizon": state.totals_horizon,
+            "erasures": state.erasures.to_lists(),
+        }
+        self._usage.send("retention_sweeper", [b"standing", msgpack.packb(said)])
+
+    def _write(self) -> None:
+        """Write the list, with what the file knows beyond it."""
+        erasures = self._usage.state.erasures
+        beyond = [one for one in read_erasures(self._path) if not erasures.knows(one.id)]
+        state = {"kind": "erasures", "erasures": [one.to_list() for one in (*erasures, *beyond)]}
+        atomic_write(str(self._path), checkpoint_format.encode(state, {}))
+
+
+def read_erasures(path: Path) -> list[Erasure]:
+    """Return the erasures that a file knows; none when there is no file.  Raises Corrupt."""
+    try:
+        state: dict[str, Any] = checkpoint_format.read_state(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except Damaged as damage:
+        raise Corrupt(str(path), damage.offset, damage.reason) from damage
+    return [Erasure.from_list(fields) for fields in state["erasures"]]

@@ -1,0 +1,264 @@
+"""The totals files of a data directory: which stand for the log, making them, replacing them.
+
+`totals-<a>-<b>.tot` covers log files a to b.  Those that stand cover one unbroken run from log file
+1 on, which is then read from them and not from the log; a file within another one is superseded.
+Every change is one atomic write of one name, so there is nothing to recover.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from meterd.actors.disk import atomic_write, sync_directory
+from meterd.actors.mapping import map_file
+from meterd.core.erasures import Erasures
+from meterd.core.folded import Folded, fold_question, folded, merged
+from meterd.core.gathering import Gathering
+from meterd.core.registry import Registry
+from meterd.core.totals_file import SPAN_CELLS, TotalsFile, TotalsWriter
+from meterd.protocol import checkpoint_format
+from meterd.protocol.errors import Corrupt, Internal, RangeExpired, StorageError
+from meterd.protocol.log_format import Damaged
+
+if TYPE_CHECKING:
+    from meterd.actors.log_files import LogFile
+
+_NAME = re.compile(r"totals-(\d{12})-(\d{12})\.tot")
+# Rows folded in one go.
+FOLD_ROWS = 1 << 18
+# Files of about the same size that become one, and what a file may grow to.
+MERGE_FILES = 4
+CELLS_MAX = 50_000_000
+# Superseded files stay so long: a copy that is being made may have listed them.
+GRACE_SECONDS = 86_400.0
+
+logger = logging.getLogger(__name__)
+
+
+class Covered(NamedTuple):
+    """The log files that a totals file covers."""
+
+    first: int
+    last: int
+
+    @property
+    def name(self) -> str:
+        return f"totals-{self.first:012d}-{self.last:012d}.tot"
+
+
+def covered_by(name: str) -> Covered | None:
+    """Return what a file covers, or None when its name is not that of a totals file."""
+    match = _NAME.fullmatch(name)
+    return Covered(int(match[1]), int(match[2])) if match else None
+
+
+def standing(names: Iterable[str]) -> list[Covered]:
+    """Return what the files that stand for the log cover, rising: none lies within another."""
+    found = sorted(
+        (one for one in map(covered_by, names) if one is not None),
+        key=lambda one: (one.first, -one.last),
+    )
+    stand: list[Covered] = []
+    for one in found:
+        if not stand or one.last > stand[-1].last:
+            stand.append(one)
+    return stand
+
+
+class TotalsFiles:
+    """Opens totals files; each stays open until it is replaced or superseded."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._open: dict[Covered, tuple[int, TotalsFile]] = {}  # with the number of the inode
+
+    def snapshot(self, names: Iterable[str]) -> tuple[TotalsFile, ...]:
+        """Return the files that stand, given the names in the directory.
+
+        Raises Internal when one is damaged or does not follow the one before, RangeExpired when
+        one has just been superseded.
+        """
+        stand = standing(names)
+        opened: dict[Covered, tuple[int, TotalsFile]] = {}
+        files = []
+        expected = 1
+        for covered in stand:
+            if covered.first != expected:
+                raise Internal(f"no totals file covers log file {expected}")
+            expected = covered.last + 1
+            opened[covered] = self._opened(covered)
+            files.append(opened[covered][1])
+        self._open = opened
+        return tuple(files)
+
+    def _opened(self, covered: Covered) -> tuple[int, TotalsFile]:
+        path = os.path.join(self._directory, covered.name)
+        try:
+            inode = os.stat(path).st_ino
+            known = self._open.get(covered)
+            if known is not None and known[0] == inode:
+                return known
+            return inode, read_totals(path)
+        except FileNotFoundError:
+            raise RangeExpired("a part of the range has just expired; ask again") from None
+        except Corrupt as damage:
+            logger.error("%s", damage)
+            raise Internal(f"{covered.name} is damaged") from damage
+
+
+def read_totals(path: str) -> TotalsFile:
+    """Return a totals file, all of whose bytes have checked.  Raises Corrupt, FileNotFoundError."""
+    try:
+        return TotalsFile(*checkpoint_format.decode(map_file(path).data))
+    except Damaged as damage:
+        raise Corrupt(path, damage.offset, damage.reason) from damage
+
+
+class Making(NamedTuple):
+    """What is applied to every totals file that is made."""
+
+    horizon: int  # of totals
+    erasures: Erasures
+
+
+def fold(directory: str, file: LogFile, registry: Registry, making: Making) -> None:
+    """Make the totals file of one full log file, durably.
+
+    Raises StorageError when not every stored row could be counted; nothing is made then.
+    """
+    assert file.header is not None
+    header, entries = file.header, registry.entries
+    if not header.stored_count:
+        parts: list[Folded] = []
+        erased = 0
+    else:
+        parts, erased = _folded_rows(file, registry, making)
+    whole = merged(parts).coarsened(making.horizon) if parts else None
+    counted = 0 if whole is None else whole.count
+    if counted + erased != header.stored_count:
+        raise StorageError(
+            f"log file {file.number} has {header.stored_count} events, {counted} could be folded"
+            f" by {len(entries)} metrics; it stays"
+        )
+    covered = Covered(file.number, file.number)
+    write(directory, covered, making, [] if whole is None else [whole])
+
+
+def _folded_rows(
+    file: LogFile, registry: Registry, making: Making
+) -> tuple[list[Folded], int]:
+    assert file.header is not None
+    header = file.header
+    question = fold_question(registry.entries, header.min_timestamp, header.max_timestamp)
+    rows = file.all_rows()
+    parts, erased = [], 0
+    for first in range(0, len(rows), FOLD_ROWS):
+        gathering = Gathering(question, registry.entries, making.erasures.key, making.erasures)
+        gathering.count(file.rows, rows[first : first + FOLD_ROWS])
+        parts.append(folded(gathering.partial()))
+        erased += gathering.erased
+    return parts, erased
+
+
+def write(
+    directory: str, covered: Covered, making: Making, parts: Iterable[Folded]
+) -> int:
+    """Write a totals file, durably, replacing one of the same name; return its events."""
+    writer = TotalsWriter(*covered, making.horizon, len(making.erasures))
+    for part in parts:
+        writer.add(part)
+    path = os.path.join(directory, covered.name)
+    atomic_write(path, checkpoint_format.encode(*writer.finish()))
+    sync_directory(directory)
+    return writer.events
+
+
+def rewrite(directory: str, files: Sequence[TotalsFile], making: Making) -> None:
+    """Make one totals file of neighbours: merged, coarsened, without erased accounts.
+
+    Raises StorageError when it would count more or less than they do.
+    """
+    covered = Covered(files[0].first, files[-1].last)
+    dropped = [0]
+    parts = _merged_parts(files, making, dropped)
+    writer = TotalsWriter(*covered, making.horizon, len(making.erasures))
+    for part in parts:
+        writer.add(part)
+    if writer.events + dropped[0] != sum(file.events for file in files):
+        raise StorageError(f"{covered.name} would not count what its parts do")
+    path = os.path.join(directory, covered.name)
+    atomic_write(path, checkpoint_format.encode(*writer.finish()))
+
+
+def _merged_parts(
+    files: Sequence[TotalsFile], making: Making, dropped: list[int]
+) -> Iterator[Folded]:
+    """Yield what files hold, by ranges of accounts that take a bounded memory."""
+    for low, high in _account_ranges(files):
+        parts = []
+        for file in files:
+            span = (file.place_of(low), file.account_count if high is None else file.place_of(high))
+            part = file.read(span)
+            newer = making.erasures.since(file.erasures)
+            if len(newer):
+                before = part.count
+                part = part.without(lambda account, newer=newer: newer.floor(account) > 0)
+                dropped[0] += before - part.count
+            parts.append(part)
+        yield merged(parts).coarsened(making.horizon)
+
+
+def _account_ranges(files: Sequence[TotalsFile]) -> Iterator[tuple[bytes, bytes | None]]:
+    """Yield ranges of accounts in each of which no file has more than two spans of cells."""
+    edges = {file.account(low) for file in files for low, _ in file.spans("", False)}
+    rising = sorted(edges)
+    low = b""
+    for high in rising[1:]:
+        yield low, high
+        low = high
+    yield low, None
+
+
+def to_merge(files: Sequence[TotalsFile]) -> Sequence[TotalsFile]:
+    """Return neighbours that are worth merging, or none.
+
+    From the newest on, a file joins while it is at most twice as large as those behind it together:
+    so each cell is written a logarithmic number of times, and few files are left to be read.
+    """
+    first, total = len(files), 0
+    while first > 0:
+        size = files[first - 1].cell_count
+        if first < len(files) and size > 2 * total + SPAN_CELLS or total + size > CELLS_MAX:
+            break
+        total += size
+        first -= 1
+    chosen = files[first:]
+    return chosen if len(chosen) >= MERGE_FILES else ()
+
+
+def remove_superseded(directory: str, stand: Sequence[Covered], at_once: bool) -> list[str]:
+    """Delete totals files that lie within those that stand, after a while; return their names."""
+    gone = []
+    now = time.time()
+    for path in Path(directory).glob("totals-*.tot"):
+        covered = covered_by(path.name)
+        if covered is None or covered in stand:
+            continue
+        cover = next(
+            (s for s in stand if s.first <= covered.first and covered.last <= s.last), None
+        )
+        if cover is None:
+            continue
+        age = now - (Path(directory) / cover.name).stat().st_mtime
+        if at_once or age > GRACE_SECONDS:
+            path.unlink()
+            gone.append(path.name)
+    if gone:
+        sync_directory(directory)
+    return gone

@@ -1,0 +1,165 @@
+"""Opening balances: what accounts had used in the system that they were moved from.
+
+A balance is a cell at one moment: it counts in every range that holds the moment, and no range can
+cut through it.  It belongs to an account, metric version and dimension tuple, and may bring the
+members that were seen (`members`) and those that were present from then on (`present`).  Balances
+are state of the account's partition; they never expire, and go when the account is erased.
+
+An import has an id.  Each partition remembers it with a digest of the whole import, so the same one
+again changes nothing, and another one under the same id is refused.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from meterd.core.folded import (
+    ACCOUNT,
+    BUCKET,
+    DIMS,
+    METRIC,
+    OPERATION,
+    POSITION,
+    SEAT_WORDS,
+    TIMESTAMP,
+    Folded,
+    merged,
+    nothing,
+)
+from meterd.core.folded_cells import Cuts, joined, partial_of
+from meterd.core.kernels import cells as cell_rows
+from meterd.core.kernels.cells import CELL_WORDS, POSITION_ROW_BITS
+from meterd.core.kernels.reduce import ADD
+from meterd.core.kernels.stage import content_of_bytes
+from meterd.core.partial_cells import PartialCells
+from meterd.core.questions import Question
+from meterd.core.registry import MetricEntry
+from meterd.protocol.errors import ImportConflict, TooManyBalances
+from meterd.protocol.limits import I64_MIN
+
+# About 400 bytes each in memory and in every checkpoint.
+BALANCES_MAX: Final = 1_000_000
+IMPORTS_MAX: Final = 1_000_000
+
+ARRAYS: Final = ("keys", "cells", "member_cell", "members", "seats", "seat_members")
+
+
+class Balances:
+    """All balances.  Changed only through `take`, `erase` and `restore`."""
+
+    def __init__(self) -> None:
+        self._parts = [nothing()]  # each at least twice as large as the next, so merging is cheap
+        self._imports: dict[tuple[int, str], bytes] = {}  # (partition, id): digest
+
+    @property
+    def count(self) -> int:
+        return sum(len(part.keys) for part in self._parts)
+
+    def take(self, command: Mapping[str, Any], partition: int, index: int) -> str:
+        """Take the balances of a command at this place of the log; return what became of it.
+
+        Raises ImportConflict, TooManyBalances, and changes nothing then.
+        """
+        name = (partition, command["id"])
+        known = self._imports.get(name)
+        if known is not None:
+            if known != command["digest"]:
+                raise ImportConflict(f"import {command['id']} has brought other balances before")
+            return "unchanged"
+        added = _folded(command["rows"], index << POSITION_ROW_BITS)
+        if self.count + len(added.keys) > BALANCES_MAX or len(self._imports) >= IMPORTS_MAX:
+            raise TooManyBalances(f"there is room for {BALANCES_MAX} balances")
+        self._parts.append(added)
+        while len(self._parts) > 1 and 2 * len(self._parts[-1].keys) > len(self._parts[-2].keys):
+            self._parts[-2:] = [merged(self._parts[-2:])]
+        self._imports[name] = command["digest"]
+        return "imported"
+
+    def erase(self, is_gone: Callable[[str], bool]) -> None:
+        """Forget the balances of some accounts; that they were imported stays known."""
+        self._parts = [part.without(is_gone) for part in self._parts]
+
+    def partial(
+        self, question: Question, entries: Sequence[MetricEntry]
+    ) -> PartialCells | None:
+        """Return the cells that a question of kind usage or accounts is about, or None."""
+        numbers = [entry.number for entry in entries]
+        partials = []
+        for part in self._parts:
+            asked = _asked(part, question)
+            if asked is not None:
+                partials.append(partial_of(asked, question, numbers, I64_MIN, Cuts()))
+        return joined(partials) if partials else None
+
+    def save(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return everything as state and arrays of a checkpoint; neither changes any more."""
+        self._parts = [merged(self._parts)]
+        held = self._parts[0]
+        state = {
+            "accounts": held.accounts,
+            "dims": held.dims,
+            "imports": [[*name, digest] for name, digest in self._imports.items()],
+        }
+        return state, {f"balance_{name}": getattr(held, name) for name in ARRAYS}
+
+    def restore(self, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take over what `save` gave."""
+        held = [arrays[f"balance_{name}"].copy() for name in ARRAYS]
+        self._parts = [Folded(state["accounts"], state["dims"], *held)]
+        self._imports = {
+            (partition, name): digest for partition, name, digest in state["imports"]
+        }
+
+
+def _asked(part: Folded, question: Question) -> Folded | None:
+    """Return what belongs to the accounts that a question is about, or None."""
+    names, account = part.accounts, question.account
+    if not account:
+        return part if names else None
+    places = []
+    at = bisect_left(names, account)
+    if at < len(names) and names[at] == account:
+        places.append(at)
+    if question.subtree:  # "0" follows "/"
+        places += range(bisect_left(names, account + "/"), bisect_left(names, account + "0"))
+    if not places:
+        return None
+    return part.chosen(
+        np.isin(part.keys[:, ACCOUNT], places), np.isin(part.seats[:, ACCOUNT], places)
+    )
+
+
+def _folded(rows: Sequence[Sequence[Any]], position: int) -> Folded:
+    """Return the rows of a command (core/balance_rows.py) as cells."""
+    parts = []
+    for place, row in enumerate(rows):
+        account, number, dims, at, counted, members, present = row
+        cells = np.zeros((1, CELL_WORDS), np.int64)
+        cells[0, cell_rows.COUNT] = counted[0]
+        cells[0, [cell_rows.SUM_LO, cell_rows.SUM_HI]] = np.frombuffer(counted[1], np.int64)
+        cells[0, [cell_rows.MIN, cell_rows.MAX]] = counted[2:4]
+        cells[0, [cell_rows.LATEST_VALUE, cell_rows.FIRST_VALUE]] = counted[4:6]
+        cells[0, [cell_rows.LATEST_TS, cell_rows.FIRST_TS]] = at
+        cells[0, [cell_rows.LATEST_POS, cell_rows.FIRST_POS]] = position + place
+        keys = np.zeros((1, 4), np.int64)
+        keys[0, [METRIC, BUCKET]] = number, at
+        seats = np.zeros((len(present) // 16, SEAT_WORDS), np.int64)
+        seats[:, METRIC], seats[:, TIMESTAMP] = number, at
+        seats[:, POSITION], seats[:, OPERATION] = position + place, ADD
+        seen = np.frombuffer(members, np.uint64).reshape(-1, 2)
+        there = np.frombuffer(present, np.uint64).reshape(-1, 2)
+        owner = np.zeros(len(seen), np.int64)
+        parts.append(Folded([account], [dims], keys, cells, owner, seen, seats, there))
+    return merged([nothing(), *parts])
+
+
+def digest_of(import_id: str, rows: Sequence[Any]) -> bytes:
+    """Return what tells two imports apart."""
+    packed = np.frombuffer(msgpack.packb([import_id, list(rows)]), np.uint8)
+    return np.array(content_of_bytes(packed), np.uint64).tobytes()

@@ -1,0 +1,169 @@
+"""Which accounts were erased, and up to where: a list that only grows, and holds no text.
+
+An erasure is a command in the account's own partition, so it has a place in the order of the
+account's events: what stands before that is gone, what comes after counts as ever.  An account is
+known by its keyed hash, so the list can be kept for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meterd.core.kernels import erased as kernels
+from meterd.core.kernels.cells import POSITION_ROW_BITS
+from meterd.core.kernels.entries import account_hash
+from meterd.core.kernels.hashing import partition_of
+from meterd.core.kernels.index import Index, insert, make_index
+
+ERASURE_ID_SIZE: Final = 16
+# One is 100 bytes in memory, in every checkpoint and in erased.bin.
+ERASURES_MAX: Final = 1_000_000
+HASH_SIZE: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """One erasure.  `account` and `root` are keyed hashes of 16 bytes."""
+
+    id: bytes  # random, made with the command
+    account: bytes
+    root: bytes  # of what stands before the first "/"
+    subtree: bool  # and everything below it
+    partition: int
+    floor: int  # positions in the log before it are erased
+    time: int  # leader's, UTC ns
+
+    def to_list(self) -> list[Any]:
+        """Return the erasure as plain values."""
+        return [
+            self.id,
+            self.account,
+            self.root,
+            self.subtree,
+            self.partition,
+            self.floor,
+            self.time,
+        ]
+
+    @classmethod
+    def from_list(cls, fields: Sequence[Any]) -> Erasure:
+        """Read what `to_list` gave."""
+        return cls(*fields)
+
+
+def erasure_command(
+    key: NDArray[np.uint64], account: str, subtree: bool, erasure_id: bytes
+) -> tuple[dict[str, Any], int]:
+    """Return the command of the log that erases an account, and the partition it belongs to."""
+    text = np.frombuffer(account.encode(), np.uint8)
+    root = np.frombuffer(account.split("/", 1)[0].encode(), np.uint8)
+    command = {
+        "op": "account_erase",
+        "id": erasure_id,
+        "account": hash_of(key, text),
+        "root": hash_of(key, root),
+        "subtree": subtree,
+    }
+    return command, int(partition_of(text, 0, len(text)))
+
+
+def erasure_of(command: Mapping[str, Any], partition: int, index: int, time: int) -> Erasure:
+    """Return the erasure that a command at this place of the log is."""
+    return Erasure(
+        command["id"],
+        command["account"],
+        command["root"],
+        command["subtree"],
+        partition,
+        index << POSITION_ROW_BITS,
+        time,
+    )
+
+
+class Erasures:
+    """All erasures in the order of the log; immutable."""
+
+    def __init__(self, erasures: Iterable[Erasure], key: NDArray[np.uint64]) -> None:
+        self._list = tuple(erasures)
+        self._key = key.copy()
+        self._known = {erasure.id for erasure in self._list}
+        self._table: kernels.Erased | None = None
+
+    @property
+    def key(self) -> NDArray[np.uint64]:
+        """The key of all hashes."""
+        return self._key
+
+    def __len__(self) -> int:
+        return len(self._list)
+
+    def __iter__(self) -> Iterator[Erasure]:
+        return iter(self._list)
+
+    def knows(self, erasure_id: bytes) -> bool:
+        return erasure_id in self._known
+
+    def with_erasure(self, erasure: Erasure) -> Erasures:
+        """Return the list with one more."""
+        return Erasures((*self._list, erasure), self._key)
+
+    def since(self, count: int) -> Erasures:
+        """Return those behind the first `count`."""
+        return Erasures(self._list[count:], self._key) if count else self
+
+    def is_erased(self, account: str, position: int) -> bool:
+        """Is what an account has at a position in the log erased?"""
+        return bool(self._list) and position < self.floor(account)
+
+    def floor(self, account: str) -> int:
+        """Return the position before which an account's events are erased; 0: none is."""
+        if not self._list:
+            return 0
+        text = np.frombuffer(account.encode(errors="surrogateescape"), np.uint8)
+        return int(kernels.floor_of(text, 0, len(text), self._key, self.table))
+
+    @property
+    def table(self) -> kernels.Erased:
+        """The erasures as kernels read them."""
+        if self._table is None:
+            self._table = _table(self._list)
+        return self._table
+
+    def keep(self, data: NDArray[np.uint8], matches: NDArray[np.int64]) -> int:
+        """Move the matches (kernels/gather.py) that are not erased to the front; return how many."""
+        if not self._list or not len(matches):
+            return len(matches)
+        return int(kernels.keep_matches(data, matches, self._key, self.table))
+
+    def to_lists(self) -> list[list[Any]]:
+        """Return all as plain values."""
+        return [erasure.to_list() for erasure in self._list]
+
+
+def none_erased(key: NDArray[np.uint64]) -> Erasures:
+    """Return the list of no erasures."""
+    return Erasures((), key)
+
+
+def hash_of(key: NDArray[np.uint64], text: NDArray[np.uint8]) -> bytes:
+    """Return the keyed hash of an account's text."""
+    return np.array(account_hash(key[0], key[1], text, 0, len(text)), np.uint64).tobytes()
+
+
+def _table(erasures: Sequence[Erasure]) -> kernels.Erased:
+    floors: dict[bytes, list[int]] = {}
+    for erasure in erasures:
+        exact_and_below = floors.setdefault(erasure.account, [0, 0])
+        exact_and_below[0] = max(exact_and_below[0], erasure.floor)
+        if erasure.subtree:
+            exact_and_below[1] = max(exact_and_below[1], erasure.floor)
+    index: Index = make_index(max(len(floors), 1))
+    for place, account in enumerate(floors):
+        first, second = np.frombuffer(account, np.uint64)
+        insert(index, first, second, np.uint64(place))
+    return kernels.Erased(index, np.array(list(floors.values()) or [[0, 0]], np.int64))

@@ -1,0 +1,183 @@
+"""Leaves out the rows of erased accounts, and takes erased accounts out of the tables."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from meterd.core.kernels import cells as cell_rows
+from meterd.core.kernels.entries import MEMBER, account_hash, entry_parts, pair_hash
+from meterd.core.kernels.gather import ENTRY, POSITION
+from meterd.core.kernels.hashing import root_end
+from meterd.core.kernels.index import (
+    BUCKET_BITS,
+    BUCKET_SLOTS,
+    ENTRIES,
+    MISSING,
+    Index,
+    enter,
+    find,
+    payload_at,
+    set_payload,
+    take_out,
+)
+from meterd.core.kernels.tables import (
+    DIMS_SIZE,
+    DIMS_START,
+    FIRST_CELL,
+    FIRST_SERIES,
+    METRIC,
+    NEXT_IN_ROOT,
+    NEXT_MEMBER,
+    NEXT_SERIES,
+    NO_MEMBER,
+    SEATS,
+    TEXT_SIZE,
+    TEXT_START,
+    cell_hash,
+    series_hash,
+    tables_at,
+)
+
+Array = Any
+_U64 = np.uint64
+_SLASH = 47
+
+
+class Erased(NamedTuple):
+    """Erased accounts by the hash of their text."""
+
+    index: Index
+    floors: Array  # int64[n, 2]: positions before which the account itself, what is below, is gone
+
+
+@njit(cache=True)
+def floor_of(data: Array, start: int, end: int, key: Array, erased: Any) -> Any:
+    """Return the position before which what the account at start..end has is erased, or 0."""
+    floor = np.int64(0)
+    for stop in range(start + 1, end + 1):
+        if stop == end or data[stop] == _SLASH:
+            a0, a1 = account_hash(key[0], key[1], data, start, stop)
+            slot = find(erased.index, a0, a1)
+            if slot != MISSING:
+                place = np.int64(payload_at(erased.index, slot))
+                floor = max(floor, erased.floors[place, 1])
+                if stop == end:
+                    floor = max(floor, erased.floors[place, 0])
+    return floor
+
+
+@njit(cache=True)
+def keep_matches(data: Array, matches: Array, key: Array, erased: Any) -> Any:
+    """Move the matches that are not erased to the front, in their order; return how many."""
+    kept = 0
+    for k in range(len(matches)):
+        entry = matches[k, ENTRY]
+        account_end, _ = entry_parts(data, entry)
+        if matches[k, POSITION] >= floor_of(data, entry + 2, account_end, key, erased):
+            for word in range(matches.shape[1]):
+                matches[kept, word] = matches[k, word]
+            kept += 1
+    return kept
+
+
+@njit(cache=True, _nrt=False)
+def remove(index: Any, k0: Any, k1: Any) -> None:
+    """Remove a key; its bucket is filled anew, because a free slot ends a look-up."""
+    slot = find(index, k0, k1)
+    if slot == MISSING:
+        return
+    word_0, word_1 = index.slots[slot, 0], index.slots[slot, 1]
+    bucket = slot >> BUCKET_BITS
+    held = np.int64(index.counts[bucket])
+    take_out(index, bucket)
+    for i in range(held):
+        if index.scratch[i, 0] != word_0 or index.scratch[i, 1] != word_1:
+            enter(index.slots, bucket * BUCKET_SLOTS, index.scratch[i, 0], index.scratch[i, 1])
+    index.counts[bucket] = held - 1
+    index.head[ENTRIES] -= 1
+
+
+@njit(cache=True, _nrt=False)
+def accounts_of_root(handle: Array, root: Array, out: Array) -> int:
+    """Write the numbers of all accounts of a root, given by its hash; return how many."""
+    tables = tables_at(handle)
+    slot = find(tables.root_index, root[0], root[1])
+    if slot == MISSING:
+        return 0
+    number = np.int64(payload_at(tables.root_index, slot))
+    count = 0
+    while number >= 0:
+        if count < len(out):
+            out[count] = number
+        count += 1
+        number = tables.accounts[number, NEXT_IN_ROOT]
+    return count
+
+
+@njit(cache=True, _nrt=False)
+def erase_account(handle: Array, number: int) -> None:
+    """Take an account's text, series, cells and members out of the tables.
+
+    Their rows stay, as rows of nothing: number 0 of a metric is given to none.
+    """
+    tables = tables_at(handle)
+    key, accounts, text = tables.key, tables.accounts, tables.text
+    start = accounts[number, TEXT_START]
+    end = start + accounts[number, TEXT_SIZE]
+    a0, a1 = account_hash(key[0], key[1], text, start, end)
+    series = accounts[number, FIRST_SERIES]
+    while series >= 0:
+        _erase_series(handle, series, number, a0, a1)
+        series = tables.series[series, NEXT_SERIES]
+    remove(tables.account_index, a0, a1)
+    r0, r1 = account_hash(key[0], key[1], text, start, root_end(text, start, end))
+    slot = find(tables.root_index, r0, r1)
+    before = np.int64(payload_at(tables.root_index, slot))
+    following = accounts[number, NEXT_IN_ROOT]
+    if before != number:
+        while accounts[before, NEXT_IN_ROOT] != number:
+            before = accounts[before, NEXT_IN_ROOT]
+        accounts[before, NEXT_IN_ROOT] = following
+    elif following >= 0:
+        set_payload(tables.root_index, slot, _U64(following))
+    else:
+        remove(tables.root_index, r0, r1)
+    text[start:end] = 0
+    accounts[number, TEXT_SIZE] = 0
+    accounts[number, FIRST_SERIES] = MISSING
+    accounts[number, NEXT_IN_ROOT] = MISSING
+
+
+@njit(cache=True, _nrt=False)
+def _erase_series(handle: Array, number: int, account: int, a0: Any, a1: Any) -> None:
+    tables = tables_at(handle)
+    key, cells, dims, row = tables.key, tables.cells, tables.dims, tables.series[number]
+    start = row[DIMS_START]
+    end = start + row[DIMS_SIZE]
+    cell = row[FIRST_CELL]
+    while cell >= 0:
+        period = cells[cell, cell_rows.PERIOD_START]
+        c0, c1 = cell_hash(key[0], key[1], a0, a1, row[METRIC], period, dims, start, end)
+        remove(tables.cell_index, c0, c1)
+        member = cells[cell, cell_rows.FIRST_MEMBER]
+        while member >= 0:
+            m0, m1 = tables.members[member, 0], tables.members[member, 1]
+            h0, h1 = pair_hash(key[0], key[1], MEMBER, _U64(cell), m0, m1)
+            remove(tables.member_index, h0, h1)
+            following = tables.members[member, NEXT_MEMBER]
+            tables.members[member, 0] = tables.members[member, 1] = _U64(0)
+            tables.members[member, NEXT_MEMBER] = NO_MEMBER
+            member = np.int64(-1) if following == NO_MEMBER else np.int64(following)
+        following_cell = cells[cell, cell_rows.NEXT_CELL]
+        cell_rows.clear_cell(cells, cell)
+        cells[cell, cell_rows.SERIES] = number
+        cells[cell, cell_rows.PERIOD_START] = period
+        cell = following_cell
+    s0, s1 = series_hash(key, account, row[METRIC], dims, start, end)
+    remove(tables.series_index, s0, s1)
+    dims[start:end] = 0
+    row[METRIC] = row[SEATS] = row[DIMS_SIZE] = 0
+    row[FIRST_CELL] = MISSING
