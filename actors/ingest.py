@@ -7,6 +7,7 @@ that their clients send again.  What it needs to know of a request travels with 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.outcomes import encode_origin
 from meterd.actors.sockets import Frame
 from meterd.actors.zone_files import transitions
+from meterd.core.balance_rows import import_commands
+from meterd.core.erasures import erasure_command
 from meterd.core.registry import Registry
 from meterd.core.replica import single_slice
 from meterd.core.staging import Stage
@@ -43,6 +46,8 @@ class Ingest(Actor):
 
     def open(self) -> None:
         key = identity.read(self.options.node.data_dir).identity_key
+        self._key = np.frombuffer(key, np.uint64).copy()
+        self._registry = Registry()
         words = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
         self._stage = Stage(self.options.ingest.record_events_max, words)
         self._answers = Answers(self)
@@ -73,7 +78,8 @@ class Ingest(Actor):
     def _on_registry(self, frames: list[bytes]) -> None:
         """Take over the registry, then pass on the answers that promise it."""
         self._propose()  # what is staged was numbered by the old one
-        self._stage.use(Registry.from_bytes(frames[1]))
+        self._registry = Registry.from_bytes(frames[1])
+        self._stage.use(self._registry)
         for answer in unbundle(frames[2:]):
             self._answers.add(answer)
         if not self._serving:
@@ -86,6 +92,8 @@ class Ingest(Actor):
         try:
             if header.kind == "ingest":
                 self._on_events(rid, header, body)
+            elif header.kind in ("account_erase", "balance_import"):
+                self._on_account(rid, header, body)
             else:
                 self._on_metric(rid, header, body)
         except MeterdError as error:
@@ -146,17 +154,40 @@ class Ingest(Actor):
             }
         else:
             command = {"op": "metric_delete", "code": fields["code"]}
-        self._propose()  # commands are ordered after what came before them
+        origin = [(rid, header.id, header.kind)]
+        self._command(log_format.META, log_format.META_GROUP, command, origin)
+
+    def _on_account(self, rid: bytes, header: RequestHeader, body: Frame) -> None:
+        """Log what concerns accounts in their partitions; the last of the commands is answered."""
+        fields = check_request(header.kind, body, header.lz4_size)
+        if header.kind == "account_erase":
+            name = fields["id"] or os.urandom(16).hex()
+            command, partition = erasure_command(
+                self._key, fields["account"], fields["subtree"], name
+            )
+            commands = {partition: command}
+        else:
+            commands = import_commands(fields["id"], fields["balances"], self._registry, self._key)
+        last = max(commands)
+        for partition, command in sorted(commands.items()):
+            origin = [(rid, header.id, header.kind)] if partition == last else []
+            self._command(log_format.ACCOUNT, partition, command, origin)
+
+    def _command(
+        self, kind: int, group: int, command: dict[str, Any], origin: list[tuple[bytes, int, str]]
+    ) -> None:
+        """Propose a command, ordered after what came before it."""
+        self._propose()
         packed = msgpack.packb(command)
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
         meta = {
-            "kind": log_format.META,
-            "slices": single_slice(log_format.META_GROUP, payload),
+            "kind": kind,
+            "slices": single_slice(group, payload),
             "row_count": 0,
             "heap_size": len(packed),
             "registry_version": self._stage.registry_version,
         }
-        self._send(meta, payload, msgpack.packb([(rid, header.id, header.kind)]))
+        self._send(meta, payload, msgpack.packb(origin))
 
     def _propose(self) -> None:
         """Pack what is staged into one proposal."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
 from meterd.core.kernels.entries import member_of_text, member_of_value
 from meterd.core.kernels.hashing import partition_of
+from meterd.core.kernels.stage import content_of_bytes
 from meterd.core.registry import MetricEntry, Registry
 from meterd.protocol import fields
 from meterd.protocol.body import unknown_name
@@ -49,6 +51,29 @@ MEMBERS_MAX: Final = 100_000
 SUM_MAX: Final = 1 << 126
 
 Row = list[Any]
+
+
+def import_commands(
+    import_id: str, balances: Sequence[Any], registry: Registry, key: NDArray[np.uint64]
+) -> dict[int, dict[str, Any]]:
+    """Return the commands of the log that an import is, by partition.
+
+    All have the digest of the whole, so what one of them says of the import's id holds for all.
+    Raises BadRequest, UnknownMetric.
+    """
+    rows = balance_rows(balances, registry, key)
+    packed = np.frombuffer(msgpack.packb([import_id, sorted(rows.items())]), np.uint8)
+    digest = np.array(content_of_bytes(packed), np.uint64).tobytes()
+    return {
+        partition: {
+            "op": "balance_import",
+            "id": import_id,
+            "digest": digest,
+            "count": len(balances),
+            "rows": of_partition,
+        }
+        for partition, of_partition in rows.items()
+    }
 
 
 def balance_rows(
@@ -112,7 +137,7 @@ def _amount(raw: Mapping[str, Any], name: str, decimals: int, limit: int) -> int
         units = parse_units(value, decimals)
     except ValueError:
         raise BadRequest(f"{name}: {value!r:.60} has not at most {decimals} decimals") from None
-    if not -limit <= units <= limit:
+    if not -limit - 1 <= units <= limit:
         raise BadRequest(f"{name}: too large")
     return units
 

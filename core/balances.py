@@ -15,7 +15,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,7 +35,6 @@ from meterd.core.folded_cells import Cuts, joined, partial_of
 from meterd.core.kernels import cells as cell_rows
 from meterd.core.kernels.cells import CELL_WORDS, POSITION_ROW_BITS
 from meterd.core.kernels.reduce import ADD
-from meterd.core.kernels.stage import content_of_bytes
 from meterd.core.partial_cells import PartialCells
 from meterd.core.questions import Question
 from meterd.core.registry import MetricEntry
@@ -157,9 +155,3 @@ def _folded(rows: Sequence[Sequence[Any]], position: int) -> Folded:
         owner = np.zeros(len(seen), np.int64)
         parts.append(Folded([account], [dims], keys, cells, owner, seen, seats, there))
     return merged([nothing(), *parts])
-
-
-def digest_of(import_id: str, rows: Sequence[Any]) -> bytes:
-    """Return what tells two imports apart."""
-    packed = np.frombuffer(msgpack.packb([import_id, list(rows)]), np.uint8)
-    return np.array(content_of_bytes(packed), np.uint64).tobytes()

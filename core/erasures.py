@@ -20,17 +20,15 @@ from meterd.core.kernels.entries import account_hash
 from meterd.core.kernels.hashing import partition_of
 from meterd.core.kernels.index import Index, insert, make_index
 
-ERASURE_ID_SIZE: Final = 16
 # One is 100 bytes in memory, in every checkpoint and in erased.bin.
 ERASURES_MAX: Final = 1_000_000
-HASH_SIZE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
     """One erasure.  `account` and `root` are keyed hashes of 16 bytes."""
 
-    id: bytes  # random, made with the command
+    id: bytes  # of 16 bytes: the same is applied once
     account: bytes
     root: bytes  # of what stands before the first "/"
     subtree: bool  # and everything below it
@@ -57,14 +55,17 @@ class Erasure:
 
 
 def erasure_command(
-    key: NDArray[np.uint64], account: str, subtree: bool, erasure_id: bytes
+    key: NDArray[np.uint64], account: str, subtree: bool, name: str
 ) -> tuple[dict[str, Any], int]:
-    """Return the command of the log that erases an account, and the partition it belongs to."""
+    """Return the command of the log that erases an account, and the partition it belongs to.
+
+    name: what the client calls the erasure, so that asking twice erases once.
+    """
     text = np.frombuffer(account.encode(), np.uint8)
     root = np.frombuffer(account.split("/", 1)[0].encode(), np.uint8)
     command = {
         "op": "account_erase",
-        "id": erasure_id,
+        "id": hash_of(key, np.frombuffer(f"{name}/{account}".encode(), np.uint8)),
         "account": hash_of(key, text),
         "root": hash_of(key, root),
         "subtree": subtree,

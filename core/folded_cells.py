@@ -32,6 +32,7 @@ from meterd.core.kernels.gather import SEAT_CELL, SEAT_OPERATION, SEAT_POSITION,
 from meterd.core.partial_cells import Members, PartialCells, Seats
 from meterd.core.questions import Question
 from meterd.protocol.errors import RangeExpired
+from meterd.protocol.limits import I64_MAX
 
 
 @dataclass(slots=True)
@@ -59,7 +60,8 @@ class Cuts:
         if self.end:
             end = max(_between_cells(end), self.horizon)
         if start >= end:
-            end = start + max(GRAIN, question.end - question.start) // GRAIN * GRAIN
+            length = max(GRAIN, question.end - question.start) // GRAIN * GRAIN
+            end = min(start + length, I64_MAX)
         inner = ", in windows that begin at quarters of an hour" if self.inner else ""
         raise RangeExpired(
             "events of this range have expired, and what they were added up to cannot be cut"

@@ -85,7 +85,7 @@ def unpack_block(raw: Any, rows: int) -> tuple[Rows, Rows]:
     """Return keys (without accounts) and cells of a block."""
     size = 8 * COLUMNS * rows
     planes = np.frombuffer(lz4.block.decompress(raw, uncompressed_size=size), np.uint8)
-    columns = np.ascontiguousarray(planes.reshape(COLUMNS, 8, rows).transpose(0, 2, 1))
+    columns = planes.reshape(COLUMNS, 8, rows).transpose(0, 2, 1).copy()
     out = columns.reshape(-1).view(np.int64).reshape(COLUMNS, rows)
     count, low, high, least, most, at, position, value, first_at, first_position, first = out[3:]
     count += 1

@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 import meterd
-from meterd.commands import bench, completion, events, ingest, metric, nodes, usage
+from meterd.commands import account, bench, completion, events, ingest, metric, nodes, usage
 from meterd.commands.console import warn
 from meterd.commands.session import AdminError, AdminGroup, admin_error_of
 from meterd.exits import AdminExit
@@ -26,6 +26,7 @@ COMMANDS: tuple[click.Command, ...] = (
     usage.accounts,
     events.events,
     events.feed,
+    account.account,
     nodes.status,
     nodes.health,
     nodes.metrics,

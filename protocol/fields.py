@@ -143,3 +143,18 @@ def filters(raw: object) -> dict[str, tuple[str | None, ...]]:
             for value in values
         )
     return wanted
+
+
+def command_id(raw: object) -> str:
+    """Return the id by which a command is done once, or raise BadRequest."""
+    name = text(raw, limits.COMMAND_ID_SIZE_MAX, "id")
+    if not name:
+        raise BadRequest("id: empty")
+    return name
+
+
+def balances(raw: object) -> list[Any]:
+    """Return opening balances, unchecked but for their number; the node knows their metrics."""
+    if not isinstance(raw, list | tuple) or not 1 <= len(raw) <= limits.BALANCES_MAX:
+        raise BadRequest(f"balances: a list of 1 to {limits.BALANCES_MAX}")
+    return list(raw)

@@ -71,6 +71,10 @@ CURSOR_SIZE_MAX = 256
 FILTER_VALUES_MAX = 1_000
 TELEMETRY_FILTER_SIZE_MAX = 256
 
+# Opening balances of one request.
+BALANCES_MAX = 1_000
+COMMAND_ID_SIZE_MAX = 128
+
 # Partitions of a cluster, fixed when it is made.
 PARTITION_COUNT = 256
 

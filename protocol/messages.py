@@ -96,6 +96,18 @@ _KINDS = (
         DEFINITION | _flag("replace"),
     ),
     Kind("metric_delete", "ingest", "deletes a metric; its events stay", _code()),
+    Kind(
+        "account_erase",
+        "ingest",
+        "erases what an account has had so far; its ids stay used",
+        _account() | _flag("subtree") | {"id": Field(fields.command_id)},
+    ),
+    Kind(
+        "balance_import",
+        "ingest",
+        "brings usage of accounts from another system, once for each import id",
+        {"id": Field(fields.command_id, REQUIRED), "balances": Field(fields.balances, REQUIRED)},
+    ),
     Kind("metric_list", "usage", "lists the registered metrics"),
     Kind("metric_show", "usage", "gives all versions of a metric", _code()),
     Kind(

@@ -8,7 +8,8 @@ most one request before it lets the loop do other things.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, Unpack
 
 import zmq
@@ -178,6 +179,18 @@ class AsyncClient:
     async def delete_metric(self, code: str) -> None:
         """Delete a metric; its events stay until they expire."""
         await self.run(questions.ask("metric_delete", {"code": code}))
+
+    async def erase_account(self, account: str, subtree: bool = False) -> dict[str, Any]:
+        """Erase what an account has had so far; see `Client.erase_account`."""
+        body = {"account": account, "subtree": subtree, "id": uuid.uuid4().hex}
+        return await self.run(questions.ask("account_erase", body))
+
+    async def import_balances(
+        self, import_id: str, balances: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Bring usage from another system; see `Client.import_balances`."""
+        body = {"id": import_id, "balances": list(balances)}
+        return await self.run(questions.ask("balance_import", body))
 
     async def ingest(
         self, events: Sequence[Event], durability: Durability = "sync"

@@ -7,7 +7,8 @@ survive a fork: make one in each process.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, Unpack
 
 from meterd.client import questions
@@ -113,6 +114,20 @@ class Client:
     def delete_metric(self, code: str) -> None:
         """Delete a metric; its events stay until they expire."""
         self.run(questions.ask("metric_delete", {"code": code}))
+
+    # Accounts
+
+    def erase_account(self, account: str, subtree: bool = False) -> dict[str, Any]:
+        """Erase what an account has had so far; its ids stay used, new events are taken."""
+        body = {"account": account, "subtree": subtree, "id": uuid.uuid4().hex}
+        return self.run(questions.ask("account_erase", body))
+
+    def import_balances(
+        self, import_id: str, balances: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Bring usage from another system, once for each import id."""
+        body = {"id": import_id, "balances": list(balances)}
+        return self.run(questions.ask("balance_import", body))
 
     # Events
 

@@ -11,7 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from meterd.core import state as state_module
 from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
+from meterd.core.balance_rows import import_commands
+from meterd.core.erasures import erasure_command
+from meterd.core.folded_cells import joined
 from meterd.core.memory_cells import collect
+from meterd.core.partial_cells import PartialCells
 from meterd.core.questions import Question
 from meterd.core.state import StateMachine
 from meterd.protocol.errors import MetricVersionsDiffer
@@ -94,7 +98,7 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
         self.model = oracle.Model(retention_days=10**6)
         self.runs: list[Any] = []
         self.now = NOW
-        self.asked = 0
+        self.asked = self.erased = self.moment = 0
         self.cells_min = state_module.EVICT_CELLS_MIN
         state_module.EVICT_CELLS_MIN = 1
         for variants in VARIANTS.values():
@@ -194,6 +198,79 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
         self.model.ahead = ahead * DAY
         assert self.pipeline.state.horizon == self.model.horizon
 
+    @rule(account=st.sampled_from(ACCOUNTS), subtree=st.booleans())
+    def erase(self, account: str, subtree: bool) -> None:
+        key = self.pipeline.state.tables.key
+        command, partition = erasure_command(key, account, subtree, str(self.erased))
+        self.erased += 1
+        self.pipeline.account_command(self.now, partition, command)
+        self.model.erase(account, subtree)
+        if len(account) > 2:  # not a part of anything else
+            saved = self.pipeline.state.save()
+            self.runs.append(saved.identities.copy())
+            assert account.encode() not in saved.arrays["text"].tobytes() or not subtree
+
+    @rule(
+        brought=st.lists(events, min_size=1, max_size=6),
+        at=st.sampled_from([0, -DAY, -31 * DAY]),
+        again=st.booleans(),
+    )
+    def bring(self, brought: list[dict[str, Any]], at: int, again: bool) -> None:
+        """A balance is what a few events at one moment would be."""
+        self.moment += 1
+        moment = self.now + at - self.moment  # no event and no other balance lies there
+        groups: dict[Any, list[oracle.Stored]] = {}
+        for event in brought:
+            if event["metric"] not in self.model.versions or event["metric"] in self.model.deleted:
+                continue
+            version = self.model.version_at(event["metric"], moment)
+            value = oracle.parse_value(event["value"])
+            if value is None or not oracle.fits(value, version.decimals):
+                continue
+            self.moment += 1
+            operation = "none" if event["operation"] == "remove" else event["operation"]
+            if version.aggregation != "unique" or version.unique_on not in (
+                None,
+                *event["properties"],
+            ):
+                operation = "none"
+            stored = oracle.Stored(
+                self.model.order + self.moment,
+                event["account"],
+                f"balance {self.moment}",
+                event["metric"],
+                value,
+                moment,
+                operation,
+                event["properties"],
+                version,
+            )
+            name = (
+                event["account"],
+                event["metric"],
+                tuple((key, stored.dimension(key)) for key in version.dimensions),
+            )
+            groups.setdefault(name, []).append(stored)
+        balances = [balance_of(held, moment) for held in groups.values()]
+        if not balances:
+            return
+        for outcome in ("imported", "unchanged")[: 1 + again]:
+            commands = import_commands(
+                f"import {self.moment}",
+                balances,
+                self.pipeline.state.registry,
+                self.pipeline.state.tables.key,
+            )
+            for partition, command in commands.items():
+                result = self.pipeline.account_command(self.now, partition, command)
+                assert result["outcome"] == outcome
+                other = self.pipeline.account_command(
+                    self.now, partition, command | {"digest": b"other"}
+                )
+                assert other["error"]["code"] == "import_conflict"
+        for held in groups.values():
+            self.model.bring(held)
+
     @rule()
     def save_and_restore(self) -> None:
         saved = self.pipeline.state.save()
@@ -272,7 +349,7 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
             keys,
             whole_period=True,
         )
-        partial = collect(state, question)
+        partial = collected(state, question)
 
         def asked(other: str) -> bool:
             return oracle.below(other, account) if subtree else other == account
@@ -301,7 +378,7 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
 
     def compare_accounts(self, state: StateMachine, code: str, start: int, end: int) -> None:
         question = Question("accounts", metric=code, start=start, end=end, whole_period=True)
-        partial = collect(state, question)
+        partial = collected(state, question)
         if partial is None:
             assert self.has_seats(code, lambda account: True)
             return
@@ -327,6 +404,55 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
             if event.metric == code and start <= event.timestamp < end
         }
         assert counted - {(version.aggregation, version.unique_on)}
+
+
+def collected(state: StateMachine, question: Question) -> PartialCells | None:
+    """What the usage actor answers from: totals and balances."""
+    partial = collect(state, question)
+    balances = state.balances.partial(question, state.registry.versions(question.metric))
+    if partial is None or balances is None:
+        return partial
+    if balances.seats is not None and len(balances.seats.rows):
+        return None
+    return joined([partial, balances])
+
+
+def balance_of(held: list[oracle.Stored], moment: int) -> dict[str, Any]:
+    """The balance of events of one account, metric and dimension tuple."""
+    first = held[0]
+    unique_on = first.version.unique_on
+    members: dict[str, list[Any]] = {"none": [], "add": []}
+    for event in held:
+        member = text_of(event.value) if unique_on is None else event.properties.get(unique_on)
+        if member is not None:
+            members[event.operation].append(member)
+    values = [event.value for event in held]
+    balance: dict[str, Any] = {
+        "account": first.account,
+        "metric": first.metric,
+        "dimensions": {
+            key: first.dimension(key)
+            for key in first.version.dimensions
+            if first.dimension(key) is not None
+        },
+        "at": moment,
+        "count": len(held),
+        "sum": text_of(sum(values, Fraction(0))),
+        "min": text_of(min(values)),
+        "max": text_of(max(values)),
+        "latest": text_of(values[-1]),
+        "first": text_of(values[0]),
+    }
+    if first.version.aggregation == "unique":
+        balance |= {"members": members["none"], "present": members["add"]}
+    return balance
+
+
+def text_of(value: Fraction) -> str:
+    units = value * 10**9
+    assert units.denominator == 1
+    whole, part = divmod(abs(units.numerator), 10**9)
+    return f"{'-' if value < 0 else ''}{whole}.{part:09d}"
 
 
 def about_equal(text: str | None, exact: Fraction | None, metric: oracle.Metric) -> bool:

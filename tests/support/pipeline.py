@@ -52,6 +52,17 @@ class Pipeline:
         self.stage.use(self.state.registry)
         return result
 
+    def account_command(
+        self, now: int, partition: int, command: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Order and apply a command of an account in its partition; return its result."""
+        packed = msgpack.packb(command)
+        payload = packed.ljust(log_format.padded(len(packed)), b"\0")
+        slices = single_slice(partition, payload)
+        version = self.state.registry.version
+        proposal = Proposal(log_format.ACCOUNT, slices, payload, 0, len(packed), version)
+        return self.state.apply_command(self._record(proposal, now))
+
     def put(self, now: int, definition: dict[str, Any], replace: bool = False) -> dict[str, Any]:
         """Register a metric whose time zone is UTC."""
         return self.command(

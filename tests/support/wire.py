@@ -155,6 +155,20 @@ def _messages() -> Iterator[tuple[str, str, list[bytes]]]:
     bodies: dict[str, dict[str, object]] = {
         "metric_put": {**metric, "period": {"kind": "month"}, "replace": False},
         "metric_delete": {"code": "api_calls"},
+        "account_erase": {"account": "acme", "subtree": True, "id": "erasure-1"},
+        "balance_import": {
+            "id": "moved-2026",
+            "balances": [
+                {
+                    "account": "acme",
+                    "metric": "api_calls",
+                    "dimensions": {"region": "eu"},
+                    "at": MOMENT,
+                    "count": 3,
+                    "sum": "12.5",
+                }
+            ],
+        },
         "metric_list": {},
         "metric_show": {"code": "api_calls"},
         "usage": {

@@ -22,6 +22,8 @@ def test_the_table_says_who_serves_what():
         "ingest": "ingest",
         "metric_put": "ingest",
         "metric_delete": "ingest",
+        "account_erase": "ingest",
+        "balance_import": "ingest",
         "metric_list": "usage",
         "metric_show": "usage",
         "usage": "usage",

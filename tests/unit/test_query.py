@@ -45,6 +45,7 @@ class Node:
         context = {
             "question": question.to_map(),
             "registry_version": self.registry.version,
+            "erasures": 0,
             "end": [self.log.builder.file_number, len(self.log.builder.data)],
             "position": "17",
             "horizon": I64_MIN,
@@ -52,6 +53,7 @@ class Node:
         }
         if not self.knows_registry:
             context["registry"] = self.registry.to_bytes()
+            context["erased"] = []
             self.knows_registry = True
         frames = request(question.kind, {}, **header)
         self.query.handle([b"ask", rid, *frames, msgpack.packb(context)])

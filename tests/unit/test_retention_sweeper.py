@@ -12,7 +12,8 @@ from meterd.actors.bundle import bundle
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
 from meterd.actors.log_files import index_name
 from meterd.actors.retention_sweeper import RetentionSweeper
-from meterd.core.opening import FILE_NAME, Opening
+from meterd.actors.totals_files import Covered, covered_by, read_totals
+from meterd.core.erasures import Erasures, erasure_command, erasure_of, none_erased
 from meterd.core.registry import Registry
 from meterd.core.zones import UTC
 from meterd.protocol import checkpoint_format
@@ -133,39 +134,142 @@ def test_only_the_oldest_expired_files_are_asked_for(log, sweeper):
     assert asked["newest"] == {"1": OLD, "2": OLD + DAY}
 
 
-def test_what_was_agreed_goes_and_its_members_stay(log, sweeper):
+def standing(sweeper, horizon: int = -(2**63), erasures: Erasures | None = None) -> None:
+    erasures = erasures or none_erased(sweeper.files.identity_key)
+    said = {"horizon": horizon, "totals_horizon": horizon, "erasures": erasures.to_lists()}
+    sweeper.handle([b"standing", msgpack.packb(said)])
+
+
+def totals(log: LogDirectory) -> dict[Covered, int]:
+    """The totals files there are, with the events in each."""
+    return {
+        covered_by(path.name): read_totals(str(path)).events for path in log.path.glob("*.tot")
+    }
+
+
+def work(sweeper) -> None:
+    """Let the jobs that are due run to their end."""
+    while True:
+        now = time.monotonic()
+        for service in sweeper._services:
+            if service.messages == (b"standing",) or service is sweeper.jobs:
+                service.due = min(service.due, now)
+                service.turn(now)
+        if sweeper.jobs.drained(False):
+            return
+        for line in sweeper.jobs._lanes.values():
+            for job in line:
+                job.thread.join()
+        sweeper.jobs.turn(now)
+        return
+
+
+def test_what_was_agreed_goes_and_its_totals_stay(log, sweeper):
     for step in range(3):
         write_full_file(log, OLD + step, indexed=True)
-    sweeper.tick(0.0)
+    standing(sweeper)
+    sweeper.take(b"removed")
     sweeper.handle([b"removed", msgpack.packb({"files": [1, 2]})])
     left = {path.name for path in log.path.glob("wal-*")}
     assert left == {full_name(3), index_name(3)}
-    opening = Opening.from_file(*checkpoint_format.decode((log.path / FILE_NAME).read_bytes()))
-    assert (opening.through, opening.accounts, len(opening.rows)) == (2, ["a"], 2)
+    assert totals(log) == {Covered(1, 1): 1, Covered(2, 2): 1}
     assert sweeper.take(b"removed") == [("query", [b"removed", msgpack.packb({"files": [1, 2]})])]
+
+
+def test_nothing_goes_before_it_is_known_what_was_erased(log, sweeper):
+    write_full_file(log, OLD, indexed=True)
+    sweeper.handle([b"removed", msgpack.packb({"files": [1]})])
+    assert (log.path / full_name(1)).exists()
+    assert not totals(log)
+
+
+def test_a_file_that_was_folded_and_not_deleted_is_not_folded_again(log, sweeper):
+    write_full_file(log, OLD, indexed=True)
+    write_full_file(log, OLD, indexed=True)
+    log.fold([1], sweeper.registry.registry if sweeper.registry.read() else None, -(2**63))
+    standing(sweeper)
+    before = (log.path / Covered(1, 1).name).stat().st_ino
+    sweeper.handle([b"removed", msgpack.packb({"files": [1, 2]})])
+    assert (log.path / Covered(1, 1).name).stat().st_ino == before
+    assert totals(log) == {Covered(1, 1): 1, Covered(2, 2): 1}
+    assert not (log.path / full_name(1)).exists()
+
+
+def test_totals_are_merged_coarsened_and_erased_accounts_leave_them(log, sweeper):
+    for step in range(4):
+        write_full_file(log, OLD + step * DAY, indexed=True)
+    log.write([LoggedEvent("b", "b-1", 1, 5, OLD)])
+    log.seal(indexed=True)
+    standing(sweeper)
+    sweeper.handle([b"removed", msgpack.packb({"files": [1, 2, 3, 4, 5]})])
+    work(sweeper)
+    assert totals(log)[Covered(1, 5)] == 5
+    key = sweeper.files.identity_key
+    command, partition = erasure_command(key, "a", False, "once")
+    erasures = Erasures([erasure_of(command, partition, 100, time.time_ns())], key)
+    standing(sweeper, OLD + 10 * DAY, erasures)
+    work(sweeper)
+    assert totals(log) == {Covered(1, 5): 1}
+    file = read_totals(str(log.path / Covered(1, 5).name))
+    assert file.accounts((0, file.account_count)) == ["b"]
+    assert file.next_timestamp == 2**63 - 1
 
 
 def test_nothing_goes_when_nothing_was_agreed(log, sweeper):
     write_full_file(log, OLD, indexed=True)
+    standing(sweeper)
     sweeper.handle([b"removed", msgpack.packb({"files": []})])
     assert (log.path / full_name(1)).exists()
-    assert not (log.path / FILE_NAME).exists()
+    assert not totals(log)
 
 
 def test_nothing_goes_while_nobody_can_say_what_it_holds(log, sweeper):
-    """The registry's file is damaged: who is a member could not be kept."""
+    """The registry's file is damaged: what rows count for could not be kept."""
     write_full_file(log, OLD, indexed=True)
+    standing(sweeper)
     (log.path / REGISTRY_FILE).write_bytes(b"damaged")
     sweeper.handle([b"removed", msgpack.packb({"files": [1]})])
     assert (log.path / full_name(1)).exists()
-    assert not (log.path / FILE_NAME).exists()
+    assert not totals(log)
 
 
-def test_nothing_goes_while_the_members_cannot_be_kept(log, sweeper):
-    write_full_file(log, OLD, indexed=True)
-    (log.path / FILE_NAME).write_bytes(b"damaged")
+def test_nothing_goes_while_the_registry_is_too_old_for_it(log, sweeper):
+    log.write([LoggedEvent("a", "1", 9, 5, OLD)])
+    log.seal(indexed=True)
+    standing(sweeper)
     sweeper.handle([b"removed", msgpack.packb({"files": [1]})])
     assert (log.path / full_name(1)).exists()
+    assert not totals(log)
+
+
+def test_nothing_goes_while_totals_are_damaged(log, sweeper):
+    for step in range(2):
+        write_full_file(log, OLD + step, indexed=True)
+    standing(sweeper)
+    sweeper.handle([b"removed", msgpack.packb({"files": [1]})])
+    path = log.path / Covered(1, 1).name
+    raw = bytearray(path.read_bytes())
+    raw[64] ^= 1
+    path.unlink()
+    path.write_bytes(raw)
+    sweeper.handle([b"removed", msgpack.packb({"files": [2]})])
+    assert (log.path / full_name(2)).exists()
+
+
+def test_refused_events_of_an_erased_account_are_forgotten(log, sweeper):
+    common = {"id": "secret", "timestamp": 7, "metric": 1, "value": 1250, "reason": "too_old"}
+    refused = [common | {"account": "a"}, common | {"account": "b"}]
+    sweeper.handle([b"refused_events", msgpack.packb(refused)])
+    key = sweeper.files.identity_key
+    command, partition = erasure_command(key, "a", False, "once")
+    erasures = Erasures([erasure_of(command, partition, 1, time.time_ns())], key)
+    standing(sweeper, erasures=erasures)
+    sweeper.handle([b"refused_events", msgpack.packb([common | {"account": "c"}])])
+    sweeper.handle([b"requests", *bundle([b"rid", *request("rejected", {})])])
+    sweeper.flush()
+    ((_, page),) = answers(sweeper)
+    assert [event["account"] for event in page["events"]] == ["c", "b", "(erased)"]
+    assert (log.path / "refused.log").read_bytes().count(b"secret") == 2
 
 
 def test_a_damaged_log_file_gets_no_index_and_stops_nobody(log, sweeper):
