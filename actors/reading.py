@@ -78,7 +78,7 @@ def _read_totals(
         for span in file.spans(question.account, question.subtree):
             held = file.read(span)
             if len(erased):
-                held = held.without(lambda account, erased=erased: erased.floor(account) > 0)
+                held = held.without(erased.touches)
             partial = partial_of(held, question, numbers, file.horizon, cuts)
             if len(partial.cells):
                 parts.append(partial)
@@ -132,7 +132,7 @@ def read_feed(view: View, question: Question, registry: Registry, horizon: int) 
     place = parse_feed_cursor(question.after) if question.after else oldest
     if place < oldest:
         raise RangeExpired(
-            f"what follows this cursor has expired; the oldest that is left is {feed_cursor(oldest)}"
+            f"events behind this cursor have expired; the oldest left is {feed_cursor(oldest)}"
         )
     feed = _Feed(view, question, registry, horizon)
     while not feed.is_full and place.file_number <= view.end_file:
@@ -164,9 +164,7 @@ class _Feed:
         file = self._view.open(place.file_number)
         rows = self._rows(file, place.row)[: self._rows_left]
         left = self._question.limit - len(self.events)
-        matches, looked_at = find_matches(
-            file.rows, rows, self._wanted, left, self._view.erasures
-        )
+        matches, looked_at = find_matches(file.rows, rows, self._wanted, left, self._view.erasures)
         self._rows_left -= looked_at
         for match in matches.tolist():
             entry = self._registry.entry(match[NUMBER])

@@ -150,9 +150,7 @@ def fold(directory: str, file: LogFile, registry: Registry, making: Making) -> N
     write(directory, covered, making, [] if whole is None else [whole])
 
 
-def _folded_rows(
-    file: LogFile, registry: Registry, making: Making
-) -> tuple[list[Folded], int]:
+def _folded_rows(file: LogFile, registry: Registry, making: Making) -> tuple[list[Folded], int]:
     assert file.header is not None
     header = file.header
     question = fold_question(registry.entries, header.min_timestamp, header.max_timestamp)
@@ -166,9 +164,7 @@ def _folded_rows(
     return parts, erased
 
 
-def write(
-    directory: str, covered: Covered, making: Making, parts: Iterable[Folded]
-) -> int:
+def write(directory: str, covered: Covered, making: Making, parts: Iterable[Folded]) -> int:
     """Write a totals file, durably, replacing one of the same name; return its events."""
     writer = TotalsWriter(*covered, making.horizon, len(making.erasures))
     for part in parts:
@@ -208,7 +204,7 @@ def _merged_parts(
             newer = making.erasures.since(file.erasures)
             if len(newer):
                 before = part.count
-                part = part.without(lambda account, newer=newer: newer.floor(account) > 0)
+                part = part.without(newer.touches)
                 dropped[0] += before - part.count
             parts.append(part)
         yield merged(parts).coarsened(making.horizon)
@@ -234,7 +230,7 @@ def to_merge(files: Sequence[TotalsFile]) -> Sequence[TotalsFile]:
     first, total = len(files), 0
     while first > 0:
         size = files[first - 1].cell_count
-        if first < len(files) and size > 2 * total + SPAN_CELLS or total + size > CELLS_MAX:
+        if (first < len(files) and size > 2 * total + SPAN_CELLS) or total + size > CELLS_MAX:
             break
         total += size
         first -= 1

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from meterd.core.folded import (
     ACCOUNT,
     BUCKET,
-    DIMS,
     METRIC,
     OPERATION,
     POSITION,
@@ -83,9 +82,7 @@ class Balances:
         """Forget the balances of some accounts; that they were imported stays known."""
         self._parts = [part.without(is_gone) for part in self._parts]
 
-    def partial(
-        self, question: Question, entries: Sequence[MetricEntry]
-    ) -> PartialCells | None:
+    def partial(self, question: Question, entries: Sequence[MetricEntry]) -> PartialCells | None:
         """Return the cells that a question of kind usage or accounts is about, or None."""
         numbers = [entry.number for entry in entries]
         partials = []
@@ -110,9 +107,7 @@ class Balances:
         """Take over what `save` gave."""
         held = [arrays[f"balance_{name}"].copy() for name in ARRAYS]
         self._parts = [Folded(state["accounts"], state["dims"], *held)]
-        self._imports = {
-            (partition, name): digest for partition, name, digest in state["imports"]
-        }
+        self._imports = {(partition, name): digest for partition, name, digest in state["imports"]}
 
 
 def _asked(part: Folded, question: Question) -> Folded | None:

@@ -121,6 +121,10 @@ class Erasures:
         """Is what an account has at a position in the log erased?"""
         return bool(self._list) and position < self.floor(account)
 
+    def touches(self, account: str) -> bool:
+        """Was an account erased at all?"""
+        return self.floor(account) > 0
+
     def floor(self, account: str) -> int:
         """Return the position before which an account's events are erased; 0: none is."""
         if not self._list:
@@ -136,7 +140,7 @@ class Erasures:
         return self._table
 
     def keep(self, data: NDArray[np.uint8], matches: NDArray[np.int64]) -> int:
-        """Move the matches (kernels/gather.py) that are not erased to the front; return how many."""
+        """Move matches (kernels/gather.py) that are not erased to the front; return how many."""
         if not self._list or not len(matches):
             return len(matches)
         return int(kernels.keep_matches(data, matches, self._key, self.table))

@@ -165,7 +165,9 @@ def merged(parts: Sequence[Folded]) -> Folded:
     """Return the parts as one: cells of one key are added up."""
     accounts, of_account = _interned([name for part in parts for name in part.accounts], True)
     dims, of_dims = _interned([dims for part in parts for dims in part.dims])
-    keys, seats, owners = [], [], []
+    keys: list[Rows] = []
+    seats: list[Rows] = []
+    owners: list[Rows] = []
     first_account = first_dims = first_cell = 0
     for part in parts:
         for rows, out in ((part.keys, keys), (part.seats, seats)):

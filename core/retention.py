@@ -14,8 +14,7 @@ from itertools import takewhile
 from typing import Final
 
 DAY_NS: Final = 86_400_000_000_000
-# Files to fold and delete at once, a few seconds; the rest follows in the next sweep, which comes at
-# once then.
+# Files to fold and delete at once, a few seconds; then the next sweep comes at once.
 FILES_PER_SWEEP_MAX: Final = 4
 
 

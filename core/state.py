@@ -151,8 +151,8 @@ class StateMachine:
         if op == "account_erase":
             return self._erase(command, record)
         if op == "balance_import":
-            outcome = self.balances.take(command, *_place(record))
-            return {"id": command["id"], "balances": command["count"], "outcome": outcome}
+            taken = self.balances.take(command, *_place(record))
+            return {"id": command["id"], "balances": command["count"], "outcome": taken}
         raise InvariantViolation(f"the log holds an unknown command {op!r}")
 
     def _expire(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class StateMachine:
         return {"horizon": self.horizon, "totals_horizon": self.totals_horizon}
 
     def _erase(self, command: dict[str, Any], record: Record) -> dict[str, Any]:
-        """Forget what an account has up to here, but for its identities.  Raises TooManyErasures."""
+        """Forget what an account has, but for its identities.  Raises TooManyErasures."""
         if not self.erasures.knows(command["id"]):
             if len(self.erasures) >= ERASURES_MAX:
                 raise TooManyErasures(f"there is room for {ERASURES_MAX} erased accounts")
@@ -176,9 +176,9 @@ class StateMachine:
             self.erasures = self.erasures.with_erasure(erasure)
             only = Erasures((erasure,), self.tables.key)
             for number in self._accounts_of_root(erasure.root):
-                if only.floor(self.account_text(number)):
+                if only.touches(self.account_text(number)):
                     erased_kernels.erase_account(self.handle, number)
-            self.balances.erase(lambda account: only.floor(account) > 0)
+            self.balances.erase(only.touches)
         return {"erased": True, "erasures": len(self.erasures)}
 
     def _accounts_of_root(self, root: bytes) -> list[int]:

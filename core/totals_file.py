@@ -260,7 +260,8 @@ class TotalsFile:
         seats[:, ACCOUNT] -= low
         owners = self._arrays["member_cell"]
         begin, end = np.searchsorted(owners, [first, last]).tolist()
-        used, place = np.unique(np.concatenate([keys[:, DIMS], seats[:, DIMS]]), return_inverse=True)
+        dims = np.concatenate([keys[:, DIMS], seats[:, DIMS]])
+        used, place = np.unique(dims, return_inverse=True)
         keys[:, DIMS], seats[:, DIMS] = place[: len(keys)], place[len(keys) :]
         return Folded(
             self.accounts(span),
@@ -323,4 +324,3 @@ def _bounds(part: Folded) -> Iterator[tuple[int, int]]:
 
 def _ends(texts: list[bytes]) -> Rows:
     return np.cumsum([len(text) for text in texts], dtype=np.int64)
-

@@ -7,10 +7,14 @@ for seconds, in the middle of its work; a test sees to it that none is.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgpack
 import numpy as np
 
 from meterd.core import periods
+from meterd.core.balance_rows import import_commands
+from meterd.core.erasures import erasure_command
 from meterd.core.kernels import sectors, tables
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import FileScan, Groups, verify_chain
@@ -46,6 +50,7 @@ def warm() -> None:
     for body in _bodies():
         node.ingest(body)
     node.look()
+    node.bring_and_erase()
     warm_reading(node.records, node.state.registry, KEY)
     read_log(node.replica)
 
@@ -94,14 +99,17 @@ class _Pipeline:
         self.stage = Stage(16, KEY)
         self.records: list[bytes] = []
 
-    def command(self, command: dict[str, object]) -> None:
+    def command(
+        self,
+        command: dict[str, Any],
+        kind: int = log_format.META,
+        group: int = log_format.META_GROUP,
+    ) -> None:
         command = {"transitions": UTC, "replace": False} | command
         packed = msgpack.packb(command)
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
-        slices = single_slice(log_format.META_GROUP, payload)
-        proposal = Proposal(
-            log_format.META, slices, payload, 0, len(packed), self.state.registry.version
-        )
+        slices = single_slice(group, payload)
+        proposal = Proposal(kind, slices, payload, 0, len(packed), self.state.registry.version)
         self.state.apply_command(self._record(proposal))
         self.stage.use(self.state.registry)
 
@@ -135,15 +143,28 @@ class _Pipeline:
 
     before = Groups()
 
+    def bring_and_erase(self) -> None:
+        """Import balances, and erase an account of the tables, as commands of the log do."""
+        key = self.state.tables.key
+        balance = {"account": "a", "at": NOW, "count": 1}
+        balances = [balance | {"metric": "v", "members": [1]}, balance | {"metric": "s", "sum": 1}]
+        balances.append(balance | {"metric": "p", "present": ["x"]})
+        for partition, command in import_commands(
+            "warm", balances, self.state.registry, key
+        ).items():
+            self.command(command, log_format.ACCOUNT, partition)
+        self.look()
+        command, partition = erasure_command(key, "a", True, "warm")
+        self.command(command, log_format.ACCOUNT, partition)
+
     def look(self) -> None:
         for code in "svp":
             entry = self.state.registry.versions(code)[-1]
             start, end = periods.bounds(entry.definition.period, entry.transitions, NOW)
             for account, subtree in (("a", True), ("a/b", False), ("", False)):
-                collect(
-                    self.state,
-                    Question("usage", account, subtree, code, start, end, whole_period=True),
-                )
+                question = Question("usage", account, subtree, code, start, end, whole_period=True)
+                collect(self.state, question)
+                self.state.balances.partial(question, [entry])
         kept = np.zeros(len(self.state.registry.entries) + 1, np.int64)
         tables.evict_cells(self.state.handle, kept)
         saved = self.state.save()

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
+from meterd.core.erasures import Erasures, erasure_command, erasure_of
+from meterd.core.folded import fold_question, folded, merged
 from meterd.core.gathering import Gathering, find_matches
 from meterd.core.kernels.gather import LogRows, copy_entries
 from meterd.core.kernels.index import make_index
 from meterd.core.kernels.scan import whole_blocks
 from meterd.core.listing import Page, event_of, wanted_events
-from meterd.core.log_index import OpenIndex, SealedIndex, wanted_keys
+from meterd.core.log_index import OpenIndex, SealedIndex, frozen, wanted_keys
 from meterd.core.questions import Question
 from meterd.core.registry import Registry
 from meterd.protocol import log_format
@@ -25,6 +28,8 @@ from meterd.protocol.limits import I64_MAX, I64_MIN
 from meterd.protocol.log_format import BlockHeader, FileHeader
 
 CONTEXT = AnswerContext("", I64_MIN)
+
+Key = NDArray[np.uint64]
 
 
 def warm_reading(records: Sequence[bytes], registry: Registry, key: tuple[int, int]) -> None:
@@ -44,6 +49,7 @@ def warm_reading(records: Sequence[bytes], registry: Registry, key: tuple[int, i
             for question in _questions(code):
                 _answer(question, registry, identity_key, finder, rows)
         _list(registry, identity_key, finder, rows)
+    _fold(rows_full, index.header.row_count, registry, identity_key)
     copy_entries(make_index(1), make_index(2))
 
 
@@ -70,7 +76,7 @@ def _questions(code: str) -> list[Question]:
 def _answer(
     question: Question,
     registry: Registry,
-    key: np.ndarray[tuple[int, ...], np.dtype[np.uint64]],
+    key: Key,
     index: OpenIndex | SealedIndex,
     log: LogRows,
 ) -> None:
@@ -88,15 +94,26 @@ def _answer(
 
 def _list(
     registry: Registry,
-    key: np.ndarray[tuple[int, ...], np.dtype[np.uint64]],
+    key: Key,
     index: OpenIndex | SealedIndex,
     log: LogRows,
 ) -> None:
     question = Question("events", "a", True)
     wanted = wanted_events(question, registry, I64_MIN)
     rows = index.rows_of(wanted_keys(key, b"a", True, []), I64_MIN, I64_MAX)
-    matches, _ = find_matches(log, rows, wanted, len(rows))
+    command, partition = erasure_command(key, "b", True, "warm")
+    erasures = Erasures([erasure_of(command, partition, 1, 0)], key)
+    erasures.is_erased("b/c", 0)
+    matches, _ = find_matches(log, rows, wanted, len(rows), erasures)
     page = Page(1, None)
     page.add(1, matches)
     for _, match in page.rows():
         event_of(log.data, match, registry.entries[0])
+
+
+def _fold(log: LogRows, row_count: int, registry: Registry, key: Key) -> None:
+    """Fold all rows as the retention sweeper does before a file goes."""
+    question = fold_question(registry.entries, 0, 0)
+    gathering = Gathering(question, registry.entries, key)
+    gathering.count(log, frozen(np.arange(row_count, dtype=np.uint32)))
+    merged([folded(gathering.partial())])

@@ -44,7 +44,9 @@ class Totals(Service):
 
     def handle(self, frames: list[Any]) -> None:
         said = msgpack.unpackb(frames[1])
-        erasures = Erasures(map(Erasure.from_list, said["erasures"]), self.sweeper.files.identity_key)
+        erasures = Erasures(
+            map(Erasure.from_list, said["erasures"]), self.sweeper.files.identity_key
+        )
         before, self._making = self._making, Making(said["totals_horizon"], erasures)
         changed = before is None or before.horizon != self._making.horizon
         if before is None or len(before.erasures) != len(erasures):
@@ -110,7 +112,7 @@ class Totals(Service):
         newer = making.erasures.since(known)
         if not len(newer):
             return False
-        if any(newer.floor(file.account(n).decode()) for n in range(file.account_count)):
+        if any(newer.touches(file.account(n).decode()) for n in range(file.account_count)):
             return True
         self._checked[covered] = len(making.erasures)
         return False

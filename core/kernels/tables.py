@@ -350,7 +350,8 @@ def link_cell(handle: Array, number: int) -> None:
 def evict_cells(handle: Array, first_kept: Array) -> None:
     """Drop the cells of periods before first_kept (int64[metric number]); renumber the others.
 
-    Cells of erased accounts go, too.  The rows move towards the front in their order, so each is read before it is written over.
+    Cells of erased accounts go, too.  The rows move towards the front in their order, so each is
+    read before it is written over.
     """
     tables = tables_at(handle)
     counters, series, cells, members = (

@@ -1,4 +1,4 @@
-"""Whatever has expired, was folded, merged or erased: an answer is the model's, or it is refused."""
+"""Whatever was folded, merged, coarsened or erased: an answer is the model's, or refused."""
 
 from __future__ import annotations
 
@@ -79,9 +79,7 @@ class Expiry(RuleBasedStateMachine):
         second=versions,
         events=st.lists(st.lists(logged, min_size=3, max_size=12), min_size=2, max_size=4),
     )
-    def begin(
-        self, first: oracle.Metric, second: oracle.Metric, events: list[Any]
-    ) -> None:
+    def begin(self, first: oracle.Metric, second: oracle.Metric, events: list[Any]) -> None:
         self.path = Path(tempfile.mkdtemp())
         self.model, self.registry = oracle.Model(), Registry()
         self.log = LogDirectory(self.path)

@@ -10,6 +10,8 @@ import msgpack
 
 from meterd.actors.checkpoints import Checkpoints
 from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
+from meterd.core.balance_rows import import_commands
+from meterd.core.erasures import erasure_command
 from meterd.core.memory_cells import collect
 from meterd.core.questions import Question
 from meterd.core.state import StateMachine
@@ -37,6 +39,15 @@ def every_request(directory: str) -> None:
     pipeline.command(NOW, op="metric_delete", code="sum")
     pipeline.command(NOW, op="expire", horizon=NOW - DAY, future_ns=DAY)
     pipeline.state.purge()
+    balance = {"account": "a/b", "metric": "seats", "at": NOW, "count": 1, "members": ["x"]}
+    value = {"account": "a/b", "metric": "unique", "at": NOW, "count": 1, "members": [5]}
+    key = pipeline.state.tables.key
+    commands = import_commands("1", [balance, value], pipeline.state.registry, key)
+    for partition, command in commands.items():
+        pipeline.account_command(NOW, partition, command)
+    _ask(pipeline.state)
+    command, partition = erasure_command(key, "a", True, "1")
+    pipeline.account_command(NOW, partition, command)
     _ask(_restored(pipeline, Checkpoints(directory), Path(directory)))
     _ask(_replayed(pipeline))
 
@@ -79,6 +90,7 @@ def _ask(state: StateMachine) -> None:
         for account, subtree in (("a", True), ("a/b", False), ("none", False), ("none", True)):
             question = Question("usage", account, subtree, code, int(start), int(end))
             partial = collect(state, question)
+            state.balances.partial(question, state.registry.versions(code))
             if partial is not None:
                 entries = state.registry.versions(code)
                 answer_usage(question, entries, partial, AnswerContext("", 0))

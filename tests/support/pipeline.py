@@ -52,9 +52,7 @@ class Pipeline:
         self.stage.use(self.state.registry)
         return result
 
-    def account_command(
-        self, now: int, partition: int, command: dict[str, Any]
-    ) -> dict[str, Any]:
+    def account_command(self, now: int, partition: int, command: dict[str, Any]) -> dict[str, Any]:
         """Order and apply a command of an account in its partition; return its result."""
         packed = msgpack.packb(command)
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")

@@ -142,9 +142,7 @@ def standing(sweeper, horizon: int = -(2**63), erasures: Erasures | None = None)
 
 def totals(log: LogDirectory) -> dict[Covered, int]:
     """The totals files there are, with the events in each."""
-    return {
-        covered_by(path.name): read_totals(str(path)).events for path in log.path.glob("*.tot")
-    }
+    return {covered_by(path.name): read_totals(str(path)).events for path in log.path.glob("*.tot")}
 
 
 def work(sweeper) -> None:
