@@ -127,8 +127,8 @@ class Making(NamedTuple):
     erasures: Erasures
 
 
-def fold(directory: str, file: LogFile, registry: Registry, making: Making) -> None:
-    """Make the totals file of one full log file, durably.
+def fold(directory: str, file: LogFile, registry: Registry, making: Making) -> int:
+    """Make the totals file of one full log file, durably; return the events in it.
 
     Raises StorageError when not every stored row could be counted; nothing is made then.
     """
@@ -147,7 +147,7 @@ def fold(directory: str, file: LogFile, registry: Registry, making: Making) -> N
             f" by {len(entries)} metrics; it stays"
         )
     covered = Covered(file.number, file.number)
-    write(directory, covered, making, [] if whole is None else [whole])
+    return write(directory, covered, making, [] if whole is None else [whole])
 
 
 def _folded_rows(file: LogFile, registry: Registry, making: Making) -> tuple[list[Folded], int]:

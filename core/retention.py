@@ -14,8 +14,8 @@ from itertools import takewhile
 from typing import Final
 
 DAY_NS: Final = 86_400_000_000_000
-# Files to fold and delete at once, a few seconds; then the next sweep comes at once.
-FILES_PER_SWEEP_MAX: Final = 4
+# Files to fold and delete at once; then the next sweep comes at once.
+FILES_PER_SWEEP_MAX: Final = 16
 
 
 def limit_of(now: int, days: int) -> int:

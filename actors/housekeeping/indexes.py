@@ -66,6 +66,9 @@ class Indexes(Service):
             logger.warning("no room for the index of log file %d: %s", number, full)
             self.due = now + RETRY_SECONDS
             return
+        except FileNotFoundError:
+            # It had its index, was folded and deleted; the checkpoint of this start is older.
+            self.sweeper.send("usage", [b"indexed", str(number).encode()])
         except Corrupt as corrupt:
             # Readers of the file say so too; the rest of the log is as good as before.
             logger.error("no index can be made: %s", corrupt)

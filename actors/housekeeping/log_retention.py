@@ -17,11 +17,11 @@ from meterd.actors.disk import sync_directory
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.log_files import index_name
 from meterd.core import retention
-from meterd.protocol.errors import MeterdError
 from meterd.protocol.log_format import full_name, number_of
 
 if TYPE_CHECKING:
     from meterd.actors.housekeeping.indexes import Indexes
+    from meterd.actors.housekeeping.jobs import Job
     from meterd.actors.housekeeping.totals import Totals
     from meterd.actors.retention_sweeper import RetentionSweeper
 
@@ -68,18 +68,24 @@ class LogRetention(Service):
             self.sweeper.telemetry.add('retention_runs_total{result="ok"}')
 
     def _on_removed(self, numbers: list[int]) -> None:
-        """Delete files that nobody needs any more."""
-        telemetry, registry = self.sweeper.telemetry, self.sweeper.registry
-        telemetry.add('retention_runs_total{result="ok"}')
+        """Fold files that nobody needs any more, then delete them."""
+        registry = self.sweeper.registry
+        self.sweeper.telemetry.add('retention_runs_total{result="ok"}')
         # Without the registry nobody could say what the rows count for: then the files stay.
-        if not numbers or not registry.read():
-            return
-        try:
-            if not self._totals.fold(sorted(numbers), registry.registry):
-                return
-        except MeterdError as error:
-            logger.error("no log file is deleted, because totals cannot be kept: %s", error)
-            return
+        if numbers and registry.read():
+            self._totals.fold(
+                sorted(numbers), registry.registry, lambda job: self._on_folded(job, numbers)
+            )
+
+    def _on_folded(self, job: Job, numbers: list[int]) -> None:
+        if job.state == "done":
+            self._delete(numbers)
+        else:
+            logger.error("no log file is deleted, because its totals could not be kept")
+
+    def _delete(self, numbers: list[int]) -> None:
+        """Delete files that were folded."""
+        telemetry = self.sweeper.telemetry
         freed = 0
         for number in sorted(numbers):
             path = os.path.join(self.directory, full_name(number))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from meterd.actors import totals_files
 from meterd.actors.housekeeping.service import NEVER, Service
+from meterd.actors.log_files import LogFiles
 from meterd.actors.totals_files import Covered, Making, TotalsFiles
 from meterd.core.erasures import Erasure, Erasures
 from meterd.core.registry import Registry
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from meterd.actors.housekeeping.jobs import Job, Task
     from meterd.actors.retention_sweeper import RetentionSweeper
 
-KIND = "totals"
+FOLD, KIND = "fold", "totals"
+LANE = "totals"
 
 logger = logging.getLogger(__name__)
 
@@ -55,30 +57,44 @@ class Totals(Service):
         if changed:
             self.due = 0.0
 
-    def fold(self, numbers: Sequence[int], registry: Registry) -> bool:
-        """Fold full log files (`numbers` rise) that may go; return whether they may go now.
+    def fold(self, numbers: Sequence[int], registry: Registry, then: Callable[[Job], None]) -> None:
+        """Begin to fold full log files (`numbers` rise) that may go; `then` hears of the end.
 
-        Raises MeterdError when they could not all be folded; then none may go.
+        Only when the job is done may they go.  Nothing is begun while another one folds, or before
+        it is known what was erased: the next sweep asks again.
         """
-        if self._making is None:
-            return False
-        files = self.sweeper.files
-        files.refresh()
-        stand = files.totals()
-        through = stand[-1].last if stand else 0
-        for number in numbers:
-            if number > through:
-                totals_files.fold(self.directory, files.sealed(number), registry, self._making)
-        files.refresh()
-        self.due = 0.0
-        return True
+        making = self._making
+        if making is None or self.sweeper.jobs.active(FOLD) is not None:
+            return
+
+        def work(task: Task) -> dict[str, Any]:
+            files = LogFiles(self.directory, making.erasures.key.tobytes())
+            files.refresh()
+            stand = files.totals()
+            through = stand[-1].last if stand else 0
+            events = 0
+            for place, number in enumerate(numbers):
+                task.advance(place / len(numbers))
+                if number > through:
+                    file = files.sealed(number)
+                    events += totals_files.fold(self.directory, file, registry, making)
+            return {"files": len(numbers), "events": events}
+
+        def ended(job: Job) -> None:
+            then(job)
+            self.due = 0.0
+
+        try:
+            self.sweeper.jobs.start(FOLD, LANE, work, ended)
+        except Busy:
+            logger.warning("log files past the retention stay: too many jobs wait")
 
     def turn(self, now: float) -> None:
         self.due = now + self.sweeper.options.retention.sweep_interval
         if self._making is None or self.sweeper.jobs.active(KIND) is not None:
             return
         try:
-            self.sweeper.jobs.start(KIND, KIND, self._work, self._finished)
+            self.sweeper.jobs.start(KIND, LANE, self._work, self._finished)
         except Busy:
             logger.warning("totals files wait: too many jobs do")
 

@@ -97,6 +97,15 @@ def test_a_damaged_index_is_written_anew(log, sweeper):
     parse_index((log.path / index_name(number)).read_bytes())
 
 
+def test_a_file_that_has_gone_needs_no_index_any_more(log, sweeper):
+    """The node was killed after the deletion, and its checkpoint is from before the index."""
+    number = write_full_file(log, OLD, indexed=False)
+    (log.path / full_name(number)).unlink()
+    announce(sweeper, log, number)
+    sweeper.tick(0.0)
+    assert sweeper.take(b"indexed") == [("usage", [b"indexed", b"1"])]
+
+
 def test_an_index_that_finds_no_room_is_tried_again(log, sweeper, monkeypatch):
     number = write_full_file(log, OLD, indexed=False)
 
@@ -145,21 +154,25 @@ def totals(log: LogDirectory) -> dict[Covered, int]:
     return {covered_by(path.name): read_totals(str(path)).events for path in log.path.glob("*.tot")}
 
 
+def finish_jobs(sweeper) -> None:
+    """Let the jobs there are run to their end."""
+    while not sweeper.jobs.drained(False):
+        for line in list(sweeper.jobs._lanes.values()):
+            if line:
+                line[0].thread.join()
+        sweeper.jobs.turn(time.monotonic())
+
+
+def remove(sweeper, numbers: list[int]) -> None:
+    sweeper.handle([b"removed", msgpack.packb({"files": numbers})])
+    finish_jobs(sweeper)
+
+
 def work(sweeper) -> None:
-    """Let the jobs that are due run to their end."""
-    while True:
-        now = time.monotonic()
-        for service in sweeper._services:
-            if service.messages == (b"standing",) or service is sweeper.jobs:
-                service.due = min(service.due, now)
-                service.turn(now)
-        if sweeper.jobs.drained(False):
-            return
-        for line in sweeper.jobs._lanes.values():
-            for job in line:
-                job.thread.join()
-        sweeper.jobs.turn(now)
-        return
+    """Have the totals files brought up to date."""
+    (service,) = [one for one in sweeper._services if one.messages == (b"standing",)]
+    service.turn(time.monotonic())
+    finish_jobs(sweeper)
 
 
 def test_what_was_agreed_goes_and_its_totals_stay(log, sweeper):
@@ -167,7 +180,7 @@ def test_what_was_agreed_goes_and_its_totals_stay(log, sweeper):
         write_full_file(log, OLD + step, indexed=True)
     standing(sweeper)
     sweeper.take(b"removed")
-    sweeper.handle([b"removed", msgpack.packb({"files": [1, 2]})])
+    remove(sweeper, [1, 2])
     left = {path.name for path in log.path.glob("wal-*")}
     assert left == {full_name(3), index_name(3)}
     assert totals(log) == {Covered(1, 1): 1, Covered(2, 2): 1}
@@ -176,7 +189,7 @@ def test_what_was_agreed_goes_and_its_totals_stay(log, sweeper):
 
 def test_nothing_goes_before_it_is_known_what_was_erased(log, sweeper):
     write_full_file(log, OLD, indexed=True)
-    sweeper.handle([b"removed", msgpack.packb({"files": [1]})])
+    remove(sweeper, [1])
     assert (log.path / full_name(1)).exists()
     assert not totals(log)
 
@@ -187,7 +200,7 @@ def test_a_file_that_was_folded_and_not_deleted_is_not_folded_again(log, sweeper
     log.fold([1], sweeper.registry.registry if sweeper.registry.read() else None, -(2**63))
     standing(sweeper)
     before = (log.path / Covered(1, 1).name).stat().st_ino
-    sweeper.handle([b"removed", msgpack.packb({"files": [1, 2]})])
+    remove(sweeper, [1, 2])
     assert (log.path / Covered(1, 1).name).stat().st_ino == before
     assert totals(log) == {Covered(1, 1): 1, Covered(2, 2): 1}
     assert not (log.path / full_name(1)).exists()
@@ -199,7 +212,7 @@ def test_totals_are_merged_coarsened_and_erased_accounts_leave_them(log, sweeper
     log.write([LoggedEvent("b", "b-1", 1, 5, OLD)])
     log.seal(indexed=True)
     standing(sweeper)
-    sweeper.handle([b"removed", msgpack.packb({"files": [1, 2, 3, 4, 5]})])
+    remove(sweeper, [1, 2, 3, 4, 5])
     work(sweeper)
     assert totals(log)[Covered(1, 5)] == 5
     key = sweeper.files.identity_key
@@ -216,7 +229,7 @@ def test_totals_are_merged_coarsened_and_erased_accounts_leave_them(log, sweeper
 def test_nothing_goes_when_nothing_was_agreed(log, sweeper):
     write_full_file(log, OLD, indexed=True)
     standing(sweeper)
-    sweeper.handle([b"removed", msgpack.packb({"files": []})])
+    remove(sweeper, [])
     assert (log.path / full_name(1)).exists()
     assert not totals(log)
 
@@ -226,7 +239,7 @@ def test_nothing_goes_while_nobody_can_say_what_it_holds(log, sweeper):
     write_full_file(log, OLD, indexed=True)
     standing(sweeper)
     (log.path / REGISTRY_FILE).write_bytes(b"damaged")
-    sweeper.handle([b"removed", msgpack.packb({"files": [1]})])
+    remove(sweeper, [1])
     assert (log.path / full_name(1)).exists()
     assert not totals(log)
 
@@ -235,7 +248,7 @@ def test_nothing_goes_while_the_registry_is_too_old_for_it(log, sweeper):
     log.write([LoggedEvent("a", "1", 9, 5, OLD)])
     log.seal(indexed=True)
     standing(sweeper)
-    sweeper.handle([b"removed", msgpack.packb({"files": [1]})])
+    remove(sweeper, [1])
     assert (log.path / full_name(1)).exists()
     assert not totals(log)
 
@@ -244,13 +257,13 @@ def test_nothing_goes_while_totals_are_damaged(log, sweeper):
     for step in range(2):
         write_full_file(log, OLD + step, indexed=True)
     standing(sweeper)
-    sweeper.handle([b"removed", msgpack.packb({"files": [1]})])
+    remove(sweeper, [1])
     path = log.path / Covered(1, 1).name
     raw = bytearray(path.read_bytes())
     raw[64] ^= 1
     path.unlink()
     path.write_bytes(raw)
-    sweeper.handle([b"removed", msgpack.packb({"files": [2]})])
+    remove(sweeper, [2])
     assert (log.path / full_name(2)).exists()
 
 
