@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meterd.actors.mapping import map_file
-from meterd.actors.totals_files import TotalsFiles
+from meterd.actors.totals_files import JustDeleted, TotalsFiles
 from meterd.core.erasures import Erasures, none_erased
 from meterd.core.kernels.gather import LogRows
 from meterd.core.log_index import KeyRange, OpenIndex, RowIndex, Rows, SealedIndex, frozen
 from meterd.core.totals_file import TotalsFile
 from meterd.protocol import index_format
-from meterd.protocol.errors import Internal, RangeExpired
+from meterd.protocol.errors import Internal
 from meterd.protocol.index_format import HEADER_SIZE, IndexHeader
 from meterd.protocol.log_format import ACTIVE_NAME, Damaged, full_name, number_of, parse_file_header
 
@@ -106,7 +106,7 @@ class View:
         return self._files.header(number) if number != self.end_file else None
 
     def open(self, number: int) -> LogFile:
-        """Return a file.  Raises RangeExpired when it has just been deleted."""
+        """Return a file.  Raises JustDeleted."""
         if self.header(number) is not None:
             return self._files.sealed(number)
         return self._files.unsealed(number, self._limit(number), self._refused.get(number))
@@ -151,11 +151,11 @@ class LogFiles:
     def totals(self) -> tuple[TotalsFile, ...]:
         """Return the totals files that stand, as found when it was last looked.
 
-        Raises Internal, RangeExpired.
+        Raises Internal, JustDeleted.
         """
         try:
             return self._totals.snapshot(self._names)
-        except RangeExpired:
+        except JustDeleted:
             self.refresh()
             return self._totals.snapshot(self._names)
 
@@ -184,7 +184,7 @@ class LogFiles:
         return known
 
     def sealed(self, number: int) -> LogFile:
-        """Return a full file that has an index.  Raises RangeExpired."""
+        """Return a full file that has an index.  Raises JustDeleted."""
         file = self._sealed.get(number)
         if file is None:
             try:
@@ -192,7 +192,7 @@ class LogFiles:
                 raw = map_file(self._path(index_name(number)))
             except FileNotFoundError:
                 self.refresh()
-                raise RangeExpired("a part of the range has just expired; ask again") from None
+                raise JustDeleted("a part of the range has just expired; ask again") from None
             index = index_format.parse_index(raw.data)
             rows = LogRows(data, index.record_row, index.record_offset, index.refused)
             file = LogFile(number, rows, SealedIndex(index), index.header.row_count, index.header)
@@ -206,7 +206,7 @@ class LogFiles:
         """Return a file without an index up to offset `end` (None: all of it).
 
         The bitmap of refused rows says how many rows were applied; a later question may have read
-        further already.  Raises RangeExpired, Internal.
+        further already.  Raises JustDeleted, Internal.
         """
         if number not in self._open:
             self._open[number] = (self._map_unsealed(number), OpenIndex())
@@ -235,7 +235,7 @@ class LogFiles:
             if parse_file_header(data.data)[0].file_number == number:
                 return data
         self.refresh()
-        raise RangeExpired(f"log file {number} has just been deleted; ask again")
+        raise JustDeleted(f"log file {number} has just been deleted; ask again")
 
     def _size_of(self, number: int) -> int:
         """Return where a full file ends: it may be mapped from when it was active, and longer.
@@ -246,7 +246,7 @@ class LogFiles:
             return os.stat(self._path(full_name(number))).st_size
         except FileNotFoundError:
             self.refresh()
-            raise RangeExpired(f"log file {number} has just been deleted; ask again") from None
+            raise JustDeleted(f"log file {number} has just been deleted; ask again") from None
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, name)

@@ -23,6 +23,7 @@ from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.log_files import LogFiles, View
 from meterd.actors.reading import Steps
+from meterd.actors.totals_files import JustDeleted
 from meterd.core.answers import (
     AnswerContext,
     PartialCells,
@@ -43,6 +44,8 @@ TURN_SECONDS = 0.05
 # waits for its next page.
 ACCOUNTS_KEPT_MAX = 4_000_000
 RUN_SECONDS = 600.0
+# How often a question looks again for files that went while it was read.
+LOOKS_MAX = 3
 
 
 @dataclass(slots=True)
@@ -176,22 +179,35 @@ class Query(Actor):
         if "refused" not in context:
             partial = PartialCells.from_frames(arrays)
         else:
-            refused = {number: (raw[0], raw[1]) for number, raw in context["refused"].items()}
-            end = (context["end"][0], context["end"][1])
-            view = View(self._files, end, refused, self._erasures)
-            if question.kind == "events":
-                return (yield from reading.read_events(view, question, registry, horizon))
-            if question.kind == "feed":
-                return (yield from reading.read_feed(view, question, registry, horizon))
-            partial = yield from reading.read_cells(view, question, registry)
-            if arrays:
-                partial = joined([partial, PartialCells.from_frames(arrays)])
+            for attempt in range(LOOKS_MAX):
+                try:
+                    found = yield from self._read(context, question)
+                    break
+                except JustDeleted:
+                    if attempt + 1 == LOOKS_MAX:
+                        raise
+                    self._files.refresh()
+            if isinstance(found, dict):
+                return found
+            partial = joined([found, PartialCells.from_frames(arrays)]) if arrays else found
         yield
         entries = known_versions(registry, question.metric)
         if question.kind == "accounts":
             ranking = yield from answer_accounts(question, entries, partial)
             return self._first_page(ranking, context["position"])
         return answer_usage(question, entries, partial, AnswerContext(context["position"], horizon))
+
+    def _read(self, context: dict[str, Any], question: Question) -> Steps:
+        """Read the log: return a page, or partial cells.  Raises JustDeleted."""
+        registry, horizon = self._registry, context["horizon"]
+        refused = {number: (raw[0], raw[1]) for number, raw in context["refused"].items()}
+        end = (context["end"][0], context["end"][1])
+        view = View(self._files, end, refused, self._erasures)
+        if question.kind == "events":
+            return (yield from reading.read_events(view, question, registry, horizon))
+        if question.kind == "feed":
+            return (yield from reading.read_feed(view, question, registry, horizon))
+        return (yield from reading.read_cells(view, question, registry))
 
     # Invoice runs
 

@@ -41,6 +41,10 @@ GRACE_SECONDS = 86_400.0
 logger = logging.getLogger(__name__)
 
 
+class JustDeleted(RangeExpired):
+    """A file went while it was looked for; what it held is found by looking again."""
+
+
 class Covered(NamedTuple):
     """The log files that a totals file covers."""
 
@@ -81,7 +85,7 @@ class TotalsFiles:
     def snapshot(self, names: Iterable[str]) -> tuple[TotalsFile, ...]:
         """Return the files that stand, given the names in the directory.
 
-        Raises Internal when one is damaged or does not follow the one before, RangeExpired when
+        Raises Internal when one is damaged or does not follow the one before, JustDeleted when
         one has just been superseded.
         """
         stand = standing(names)
@@ -106,7 +110,7 @@ class TotalsFiles:
                 return known
             return inode, read_totals(path)
         except FileNotFoundError:
-            raise RangeExpired("a part of the range has just expired; ask again") from None
+            raise JustDeleted("a part of the range has just expired; ask again") from None
         except Corrupt as damage:
             logger.error("%s", damage)
             raise Internal(f"{covered.name} is damaged") from damage

@@ -34,7 +34,7 @@ def admin(node: Node, *arguments: str, stdin: bytes = b"") -> tuple[int, Any, st
     command = [sys.executable, str(ROOT / "bin" / "meterctl"), "-n", node.address, "-o", "json"]
     done = subprocess.run([*command, *arguments], input=stdin, capture_output=True, timeout=60)
     out = done.stdout.decode()
-    return done.returncode, json.loads(out) if out.strip() else None, done.stderr.decode()
+    return done.returncode, json.loads(out) if done.returncode == 0 else None, done.stderr.decode()
 
 
 def event(account: str, number: int, **more: Any) -> Event:

@@ -1,4 +1,4 @@
-"""What is left of rows that have gone: members before and after the totals horizon, and refusals."""
+"""What is left of rows that have gone: members around the totals horizon, and refusals."""
 
 from __future__ import annotations
 

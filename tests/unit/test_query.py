@@ -131,7 +131,7 @@ def test_a_full_file_without_events_needs_no_index(node):
     assert node.answer(usage("a"))["value"] == "1"
 
 
-def test_a_file_that_has_just_expired_is_said_so(node):
+def test_a_file_that_has_gone_without_totals_is_no_silent_gap(node):
     node.write("a", 1)
     node.log.seal(indexed=True)
     node.query.handle([b"indexed", b"1"])
@@ -139,7 +139,18 @@ def test_a_file_that_has_just_expired_is_said_so(node):
     for path in node.log.path.glob("wal-*1.*"):
         path.unlink()
     ((status, body),) = node.answers()
-    assert (status, body["code"]) == ("error", "range_expired")
+    assert (status, body["code"]) == ("error", "internal")
+
+
+def test_a_file_that_is_folded_and_goes_meanwhile_is_read_from_its_totals(node):
+    node.write("a", 1)
+    node.log.seal(indexed=True)
+    node.query.handle([b"indexed", b"1"])
+    node.write("a", 2)
+    node.ask(usage("a"))
+    node.log.delete([1], node.registry)
+    ((status, body),) = node.answers()
+    assert (status, body["value"]) == ("ok", "3")
 
 
 def test_pages_of_an_invoice_run_belong_to_one_position(node):
