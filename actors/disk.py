@@ -229,7 +229,7 @@ def atomic_write(
             offset = 0
             for piece in pieces:
                 offset += write_all(descriptor, piece, offset)
-            _sync(os.fsync, descriptor)
+            sync_file(descriptor)
         os.rename(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -256,6 +256,11 @@ def _opened(path: str | os.PathLike[str], flags: int) -> Iterator[int]:
 def sync_data(descriptor: int) -> None:
     """Put the bytes of an open file, and its size, on stable storage.  Raises FsyncFailed."""
     _sync(os.fdatasync, descriptor)
+
+
+def sync_file(descriptor: int) -> None:
+    """Put an open file, with all that is known of it, on stable storage.  Raises FsyncFailed."""
+    _sync(os.fsync, descriptor)
 
 
 def sync_directory(directory: str | os.PathLike[str]) -> None:

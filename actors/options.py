@@ -136,9 +136,6 @@ class Limits:
     accounts: int = _count(20_000_000, "accounts with usage", 1_000, 2_000_000_000)
     series: int = _count(50_000_000, "series: account, metric, dimensions", 1_000, 2_000_000_000)
     cells: int = _count(100_000_000, "totals: a series in one period", 1_000, 4_000_000_000)
-    identities: int = _count(
-        400_000_000, "event ids known within the retention", 10_000, 100_000_000_000
-    )
 
 
 @dataclass(frozen=True)

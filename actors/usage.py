@@ -26,6 +26,7 @@ from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.checkpoints import Checkpoints
 from meterd.actors.disk import atomic_write
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
+from meterd.actors.identity_store import IdentityStore
 from meterd.actors.journal import timed
 from meterd.actors.outcomes import (
     NO_REQUESTS,
@@ -49,9 +50,11 @@ from meterd.protocol.result import encode_result
 HOUR_NS = DAY_NS // 24
 # A checkpoint is also due after so many records: small ones cost more to replay than their events.
 CHECKPOINT_RECORDS = 20_000
-# Identities not yet saved find room here at least: a checkpoint's events and all that the router
-# admits meanwhile.  It is address space only.
-JOURNAL_MIN = 16_000_000
+# So many identities in memory become a run: 29 bytes each, twice.  Until it is made more find room,
+# and beyond `RECENT_WAIT` everything waits for it.
+RECENT_FLUSH = 2_000_000
+RECENT_WAIT = 6_000_000
+RECENT_MAX = 8_000_000
 # Beyond this no new events are taken, so that what is in the log always finds room.
 FILL_MAX = 0.95
 FULL_RETRY_MS = 10_000
@@ -77,12 +80,11 @@ class Usage(Actor):
         self.state = StateMachine(
             words,
             Capacity(
-                identities=limits.identities,
+                recent=RECENT_MAX,
                 accounts=limits.accounts,
                 series=limits.series,
                 cells=limits.cells,
                 members=limits.cells,
-                journal=max(limits.identities // 8, JOURNAL_MIN),
             ),
         )
         self.refused = RefusedRows()
@@ -92,8 +94,9 @@ class Usage(Actor):
         self._asking = Asking(self)
         self._pending: dict[int, tuple[Record, Frame]] = {}
         self._judge_after: dict[int, list[Frame]] = {}  # by the record they came behind
-        self._checkpoints = Checkpoints(directory)
-        self._records_unsaved = 0
+        self._identities = IdentityStore(directory, self.state, RECENT_FLUSH)
+        self._checkpoints = Checkpoints(directory, self._identities)
+        self._records_unsaved = self._events_unsaved = 0
         self.serving = False
         self._expire_due = 0.0
         self._full = False
@@ -103,13 +106,10 @@ class Usage(Actor):
     def _load(self) -> None:
         self.lifeline.say("status loading the checkpoint")
         with timed("checkpoint checked"):
-            found = self._checkpoints.load()
-            if found is None:
-                return
-            state, arrays = found
-            self.state.restore(state, arrays)
-            for entries in self._checkpoints.identities():
-                self.state.restore_identities(entries)
+            self._checkpoints.load(self._restore)
+
+    def _restore(self, state: dict[str, Any], arrays: dict[str, Any]) -> None:
+        self.state.restore(state, arrays)
         self.refused = RefusedRows.from_map(state["refused"])
         self.groups = Groups.unpacked(state["log"])
         self.position = replay.Position(*state["position"])
@@ -218,6 +218,7 @@ class Usage(Actor):
         """Apply one record; answer its requests when there are any (there are none in a replay)."""
         self.groups.follow(record)
         self._records_unsaved += 1
+        self._events_unsaved += record.row_count
         if record.kind != log_format.EVENTS:
             result = self.state.apply_command(record)
             self._after_command(record, result, origin)
@@ -291,7 +292,6 @@ class Usage(Actor):
         if now >= self._expire_due:
             self._expire()
             self._expire_due = now + self.options.retention.sweep_interval
-        purging = self.state.purge() > 0
         self._check_room()
         self.maybe_save()
         for name, count in self.state.counts().items():
@@ -299,7 +299,7 @@ class Usage(Actor):
         if self._checkpoints.saved_at:
             moment = self._checkpoints.saved_at
             self.telemetry.set("checkpoint_last_success_timestamp_seconds", moment)
-        return 0.01 if purging else BEAT_SECONDS
+        return BEAT_SECONDS
 
     def _expire(self) -> None:
         """Propose to move the horizon to where the retention has it now."""
@@ -342,15 +342,16 @@ class Usage(Actor):
     # Checkpoints
 
     def maybe_save(self) -> None:
-        """Begin to save a checkpoint when one is due and none is under way."""
+        """Take over what was saved beside the loop, and begin what is due."""
+        full = self.state.recent >= RECENT_WAIT  # in a replay nothing else slows down
+        if not self._checkpoints.step(wait=full):
+            self.telemetry.add("checkpoint_errors_total")
+        self._identities.step(time.monotonic(), not self._checkpoints.busy, wait=full)
         storage = self.options.storage
-        if self.state.unsaved_share() > FILL_MAX:  # in a replay nothing else slows down
-            self._checkpoints.wait()
-        unsaved = self.state.unsaved()
         late = time.monotonic() - self._saved_at >= storage.checkpoint_interval
-        due = unsaved >= storage.checkpoint_events or self._records_unsaved >= CHECKPOINT_RECORDS
-        due = due or self.state.unsaved_share() > FILL_MAX / 2
-        if (due or (late and self._records_unsaved)) and not self._checkpoints.busy:
+        due = self._events_unsaved >= storage.checkpoint_events
+        due = due or self._records_unsaved >= CHECKPOINT_RECORDS or late
+        if due and self._records_unsaved and not (self._checkpoints.busy or self._identities.busy):
             self._save()
 
     def _save(self) -> None:
@@ -362,7 +363,7 @@ class Usage(Actor):
             "refused": self.refused.to_map(),
         }
         self._checkpoints.save(self.state.save(), position)
-        self._records_unsaved = 0
+        self._records_unsaved = self._events_unsaved = 0
         self._saved_at = time.monotonic()
         self.telemetry.add("checkpoint_runs_total")
 
@@ -385,7 +386,9 @@ class Usage(Actor):
         """Save a last checkpoint, so that the next start has nothing to replay."""
         self.answers.send()
         if self.serving:
-            self._checkpoints.wait()
-            if self._records_unsaved:
+            self._checkpoints.step(wait=True)
+            self._identities.step(time.monotonic(), may_flush=False, wait=True)
+            if self._records_unsaved and not self._identities.busy:
                 self._save()
-                self._checkpoints.wait()
+                self._checkpoints.step(wait=True)
+        self._identities.finish()

@@ -10,8 +10,10 @@ from __future__ import annotations
 import msgpack
 import numpy as np
 
-from meterd.core import periods
-from meterd.core.kernels import sectors, tables
+from meterd.core import identity_runs, periods
+from meterd.core.identity_runs import Facts, MemorySource, MergeSource, Run, RunMaker, Source
+from meterd.core.kernels import runs, sectors, tables
+from meterd.core.kernels.index import clear
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import FileScan, Groups, verify_chain
 from meterd.core.memory_cells import collect
@@ -27,7 +29,7 @@ from meterd.protocol.log_format import Record
 
 KEY = (1, 2)
 NOW = 1_800_000_000_000_000_000
-CAPACITY = Capacity(4_096, 1_024, 1_024, 1_024, 1_024, 4_096)
+CAPACITY = Capacity(4_096, 1_024, 1_024, 1_024, 1_024)
 UTC = ((-(2**63), 0),)
 
 DEFINITIONS = (
@@ -150,4 +152,20 @@ class _Pipeline:
         fresh = StateMachine(KEY, CAPACITY)
         fresh.restore(saved.state, saved.arrays)
         fresh.restore_identities(np.array(saved.identities))
-        fresh.purge()
+        entries = fresh.begin_flush()
+        facts = identity_runs.facts_of_entries(entries)
+        run = _run(facts, MemorySource(entries, facts, entries.copy()))
+        clear(fresh.end_flush())
+        facts = identity_runs.facts_of_merge([run, run], 0)
+        fresh.use_runs([_run(facts, MergeSource([run, run], 0))])
+
+
+def _run(facts: Facts, source: Source) -> Run:
+    """Make a run in memory; its arrays are read-only as those of a file are."""
+    maker = RunMaker(facts)
+    (piece,) = ([array.copy() for array in piece] for piece in maker.pieces(source))
+    piece[0] = piece[0].reshape(-1)
+    piece[2] = np.append(piece[2], np.zeros(runs.ENTRIES_MARGIN, np.uint8))
+    for array in piece:
+        array.flags.writeable = False
+    return Run(*piece, maker.facts)

@@ -34,7 +34,7 @@ class Recorded(Usage):
 def usage(tmp_path: Path) -> Iterator[Recorded]:
     identity.claim(str(tmp_path), 7, "auto")
     reading, writing = os.pipe()
-    limits = dict.fromkeys(("accounts", "series", "cells", "identities"), 10_000)
+    limits = dict.fromkeys(("accounts", "series", "cells"), 10_000)
     options = Options.from_mapping({"node": {"data_dir": str(tmp_path), "id": 7}, "limits": limits})
     actor = Recorded(options, str(tmp_path), Lifeline(writing))
     actor.open()
