@@ -26,7 +26,6 @@ from meterd.protocol.run_format import PAGE, RunHeader
 
 # Linux: read the pages of a mapping now (module mmap lacks the name).
 MADV_POPULATE_READ = 22
-_DTYPES = (np.uint16, np.uint32, np.uint8)
 
 
 class _Section:
@@ -153,11 +152,11 @@ def open_run(path: Path, check: bool) -> Run:
     finally:
         os.close(descriptor)
     _populate(mapped, header.offsets[2])
-    arrays = [
-        np.frombuffer(mapped, dtype, length // np.dtype(dtype).itemsize, offset)
-        for dtype, length, offset in zip(_DTYPES, header.sizes, header.offsets, strict=True)
-    ]
-    return Run(*arrays, facts_of(header))
+    lines, starts, entries = (
+        np.frombuffer(mapped, np.uint8, length, offset)
+        for length, offset in zip(header.sizes, header.offsets, strict=True)
+    )
+    return Run(lines.view(np.uint16), starts.view(np.uint32), entries, facts_of(header))
 
 
 def _populate(mapped: mmap.mmap, size: int) -> None:

@@ -163,9 +163,9 @@ class _Pipeline:
 def _run(facts: Facts, source: Source) -> Run:
     """Make a run in memory; its arrays are read-only as those of a file are."""
     maker = RunMaker(facts)
-    (piece,) = ([array.copy() for array in piece] for piece in maker.pieces(source))
-    piece[0] = piece[0].reshape(-1)
-    piece[2] = np.append(piece[2], np.zeros(runs.ENTRIES_MARGIN, np.uint8))
-    for array in piece:
+    (piece,) = maker.pieces(source)
+    entries = np.append(piece.entries, np.zeros(runs.ENTRIES_MARGIN, np.uint8))
+    run = Run(piece.lines.reshape(-1).copy(), piece.starts.copy(), entries, maker.facts)
+    for array in run[:3]:
         array.flags.writeable = False
-    return Run(*piece, maker.facts)
+    return run

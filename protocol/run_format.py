@@ -32,7 +32,7 @@ class RunHeader(NamedTuple):
     lines: int
     first_day: int
     newest_day: int
-    count: int
+    count: int  # type: ignore[assignment]
     sizes: tuple[int, int, int]
     crcs: tuple[int, int, int]
 
