@@ -26,6 +26,7 @@ from meterd.actors.background import Background
 from meterd.actors.direct_file import Staging
 from meterd.core import identity_runs
 from meterd.core.identity_runs import Entries, Facts, MemorySource, MergeSource, Run, Source
+from meterd.core.kernels import bloom
 from meterd.core.kernels import runs as kernels
 from meterd.core.kernels.index import clear
 from meterd.core.kernels.memory import reserve
@@ -39,6 +40,8 @@ from meterd.protocol.log_format import Damaged
 RUNS_PER_LEVEL = 8
 # So many parts become one, so that saves of few events do not leave a file each.
 PARTS_MAX = 8
+# Identities that a filter is made for at least: 16 MiB, or twice that.
+FILTER_MIN = 8_000_000
 # What found no room on the disk is tried again after so long.
 RETRY_SECONDS = 10.0
 NAME = re.compile(r"ids-([0-9]{12})\.(run|part)")
@@ -184,7 +187,10 @@ class IdentityStore:
                 self._flush(self._state.begin_flush())
         if not self._merger.busy:
             self._drop_expired()
-            self._merge()
+            if self._state.filter_is_full:
+                self._renew_filter()
+            else:
+                self._merge()
 
     def finish(self) -> None:
         """Wait for what is under way, and take it over.  Raises FsyncFailed, Corrupt."""
@@ -252,6 +258,32 @@ class IdentityStore:
             return lambda: self._use(
                 [*(one for one in self._runs if one.file.name not in kept), *made]
             )
+
+        self._merger.start(work)
+
+    def _renew_filter(self) -> None:
+        """Make a filter for twice as many identities as there are."""
+        count = max(FILTER_MIN, self._state.counts()["identities"])
+        lines = 1 << (2 * count // bloom.FILTER_KEYS - 1).bit_length()
+        words = reserve((lines * bloom.FILTER_WORDS,), np.uint64, large_pages=True)
+        self._fill_filter(words, set())
+
+    def _fill_filter(self, words: Any, done: set[str]) -> None:
+        """Add the runs that are not in it yet to a new filter, and use it when it has all."""
+        runs, day = [one for one in self._runs if one.file.name not in done], self._horizon_day
+
+        def work() -> Done:
+            for one in runs:
+                for entries in identity_runs.blocks_of(one.run, day):
+                    bloom.add_entries(words, entries)
+            return finish
+
+        def finish() -> None:
+            known = done | {one.file.name for one in runs}
+            if any(one.file.name not in known for one in self._runs):  # a flush has ended meanwhile
+                self._fill_filter(words, known)
+            else:
+                self._state.use_filter(words)
 
         self._merger.start(work)
 

@@ -95,6 +95,24 @@ class MemorySource:
         return len(taken)
 
 
+def blocks_of(run: Run, horizon_day: int) -> Iterator[Entries]:
+    """Yield the entries of a run that have not expired; each block is valid until the next."""
+    state, out = np.zeros(3, np.int64), np.empty((BLOCK_ENTRIES_MAX, 2), np.uint64)
+    lines = int(run.facts[kernels.LINES])
+    for first in range(0, lines, BLOCK_LINES):
+        yield out[: _take(run, state, (first + BLOCK_LINES, lines), horizon_day, out)]
+
+
+def _take(run: Run, state: Any, end: tuple[int, int], horizon_day: int, out: Entries) -> int:
+    """Copy entries of a run before the line end[0] of a run of end[1] lines; return how many."""
+    key = np.uint64(kernels.end_of_block(*end))
+    arrays = (run.lines, run.starts, run.entries)
+    taken = int(kernels.take_entries(arrays, run.facts, state, key, horizon_day, out))
+    if taken < 0:
+        raise InvariantViolation("keys of identities are not uniform")
+    return taken
+
+
 class _Sorting:
     """Sorts the entries of one block, in memory kept for it."""
 
@@ -118,16 +136,9 @@ class MergeSource:
 
     def take(self, facts: Facts, block: tuple[int, int], out: Entries) -> int:
         """See Source."""
-        end = np.uint64(kernels.end_of_block(block[1], int(facts[kernels.LINES])))
-        count = 0
+        end, count = (block[1], int(facts[kernels.LINES])), 0
         for run, state in zip(self._runs, self._states, strict=True):
-            arrays = (run.lines, run.starts, run.entries)
-            taken = kernels.take_entries(
-                arrays, run.facts, state, end, self._horizon_day, out[count:]
-            )
-            if taken < 0:
-                raise InvariantViolation("keys of identities are not uniform")
-            count += int(taken)
+            count += _take(run, state, end, self._horizon_day, out[count:])
         self._sorting.sort(out[:count], facts, block)
         return count
 
@@ -141,7 +152,7 @@ class RunMaker:
         lines = BLOCK_LINES + kernels.SPILL_MAX
         self._lines = np.zeros((lines, kernels.LINE_WORDS), np.uint16)
         self._starts = np.zeros(lines, np.uint32)
-        self._entries = np.zeros(2 * BLOCK_ENTRIES_MAX * ENTRY_SIZE_MAX, np.uint8)
+        self._entries = np.zeros(2 * BLOCK_ENTRIES_MAX * ENTRY_SIZE_MAX + 8, np.uint8)
         # What the last block had no line for comes first in the next.
         self._sorted = np.empty((2 * BLOCK_ENTRIES_MAX, 2), np.uint64)
 

@@ -21,6 +21,7 @@ from meterd.core.identity_runs import Entries, Run, run_arrays
 from meterd.core.kernels import apply as kernels
 from meterd.core.kernels import runs as run_kernels
 from meterd.core.kernels import tables as table_kernels
+from meterd.core.kernels.bloom import FILTER_KEYS, FILTER_WORDS, add_entries
 from meterd.core.kernels.index import ENTRIES, Index
 from meterd.core.kernels.memory import handle_of, reserve
 from meterd.core.kernels.tables import Capacity, Tables, make_tables
@@ -71,6 +72,7 @@ class StateMachine:
         self._copies = {name: reserve(array.shape, array.dtype) for name, array, _ in self._rows()}
         # What takes the place of `recent` and its journal while they are flushed.
         self._spare_journal = reserve(self.tables.journal.shape, np.uint64)
+        self._flushing: Entries = self._spare_journal[:0]
         self._runs: list[Run] = []
         self.registry = Registry()
         self.horizon = BEGINNING
@@ -197,6 +199,7 @@ class StateMachine:
         """
         tables = self.tables
         entries: Entries = tables.journal[: self.recent]
+        self._flushing = entries
         journal, self._spare_journal = self._spare_journal, tables.journal
         tables.counters[table_kernels.RECENT] = 0
         self._use(
@@ -216,10 +219,24 @@ class StateMachine:
             )
         )
 
+    def use_filter(self, words: NDArray[np.uint64]) -> None:
+        """Use a filter that holds the identities of all runs; those of memory are added."""
+        tables = self.tables
+        add_entries(words, tables.journal[: self.recent])
+        add_entries(words, self._flushing)
+        self._use(tables._replace(filter=words))
+
+    @property
+    def filter_is_full(self) -> bool:
+        """Does the filter say "perhaps" more often than it should?"""
+        room = len(self.tables.filter) // FILTER_WORDS * FILTER_KEYS
+        return self.counts()["identities"] >= room
+
     def end_flush(self) -> Index:
         """Forget what was flushed: a run in use has it.  Returns what somebody must `clear`."""
         flushed: Index = self.tables.flushing
         flushed.head[ENTRIES] = 0
+        self._flushing = self._spare_journal[:0]
         return flushed
 
     def counts(self) -> dict[str, int]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from meterd.core import identity_runs, periods
 from meterd.core.identity_runs import Facts, MemorySource, MergeSource, Run, RunMaker, Source
-from meterd.core.kernels import runs, sectors, tables
+from meterd.core.kernels import bloom, runs, sectors, tables
 from meterd.core.kernels.index import clear
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import FileScan, Groups, verify_chain
@@ -157,6 +157,8 @@ class _Pipeline:
         run = _run(facts, MemorySource(entries, facts, entries.copy()))
         clear(fresh.end_flush())
         facts = identity_runs.facts_of_merge([run, run], 0)
+        for entries in identity_runs.blocks_of(run, 0):
+            bloom.add_entries(np.zeros(bloom.FILTER_WORDS, np.uint64), entries)
         fresh.use_runs([_run(facts, MergeSource([run, run], 0))])
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from meterd.core.kernels.bloom import add_key, ask_filter, candidates
 from meterd.core.kernels.cells import CELL_WORDS, POSITION_ROW_BITS, update_cell
 from meterd.core.kernels.entries import (
     account_state,
@@ -115,7 +116,8 @@ class Scratch(NamedTuple):
     dims: Array  # u8: one dimension tuple
     cursor: Array  # int64[2]: the slice of the next row, and the row's place in it
     known: Array  # u64[b]: payload | FOUND of an identity that is older than `recent`
-    matches: Array  # int64[b]: what looking for it works in
+    wanted: Array  # int64[b]: rows whose identity may be older
+    matches: Array  # int64[b]: what looking for them works in
     outcome: Array  # u8[rows of a record]: status | reason << 4
 
 
@@ -140,6 +142,7 @@ def make_scratch(rows_max: int) -> Scratch:
         np.empty(DIMS_SIZE_MAX, np.uint8),
         np.zeros(2, np.int64),
         np.empty(BLOCK_ROWS, np.uint64),
+        np.empty(BLOCK_ROWS, np.int64),
         np.empty(BLOCK_ROWS, np.int64),
         np.empty(rows_max, np.uint8),
     )
@@ -166,7 +169,8 @@ def _scratch_at(handle: Array) -> Any:
         column_at(handle, 4, np.int64),
         column_at(handle, 5, np.uint64),
         column_at(handle, 6, np.int64),
-        column_at(handle, 7, np.uint8),
+        column_at(handle, 7, np.int64),
+        column_at(handle, 8, np.uint8),
     )
 
 
@@ -302,6 +306,7 @@ def _ask_for_lines(rows: int, handle: Array, scratch: Array) -> None:
     work = _scratch_at(scratch)
     hashes, periods = work.hashes, work.periods
     recent, cell_index = tables.recent, tables.cell_index
+    ask_filter(tables.filter, hashes, rows)
     for j in range(rows):
         ask(recent, hashes[j, 2])
         if periods[j] != NOT_KEPT:
@@ -322,15 +327,17 @@ def _find_older(rows: int, handle: Array, horizon: int, scratch: Array) -> None:
     horizon_day = horizon // DAY_NS
     flushing = tables.flushing
     known[:rows] = NOT_FOUND
+    wanted = work.wanted[: candidates(tables.filter, hashes, rows, work.wanted)]
     if flushing.head[ENTRIES]:
-        for j in range(rows):
-            ask(flushing, hashes[j, 2])
-        for j in range(rows):
+        for i in range(len(wanted)):
+            ask(flushing, hashes[wanted[i], 2])
+        for i in range(len(wanted)):
+            j = wanted[i]
             slot = find(flushing, hashes[j, 2], hashes[j, 3])
             if slot != MISSING and not _expired(payload_at(flushing, slot), horizon_day):
                 known[j] = payload_at(flushing, slot) | FOUND
     runs = (tables.runs, tables.run_facts)
-    find_in_runs(runs, hashes, rows, horizon_day, known, work.matches)
+    find_in_runs(runs, hashes, wanted, horizon_day, known, work.matches)
 
 
 @njit(cache=True, _nrt=False)
@@ -386,6 +393,7 @@ def _decide(columns: Any, block: Any, handle: Array, times: Any, scratch: Array)
                 set_payload(recent, slot, payload)  # the expired event's identity is free again
             else:
                 insert_at(recent, slot, i0, i1, payload)
+                add_key(tables.filter, i0, i1)
             journal[n, 0], journal[n, 1] = i0, (i1 & ~PAYLOAD_MASK) | payload
             n += 1
     counters[RECENT] = n

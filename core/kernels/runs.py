@@ -31,7 +31,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from meterd.core.kernels.hashing import load_u16, load_u32, load_u64, prefetch
+from meterd.core.kernels.hashing import load_u16, load_u32, load_u64, prefetch, store_u64
 from meterd.core.kernels.memory import column_at
 
 Array = Any
@@ -140,18 +140,19 @@ def _find(run: Any, facts: Array, k0: Any, k1: Any, horizon_day: int) -> Any:
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
-def _ask(lines: Array, count: int, hashes: Array, rows: int) -> None:
-    """Ask for the line of each row's identity in one run."""
+def _ask(lines: Array, count: int, hashes: Array, wanted: Array) -> None:
+    """Ask for the line of each wanted row's identity in one run."""
     cache_lines = lines.reshape(-1, LINE_WORDS)
-    for j in range(rows):
-        prefetch(cache_lines, home_line(hashes[j, 2], count))
+    for i in range(len(wanted)):
+        prefetch(cache_lines, home_line(hashes[wanted[i], 2], count))
 
 
 @njit(cache=True, _nrt=False)
-def _match_lines(lines: Array, count: int, hashes: Array, rows: int, matches: Array) -> Any:
-    """Write which rows' lines have their tag, or are full; return how many."""
+def _match_lines(lines: Array, count: int, hashes: Array, wanted: Array, matches: Array) -> Any:
+    """Write which wanted rows' lines have their tag, or are full; return how many."""
     found = np.int64(0)
-    for j in range(rows):
+    for i in range(len(wanted)):
+        j = wanted[i]
         base = home_line(hashes[j, 2], count) * LINE_WORDS
         hits = equal_words(lines, base, np.uint16(hashes[j, 3] >> _U64(48)))
         full = np.int64(lines[base + LINE_SLOTS] == LINE_SLOTS)
@@ -162,26 +163,27 @@ def _match_lines(lines: Array, count: int, hashes: Array, rows: int, matches: Ar
 
 @njit(cache=True, _nrt=False)
 def find_in_runs(
-    runs: Any, hashes: Array, rows: int, horizon_day: int, found: Array, matches: Array
+    runs: Any, hashes: Array, wanted: Array, horizon_day: int, found: Array, matches: Array
 ) -> None:
-    """Write the payload | FOUND of each row's identity where a run holds it, unless it expired.
+    """Write the payload | FOUND of wanted rows' identities that a run holds, unless they expired.
 
     runs (handle of their arrays, facts int64[r, 8]); hashes u64[b, >= 4], columns 2 and 3 the key;
-    found u64[b] is left alone where nothing is found; matches int64[b] is worked in.  Run by run:
-    the lines of the next are on their way while one is looked at.
+    wanted int64[n] rows; found u64[b] is left alone where nothing is found; matches int64[b] is
+    worked in.  Run by run: the lines of the next are on their way while one is looked at.
     """
     handle, facts = runs
     count = len(facts)
     if count:
-        _ask(column_at(handle, 0, np.uint16), facts[0, LINES], hashes, rows)
+        _ask(column_at(handle, 0, np.uint16), facts[0, LINES], hashes, wanted)
     for r in range(count):
         if r + 1 < count:
-            _ask(column_at(handle, ARRAYS * (r + 1), np.uint16), facts[r + 1, LINES], hashes, rows)
+            following = column_at(handle, ARRAYS * (r + 1), np.uint16)
+            _ask(following, facts[r + 1, LINES], hashes, wanted)
         fact = facts[r]
         lines = column_at(handle, ARRAYS * r, np.uint16)
         starts = column_at(handle, ARRAYS * r + 1, np.uint32)
         entries = column_at(handle, ARRAYS * r + 2, np.uint8)
-        for i in range(_match_lines(lines, fact[LINES], hashes, rows, matches)):
+        for i in range(_match_lines(lines, fact[LINES], hashes, wanted, matches)):
             j = matches[i]
             k0, k1 = hashes[j, 2], hashes[j, 3]
             payload = _find((lines, starts, entries), fact, k0, k1, horizon_day)
@@ -199,11 +201,13 @@ def fill_lines(sorted_entries: Array, facts: Array, block: Any, out: Any, state:
     sorted_entries u64[n, 2], rising; facts int64[8] of the new run; block (first, last);
     out (lines u16[last - first, 32] of zeros, starts u32[last - first], entries u8[...]);
     state int64[3], whose LINE is the first line or behind it.  What belongs behind the last line
-    stays.  Entries begin at the start of their buffer at each call.
+    stays.  Entries begin at the start of their buffer at each call, and 8 bytes behind the last are
+    written too.
     """
     first, last = block
     lines, starts, entries = out
-    key_bytes, day_bytes = facts[KEY_BYTES], facts[DAY_BYTES]
+    key_bytes = facts[KEY_BYTES]
+    size = key_bytes + DIGEST_BYTES + facts[DAY_BYTES]
     line, rank = max(state[LINE], first), state[RANK]
     starts[line - first] = rank
     at = taken = np.int64(0)
@@ -222,20 +226,12 @@ def fill_lines(sorted_entries: Array, facts: Array, block: Any, out: Any, state:
         used = np.int64(lines[to - first, LINE_SLOTS])
         lines[to - first, used] = np.uint16(w1 >> _U64(48))
         lines[to - first, LINE_SLOTS] = used + 1
-        for _ in range(key_bytes):
-            entries[at] = np.uint8(w0 & _U64(0xFF))
-            w0 >>= _U64(8)
-            at += 1
-        digest = w1 >> _U64(16)
-        for _ in range(DIGEST_BYTES):
-            entries[at] = np.uint8(digest & _U64(0xFF))
-            digest >>= _U64(8)
-            at += 1
-        day = np.int64(w1 & _U64(0xFFFF)) - facts[FIRST_DAY]
-        for _ in range(day_bytes):
-            entries[at] = np.uint8(day & 0xFF)
-            day >>= 8
-            at += 1
+        # Each store writes 8 bytes; the next one, or the next entry, covers what is too much.
+        store_u64(entries, at, w0)
+        day = (w1 & _U64(0xFFFF)) - _U64(facts[FIRST_DAY])
+        digest = (w1 >> _U64(16)) & _U64(0xFFFFFFFF)
+        store_u64(entries, at + key_bytes, day << _U64(8 * DIGEST_BYTES) | digest)
+        at += size
         rank += 1
         taken += 1
     while line < last - 1:

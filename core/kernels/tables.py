@@ -88,6 +88,7 @@ class Tables(NamedTuple):
     key: Array  # u64[2]: of all hashes
     runs: Array  # int64[3 r, 2]: a handle of the arrays of the runs (kernels/runs.py)
     run_facts: Array  # int64[r, 8]
+    filter: Array  # u64[8 lines]: of all identities (kernels/bloom.py)
 
 
 # Odd constants without pattern: the primes of XXH64.
@@ -126,6 +127,7 @@ def make_tables(capacity: Capacity, key: tuple[int, int]) -> Tables:
         key=np.array(key, np.uint64),
         runs=np.zeros((0, 2), np.int64),
         run_facts=np.zeros((0, run_kernels.FACT_WORDS), np.int64),
+        filter=np.zeros(0, np.uint64),
     )
 
 
@@ -151,6 +153,7 @@ def tables_at(handle: Array) -> Any:
         column_at(handle, 50, np.uint64),
         rows_at(handle, 51, 2, np.int64),
         rows_at(handle, 52, run_kernels.FACT_WORDS, np.int64),
+        column_at(handle, 53, np.uint64),
     )
 
 

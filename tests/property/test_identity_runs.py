@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from meterd.actors.run_files import open_run, write_run
 from meterd.core import identity_runs
 from meterd.core.identity_runs import BLOCK_LINES, MemorySource, MergeSource, Run, run_arrays
+from meterd.core.kernels import bloom
 from meterd.core.kernels import runs as kernels
 from meterd.core.kernels.memory import handle_of
 from meterd.protocol.errors import Corrupt
@@ -35,7 +36,9 @@ def found(runs: list[Run], keys: np.ndarray, horizon_day: int = 0) -> list[int |
     hashes = np.zeros((len(keys), 4), np.uint64)
     hashes[:, 2:] = keys
     known, matches = np.zeros(len(keys), np.uint64), np.zeros(len(keys), np.int64)
-    kernels.find_in_runs((held, facts), hashes, len(keys), horizon_day, known, matches)
+    kernels.find_in_runs(
+        (held, facts), hashes, np.arange(len(keys)), horizon_day, known, matches
+    )
     return [int(word) & PAYLOAD if word else None for word in known.tolist()]
 
 
@@ -103,6 +106,7 @@ def test_the_extremes_of_keys_are_found():
     run = run_of(rows)
     assert found([run], rows) == payloads(rows)
     assert by_key(entries_of(run)) == by_key(rows)
+    assert by_key(np.concatenate(list(identity_runs.blocks_of(run, 0)))) == by_key(rows)
 
 
 def test_many_entries_of_one_line_go_on_in_the_next():
@@ -113,6 +117,26 @@ def test_many_entries_of_one_line_go_on_in_the_next():
     assert (np.diff(np.flatnonzero(run.lines.reshape(-1, 32)[:, 31] == 31)) == 1).any()
     assert found([run], rows) == payloads(rows)
     assert by_key(entries_of(run)) == by_key(rows)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), COUNTS, st.sampled_from([0, 1, 7, 4_096]))
+def test_a_filter_says_perhaps_to_all_it_holds_and_to_few_others(seed, count, lines):
+    words = np.zeros(lines * bloom.FILTER_WORDS, np.uint64)
+    rows, others = entries(seed, count), entries(seed + 1, 2_000)
+    bloom.add_entries(words, rows)
+
+    def perhaps(keys: np.ndarray) -> int:
+        hashes, out = np.zeros((len(keys), 4), np.uint64), np.zeros(len(keys), np.int64)
+        hashes[:, 2:] = keys
+        bloom.ask_filter(words, hashes, len(keys))
+        return int(bloom.candidates(words, hashes, len(keys), out))
+
+    assert perhaps(rows) == count
+    if lines == 0:
+        assert perhaps(others) == len(others)
+    elif count <= lines * bloom.FILTER_KEYS:
+        assert perhaps(others) < 0.08 * len(others)
 
 
 @settings(max_examples=10, deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from meterd.core import state as state_module
 from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
 from meterd.core.identity_runs import Entries, Run
+from meterd.core.kernels.bloom import FILTER_WORDS, add_entries
 from meterd.core.kernels.index import clear
 from meterd.core.kernels.runs import ENTRIES_MARGIN
 from meterd.core.memory_cells import collect
@@ -19,7 +21,7 @@ from meterd.core.questions import Question
 from meterd.core.state import StateMachine
 from meterd.protocol.errors import MetricVersionsDiffer
 from tests.support import model as oracle
-from tests.support.identities import merge_of, run_of
+from tests.support.identities import entries_of, merge_of, run_of
 from tests.support.log_directory import finish
 from tests.support.periods import DAY, HOUR, Period
 from tests.support.pipeline import Pipeline
@@ -227,6 +229,13 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
             self.pipeline.state.use_runs(self.runs)
             clear(self.pipeline.state.end_flush())
             self.flushing = None
+
+    @rule(lines=st.sampled_from([0, 1, 64]))
+    def use_another_filter(self, lines: int) -> None:
+        words = np.zeros(lines * FILTER_WORDS, np.uint64)
+        for run in self.runs:
+            add_entries(words, entries_of(run))
+        self.pipeline.state.use_filter(words)
 
     @rule()
     def merge(self) -> None:
