@@ -19,6 +19,18 @@ Kind = Literal["counter", "gauge", "histogram"]
 PREFIX = "billing_"
 MODES = ("sync", "async")
 RESULTS = ("ok", "error")
+# How an attempt to archive a log file ends (actors/archive_copy.py), and files given up.
+ARCHIVED = (
+    "stored",
+    "present",
+    "failed",
+    "signal",
+    "timeout",
+    "unverified",
+    "different",
+    "damaged",
+    "gap",
+)
 QUERIES = ("usage", "accounts", "events", "feed", "rejected")
 ACTORS = (
     "router",
@@ -102,6 +114,9 @@ FAMILIES = (
     # log
     _gauge("wal_offset_bytes", "End of the log: bytes in all log files."),
     _gauge("wal_segments", "Log files."),
+    _gauge("wal_size_bytes", "Bytes of the full log files."),
+    _gauge("wal_held_bytes", "Bytes of log files that something keeps from deletion.", "holder"),
+    _counter("wal_segments_deleted_total", "Log files deleted.", "reason", ("expired", "covered")),
     _counter("wal_appends_total", "Records written."),
     _counter("wal_bytes_written_total", "Bytes written to the log."),
     _counter("wal_rotations_total", "Log files that became full."),
@@ -112,11 +127,15 @@ FAMILIES = (
     # state
     _gauge("state_entries", "Entries of the state machine in memory.", "kind"),
     _counter("checkpoint_runs_total", "Checkpoints begun."),
+    _histogram("checkpoint_duration_seconds", "From the copy of the state to a durable one."),
+    _gauge("checkpoint_bytes", "Size of the newest checkpoint."),
     _gauge("checkpoint_last_success_timestamp_seconds", "When the newest checkpoint was saved."),
     # retention and disk
     _counter("retention_runs_total", "Looks for expired log files.", "result", ("ok",)),
     _counter("retention_segments_deleted_total", "Log files deleted because they expired."),
     _counter("retention_bytes_freed_total", "Bytes of those files."),
+    _gauge("retention_last_success_timestamp_seconds", "When expired files were last looked for."),
+    _gauge("retention_oldest_event_timestamp_seconds", "The oldest event in a full log file."),
     _counter("indexes_written_total", "Indexes written beside full log files."),
     _counter("refused_log_left_out_total", "Refused events that refused.log had no room for."),
     _gauge("disk_free_bytes", "Free space for the data directory.", "path"),
@@ -124,6 +143,20 @@ FAMILIES = (
     _gauge("disk_inodes_free", "Free inodes of its file system.", "path"),
     _gauge("disk_state", "1 for the state of the disk.", "state"),
     _counter("disk_write_stops_total", "Times that events were refused for lack of space."),
+    # archive
+    _gauge("archive_queue_segments", "Full log files that are not in the archive."),
+    _gauge("archive_queue_bytes", "Bytes of those files."),
+    _gauge("archive_queue_full", "1 while more wait than archive.queue_max."),
+    _gauge("archive_gap_active", "1 while the archive lacks log files for good."),
+    _counter(
+        "archive_segments_total",
+        "Attempts to archive a log file, and files given up.",
+        "result",
+        ARCHIVED,
+    ),
+    _histogram("archive_duration_seconds", "Time to archive one log file."),
+    _gauge("archive_last_success_timestamp_seconds", "When a log file was last archived."),
+    _gauge("archive_last_failure_timestamp_seconds", "When archiving last failed."),
     # replication: a group of one has neither, and both belong to every page
     _counter("view_changes_total", "Partitions that got a new leader."),
     _gauge("replication_lag_ops", "Ops that a peer lacks.", "peer"),

@@ -85,6 +85,52 @@ class Wal:
     """The log."""
 
     segment_size: int = _size(64 * MIB, "size of a log file", 4 * MIB, 1 * GIB)
+    retention_days: int = _count(
+        7, "keep log files that nothing needs for so many days", 0, 36_500, reloadable=True
+    )
+    max_segments: int = _count(
+        100, "but not more than so many of them", 1, 1_000_000, reloadable=True
+    )
+    min_segments: int = _count(4, "and never fewer", 1, 1_000_000, reloadable=True)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Copies of full log files, kept elsewhere.  On when there is a target or a command."""
+
+    target: str = _text(
+        "", "where they go: s3://BUCKET/PREFIX or the whole path of a directory", reloadable=True
+    )
+    command: str = _text(
+        "",
+        "or a command that stores one: {path} is the file, {name} what to call it; exit code 0:"
+        " it is stored",
+        reloadable=True,
+    )
+    verify_command: str = _text(
+        "", "and one that writes the stored copy of {name} to standard output", reloadable=True
+    )
+    verify: str = _text(
+        "content",
+        "content: read every copy back and compare it; size: ask for its size only",
+        choices=("content", "size"),
+        reloadable=True,
+    )
+    timeout: float = _duration(
+        60.0, "a command that takes longer has failed", 0.1, 86_400.0, reloadable=True
+    )
+    check_interval: float = _duration(
+        10.0, "look for full log files so often", 0.1, 3_600.0, reloadable=True
+    )
+    queue_max: int = _size(
+        4 * GIB, "files that wait are too many beyond so many bytes", 0, 1 << 50, reloadable=True
+    )
+    on_queue_full: str = _text(
+        "stop",
+        "stop: keep them all, until the disk's limits stop events; gap: give up the oldest",
+        choices=("stop", "gap"),
+        reloadable=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -96,6 +142,13 @@ class Storage:
     )
     checkpoint_interval: float = _duration(
         60.0, "and at least so often while events arrive", 1.0, 86_400.0, reloadable=True
+    )
+    copy_grace: float = _duration(
+        86_400.0,
+        "files that others replace stay so long, for who copies the directory",
+        0.0,
+        30 * 86_400.0,
+        reloadable=True,
     )
 
 
@@ -178,6 +231,7 @@ class Options:
 
     node: Node = Node()
     wal: Wal = Wal()
+    archive: Archive = Archive()
     storage: Storage = Storage()
     retention: Retention = Retention()
     disk: Disk = Disk()
@@ -320,7 +374,17 @@ def format_value(kind: str, value: float | str) -> str:
 
 def check(options: Options) -> None:
     """Check what concerns several keys.  Raises ConfigError."""
-    node, disk = options.node, options.disk
+    node, disk, archive = options.node, options.disk, options.archive
+    if options.wal.min_segments > options.wal.max_segments:
+        raise _wrong("wal.min_segments", "must not be above wal.max_segments")
+    if archive.target and archive.command:
+        raise _wrong("archive.command", "either archive.target or archive.command")
+    if archive.target and not archive.target.startswith(("/", "file:///", "s3://")):
+        raise _wrong("archive.target", "s3://BUCKET/PREFIX, or the whole path of a directory")
+    if archive.command and "{path}" not in archive.command:
+        raise _wrong("archive.command", "nothing in it is {path}")
+    if archive.verify_command and "{name}" not in archive.verify_command:
+        raise _wrong("archive.verify_command", "nothing in it is {name}")
     if node.port == node.http_port:
         raise _wrong("node.http_port", f"{node.http_port} is the application port")
     if disk.stop_free > disk.warn_free:

@@ -10,10 +10,13 @@ from meterd.actors import identity
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.bundle import unbundle
+from meterd.actors.housekeeping.archive import Archive
 from meterd.actors.housekeeping.disk_watch import DiskWatch
 from meterd.actors.housekeeping.indexes import Indexes
 from meterd.actors.housekeeping.jobs import Jobs
 from meterd.actors.housekeeping.log_retention import LogRetention
+from meterd.actors.housekeeping.log_status import LogStatus
+from meterd.actors.housekeeping.pins import Pins
 from meterd.actors.housekeeping.refusals import Refusals
 from meterd.actors.housekeeping.registry_copy import RegistryCopy
 from meterd.actors.housekeeping.service import Service
@@ -35,6 +38,7 @@ class RetentionSweeper(Actor):
         self.files = LogFiles(node.data_dir, identity.read(node.data_dir).identity_key)
         self.registry = RegistryCopy(node.data_dir)
         self.jobs = Jobs(self)
+        self.pins = Pins(self)
         self._services = self._make_services()
         self._listeners = {kind: one for one in self._services for kind in one.messages}
         self._servers = {kind: one for one in self._services for kind in one.requests}
@@ -42,13 +46,17 @@ class RetentionSweeper(Actor):
         self.ready()
 
     def _make_services(self) -> list[Service]:
-        indexes = Indexes(self)
-        retention = LogRetention(self, indexes)
+        indexes, pins = Indexes(self), self.pins
+        retention = LogRetention(self, indexes, pins)
+        archive = Archive(self, retention)
         return [
             self.jobs,
             DiskWatch(self, retention),
             indexes,
+            pins,
             retention,
+            archive,
+            LogStatus(self, retention, archive, pins),
             Refusals(self),
         ]
 

@@ -23,6 +23,7 @@ from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.asking import Asking
 from meterd.actors.bundle import bundle, unbundle
+from meterd.actors.checkpoint_requests import CheckpointRequests
 from meterd.actors.checkpoints import Checkpoints
 from meterd.actors.disk import atomic_write
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
@@ -58,6 +59,8 @@ RECENT_MAX = 8_000_000
 # Beyond this no new events are taken, so that what is in the log always finds room.
 FILL_MAX = 0.95
 FULL_RETRY_MS = 10_000
+# How often to look whether a checkpoint that somebody waits for is durable.
+SAVING_SECONDS = 0.01
 # What counts events that were not stored, by status; with the reason, where it has that label.
 COUNTERS = {
     "duplicate": "events_duplicate_total",
@@ -96,7 +99,9 @@ class Usage(Actor):
         self._judge_after: dict[int, list[Frame]] = {}  # by the record they came behind
         self._identities = IdentityStore(directory, self.state, RECENT_FLUSH)
         self._checkpoints = Checkpoints(directory, self._identities)
+        self._checkpoint_requests = CheckpointRequests(self)
         self._records_unsaved = self._events_unsaved = 0
+        self._retention_told: dict[str, Any] | None = None
         self.serving = False
         self._expire_due = 0.0
         self._full = False
@@ -135,8 +140,9 @@ class Usage(Actor):
             self._on_replay(frames)
         elif kind == b"indexed":
             self.refused.forget(int(frames[1]))
-        elif kind == b"remove":
-            self._on_remove(msgpack.unpackb(frames[1]))
+        elif kind == b"save":
+            if self.serving:
+                self._checkpoint_requests.ask()
         elif kind == b"hello":
             self._on_hello(frames[1].decode())
 
@@ -175,6 +181,8 @@ class Usage(Actor):
         if actor == "router":
             self.send("router", [b"hello", self.name.encode()])
         elif actor == "retention_sweeper":
+            self._retention_told = None
+            self._tell_retention()
             for number in self.refused.files():
                 if number < self.position.file_number:
                     self._announce_sealed(number)
@@ -282,6 +290,7 @@ class Usage(Actor):
             path = f"{self.options.node.data_dir}/{REGISTRY_FILE}"
             registry = {"kind": "registry", "registry": self.state.registry.to_bytes()}
             atomic_write(path, checkpoint_format.encode(registry, {}))
+            self._tell_retention()
             self._announce_registry(command_answers.take())
 
     # Housekeeping
@@ -292,33 +301,50 @@ class Usage(Actor):
         if now >= self._expire_due:
             self._expire()
             self._expire_due = now + self.options.retention.sweep_interval
+        self._tell_retention()
         self._check_room()
         self.maybe_save()
+        self._checkpoint_requests.turn()
         for name, count in self.state.counts().items():
             self.telemetry.set(f'state_entries{{kind="{name}"}}', count)
         if self._checkpoints.saved_at:
             moment = self._checkpoints.saved_at
             self.telemetry.set("checkpoint_last_success_timestamp_seconds", moment)
-        return BEAT_SECONDS
+        return SAVING_SECONDS if self._checkpoint_requests.busy else BEAT_SECONDS
 
     def _expire(self) -> None:
         """Propose to move the horizon to where the retention has it now."""
-        retention = self.options.retention
-        horizon = (time.time_ns() - retention.days * DAY_NS) // DAY_NS * DAY_NS
-        future_ns = retention.future_hours * HOUR_NS
+        horizon = _horizon(self.retention_days)
+        future_ns = self.options.retention.future_hours * HOUR_NS
         if horizon <= self.state.horizon and future_ns == self.state.future_ns:
             return
-        packed = msgpack.packb({"op": "expire", "horizon": horizon, "future_ns": future_ns})
+        command = {"op": "expire", "horizon": horizon, "future_ns": future_ns}
+        self._propose(log_format.EXPIRE, command, NO_REQUESTS)
+
+    @property
+    def retention_days(self) -> int:
+        """For how many days events are kept: as was set by a command, else by the option."""
+        set_days = self.state.retention_days
+        return self.options.retention.days if set_days is None else set_days
+
+    def propose_retention(self, rid: bytes, request_id: int, days: int) -> None:
+        """Have every replica keep events for so many days from now on; the answer comes later."""
+        command = {"op": "retention_set", "days": days, "horizon": _horizon(days)}
+        origin = msgpack.packb([(rid, request_id, "retention_set")])
+        self._propose(log_format.META, command, origin)
+
+    def _propose(self, kind: int, command: dict[str, Any], origin: bytes) -> None:
+        """Have a command ordered and logged."""
+        packed = msgpack.packb(command)
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
         meta = {
-            "kind": log_format.EXPIRE,
+            "kind": kind,
             "slices": single_slice(log_format.META_GROUP, payload),
             "row_count": 0,
             "heap_size": len(packed),
             "registry_version": self.state.registry.version,
         }
-        frames = [b"propose", msgpack.packb(meta), payload, NO_REQUESTS]
-        self.send("replication", frames)
+        self.send("replication", [b"propose", msgpack.packb(meta), payload, origin])
 
     def _check_room(self) -> None:
         full = self.state.fill() > FILL_MAX
@@ -328,33 +354,62 @@ class Usage(Actor):
             said = {"source": self.name, "code": code, "retry_after_ms": FULL_RETRY_MS}
             self.send("router", [b"admission", msgpack.packb(said)])
 
-    def _on_remove(self, asked: dict[str, Any]) -> None:
-        """Say which of the files past the retention may go: those both checkpoints lie behind."""
+    def _tell_retention(self) -> None:
+        """Tell the sweeper what it may delete: nothing of this ever goes back."""
         kept = self._checkpoints.previous
-        first_needed = 0 if kept is None else kept["log"]["file_number"]
-        numbers = [
-            number
-            for number in asked["files"]
-            if number < first_needed and asked["newest"][str(number)] < self.state.horizon
-        ]
-        self.send("retention_sweeper", [b"removed", msgpack.packb({"files": numbers})])
+        told = {
+            "days": self.retention_days,
+            "set": self.state.retention_days is not None,
+            "horizon": self.state.horizon,
+            # Both checkpoints lie behind the files before this one.
+            "first_needed": 0 if kept is None else kept["log"]["file_number"],
+        }
+        if told != self._retention_told:
+            self._retention_told = told
+            self.send("retention_sweeper", [b"retention", msgpack.packb(told)])
+
+    def ask_checkpoint(self, rid: bytes, request_id: int) -> None:
+        """Save a checkpoint now; the answer comes when it is durable."""
+        self._checkpoint_requests.ask(rid, request_id)
 
     # Checkpoints
 
     def maybe_save(self) -> None:
         """Take over what was saved beside the loop, and begin what is due."""
         full = self.state.recent >= RECENT_WAIT  # in a replay nothing else slows down
-        if not self._checkpoints.step(wait=full):
-            self.telemetry.add("checkpoint_errors_total")
+        self._take_saved(wait=full)
         self._identities.step(time.monotonic(), not self._checkpoints.busy, wait=full)
         storage = self.options.storage
         late = time.monotonic() - self._saved_at >= storage.checkpoint_interval
         due = self._events_unsaved >= storage.checkpoint_events
         due = due or self._records_unsaved >= CHECKPOINT_RECORDS or late
-        if due and self._records_unsaved and not (self._checkpoints.busy or self._identities.busy):
-            self._save()
+        if due and self._records_unsaved and self.may_save:
+            self.save()
 
-    def _save(self) -> None:
+    def _take_saved(self, wait: bool) -> None:
+        """Take over a checkpoint that was saved beside the loop."""
+        if not self._checkpoints.step(wait):
+            self.telemetry.add("checkpoint_errors_total")
+            self._checkpoint_requests.failed()
+
+    @property
+    def may_save(self) -> bool:
+        """May a checkpoint be begun?"""
+        return not (self._checkpoints.busy or self._identities.busy)
+
+
+    @property
+    def saving(self) -> bool:
+        """Is a checkpoint being saved?"""
+        return self._checkpoints.busy
+
+    @property
+    def saved_at(self) -> float:
+        """When the newest checkpoint became durable, in seconds since the epoch."""
+        return self._checkpoints.saved_at
+
+    def save(self) -> None:
+        """Begin to save a checkpoint; none may be under way."""
         if self.state.evict():
             logger.info("dropped totals of past periods", extra={"fields": self.state.counts()})
         position = {
@@ -365,6 +420,7 @@ class Usage(Actor):
         self._checkpoints.save(self.state.save(), position)
         self._records_unsaved = self._events_unsaved = 0
         self._saved_at = time.monotonic()
+        self._checkpoint_requests.begun()
         self.telemetry.add("checkpoint_runs_total")
 
     def checkpoint_facts(self) -> dict[str, Any] | None:
@@ -386,9 +442,16 @@ class Usage(Actor):
         """Save a last checkpoint, so that the next start has nothing to replay."""
         self.answers.send()
         if self.serving:
-            self._checkpoints.step(wait=True)
+            self._take_saved(wait=True)
             self._identities.step(time.monotonic(), may_flush=False, wait=True)
-            if self._records_unsaved and not self._identities.busy:
-                self._save()
-                self._checkpoints.step(wait=True)
+            asked = self._records_unsaved or self._checkpoint_requests.busy
+            if asked and not self._identities.busy:
+                self.save()
+                self._take_saved(wait=True)
+            self._checkpoint_requests.turn()
         self._identities.finish()
+
+
+def _horizon(days: int) -> int:
+    """Return the beginning of the oldest day that is kept for so many days."""
+    return (time.time_ns() - days * DAY_NS) // DAY_NS * DAY_NS

@@ -77,6 +77,7 @@ class StateMachine:
         self.registry = Registry()
         self.horizon = BEGINNING
         self.future_ns = DAY_NS
+        self.retention_days: int | None = None  # None: nobody has set it, the option counts
         self.leader_time = 0
         self.stored = 0  # events counted, ever
         self.newest_event = BEGINNING
@@ -141,12 +142,22 @@ class StateMachine:
             self.registry.delete(command["code"])
             return {"code": command["code"]}
         if op == "expire":
-            # Identities know the day of their event, so the horizon is the beginning of one.
-            if command["horizon"] // DAY_NS * DAY_NS > self.horizon:
-                self.horizon = command["horizon"] // DAY_NS * DAY_NS
+            self._raise_horizon(command["horizon"])
             self.future_ns = command["future_ns"]
             return {"horizon": self.horizon}
+        if op == "retention_set":
+            self.retention_days = command["days"]
+            self._raise_horizon(command["horizon"])
+            return {"days": self.retention_days, "horizon": self.horizon}
         raise InvariantViolation(f"the log holds an unknown command {op!r}")
+
+    def _raise_horizon(self, horizon: int) -> None:
+        """Move the horizon to the beginning of a day; it never moves back.
+
+        Identities know the day of their event.
+        """
+        if horizon // DAY_NS * DAY_NS > self.horizon:
+            self.horizon = horizon // DAY_NS * DAY_NS
 
     def judge(self, refusals: Refusals) -> NDArray[np.uint8]:
         """Say what refused rows are, each as status | reason << 4."""
@@ -288,6 +299,7 @@ class StateMachine:
             "registry": self.registry.to_bytes(),
             "horizon": self.horizon,
             "future_ns": self.future_ns,
+            "retention_days": self.retention_days,
             "leader_time": self.leader_time,
             "stored": self.stored,
             "newest_event": self.newest_event,
@@ -304,6 +316,7 @@ class StateMachine:
         table_kernels.rebuild_indexes(self.handle)
         self.registry = Registry.from_bytes(state["registry"])
         self.horizon, self.future_ns = state["horizon"], state["future_ns"]
+        self.retention_days = state.get("retention_days")
         self.leader_time, self.stored = state["leader_time"], state["stored"]
         self.newest_event = state["newest_event"]
         self._renew_book()

@@ -13,7 +13,17 @@ from typing import NoReturn
 import click
 
 import meterd
-from meterd.commands import bench, completion, events, ingest, metric, nodes, usage
+from meterd.commands import (
+    bench,
+    completion,
+    events,
+    ingest,
+    jobs,
+    metric,
+    nodes,
+    storage,
+    usage,
+)
 from meterd.commands.console import warn
 from meterd.commands.session import AdminError, AdminGroup, admin_error_of
 from meterd.exits import AdminExit
@@ -30,6 +40,10 @@ COMMANDS: tuple[click.Command, ...] = (
     nodes.health,
     nodes.metrics,
     nodes.wait,
+    storage.checkpoint,
+    storage.retention,
+    storage.wal,
+    jobs.jobs,
     bench.bench,
     nodes.version,
     completion.completion,

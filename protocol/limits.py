@@ -71,6 +71,9 @@ CURSOR_SIZE_MAX = 256
 FILTER_VALUES_MAX = 1_000
 TELEMETRY_FILTER_SIZE_MAX = 256
 
+# A day of an identity has 16 bits.
+RETENTION_DAYS_MAX = 36_500
+
 # Partitions of a cluster, fixed when it is made.
 PARTITION_COUNT = 256
 

@@ -83,6 +83,12 @@ SORT = {"sort": Field(partial(fields.one_of, known=SORTS, where="sort"), "accoun
 TELEMETRY_FILTER = Field(
     partial(fields.text, size_max=limits.TELEMETRY_FILTER_SIZE_MAX, where="filter"), ""
 )
+DAYS = {
+    "days": Field(
+        partial(fields.integer, low=1, high=limits.RETENTION_DAYS_MAX, where="days"), REQUIRED
+    )
+}
+JOB = {"id": Field(partial(fields.integer, low=0, high=limits.I64_MAX, where="id"), REQUIRED)}
 DEFINITION = {name: Field(lambda raw: raw) for name in CONTENT_KEYS}
 
 _KINDS = (
@@ -118,6 +124,25 @@ _KINDS = (
     ),
     Kind("feed", "usage", "gives stored events in log order after a cursor", _account(None) | PAGE),
     Kind("rejected", "retention_sweeper", "lists refused events, newest first", PAGE),
+    Kind("checkpoint", "usage", "saves a checkpoint now and answers when it is durable"),
+    Kind("retention_show", "retention_sweeper", "says how long events are kept, and what is past"),
+    Kind("retention_set", "usage", "changes for how many days events are kept", DAYS),
+    Kind(
+        "retention_run",
+        "retention_sweeper",
+        "deletes now what is past the retention, or says what would be",
+        _flag("dry_run"),
+    ),
+    Kind(
+        "wal_status",
+        "retention_sweeper",
+        "says which log files there are and what holds them",
+        _flag("holders"),
+    ),
+    Kind("wal_archive", "retention_sweeper", "starts a job that archives what waits"),
+    Kind("job_list", "retention_sweeper", "lists the jobs, the newest first"),
+    Kind("job_show", "retention_sweeper", "says how far a job is, or what became of it", JOB),
+    Kind("job_cancel", "retention_sweeper", "cancels a job", JOB),
     Kind("status", "usage", "describes the node, its actors and its log"),
     Kind("health", "metrics", "says whether the node can do its work"),
     Kind("metrics", "metrics", "gives the node's telemetry as text", {"filter": TELEMETRY_FILTER}),

@@ -43,7 +43,10 @@ _EXIT_OF_CODE = {
     "restarting": AdminExit.BUSY,
     "shutting_down": AdminExit.BUSY,
     "not_leader": AdminExit.BUSY,
+    "exists": AdminExit.REFUSED,
+    "store_failed": AdminExit.UNREACHABLE,
     "disk_stop": AdminExit.NO_SPACE,
+    "disk_full": AdminExit.NO_SPACE,
     "corrupt": AdminExit.CORRUPT,
     "config": AdminExit.CONFIGURATION,
 }
