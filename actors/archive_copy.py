@@ -150,8 +150,7 @@ class CommandCopier:
         """Compare what is stored.  Raises the failure of the storing if nothing is."""
         try:
             with self._started(self._verify_command, path, name) as command:
-                compare(path, command.output(advance), name, advance)
-                command.wait(advance)
+                compare(path, command.good_output(advance), name, advance)
         except ArchiveFailed as error:
             if error.result == "different":
                 raise
@@ -203,6 +202,11 @@ class Command:
             if not piece:
                 return
             yield piece
+
+    def good_output(self, advance: Advance) -> Iterator[bytes]:
+        """Yield what it writes; at the end it must have ended well.  Raises ArchiveFailed."""
+        yield from self.output(advance)
+        self.wait(advance)
 
     def wait(self, advance: Advance) -> None:
         """Return when it has ended well.  Raises ArchiveFailed."""

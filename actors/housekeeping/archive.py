@@ -113,10 +113,14 @@ class Archive(Service):
             self.due = now + LOOK_SECONDS
 
     def answer(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """Archive what waits now, however many attempts have failed.  Raises NotFound, Busy."""
+        """Archive what waits now, however many attempts have failed.
+
+        Raises NotFound, Busy, DiskFull.
+        """
         if not self._is_on:
             raise NotFound("there is no archive: archive.target and archive.command are empty")
         self._retry_at = 0.0
+        self._state.use(self._target)
         return {"job": (self.sweeper.jobs.active(KIND) or self._start()).to_map()}
 
     def close_gaps(self, first_file: int) -> None:

@@ -5,12 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.core import retention
-from meterd.core.retention import expired_files, limit_of
-
-
-def test_the_limit_is_so_many_days_back():
-    assert limit_of(100 * retention.DAY_NS + 5, 90) == 10 * retention.DAY_NS + 5
+from meterd.core.retention import expired_files
 
 
 def test_a_file_with_one_younger_event_stays_and_keeps_those_after_it():
@@ -19,11 +14,6 @@ def test_a_file_with_one_younger_event_stays_and_keeps_those_after_it():
 
 def test_a_file_without_an_index_stays():
     assert expired_files([1, 2], {2: 0}, 10) == []
-
-
-def test_a_sweep_is_bounded(monkeypatch):
-    monkeypatch.setattr(retention, "FILES_PER_SWEEP_MAX", 2)
-    assert expired_files([1, 2, 3], dict.fromkeys([1, 2, 3], 0), 10) == [1, 2]
 
 
 @given(

@@ -9,6 +9,7 @@ import msgpack
 import pytest
 
 from meterd.actors.bundle import bundle
+from meterd.actors.housekeeping.log_retention import LogRetention
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
 from meterd.actors.log_files import index_name
 from meterd.actors.retention_sweeper import RetentionSweeper
@@ -120,43 +121,162 @@ def test_a_file_without_events_gets_an_index_by_itself(log, sweeper):
     assert parse_index((log.path / index_name(1)).read_bytes()).header.row_count == 0
 
 
-def test_only_the_oldest_expired_files_are_asked_for(log, sweeper):
-    write_full_file(log, OLD, indexed=True)
-    write_full_file(log, OLD + DAY, indexed=True)
-    write_full_file(log, time.time_ns(), indexed=True)
-    write_full_file(log, OLD, indexed=True)
-    sweeper.tick(0.0)
-    ((to, frames),) = sweeper.take(b"remove")
-    asked = msgpack.unpackb(frames[1])
-    assert to == "usage"
-    assert asked["files"] == [1, 2]
-    assert asked["newest"] == {"1": OLD, "2": OLD + DAY}
+def tell(sweeper, first_needed=100, days=90, horizon=None, **told) -> None:
+    """What the usage actor says: which files the checkpoints need, and the horizon."""
+    horizon = time.time_ns() - days * DAY if horizon is None else horizon
+    said = {"days": days, "set": False, "horizon": horizon, "first_needed": first_needed} | told
+    sweeper.handle([b"retention", msgpack.packb(said)])
 
 
-def test_what_was_agreed_goes_and_its_members_stay(log, sweeper):
-    for step in range(3):
-        write_full_file(log, OLD + step, indexed=True)
+def asked(sweeper, kind: str, **body):
+    sweeper.handle([b"requests", *bundle([b"rid", *request(kind, body)])])
+    sweeper.flush()
+    ((status, answer),) = answers(sweeper)
+    assert status == "ok", answer
+    return answer
+
+
+def log_names(log: LogDirectory) -> set[str]:
+    return {path.name for path in log.path.glob("wal-*")}
+
+
+def test_the_oldest_expired_files_go_and_their_members_stay(log, sweeper):
+    for at in (OLD, OLD + DAY, time.time_ns(), OLD):
+        write_full_file(log, at, indexed=True)
+    tell(sweeper)
     sweeper.tick(0.0)
-    sweeper.handle([b"removed", msgpack.packb({"files": [1, 2]})])
-    left = {path.name for path in log.path.glob("wal-*")}
-    assert left == {full_name(3), index_name(3)}
+    assert log_names(log) == {name(number) for number in (3, 4) for name in (full_name, index_name)}
     opening = Opening.from_file(*checkpoint_format.decode((log.path / FILE_NAME).read_bytes()))
     assert (opening.through, opening.accounts, len(opening.rows)) == (2, ["a"], 2)
     assert sweeper.take(b"removed") == [("query", [b"removed", msgpack.packb({"files": [1, 2]})])]
+    assert [to for to, _ in sweeper.take(b"save")] == ["usage"]
 
 
-def test_nothing_goes_when_nothing_was_agreed(log, sweeper):
+def test_nothing_goes_before_it_is_told_what_may(log, sweeper):
     write_full_file(log, OLD, indexed=True)
-    sweeper.handle([b"removed", msgpack.packb({"files": []})])
+    sweeper.tick(0.0)
     assert (log.path / full_name(1)).exists()
+    tell(sweeper)
+    sweeper.tick(0.0)
+    assert not (log.path / full_name(1)).exists()
+
+
+def test_what_a_checkpoint_needs_stays(log, sweeper):
+    for _ in range(3):
+        write_full_file(log, OLD, indexed=True)
+    tell(sweeper, first_needed=2)
+    sweeper.tick(0.0)
+    assert full_name(1) not in log_names(log)
+    assert {full_name(2), full_name(3)} <= log_names(log)
+    ran = asked(sweeper, "retention_run", dry_run=True)
+    assert (ran["files"], ran["held"]) == (0, {"checkpoint": 2})
+    assert not (log.path / FILE_NAME).exists() or full_name(2) in log_names(log)
+
+
+def test_what_is_pinned_stays_until_the_pin_ends(log, sweeper):
+    for _ in range(3):
+        write_full_file(log, OLD, indexed=True)
+    sweeper.pins.pin("backup-1", 2, time.time_ns() + DAY)
+    tell(sweeper)
+    sweeper.tick(0.0)
+    assert {full_name(2), full_name(3)} <= log_names(log)
+    assert full_name(1) not in log_names(log)
+    sweeper.pins.unpin("backup-1")
+    assert asked(sweeper, "retention_run")["files"] == 2
+    assert log_names(log) == set()
+
+
+def test_what_a_segment_covers_goes_when_nobody_else_needs_it(log):
+    """Its events are not past the retention: none of them is lost, nor a member."""
+    sweeper = recorded(RetentionSweeper, log.path, wal={"min_segments": 1, "retention_days": 0})
+    for _ in range(3):
+        write_full_file(log, time.time_ns(), indexed=True)
+    (retention,) = [one for one in sweeper._services if isinstance(one, LogRetention)]
+    now = time.time_ns()
+    retention.covered = lambda: {1: now - 2 * DAY, 2: now, 3: now - 2 * DAY}
+    tell(sweeper)
+    sweeper.tick(0.0)
+    assert full_name(1) not in log_names(log)
+    assert {full_name(2), full_name(3)} <= log_names(log)
     assert not (log.path / FILE_NAME).exists()
+    assert sweeper.take(b"save") == []
+    held = asked(sweeper, "wal_status", holders=True)["segments"]
+    assert [(row["number"], row["held_by"]) for row in held] == [(2, ["grace"]), (3, ["count"])]
+    sweeper.close()
+
+
+def test_a_run_says_what_goes_and_a_dry_one_what_would(log, sweeper):
+    for at in (OLD, OLD, time.time_ns()):
+        write_full_file(log, at, indexed=True)
+    sweeper.tick(0.0)
+    tell(sweeper)
+    sizes = [(log.path / full_name(number)).stat().st_size for number in (1, 2)]
+    expected = {"files": 2, "bytes": sum(sizes), "events": 2, "first": 1, "last": 2}
+    dry = asked(sweeper, "retention_run", dry_run=True)
+    assert dry.items() >= (expected | {"dry_run": True, "remaining": 0}).items()
+    assert full_name(1) in log_names(log)
+    shown = asked(sweeper, "retention_show")
+    assert shown["expired"].items() >= expected.items()
+    assert (shown["days"], shown["origin"], shown["files"]) == (90, "option", 3)
+    real = asked(sweeper, "retention_run")
+    assert real.items() >= (expected | {"dry_run": False, "remaining": 0}).items()
+    assert log_names(log) == {full_name(3), index_name(3)}
+    assert asked(sweeper, "retention_run")["files"] == 0
+
+
+def test_a_sweep_is_bounded_and_the_rest_follows_at_once(log, sweeper, monkeypatch):
+    monkeypatch.setattr("meterd.core.retention.FILES_PER_SWEEP_MAX", 2)
+    for _ in range(3):
+        write_full_file(log, OLD, indexed=True)
+    sweeper.tick(0.0)
+    tell(sweeper)
+    assert asked(sweeper, "retention_run").items() >= {"files": 2, "remaining": 1}.items()
+    sweeper.tick(1.0)
+    assert log_names(log) == set()
+
+
+def test_nobody_is_told_what_is_past_before_the_horizon_is_known(sweeper):
+    sweeper.handle([b"requests", *bundle([b"rid", *request("retention_show", {})])])
+    sweeper.flush()
+    ((status, body),) = answers(sweeper)
+    assert (status, body["code"]) == ("error", "starting")
+
+
+def test_too_many_log_files_have_those_who_hold_them_go_on(log, caplog):
+    sweeper = recorded(RetentionSweeper, log.path, wal={"max_segments": 2, "min_segments": 1})
+    for _ in range(3):
+        write_full_file(log, time.time_ns(), indexed=True)
+    tell(sweeper, first_needed=1)
+    sweeper.tick(0.0)
+    assert [to for to, _ in sweeper.take(b"save")] == ["usage"]
+    assert "more log files are kept than wished for" in caplog.text
+    assert len(log_names(log)) == 6
+    sweeper.close()
+
+
+def test_the_log_status_says_what_there_is(log, sweeper):
+    for _ in range(2):
+        write_full_file(log, time.time_ns(), indexed=True)
+    sweeper.pins.pin("b", 2, time.time_ns() + DAY)
+    tell(sweeper, first_needed=2)
+    status = asked(sweeper, "wal_status")
+    sizes = [(log.path / full_name(number)).stat().st_size for number in (1, 2)]
+    assert (status["files"], status["bytes"]) == (2, sum(sizes))
+    assert (status["first"], status["last"]) == (1, 2)
+    assert "segments" not in status
+    held = {row["holder"]: (row["files"], row["bytes"]) for row in status["held"]}
+    assert held["checkpoint"] == held["pin"] == (1, sizes[1])
+    assert held["uncovered"] == held["age"] == held["count"] == (2, sum(sizes))
+    assert [pin["name"] for pin in status["pins"]] == ["b"]
+    assert status["archive"]["target"] == ""
 
 
 def test_nothing_goes_while_nobody_can_say_what_it_holds(log, sweeper):
     """The registry's file is damaged: who is a member could not be kept."""
     write_full_file(log, OLD, indexed=True)
     (log.path / REGISTRY_FILE).write_bytes(b"damaged")
-    sweeper.handle([b"removed", msgpack.packb({"files": [1]})])
+    tell(sweeper)
+    sweeper.tick(0.0)
     assert (log.path / full_name(1)).exists()
     assert not (log.path / FILE_NAME).exists()
 
@@ -164,7 +284,8 @@ def test_nothing_goes_while_nobody_can_say_what_it_holds(log, sweeper):
 def test_nothing_goes_while_the_members_cannot_be_kept(log, sweeper):
     write_full_file(log, OLD, indexed=True)
     (log.path / FILE_NAME).write_bytes(b"damaged")
-    sweeper.handle([b"removed", msgpack.packb({"files": [1]})])
+    tell(sweeper)
+    sweeper.tick(0.0)
     assert (log.path / full_name(1)).exists()
 
 
