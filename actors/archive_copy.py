@@ -133,7 +133,7 @@ class CommandCopier:
         """A command that fails where the very copy is stored already has not failed."""
         failure: ArchiveFailed | None = None
         try:
-            with self._started(self._command, path, name) as command:
+            with self._started(self._command, path, name, subprocess.DEVNULL) as command:
                 command.wait(advance)
         except ArchiveFailed as error:
             failure = error
@@ -149,15 +149,15 @@ class CommandCopier:
     ) -> None:
         """Compare what is stored.  Raises the failure of the storing if nothing is."""
         try:
-            with self._started(self._verify_command, path, name) as command:
-                compare(path, command.good_output(advance), name, advance)
+            with self._started(self._verify_command, path, name, subprocess.PIPE) as command:
+                compare(path, command.output(advance), name, advance)
         except ArchiveFailed as error:
             if error.result == "different":
                 raise
             raise failure or ArchiveFailed("unverified", error.message) from error
 
     @contextlib.contextmanager
-    def _started(self, command: str, path: str, name: str) -> Iterator[Command]:
+    def _started(self, command: str, path: str, name: str, output: int) -> Iterator[Command]:
         values = {"{path}": path, "{name}": name}
         arguments = []
         for part in shlex.split(command):
@@ -165,7 +165,8 @@ class CommandCopier:
                 part = part.replace(placeholder, value)
             arguments.append(part)
         with tempfile.TemporaryFile() as errors:
-            running = Command(arguments, errors, time.monotonic() + self._timeout)
+            deadline = time.monotonic() + self._timeout
+            running = Command(arguments, output, errors, deadline)
             try:
                 yield running
             finally:
@@ -175,7 +176,9 @@ class CommandCopier:
 class Command:
     """One run of a command, with everything that it starts."""
 
-    def __init__(self, arguments: list[str], errors: BinaryIO, deadline: float) -> None:
+    def __init__(
+        self, arguments: list[str], output: int, errors: BinaryIO, deadline: float
+    ) -> None:
         self._name = arguments[0]
         self._errors = errors
         self._deadline = deadline
@@ -183,7 +186,7 @@ class Command:
             self._process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=output,
                 stderr=errors,
                 start_new_session=True,
             )
@@ -191,7 +194,7 @@ class Command:
             raise ArchiveFailed("failed", f"{self._name}: {error}") from error
 
     def output(self, advance: Advance) -> Iterator[bytes]:
-        """Yield what it writes, until it writes no more."""
+        """Yield what it writes; at the end it must have ended well.  Raises ArchiveFailed."""
         stream = self._process.stdout
         assert stream is not None
         while True:
@@ -200,18 +203,12 @@ class Command:
                 continue
             piece = os.read(stream.fileno(), PIECE_SIZE)
             if not piece:
-                return
+                break
             yield piece
-
-    def good_output(self, advance: Advance) -> Iterator[bytes]:
-        """Yield what it writes; at the end it must have ended well.  Raises ArchiveFailed."""
-        yield from self.output(advance)
         self.wait(advance)
 
     def wait(self, advance: Advance) -> None:
         """Return when it has ended well.  Raises ArchiveFailed."""
-        for _ in self.output(advance):
-            pass
         while self._process.poll() is None:
             self._check_time(advance)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -228,8 +225,8 @@ class Command:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def _check_time(self, advance: Advance) -> None:
         advance(0)

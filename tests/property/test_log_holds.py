@@ -79,7 +79,7 @@ def test_what_goes_is_the_oldest_piece(situation: tuple[list[LogFile], Facts, Ru
 def test_no_event_goes_that_is_kept_nowhere_else(
     situation: tuple[list[LogFile], Facts, Rules],
 ) -> None:
-    files, facts, _ = situation
+    _, facts, _ = situation
     for number, names in holders(*situation).items():
         if not names:
             assert number in facts.covered or number in facts.expired

@@ -39,6 +39,7 @@ def every_request(directory: str) -> None:
     _ask(pipeline.state)
     pipeline.command(NOW, op="metric_delete", code="sum")
     pipeline.command(NOW, op="expire", horizon=NOW - DAY, future_ns=DAY)
+    pipeline.command(NOW, op="retention_set", days=90, horizon=NOW - DAY)
     _ask(_restored(pipeline, Path(directory)))
     _ask(_replayed(pipeline))
 

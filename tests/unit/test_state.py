@@ -136,6 +136,24 @@ def test_an_identity_lives_as_long_as_the_day_of_its_event(flushed):
     assert pipeline.state.horizon == midnight
 
 
+def test_the_retention_that_was_set_moves_the_horizon_and_never_back():
+    pipeline = new_pipeline()
+    assert pipeline.state.retention_days is None
+    old = EVENT | {"timestamp": NOW - 30 * DAY}
+    assert statuses(pipeline, old) == ["stored"]
+    midnight = 20_000 * DAY
+    result = pipeline.command(NOW, op="retention_set", days=7, horizon=NOW - 7 * DAY)
+    assert result == {"days": 7, "horizon": midnight - 7 * DAY}
+    assert statuses(pipeline, old) == ["too_old"]
+    result = pipeline.command(NOW, op="retention_set", days=90, horizon=NOW - 90 * DAY)
+    assert result == {"days": 90, "horizon": midnight - 7 * DAY}
+    assert statuses(pipeline, old) == ["too_old"]
+    fresh = StateMachine(pipeline.key, pipeline.capacity)
+    saved = pipeline.state.save()
+    fresh.restore(saved.state, saved.arrays)
+    assert (fresh.retention_days, fresh.horizon) == (90, midnight - 7 * DAY)
+
+
 def test_the_edges_of_time():
     pipeline = new_pipeline()
     pipeline.command(NOW, op="expire", horizon=NOW - DAY, future_ns=DAY)
