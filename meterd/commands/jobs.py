@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 WAIT_TIMEOUT_DEFAULT = 60.0
 POLL_SECONDS = 0.1
 ENDED = ("done", "failed", "cancelled")
+# How errors of jobs end the program; any other is a plain no.
+_EXIT_OF_ERROR = {"corrupt": AdminExit.CORRUPT, "disk_full": AdminExit.NO_SPACE}
 
 
 @click.group("jobs", cls=AdminGroup)
@@ -116,9 +118,10 @@ def await_job(session: Session, job: Row, patience: float) -> dict[str, Any]:
 
 
 def end_with(job: Row) -> None:
-    """End the program with 1 when the job did not do its work."""
+    """End the program with a code that says why, when the job did not do its work."""
+    code = job["error"]["code"] if job["error"] else ""
     if job["state"] != "done":
-        raise SystemExit(AdminExit.NO)
+        raise SystemExit(_EXIT_OF_ERROR.get(code, AdminExit.NO))
 
 
 @command("list", short_help="List the jobs.")
@@ -148,7 +151,8 @@ def show(session: Session, id: int) -> None:
 def wait(session: Session, id: int) -> None:
     """Wait until the job ID has ended, at most --timeout seconds (60 by default).
 
-    Exit code 0: it is done; 1: it failed or was cancelled; 5: there is none; 8: it still runs.
+    Exit code 0: it is done; 1: it failed or was cancelled; 5: there is none; 8: it still runs;
+    9: it found damage; 11: it found no disk space.
     """
     with session.connect() as client:
         job = ask(client, "job_show", id=id)["job"]
