@@ -14,6 +14,7 @@ from meterd.actors.housekeeping.archive import Archive
 from meterd.actors.housekeeping.disk_watch import DiskWatch
 from meterd.actors.housekeeping.indexes import Indexes
 from meterd.actors.housekeeping.jobs import Jobs
+from meterd.actors.housekeeping.log_holding import LogHolding
 from meterd.actors.housekeeping.log_retention import LogRetention
 from meterd.actors.housekeeping.log_status import LogStatus
 from meterd.actors.housekeeping.pins import Pins
@@ -39,6 +40,8 @@ class RetentionSweeper(Actor):
         self.registry = RegistryCopy(node.data_dir)
         self.jobs = Jobs(self)
         self.pins = Pins(self)
+        self.holding = LogHolding(self, self.pins)
+        self.archive = Archive(self, self.holding)
         self._services = self._make_services()
         self._listeners = {kind: one for one in self._services for kind in one.messages}
         self._servers = {kind: one for one in self._services for kind in one.requests}
@@ -46,17 +49,16 @@ class RetentionSweeper(Actor):
         self.ready()
 
     def _make_services(self) -> list[Service]:
-        indexes, pins = Indexes(self), self.pins
-        retention = LogRetention(self, indexes, pins)
-        archive = Archive(self, retention)
+        indexes = Indexes(self)
+        retention = LogRetention(self, indexes, self.holding)
         return [
             self.jobs,
             DiskWatch(self, retention),
             indexes,
-            pins,
+            self.pins,
             retention,
-            archive,
-            LogStatus(self, retention, archive, pins),
+            self.archive,
+            LogStatus(self, retention),
             Refusals(self),
         ]
 

@@ -28,7 +28,7 @@ from meterd.actors.archive_copy import (
 )
 from meterd.actors.archive_state import ArchiveState, Gap
 from meterd.actors.housekeeping.jobs import Job, Task
-from meterd.actors.housekeeping.log_retention import LogRetention
+from meterd.actors.housekeeping.log_holding import LogHolding
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.object_store import ObjectStore, open_store
 from meterd.actors.options import Archive as Options
@@ -61,7 +61,7 @@ class Archive(Service):
 
     requests = ("wal_archive",)
 
-    def __init__(self, sweeper: RetentionSweeper, retention: LogRetention) -> None:
+    def __init__(self, sweeper: RetentionSweeper, holding: LogHolding) -> None:
         super().__init__(sweeper)
         self._state = ArchiveState(self.directory)
         who = identity.read(self.directory)
@@ -71,7 +71,7 @@ class Archive(Service):
         self._last_failure: dict[str, Any] | None = None
         self._retry_at = 0.0  # monotonic seconds
         self._was_full = False
-        retention.archived_through = self._through
+        holding.archived_through = self._through
         if not self._is_on:
             self._measure([])
 

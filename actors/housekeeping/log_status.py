@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from meterd.actors.housekeeping.archive import Archive
-from meterd.actors.housekeeping.log_retention import Assessment, LogRetention
-from meterd.actors.housekeeping.pins import Pins
+from meterd.actors.housekeeping.log_holding import Assessment
+from meterd.actors.housekeeping.log_retention import LogRetention
 from meterd.actors.housekeeping.service import NEVER, Service
-from meterd.core.log_holds import HOLDERS
 from meterd.protocol.log_format import ACTIVE_NAME, SPARE_NAME
 
 if TYPE_CHECKING:
@@ -26,13 +23,9 @@ class LogStatus(Service):
 
     requests = ("wal_status",)
 
-    def __init__(
-        self, sweeper: RetentionSweeper, retention: LogRetention, archive: Archive, pins: Pins
-    ) -> None:
+    def __init__(self, sweeper: RetentionSweeper, retention: LogRetention) -> None:
         super().__init__(sweeper)
         self._retention = retention
-        self._archive = archive
-        self._pins = pins
         self.due = NEVER
 
     def answer(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -47,8 +40,8 @@ class LogStatus(Service):
             "last": files[-1].number if files else None,
             "oldest": files[0].sealed if files else None,
             "held": _by_holder(assessment),
-            "pins": [pin._asdict() for pin in self._pins.active],
-            "archive": self._archive.status(),
+            "pins": [pin._asdict() for pin in self.sweeper.pins.active],
+            "archive": self.sweeper.archive.status(),
         }
         if fields["holders"]:
             answer["segments"] = [
@@ -70,11 +63,8 @@ class LogStatus(Service):
 
 def _by_holder(assessment: Assessment) -> list[dict[str, Any]]:
     """Return what each holder holds, alone or with others; those that hold nothing are left out."""
-    rows: list[dict[str, Any]] = []
-    for holder in HOLDERS:
-        sizes: Sequence[int] = [
-            file.size for file in assessment.files if holder in assessment.held[file.number]
-        ]
-        if sizes:
-            rows.append({"holder": holder, "files": len(sizes), "bytes": sum(sizes)})
-    return rows
+    return [
+        {"holder": holder, "files": len(files), "bytes": sum(file.size for file in files)}
+        for holder, files in assessment.by_holder().items()
+        if files
+    ]

@@ -17,7 +17,6 @@ from meterd.actors import archive_state, catalog
 from meterd.actors.archive_copy import RESULTS
 from meterd.actors.archive_state import ArchiveState, Gap
 from meterd.actors.bundle import bundle
-from meterd.actors.housekeeping.archive import Archive
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.core.registry import Registry
@@ -340,10 +339,9 @@ def test_a_full_queue_that_gives_up_leaves_a_gap_that_is_told(log, target, start
     assert found == {f"{PREFIX}/{full_name(3)}": content(log, 3)}
     sweeper.tell()
     assert sweeper.ask("retention_run")[1]["files"] == 3  # a gap holds nothing
-    (archive,) = [one for one in sweeper.actor._services if isinstance(one, Archive)]
-    archive.close_gaps(2)
+    sweeper.actor.archive.close_gaps(2)
     assert sweeper.status["gaps"] == [[1, 2]]
-    archive.close_gaps(3)
+    sweeper.actor.archive.close_gaps(3)
     assert sweeper.status["gaps"] == []
 
     def over() -> bool:
@@ -439,7 +437,7 @@ def test_a_command_stores_every_file(log, target, start, tmp_path, verified):
         ("import os; os.kill(os.getpid(), 15)", "signal", "signal 15"),
         ("import os; os.kill(os.getpid(), 9)", "signal", "signal 9"),
         ("import signal; signal.pause()", "timeout", "archive.timeout"),
-        ("import os; os.fork() or __import__('signal').pause()", "timeout", "archive.timeout"),
+        ("import os, signal; os.fork() and os.wait(); signal.pause()", "timeout", "archive.timeout"),
     ],
 )
 def test_a_command_that_fails_is_counted_and_the_file_kept(

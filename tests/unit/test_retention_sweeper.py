@@ -9,7 +9,6 @@ import msgpack
 import pytest
 
 from meterd.actors.bundle import bundle
-from meterd.actors.housekeeping.log_retention import LogRetention
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
 from meterd.actors.log_files import index_name
 from meterd.actors.retention_sweeper import RetentionSweeper
@@ -191,9 +190,8 @@ def test_what_a_segment_covers_goes_when_nobody_else_needs_it(log):
     sweeper = recorded(RetentionSweeper, log.path, wal={"min_segments": 1, "retention_days": 0})
     for _ in range(3):
         write_full_file(log, time.time_ns(), indexed=True)
-    (retention,) = [one for one in sweeper._services if isinstance(one, LogRetention)]
     now = time.time_ns()
-    retention.covered = lambda: {1: now - 2 * DAY, 2: now, 3: now - 2 * DAY}
+    sweeper.holding.covered = lambda: {1: now - 2 * DAY, 2: now, 3: now - 2 * DAY}
     tell(sweeper)
     sweeper.tick(0.0)
     assert full_name(1) not in log_names(log)
