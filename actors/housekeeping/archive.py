@@ -32,7 +32,7 @@ from meterd.actors.housekeeping.log_holding import LogHolding
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.object_store import ObjectStore, open_store
 from meterd.actors.options import Archive as Options
-from meterd.protocol.errors import DiskFull, Exists, MeterdError, NotFound
+from meterd.protocol.errors import DiskFull, DiskStop, Exists, MeterdError, NotFound
 from meterd.protocol.log_format import full_name, number_of
 
 if TYPE_CHECKING:
@@ -115,12 +115,15 @@ class Archive(Service):
     def answer(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
         """Archive what waits now, however many attempts have failed.
 
-        Raises NotFound, Busy, DiskFull.
+        Raises NotFound, Busy, DiskStop.
         """
         if not self._is_on:
             raise NotFound("there is no archive: archive.target and archive.command are empty")
         self._retry_at = 0.0
-        self._state.use(self._target)
+        try:
+            self._state.use(self._target)
+        except DiskFull as full:
+            raise DiskStop(f"no room for the archive's state: {full}") from full
         return {"job": (self.sweeper.jobs.active(KIND) or self._start()).to_map()}
 
     def close_gaps(self, first_file: int) -> None:

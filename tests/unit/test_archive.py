@@ -21,7 +21,7 @@ from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.core.registry import Registry
 from meterd.protocol import checkpoint_format
-from meterd.protocol.errors import Exists, StoreFailed
+from meterd.protocol.errors import DiskFull, Exists, StoreFailed
 from meterd.protocol.log_format import full_name
 from tests.support.log_builder import CLUSTER_ID, LoggedEvent
 from tests.support.log_directory import LogDirectory
@@ -305,6 +305,19 @@ def test_without_an_archive_there_is_nothing_to_run(log, start):
     assert sweeper.ask("retention_run")[1]["files"] == 3
 
 
+def test_a_disk_too_full_for_the_state_is_said(log, target, start, monkeypatch):
+    def full(*_):
+        raise DiskFull("no space left")
+
+    sweeper = start(target=str(target))
+    with monkeypatch.context() as patched:
+        patched.setattr(archive_state, "atomic_write", full)
+        status, body = sweeper.ask("wal_archive")
+        assert (status, body["code"]) == ("error", "disk_stop")
+        sweeper.actor.tick(time.monotonic())  # and stops nobody
+    assert sweeper.run()["state"] == "done"
+
+
 # The queue
 
 
@@ -428,6 +441,9 @@ def test_a_command_stores_every_file(log, target, start, tmp_path, verified):
     assert sweeper.counted == {"stored": 3}
 
 
+FORK = "import os, signal; os.fork() and os.wait(); signal.pause()"
+
+
 @pytest.mark.parametrize(
     "text, result, message",
     [
@@ -437,7 +453,7 @@ def test_a_command_stores_every_file(log, target, start, tmp_path, verified):
         ("import os; os.kill(os.getpid(), 15)", "signal", "signal 15"),
         ("import os; os.kill(os.getpid(), 9)", "signal", "signal 9"),
         ("import signal; signal.pause()", "timeout", "archive.timeout"),
-        ("import os, signal; os.fork() and os.wait(); signal.pause()", "timeout", "archive.timeout"),
+        (FORK, "timeout", "archive.timeout"),
     ],
 )
 def test_a_command_that_fails_is_counted_and_the_file_kept(
