@@ -397,7 +397,6 @@ class Usage(Actor):
         """May a checkpoint be begun?"""
         return not (self._checkpoints.busy or self._identities.busy)
 
-
     @property
     def saving(self) -> bool:
         """Is a checkpoint being saved?"""

@@ -41,6 +41,10 @@ class Saver:
         self._path.write_bytes(b"checkpoint")
         self.saving, self.saved, self.saved_at = False, self._copied, 5.0
 
+    @property
+    def may_save(self) -> bool:
+        return not self.saving
+
     def checkpoint_facts(self) -> dict[str, int]:
         return {"events": self.saved}
 
@@ -109,3 +113,19 @@ def test_a_save_that_nobody_asked_for_is_measured_too(saver):
     snapshot = saver.telemetry.snapshot()
     assert snapshot["gauges"]["checkpoint_bytes"] == len(b"checkpoint")
     assert "checkpoint_duration_seconds" in snapshot["histograms"]
+
+
+def test_a_disk_without_room_is_said_to_those_who_wait_for_that_save(saver):
+    saver.requests.ask(b"a", 1)
+    saver.requests.ask()
+    saver.applied = 4
+    saver.saving = False
+    saver.requests.failed()
+    ((number, body),) = saver.answered
+    assert (number, body["code"]) == (1, "disk_stop")
+    saver.answered = []
+    assert not saver.requests.busy
+    saver.requests.ask(b"b", 2)
+    saver.end()
+    saver.requests.turn()
+    assert saver.took() == [(2, 4)]
