@@ -74,7 +74,7 @@ class Router(Actor):
         self._address = f"tcp://{host}:{node.port}"
         self._clients = sockets.client_listener(self._address)
         self._guard = ListenerGuard(node.port, self.options.limits.connections, self.telemetry)
-        self.listen(self._clients, self._on_client, self._guard.receive)
+        self.listen(self._clients, self._on_client, self._guard.receive, self._guard.waits)
         self._write_map()
         for actor in ("usage", "retention_sweeper"):
             self.send(actor, [b"hello", self.name.encode()])
@@ -155,7 +155,7 @@ class Router(Actor):
     def _reply(self, frames: Sequence[Frame]) -> bool:
         """Send one answer; a client that does not take it loses it and asks again."""
         try:
-            sockets.send(self._clients, frames, zmq.NOBLOCK)
+            sockets.send(self._clients, frames, sockets.NOBLOCK)
             return True
         except zmq.Again:
             self.telemetry.add("slow_client_drops_total")
