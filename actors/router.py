@@ -20,6 +20,7 @@ from meterd.actors.actor import Actor
 from meterd.actors.answering import MAP_VERSION, answer_frames, error_frames
 from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.disk import atomic_write
+from meterd.actors.idle_poll import IdlePoll
 from meterd.actors.listener_guard import ListenerGuard
 from meterd.actors.sockets import Frame
 from meterd.protocol import body as bodies
@@ -75,6 +76,7 @@ class Router(Actor):
         self._clients = sockets.client_listener(self._address)
         self._guard = ListenerGuard(node.port, self.options.limits.connections, self.telemetry)
         self.listen(self._clients, self._on_client, self._guard.receive, self._guard.waits)
+        self._idle_poll = IdlePoll(node.idle_poll)
         self._write_map()
         for actor in ("usage", "retention_sweeper"):
             self.send(actor, [b"hello", self.name.encode()])
@@ -88,6 +90,7 @@ class Router(Actor):
     # Clients
 
     def _on_client(self, frames: list[bytes]) -> None:
+        self._idle_poll.extend()
         rid = frames[0]
         try:
             header, body = decode_request(frames[1:])
@@ -170,6 +173,7 @@ class Router(Actor):
     def handle(self, frames: list[bytes]) -> None:
         kind = frames[0]
         if kind == b"answers":
+            self._idle_poll.extend()
             for ticket, header, body in unbundle(frames[1:]):
                 waiting = self._waiting.pop(ticket, None)
                 if waiting is not None:  # else it was answered or forgotten before
