@@ -153,7 +153,7 @@ class Usage(Actor):
 
     def enough(self) -> bool:
         """Answer one block's requests before the next, so that their clients can go on."""
-        return not self.answers.empty
+        return not self.answers.empty or bool(self._answered)
 
     def flush(self) -> None:
         """Answer, then do what no client waits for."""
