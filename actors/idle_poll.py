@@ -68,7 +68,7 @@ class IdlePoll:
         if len(processors) > PROCESSORS_MAX or has_quota():
             processors = []
         self._threads = [(np.zeros(ROW_WORDS, np.int64), os.eventfd(0)) for _ in processors]
-        self._rows = [(memoryview(row), event) for row, event in self._threads]
+        self._rows = [(row.data, event) for row, event in self._threads]
         for processor, (row, event) in zip(processors, self._threads, strict=True):
             threading.Thread(target=_poll, args=(processor, row, event), daemon=True).start()
 
