@@ -77,6 +77,9 @@ class Node:
         "auto: make a new cluster in an empty directory, else recover; new, recover: only that",
         choices=("auto", "new", "join", "recover"),
     )
+    idle_poll: float = _duration(
+        0.0, "keep processors awake for so long after each request or answer; 0s: never", 0.0, 0.1
+    )
     peers: str = _text("", "the other nodes, NODE_ID:HOST:PORT,...; empty: a single node")
 
 

@@ -20,6 +20,7 @@ from meterd.actors.actor import Actor
 from meterd.actors.answering import MAP_VERSION, answer_frames, error_frames
 from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.disk import atomic_write
+from meterd.actors.idle_poll import IdlePoll
 from meterd.actors.listener_guard import ListenerGuard
 from meterd.actors.sockets import Frame
 from meterd.protocol import body as bodies
@@ -74,7 +75,8 @@ class Router(Actor):
         self._address = f"tcp://{host}:{node.port}"
         self._clients = sockets.client_listener(self._address)
         self._guard = ListenerGuard(node.port, self.options.limits.connections, self.telemetry)
-        self.listen(self._clients, self._on_client, self._guard.receive)
+        self.listen(self._clients, self._on_client, self._guard.receive, self._guard.waits)
+        self._idle_poll = IdlePoll(node.idle_poll)
         self._write_map()
         for actor in ("usage", "retention_sweeper"):
             self.send(actor, [b"hello", self.name.encode()])
@@ -88,6 +90,7 @@ class Router(Actor):
     # Clients
 
     def _on_client(self, frames: list[bytes]) -> None:
+        self._idle_poll.extend()
         rid = frames[0]
         try:
             header, body = decode_request(frames[1:])
@@ -155,7 +158,7 @@ class Router(Actor):
     def _reply(self, frames: Sequence[Frame]) -> bool:
         """Send one answer; a client that does not take it loses it and asks again."""
         try:
-            sockets.send(self._clients, frames, zmq.NOBLOCK)
+            sockets.send(self._clients, frames, sockets.NOBLOCK)
             return True
         except zmq.Again:
             self.telemetry.add("slow_client_drops_total")
@@ -170,6 +173,7 @@ class Router(Actor):
     def handle(self, frames: list[bytes]) -> None:
         kind = frames[0]
         if kind == b"answers":
+            self._idle_poll.extend()
             for ticket, header, body in unbundle(frames[1:]):
                 waiting = self._waiting.pop(ticket, None)
                 if waiting is not None:  # else it was answered or forgotten before

@@ -38,15 +38,16 @@ from meterd.actors.outcomes import (
     results,
 )
 from meterd.actors.sockets import Frame
+from meterd.core.commit_queue import CommitQueue
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups
 from meterd.core.refused_rows import RefusedRows
 from meterd.core.replica import single_slice
 from meterd.core.state import DAY_NS, StateMachine
 from meterd.protocol import checkpoint_format, log_format
-from meterd.protocol.errors import InvariantViolation, exception_of
+from meterd.protocol.errors import exception_of
 from meterd.protocol.log_format import Record
-from meterd.protocol.result import encode_result
+from meterd.protocol.result import Item, encode_result
 
 HOUR_NS = DAY_NS // 24
 # A checkpoint is also due after so many records: small ones cost more to replay than their events.
@@ -61,12 +62,16 @@ FILL_MAX = 0.95
 FULL_RETRY_MS = 10_000
 # How often to look whether a checkpoint that somebody waits for is durable.
 SAVING_SECONDS = 0.01
+DURATION = 'ingest_duration_seconds{mode="sync"}'
 # What counts events that were not stored, by status; with the reason, where it has that label.
 COUNTERS = {
     "duplicate": "events_duplicate_total",
     "conflict": "events_conflict_total",
     "rejected": 'events_rejected_total{{reason="{}"}}',
 }
+
+# Who asked for a record: of events parsed, of a command as it came.
+Asked = Any
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +100,8 @@ class Usage(Actor):
         self.position = replay.BEGINNING
         self.answers = Answers(self)
         self._asking = Asking(self)
-        self._pending: dict[int, tuple[Record, Frame]] = {}
+        self._commits: CommitQueue[tuple[Record, Asked]] = CommitQueue()
+        self._answered: list[tuple[float, int, int, int, int]] = []  # of this turn, to be counted
         self._judge_after: dict[int, list[Frame]] = {}  # by the record they came behind
         self._identities = IdentityStore(directory, self.state, RECENT_FLUSH)
         self._checkpoints = Checkpoints(directory, self._identities)
@@ -124,16 +130,21 @@ class Usage(Actor):
     def handle(self, frames: list[bytes]) -> None:
         kind = frames[0]
         if kind == b"commit":
-            self._on_commit(frames)
+            located = np.frombuffer(frames[1], np.uint64).reshape(-1, 4).tolist()
+            self._commits.add_commit(located, np.frombuffer(frames[2], np.uint64).tolist())
+            self._apply_committed()
         elif kind == b"record":
-            record = log_format.parse_frames(frames[2], frames[3])
-            self._pending[int.from_bytes(frames[1], "little")] = (record, frames[4])
+            record, origin = log_format.parse_frames(frames[2], frames[3]), frames[4]
+            asked = parse_origin(origin) if record.kind == log_format.EVENTS else origin
+            self._commits.add_record(int.from_bytes(frames[1], "little"), (record, asked))
+            self._apply_committed()
         elif kind == b"requests":
             for rid, header, body in unbundle(frames[1:]):
                 self._asking.on_request(rid, header, body)
         elif kind == b"judge":
-            if self._pending:  # what came before is not applied yet
-                self._judge_after.setdefault(max(self._pending), []).append(frames[1])
+            before = self._commits.newest
+            if before is not None:  # what came before is not applied yet
+                self._judge_after.setdefault(before, []).append(frames[1])
             else:
                 self._judge(frames[1])
         elif kind == b"replay":
@@ -148,10 +159,14 @@ class Usage(Actor):
 
     def enough(self) -> bool:
         """Answer one block's requests before the next, so that their clients can go on."""
-        return not self.answers.empty
+        return not self.answers.empty or bool(self._answered)
 
     def flush(self) -> None:
+        """Answer, then do what no client waits for."""
         self.answers.send()
+        if self._answered:
+            self._count_answered()
+            self.maybe_save()
 
     # Start
 
@@ -201,18 +216,16 @@ class Usage(Actor):
 
     # Committed records
 
-    def _on_commit(self, frames: list[bytes]) -> None:
-        words = np.frombuffer(frames[1], np.uint64).reshape(-1, 4).tolist()
-        for sequence, file_number, _, first_row in words:
-            pending = self._pending.pop(sequence, None)
-            if pending is None:
-                raise InvariantViolation(f"record {sequence} is committed but never came")
-            record, origin = pending
+    def _apply_committed(self) -> None:
+        """Apply the next block, if its commit and its records are here."""
+        block = self._commits.take()
+        if block is None:
+            return
+        for (sequence, file_number, _, first_row), (record, origin) in block.records:
             self.apply(record, file_number, first_row, origin)
             for refused in self._judge_after.pop(sequence, ()):
                 self._judge(refused)
-        self._move(replay.Position(*np.frombuffer(frames[2], np.uint64).tolist()))
-        self.maybe_save()
+        self._move(replay.Position(*block.end))
 
     def _move(self, position: replay.Position) -> None:
         """Everything before `position` is applied."""
@@ -222,7 +235,7 @@ class Usage(Actor):
             if self.refused.rows(number):
                 self._announce_sealed(number)
 
-    def apply(self, record: Record, file_number: int, first_row: int, origin: Frame | None) -> None:
+    def apply(self, record: Record, file_number: int, first_row: int, origin: Asked | None) -> None:
         """Apply one record; answer its requests when there are any (there are none in a replay)."""
         self.groups.follow(record)
         self._records_unsaved += 1
@@ -231,24 +244,22 @@ class Usage(Actor):
             result = self.state.apply_command(record)
             self._after_command(record, result, origin)
             return
-        parsed = None if origin is None else parse_origin(origin)
-        refusals = None if parsed is None else parsed.refusals
+        refusals = None if origin is None else origin.refusals
         before = None if refusals is None else self.state.judge(refusals)
         outcome = self.state.apply_events(record)
         self.refused.note(file_number, first_row, outcome != 0)
-        if parsed is None:
+        if origin is None:
             return
         judged = None
         if refusals is not None and before is not None:
             after = self.state.judge(refusals)
-            judged = in_order(parsed, record, outcome, before, after)
-        self._answer(parsed, outcome, judged, record)
+            judged = in_order(origin, record, outcome, before, after)
+        self._answer(origin, outcome, judged, record)
 
     def _answer(self, origin: Origin, outcome: Any, judged: Any, record: Record | None) -> None:
-        """Answer the requests of a record, and count what became of their events."""
-        add = self.telemetry.add
+        """Answer the requests of a record, and note what became of their events."""
         received = stored = stored_async = synchronous = 0
-        others: Counter[tuple[str, str]] = Counter()  # by (status, reason)
+        items: list[Item] = []
         for rid, request_id, result in results(origin, outcome, judged):
             received += result.received
             if rid:
@@ -257,18 +268,24 @@ class Usage(Actor):
                 self.answers.ingested(rid, request_id, encode_result(result))
             else:
                 stored_async += result.stored
-            others.update((status, reason) for _, status, reason in result.items)
-        add("events_received_total", received)
-        add('events_ingested_total{mode="sync"}', stored)
-        add('events_ingested_total{mode="async"}', stored_async)
-        for (status, reason), count in others.items():
-            add(COUNTERS[status].format(reason), count)
-        seconds = time.monotonic() - origin.began
-        self.telemetry.observe('ingest_duration_seconds{mode="sync"}', seconds, synchronous)
-        if others:
+            items += result.items
+        self._answered.append((origin.began, synchronous, received, stored, stored_async))
+        if items:
+            for (status, reason), count in Counter(item[1:] for item in items).items():
+                self.telemetry.add(COUNTERS[status].format(reason), count)
             refused = refused_events(origin, outcome, judged, record)
             if refused:
                 self.send("retention_sweeper", [b"refused_events", msgpack.packb(refused)])
+
+    def _count_answered(self) -> None:
+        """Count what was answered in this turn, once the answers are on their way."""
+        add, now = self.telemetry.add, time.monotonic()
+        for began, synchronous, received, stored, stored_async in self._answered:
+            add("events_received_total", received)
+            add('events_ingested_total{mode="sync"}', stored)
+            add('events_ingested_total{mode="async"}', stored_async)
+            self.telemetry.observe(DURATION, now - began, synchronous)
+        self._answered.clear()
 
     def _judge(self, frame: Frame) -> None:
         """Answer requests of which nothing needs the log."""
@@ -435,7 +452,7 @@ class Usage(Actor):
         }
 
     def drained(self) -> bool:
-        return not self._pending
+        return self._commits.empty
 
     def close(self) -> None:
         """Save a last checkpoint, so that the next start has nothing to replay."""

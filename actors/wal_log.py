@@ -59,6 +59,7 @@ class Entry(NamedTuple):
     sequence: int
     head: bytes
     payload: bytes | memoryview
+    commits: bool = False  # it is committed as soon as it is durable here
 
 
 class Log:
@@ -128,7 +129,7 @@ class Log:
         write = memory.write  # the quickest way to copy many small parts
         memory.seek(0)
         write(_HEADER_PLACE)
-        for _, head, payload in entries:
+        for _, head, payload, _ in entries:
             write(head)
             write(payload)
         write(bytes(block_size - memory.tell()))
@@ -138,7 +139,7 @@ class Log:
         """Return how many rows the entries hold, and what `append` returns for them."""
         offset, row = self.place.offset + BLOCK_HEADER_SIZE, self.place.row
         words: list[int] = []
-        for sequence, head, payload in entries:
+        for sequence, head, payload, _ in entries:
             record_size, _, rows = log_format.record_sizes(head)
             if record_size != len(head) + len(payload):
                 raise InvariantViolation(f"record {sequence} has not the size its header names")
@@ -238,6 +239,8 @@ class Log:
 
 def block_count(waiting: Sequence[Entry]) -> int:
     """Return how many of the first entries make the next block."""
+    if len(waiting) == 1:
+        return 1
     size = 0
     for count, entry in enumerate(waiting):
         size += len(entry.head) + len(entry.payload)

@@ -16,7 +16,7 @@ import logging
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 
 import msgpack
@@ -64,6 +64,20 @@ class MeasuredDisk(LocalDisk):
         self._observe(time.perf_counter() - began)
 
 
+class DiskErrors:
+    """End the node on an error of the disk that waiting cannot mend."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError):
+            raise BootFailed(IO_ERROR, f"the log's disk fails: {error}") from error
+
+
+disk_errors = DiskErrors()
+
+
 class WalWriter(Actor):
     """Owns the active log file."""
 
@@ -79,7 +93,7 @@ class WalWriter(Actor):
         self._appended_at = time.monotonic()
         self._spare = BackgroundSpare(disk, directory, self.options.wal.segment_size)
         self._log = Log(disk, directory, self._spare, owner, time.time_ns)
-        with _disk_errors(), timed("log checked"):
+        with disk_errors, timed("log checked"):
             start = read_start(disk, directory)
             end = Recovery(disk, directory, owner, start, self._report_reading).run()
             self._log.open(end)
@@ -117,8 +131,9 @@ class WalWriter(Actor):
 
     def handle(self, frames: list[bytes]) -> None:
         kind, sequence, head, payload = frames
-        assert kind == b"append", f"wal_writer takes no {kind!r}"
-        self._waiting.append(Entry(int.from_bytes(sequence, "little"), head, payload))
+        assert kind in (b"append", b"append_commit"), f"wal_writer takes no {kind!r}"
+        commits = kind == b"append_commit"
+        self._waiting.append(Entry(int.from_bytes(sequence, "little"), head, payload, commits))
 
     def flush(self) -> None:
         """Write what waits, a block at a time, and report each block."""
@@ -136,9 +151,12 @@ class WalWriter(Actor):
         """Make the first records that wait durable.  Raises DiskFull, and they still wait."""
         count = block_count(self._waiting)
         written = self._log.bytes_written
-        with _disk_errors():
-            durable = self._log.append(list(islice(self._waiting, count)))
+        with disk_errors:
+            entries = list(islice(self._waiting, count))
+            durable = self._log.append(entries)
         place = PLACE.pack(self._log.file_number, *self._log.place)
+        if all(entry.commits for entry in entries):
+            self.send("usage", [b"commit", durable, place])
         self.send("replication", [b"durable", durable, place])
         for _ in range(count):
             self._waiting.popleft()
@@ -149,7 +167,7 @@ class WalWriter(Actor):
             self._count_rotation()
 
     def tick(self, now: float) -> float:
-        with _disk_errors():
+        with disk_errors:
             if self._full:
                 self._retry()
             else:
@@ -197,16 +215,7 @@ class WalWriter(Actor):
         return not self._waiting
 
     def close(self) -> None:
-        with _disk_errors():
+        with disk_errors:
             self._protect()
             self._log.close()
             self._spare.close()
-
-
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    """End the node on an error of the disk that waiting cannot mend."""
-    try:
-        yield
-    except OSError as error:
-        raise BootFailed(IO_ERROR, f"the log's disk fails: {error}") from error

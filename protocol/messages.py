@@ -12,7 +12,6 @@ Invariants:
 """
 
 from collections.abc import Callable, Mapping
-from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -179,10 +178,11 @@ def check_request(name: str, body: Bytes, lz4_size: int | None = None) -> dict[s
         value = raw.get(key)
         if value is not None:
             checked[key] = row.check(value)
-        elif row.default is REQUIRED:
+            continue
+        default = row.default
+        if default is REQUIRED:
             raise BadRequest(f"{key}: missing")
-        else:
-            checked[key] = copy(row.default)
+        checked[key] = dict(default) if type(default) is dict else default
     if "start" in checked:
         _check_range(checked)
     return _definition(checked) if name == "metric_put" else checked
