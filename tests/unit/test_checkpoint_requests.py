@@ -117,7 +117,6 @@ def test_a_save_that_nobody_asked_for_is_measured_too(saver):
 
 def test_a_disk_without_room_is_said_to_those_who_wait_for_that_save(saver):
     saver.requests.ask(b"a", 1)
-    saver.requests.ask()
     saver.applied = 4
     saver.saving = False
     saver.requests.failed()
