@@ -127,6 +127,7 @@ FAMILIES = (
     # state
     _gauge("state_entries", "Entries of the state machine in memory.", "kind"),
     _counter("checkpoint_runs_total", "Checkpoints begun."),
+    _counter("checkpoint_errors_total", "Checkpoints given up for lack of room on the disk."),
     _histogram("checkpoint_duration_seconds", "From the copy of the state to a durable one."),
     _gauge("checkpoint_bytes", "Size of the newest checkpoint."),
     _gauge("checkpoint_last_success_timestamp_seconds", "When the newest checkpoint was saved."),
