@@ -19,7 +19,7 @@ from meterd.actors.usage import Usage
 from meterd.actors.wal_writer import WalWriter
 from tests.support.recording import answers, recorded, request
 
-LIMITS = dict.fromkeys(("accounts", "series", "cells", "identities"), 10_000)
+LIMITS = dict.fromkeys(("accounts", "series", "cells"), 10_000)
 ACTORS = (WalWriter, Replication, Usage, Ingest)
 NAMES = {kind.name for kind in ACTORS}
 EVENTS = 60
