@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from meterd.core.disk_state import CAUSES
 from meterd.protocol.errors import CODES, REASONS
 from meterd.protocol.messages import KINDS
 
@@ -112,6 +113,8 @@ FAMILIES = (
     # state
     _gauge("state_entries", "Entries of the state machine in memory.", "kind"),
     _counter("checkpoint_runs_total", "Checkpoints begun."),
+    _counter("checkpoint_errors_total", "Checkpoints that found no room on the disk."),
+    _gauge("checkpoint_waiting", "1 while a checkpoint waits for disk space."),
     _gauge("checkpoint_last_success_timestamp_seconds", "When the newest checkpoint was saved."),
     # retention and disk
     _counter("retention_runs_total", "Looks for expired log files.", "result", ("ok",)),
@@ -123,7 +126,18 @@ FAMILIES = (
     _gauge("disk_size_bytes", "Size of its file system.", "path"),
     _gauge("disk_inodes_free", "Free inodes of its file system.", "path"),
     _gauge("disk_state", "1 for the state of the disk.", "state"),
-    _counter("disk_write_stops_total", "Times that events were refused for lack of space."),
+    _gauge("disk_inodes", "Inodes of its file system; 0: not limited.", "path"),
+    _gauge("disk_limit_bytes", "Free space at which a state begins or ends.", "limit"),
+    _gauge("disk_ballast_bytes", "Space kept in reserve for a full disk."),
+    _counter(
+        "disk_write_stops_total",
+        "Times that events were refused for lack of space.",
+        "cause",
+        CAUSES,
+    ),
+    _counter("disk_write_stop_seconds_total", "How long they were refused in all."),
+    _counter("disk_check_errors_total", "Looks at the disk that failed."),
+    _gauge("storage_bytes", "Space that files of the data directory take.", "kind"),
     # replication: a group of one has neither, and both belong to every page
     _counter("view_changes_total", "Partitions that got a new leader."),
     _gauge("replication_lag_ops", "Ops that a peer lacks.", "peer"),

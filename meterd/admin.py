@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 import meterd
-from meterd.commands import bench, completion, events, ingest, metric, nodes, usage
+from meterd.commands import bench, completion, disk, events, ingest, metric, nodes, usage
 from meterd.commands.console import warn
 from meterd.commands.session import AdminError, AdminGroup, admin_error_of
 from meterd.exits import AdminExit
@@ -30,6 +30,7 @@ COMMANDS: tuple[click.Command, ...] = (
     nodes.health,
     nodes.metrics,
     nodes.wait,
+    disk.disk,
     bench.bench,
     nodes.version,
     completion.completion,

@@ -77,6 +77,7 @@ CODES: Mapping[str, WireCode] = {
     "metric_conflict": WireCode("never", "pass replace to make a new version of the metric"),
     "too_many_metrics": WireCode("never", "use dimensions instead of a metric for each case"),
     "not_found": WireCode("never", "check the name"),
+    "not_needed": WireCode("never", "nothing: there is nothing to do"),
     "range_expired": WireCode("never", "ask for the range that the message names"),
     "metric_versions_differ": WireCode(
         "never", "ask for both sides of the moment the message names"
@@ -248,6 +249,12 @@ class NotFound(Rejected):
     """What was asked for does not exist."""
 
     code = "not_found"
+
+
+class NotNeeded(Rejected):
+    """What was asked for is as it should be already, or cannot be done now."""
+
+    code = "not_needed"
 
 
 class RangeExpired(Rejected):

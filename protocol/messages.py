@@ -118,6 +118,8 @@ _KINDS = (
     ),
     Kind("feed", "usage", "gives stored events in log order after a cursor", _account(None) | PAGE),
     Kind("rejected", "retention_sweeper", "lists refused events, newest first", PAGE),
+    Kind("disk_status", "retention_sweeper", "says what uses the disk and when it will be full"),
+    Kind("disk_free_reserve", "retention_sweeper", "gives the space kept in reserve back"),
     Kind("status", "usage", "describes the node, its actors and its log"),
     Kind("health", "metrics", "says whether the node can do its work"),
     Kind("metrics", "metrics", "gives the node's telemetry as text", {"filter": TELEMETRY_FILTER}),

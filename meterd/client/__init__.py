@@ -22,6 +22,7 @@ from meterd.client.results import (
 )
 from meterd.protocol.errors import (
     BadRequest,
+    Busy,
     DeadlineExceeded,
     DiskStop,
     Internal,
@@ -31,6 +32,7 @@ from meterd.protocol.errors import (
     MetricVersionsDiffer,
     NotFound,
     NotLeader,
+    NotNeeded,
     Overloaded,
     RangeExpired,
     Refused,
@@ -52,6 +54,7 @@ __all__ = [
     "AsyncClient",
     "AsyncPages",
     "BadRequest",
+    "Busy",
     "Client",
     "DeadlineExceeded",
     "DiskStop",
@@ -68,6 +71,7 @@ __all__ = [
     "MetricVersionsDiffer",
     "NotFound",
     "NotLeader",
+    "NotNeeded",
     "Overloaded",
     "Pages",
     "Point",

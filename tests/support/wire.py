@@ -174,6 +174,8 @@ def _messages() -> Iterator[tuple[str, str, list[bytes]]]:
         "events": {"account": "acme", "start": MOMENT, "limit": 100},
         "feed": {"after": "end", "limit": 100},
         "rejected": {"limit": 100},
+        "disk_status": {},
+        "disk_free_reserve": {},
         "status": {},
         "health": {},
         "metrics": {"filter": "billing_events"},
