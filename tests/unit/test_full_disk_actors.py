@@ -83,9 +83,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def save(usage: Any) -> None:
     """Try to save, and take over what became of it."""
     usage._save()
-    eventually(lambda: not usage._checkpoints._lane.busy, "it has ended")
-    usage.maybe_save()
-    eventually(lambda: not usage._checkpoints._lane.busy, "it has ended")
+    usage._checkpoints.step(wait=True)
 
 
 def test_a_checkpoint_without_room_has_events_refused_until_it_is_saved(small, usage, at_once):
