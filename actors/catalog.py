@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from meterd.core.disk_state import CAUSES
 from meterd.protocol.errors import CODES, REASONS
 from meterd.protocol.messages import KINDS
 
@@ -130,6 +131,7 @@ FAMILIES = (
     _counter("checkpoint_errors_total", "Checkpoints given up for lack of room on the disk."),
     _histogram("checkpoint_duration_seconds", "From the copy of the state to a durable one."),
     _gauge("checkpoint_bytes", "Size of the newest checkpoint."),
+    _gauge("checkpoint_waiting", "1 while a checkpoint waits for disk space."),
     _gauge("checkpoint_last_success_timestamp_seconds", "When the newest checkpoint was saved."),
     # retention and disk
     _counter("retention_runs_total", "Looks for expired log files.", "result", ("ok",)),
@@ -143,7 +145,18 @@ FAMILIES = (
     _gauge("disk_size_bytes", "Size of its file system.", "path"),
     _gauge("disk_inodes_free", "Free inodes of its file system.", "path"),
     _gauge("disk_state", "1 for the state of the disk.", "state"),
-    _counter("disk_write_stops_total", "Times that events were refused for lack of space."),
+    _gauge("disk_inodes", "Inodes of its file system; 0: not limited.", "path"),
+    _gauge("disk_limit_bytes", "Free space at which a state begins or ends.", "limit"),
+    _gauge("disk_ballast_bytes", "Space kept in reserve for a full disk."),
+    _counter(
+        "disk_write_stops_total",
+        "Times that events were refused for lack of space.",
+        "cause",
+        CAUSES,
+    ),
+    _counter("disk_write_stop_seconds_total", "How long they were refused in all."),
+    _counter("disk_check_errors_total", "Looks at the disk that failed."),
+    _gauge("storage_bytes", "Space that files of the data directory take.", "kind"),
     # archive
     _gauge("archive_queue_segments", "Full log files that are not in the archive."),
     _gauge("archive_queue_bytes", "Bytes of those files."),

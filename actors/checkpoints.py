@@ -4,8 +4,10 @@ A checkpoint is `checkpoint.bin` (tables, registry, position in the log) and the
 identities that it names (`identity_store.py`).  `checkpoint.prev.bin` is the one before, with
 everything it names; a damaged newest falls back to it.
 
-Order of a save: the identities are durable, then the old checkpoint takes the name of the previous,
-then the new one its place.  A crash anywhere leaves one of them whole, and every file it names.
+Order of a save: the identities are durable, and the new checkpoint under a temporary name, then the
+old one takes the name of the previous, then the new one its place.  A crash anywhere leaves one of
+them whole, and every file it names.  A save that finds no room changes nothing, and `waiting` says
+so until a later one has found it; the space for the next one is allocated ahead.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from meterd.protocol.log_format import Damaged
 CURRENT, PREVIOUS = "checkpoint.bin", "checkpoint.prev.bin"
 # What found no room on the disk is tried again after so long.
 RETRY_SECONDS = 5.0
+# Allocate so much for the next checkpoint, in percent of the last: totals grow.
+PREPARED_PERCENT = 125
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +54,7 @@ class Checkpoints:
         self._current_whole = True  # may the current checkpoint become the previous one?
         self._lane: Background[None] = Background("checkpoint")
         self._retry_at = 0.0
+        self.waiting = False  # the last save found no room, and none has since
         self.saved: State | None = None  # the state of the newest durable one
         self.previous: State | None = None
         self.saved_at = 0.0  # seconds since the epoch, when the newest became durable
@@ -110,25 +115,36 @@ class Checkpoints:
         except DiskFull as full:
             logger.warning("no room for a checkpoint: %s", full)
             self._retry_at = time.monotonic() + RETRY_SECONDS
+            self.waiting = True
             return False
         return True
 
     def _save(self, saved: Saved, position: State) -> None:
         state = saved.state | position | self._store.save_part(saved.identities)
         current = self._directory / CURRENT
-        if current.exists() and self._current_whole:
-            # The old one keeps its place until the new one is whole: a copy is linked, not moved.
-            spare = self._directory / (PREVIOUS + ".new")
-            spare.unlink(missing_ok=True)
-            os.link(current, spare)
-            os.replace(spare, self._directory / PREVIOUS)
-            disk.sync_directory(self._directory)
         encoded = checkpoint_format.encode(state, saved.arrays)
-        disk.atomic_write(current, encoded, self._staging)
+        disk.atomic_write(current, encoded, self._staging, self._keep_previous)
         self._current_whole = True
         self.previous, self.saved = self.saved, state
         self.saved_at = time.time()
+        self.waiting = False
         self._store.remove_others(kept for kept in (self.saved, self.previous) if kept)
+        size = sum(memoryview(buffer).nbytes for buffer in encoded)
+        disk.prepare_write(current, size * PREPARED_PERCENT // 100)
+
+    def _keep_previous(self) -> None:
+        """Give the old checkpoint the previous one's name; it keeps its own until it is replaced.
+
+        So a copy is linked, not moved.
+        """
+        current = self._directory / CURRENT
+        if current.exists() and self._current_whole:
+            spare = self._directory / (PREVIOUS + ".new")
+            with disk.full_disk_told():
+                spare.unlink(missing_ok=True)
+                os.link(current, spare)
+                os.replace(spare, self._directory / PREVIOUS)
+            disk.sync_directory(self._directory)
 
 
 def _mapped(path: Path) -> memoryview:

@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 
 from numba.core import config as numba_config
 
-from meterd.actors import directory, endings, identity, journal
+from meterd.actors import directory, endings, identity, journal, start_checks
 from meterd.actors.actor import Actor
+from meterd.actors.ballast import Ballast
+from meterd.actors.housekeeping.disk_watch import limits_of, space_of
 from meterd.actors.ingest import Ingest
 from meterd.actors.journal import timed
 from meterd.actors.metrics import Metrics
@@ -65,12 +67,13 @@ def run(options: Options, load: Callable[[], Options]) -> int:
 
 def _prepare(options: Options, notifier: Notifier) -> str:
     node = options.node
-    with timed("data directory writable and locked", path=os.path.abspath(node.data_dir)):
+    with timed(start_checks.DIRECTORY, path=os.path.abspath(node.data_dir)):
         directory.take(node.data_dir)
-    with timed("identity checked", node_id=node.id):
+    with timed(start_checks.IDENTITY, node_id=node.id):
         who, new = identity.claim(node.data_dir, node.id, node.bootstrap)
     if new:
         logger.info("made a new cluster", extra={"fields": {"cluster_id": who.cluster_id_hex}})
+    _make_room(options)
     run_dir = directory.make_run_dir(node.data_dir)
     notifier.status("loading kernels (the first start compiles them)", extend=True)
     with timed("kernels loaded"):
@@ -79,6 +82,15 @@ def _prepare(options: Options, notifier: Notifier) -> str:
     gc.collect()
     gc.freeze()
     return run_dir
+
+
+def _make_room(options: Options) -> None:
+    """Give the ballast back where the disk is too full for a start."""
+    space, directory = space_of(options.node.data_dir), options.node.data_dir
+    if space.free < limits_of(options.disk).hard_at(space.size):
+        freed = Ballast(directory).release()
+        fields = {"free": space.free, "ballast": freed}
+        logger.warning("starting on a full disk", extra={"fields": fields})
 
 
 def warm_kernels() -> None:

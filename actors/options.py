@@ -29,6 +29,7 @@ SIZE_UNITS = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 UNITS: Mapping[str, Mapping[str, float]] = {
     "count": {"": 1},
+    "ratio": {"": 1},
     "size": SIZE_UNITS,
     "duration": DURATION_UNITS,
 }
@@ -53,6 +54,10 @@ def _size(default: int, help: str, low: int, high: int, **flags: bool) -> Any:
 
 def _duration(default: float, help: str, low: float, high: float, **flags: bool) -> Any:
     return _key(default, "duration", help, low=low, high=high, **flags)
+
+
+def _ratio(default: float, help: str, **flags: bool) -> Any:
+    return _key(default, "ratio", help, low=0.0, high=0.9, **flags)
 
 
 def _key(default: object, kind: str, help: str, **metadata: Any) -> Any:
@@ -168,17 +173,51 @@ class Retention:
 
 @dataclass(frozen=True)
 class Disk:
-    """When free space runs short."""
+    """When space runs short, in bytes, as part of the file system, and in inodes."""
 
     check_interval: float = _duration(
         10.0, "look at the free space so often", 0.1, 600.0, reloadable=True
     )
+    check_interval_min: float = _duration(
+        0.1, "and so often when it is short or falls fast", 0.01, 60.0, reloadable=True
+    )
     warn_free: int = _size(2 * GIB, "warn when less is free", 0, 1 << 50, reloadable=True)
+    warn_free_ratio: float = _ratio(
+        0.15, "warn when a smaller part of the file system is free", reloadable=True
+    )
     stop_free: int = _size(
         256 * MIB, "refuse events when less is free", 0, 1 << 50, reloadable=True
     )
+    stop_free_ratio: float = _ratio(
+        0.0, "refuse events when a smaller part of the file system is free", reloadable=True
+    )
+    hard_free: int = _size(
+        64 * MIB,
+        "hold background writers still when less is free; at most half of stop_free",
+        0,
+        1 << 50,
+        reloadable=True,
+    )
     resume_margin: int = _size(
         256 * MIB, "take events again when so much more is free", 0, 1 << 50, reloadable=True
+    )
+    resume_hold: float = _duration(10.0, "and has been for so long", 0.0, 3_600.0, reloadable=True)
+    ballast: int = _size(
+        128 * MIB,
+        "keep so much in reserve for a full disk; at most half of stop_free",
+        0,
+        1 << 40,
+        reloadable=True,
+    )
+    inode_warn: int = _count(10_000, "warn when fewer inodes are free", 0, 1 << 40, reloadable=True)
+    inode_warn_ratio: float = _ratio(
+        0.1, "warn when a smaller part of the inodes is free", reloadable=True
+    )
+    inode_stop: int = _count(
+        1_000, "refuse events when fewer inodes are free", 0, 1 << 40, reloadable=True
+    )
+    inode_resume: int = _count(
+        2_000, "take events again when so many are free", 0, 1 << 40, reloadable=True
     )
 
 
@@ -353,7 +392,7 @@ def _number(name: str, kind: str, value: Any) -> int | float:
         # Decimal digits of a whole number must not pass through a float.
         digits = float(match[1]) if "." in match[1] else int(match[1])
         value = digits * units[match[2]]
-    if kind == "duration":
+    if kind in ("duration", "ratio"):
         return float(value)
     if not math.isfinite(value) or value != int(value):
         raise _wrong(name, f"{value} is not a whole number")
@@ -361,12 +400,17 @@ def _number(name: str, kind: str, value: Any) -> int | float:
 
 
 def _examples(kind: str) -> str:
-    return {"count": "", "size": ", such as 64MiB", "duration": ", such as 500ms, 10s or 1h"}[kind]
+    return {
+        "count": "",
+        "ratio": ", such as 0.15",
+        "size": ", such as 64MiB",
+        "duration": ", such as 500ms, 10s or 1h",
+    }[kind]
 
 
 def format_value(kind: str, value: float | str) -> str:
     """Write a value the way `parse_value` reads it, in the largest unit that is whole."""
-    if kind in ("text", "count") or isinstance(value, str):
+    if kind in ("text", "count", "ratio") or isinstance(value, str):
         return str(value)
     units: Mapping[str, float] = SIZE_UNITS if kind == "size" else DURATION_UNITS
     for unit, factor in sorted(units.items(), key=lambda item: (-item[1], item[0] == "B")):

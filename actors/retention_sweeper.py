@@ -11,6 +11,7 @@ from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.bundle import unbundle
 from meterd.actors.housekeeping.archive import Archive
+from meterd.actors.housekeeping.disk_report import DiskReport
 from meterd.actors.housekeeping.disk_watch import DiskWatch
 from meterd.actors.housekeeping.indexes import Indexes
 from meterd.actors.housekeeping.jobs import Jobs
@@ -51,9 +52,11 @@ class RetentionSweeper(Actor):
     def _make_services(self) -> list[Service]:
         indexes = Indexes(self)
         retention = LogRetention(self, indexes, self.holding)
+        self._disk = DiskWatch(self, retention)
         return [
             self.jobs,
-            DiskWatch(self, retention),
+            self._disk,
+            DiskReport(self, self._disk),
             indexes,
             self.pins,
             retention,
@@ -61,6 +64,11 @@ class RetentionSweeper(Actor):
             LogStatus(self, retention),
             Refusals(self),
         ]
+
+    @property
+    def holds_still(self) -> bool:
+        """Is the disk so full that only what makes room may write?  Every service asks this."""
+        return self._disk.standing.state == "hard"
 
     def handle(self, frames: list[bytes]) -> None:
         if frames[0] == b"requests":

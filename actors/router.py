@@ -7,9 +7,11 @@ admits a bounded number and size of requests; everything behind it is bounded by
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgpack
 import zmq
@@ -27,6 +29,7 @@ from meterd.protocol import body as bodies
 from meterd.protocol import checkpoint_format
 from meterd.protocol.envelope import RequestHeader, decode_request
 from meterd.protocol.errors import (
+    DiskFull,
     MeterdError,
     Overloaded,
     Refused,
@@ -50,7 +53,9 @@ HALT_MESSAGE = "the node takes no events for the time being; questions are answe
 PORTION = 32
 PORTION_SIZE = 1024 * 1024
 MAP_FILE = "partition_map.bin"
-HALT_HINT = "see meterctl status; what was sent is not stored and may be sent again"
+HALT_HINT = "meterctl health says what is short; what was sent is not stored and may be sent again"
+
+logger = logging.getLogger(__name__)
 
 # rid, request id, kind, size, expires, descriptor of its connection
 Waiting = tuple[bytes, int, str, int, float, int]
@@ -77,6 +82,7 @@ class Router(Actor):
         self._guard = ListenerGuard(node.port, self.options.limits.connections, self.telemetry)
         self.listen(self._clients, self._on_client, self._guard.receive, self._guard.waits)
         self._idle_poll = IdlePoll(node.idle_poll)
+        self._map_unsaved = False
         self._write_map()
         for actor in ("usage", "retention_sweeper"):
             self.send(actor, [b"hello", self.name.encode()])
@@ -84,8 +90,17 @@ class Router(Actor):
     def _write_map(self) -> None:
         """Keep the partition map beside the data: who leads what."""
         state = {"kind": "partition_map", **self._map()}
-        path = os.path.join(self.options.node.data_dir, MAP_FILE)
-        atomic_write(path, checkpoint_format.encode(state, {}))
+        path = Path(self.options.node.data_dir, MAP_FILE)
+        encoded = b"".join(checkpoint_format.encode(state, {}))
+        try:
+            if not path.exists() or path.read_bytes() != encoded:
+                atomic_write(path, encoded)
+        except DiskFull as full:
+            if not self._map_unsaved:
+                logger.warning("no room for %s; it is written later: %s", MAP_FILE, full)
+            self._map_unsaved = True
+        else:
+            self._map_unsaved = False
 
     # Clients
 
@@ -225,6 +240,8 @@ class Router(Actor):
         """Forget requests whose clients have stopped waiting; look after the listener's memory."""
         if now >= self._expiry_due:
             self._expiry_due = now + EXPIRY_SECONDS
+            if self._map_unsaved:
+                self._write_map()
             for ticket, waiting in list(self._waiting.items()):
                 if waiting[4] <= now:
                     del self._waiting[ticket]

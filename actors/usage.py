@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -45,7 +46,7 @@ from meterd.core.refused_rows import RefusedRows
 from meterd.core.replica import single_slice
 from meterd.core.state import DAY_NS, StateMachine
 from meterd.protocol import checkpoint_format, log_format
-from meterd.protocol.errors import exception_of
+from meterd.protocol.errors import DiskFull, exception_of
 from meterd.protocol.log_format import Record
 from meterd.protocol.result import Item, encode_result
 
@@ -111,12 +112,15 @@ class Usage(Actor):
         self.serving = False
         self._expire_due = 0.0
         self._full = False
+        self._disk_hard = False  # the disk is so full that only what makes room may write
+        self._room_told = False  # has the sweeper been told that a checkpoint waits for space?
+        self._registry_unsaved = False
         self._saved_at = time.monotonic()
         self._load()
 
     def _load(self) -> None:
         self.lifeline.say("status loading the checkpoint")
-        with timed("checkpoint checked"):
+        with timed("checkpoint loaded"):
             self._checkpoints.load(self._restore)
 
     def _restore(self, state: dict[str, Any], arrays: dict[str, Any]) -> None:
@@ -154,6 +158,8 @@ class Usage(Actor):
         elif kind == b"save":
             if self.serving:
                 self._checkpoint_requests.ask()
+        elif kind == b"disk":
+            self._disk_hard = frames[1] == b"hard"
         elif kind == b"hello":
             self._on_hello(frames[1].decode())
 
@@ -181,6 +187,9 @@ class Usage(Actor):
         self.telemetry.set("wal_recovery_duration_seconds", seconds)
         self.telemetry.set("wal_recovered_events", events)
         self.serving = True
+        if self.state.registry.entries:
+            self._save_registry()  # the end may have come before there was room for it
+        self.send("retention_sweeper", [b"hello", self.name.encode()])
         self._announce_registry([])
         self.answers.send()
         self._expire()
@@ -198,6 +207,7 @@ class Usage(Actor):
         elif actor == "retention_sweeper":
             self._retention_told = None
             self._tell_retention()
+            self._room_told = False
             for number in self.refused.files():
                 if number < self.position.file_number:
                     self._announce_sealed(number)
@@ -304,11 +314,24 @@ class Usage(Actor):
             else:
                 command_answers.result(rid, request_id, kind, result)
         if record.kind == log_format.META:
-            path = f"{self.options.node.data_dir}/{REGISTRY_FILE}"
-            registry = {"kind": "registry", "registry": self.state.registry.to_bytes()}
-            atomic_write(path, checkpoint_format.encode(registry, {}))
+            self._save_registry()
             self._tell_retention()
             self._announce_registry(command_answers.take())
+
+    def _save_registry(self) -> None:
+        """Write the registry for those who look from outside; the log is the truth."""
+        path = Path(self.options.node.data_dir, REGISTRY_FILE)
+        registry = {"kind": "registry", "registry": self.state.registry.to_bytes()}
+        encoded = b"".join(checkpoint_format.encode(registry, {}))
+        try:
+            if not path.exists() or path.read_bytes() != encoded:
+                atomic_write(path, encoded)
+        except DiskFull as full:
+            if not self._registry_unsaved:
+                logger.warning("no room for %s; it is written later: %s", REGISTRY_FILE, full)
+            self._registry_unsaved = True
+        else:
+            self._registry_unsaved = False
 
     # Housekeeping
 
@@ -322,6 +345,9 @@ class Usage(Actor):
         self._check_room()
         self.maybe_save()
         self._checkpoint_requests.turn()
+        self._tell_room()
+        if self._registry_unsaved:
+            self._save_registry()
         for name, count in self.state.counts().items():
             self.telemetry.set(f'state_entries{{kind="{name}"}}', count)
         if self._checkpoints.saved_at:
@@ -371,6 +397,15 @@ class Usage(Actor):
             said = {"source": self.name, "code": code, "retry_after_ms": FULL_RETRY_MS}
             self.send("router", [b"admission", msgpack.packb(said)])
 
+    def _tell_room(self) -> None:
+        """Have events refused while a checkpoint waits for space, and say when it has found it."""
+        waiting = self._checkpoints.waiting
+        self.telemetry.set("checkpoint_waiting", int(waiting))
+        if waiting != self._room_told:
+            self._room_told = waiting
+            said = b"1" if waiting else b"0"
+            self.send("retention_sweeper", [b"no_room", self.name.encode(), said])
+
     def _tell_retention(self) -> None:
         """Tell the sweeper what it may delete: nothing of this ever goes back."""
         kept = self._checkpoints.previous
@@ -400,7 +435,12 @@ class Usage(Actor):
         late = time.monotonic() - self._saved_at >= storage.checkpoint_interval
         due = self._events_unsaved >= storage.checkpoint_events
         due = due or self._records_unsaved >= CHECKPOINT_RECORDS or late
-        if due and self._records_unsaved and self.may_save:
+        # One that found no room is due although nothing has come since: events are refused.
+        unsaved = self._records_unsaved or self._checkpoints.waiting
+        due = due or self._checkpoints.waiting
+        if self._disk_hard and self.serving:
+            return  # the log has it all; once there is a little room it is done at once
+        if due and unsaved and self.may_save:
             self.save()
 
     def _take_saved(self, wait: bool) -> None:

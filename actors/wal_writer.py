@@ -4,9 +4,10 @@ All that waits when a turn ends becomes one block, written and synced once; what
 waits in the inbox and becomes the next block.  So the time a sync takes sets the size of the
 batch, and there is no timer.  What happens to files is in `wal_log.py` and `wal_recovery.py`.
 
-When there is no room for the next file, the records that wait are kept, unacknowledged, the
-router is told to refuse new requests, and making the file is tried again every second.  Any other
-error of the disk ends the node: what is on it is then known only by reading it again.
+When there is no room for the next file, the records that wait are kept, unacknowledged, router and
+sweeper are told that new requests must be refused, and making the file is tried again every
+second.  Any other error of the disk ends the node: what is on it is then known only by reading it
+again.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from itertools import islice
 
 import msgpack
 
-from meterd.actors import identity
+from meterd.actors import identity, start_checks
 from meterd.actors.actor import Actor
 from meterd.actors.disk import Disk, LocalDisk
 from meterd.actors.endings import IO_ERROR
 from meterd.actors.journal import timed
 from meterd.actors.wal_log import Entry, Log, block_count
-from meterd.actors.wal_recovery import End, Owner, Recovery, read_start
+from meterd.actors.wal_recovery import End, Owner, Recovery
 from meterd.actors.wal_spare import BackgroundSpare
 from meterd.core.log_scan import Groups
 from meterd.protocol.errors import BootFailed, DiskFull
@@ -93,9 +94,13 @@ class WalWriter(Actor):
         self._appended_at = time.monotonic()
         self._spare = BackgroundSpare(disk, directory, self.options.wal.segment_size)
         self._log = Log(disk, directory, self._spare, owner, time.time_ns)
-        with disk_errors, timed("log checked"):
-            start = read_start(disk, directory)
-            end = Recovery(disk, directory, owner, start, self._report_reading).run()
+        with disk_errors:
+            with timed(start_checks.CHECKPOINT):
+                start = start_checks.check_checkpoints(disk, directory)
+            with timed(start_checks.LOG):
+                end = Recovery(disk, directory, owner, start, self._report_reading).run()
+            with timed(start_checks.SEGMENTS):
+                start_checks.check_segments(disk, directory, owner, start)
             self._log.open(end)
             self._spare.prepare()
         self._count_from(end)
@@ -205,6 +210,8 @@ class WalWriter(Actor):
     def _admit(self, code: str | None) -> None:
         admission = {"source": self.name, "code": code, "retry_after_ms": RETRY_AFTER_MS}
         self.send("router", [b"admission", msgpack.packb(admission)])
+        waits = b"0" if code is None else b"1"
+        self.send("retention_sweeper", [b"no_room", self.name.encode(), waits])
 
     def _measure(self) -> None:
         place, files = self._log.place, self._log.file_number - 1

@@ -16,6 +16,7 @@ import meterd
 from meterd.commands import (
     bench,
     completion,
+    disk,
     events,
     ingest,
     jobs,
@@ -44,6 +45,7 @@ COMMANDS: tuple[click.Command, ...] = (
     storage.retention,
     storage.wal,
     jobs.jobs,
+    disk.disk,
     bench.bench,
     nodes.version,
     completion.completion,

@@ -78,6 +78,7 @@ CODES: Mapping[str, WireCode] = {
     "too_many_metrics": WireCode("never", "use dimensions instead of a metric for each case"),
     "not_found": WireCode("never", "check the name"),
     "exists": WireCode("never", "use another name"),
+    "not_needed": WireCode("never", "nothing: there is nothing to do"),
     "range_expired": WireCode("never", "ask for the range that the message names"),
     "metric_versions_differ": WireCode(
         "never", "ask for both sides of the moment the message names"
@@ -256,6 +257,12 @@ class Exists(Rejected):
     """Something has this name already, and is never replaced."""
 
     code = "exists"
+
+
+class NotNeeded(Rejected):
+    """What was asked for is as it should be already, or cannot be done now."""
+
+    code = "not_needed"
 
 
 class RangeExpired(Rejected):

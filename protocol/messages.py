@@ -142,6 +142,8 @@ _KINDS = (
     Kind("job_list", "retention_sweeper", "lists the jobs, the newest first"),
     Kind("job_show", "retention_sweeper", "says how far a job is, or what became of it", JOB),
     Kind("job_cancel", "retention_sweeper", "cancels a job", JOB),
+    Kind("disk_status", "retention_sweeper", "says what uses the disk and when it will be full"),
+    Kind("disk_free_reserve", "retention_sweeper", "gives the space kept in reserve back"),
     Kind("status", "usage", "describes the node, its actors and its log"),
     Kind("health", "metrics", "says whether the node can do its work"),
     Kind("metrics", "metrics", "gives the node's telemetry as text", {"filter": TELEMETRY_FILTER}),

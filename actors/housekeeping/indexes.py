@@ -58,6 +58,9 @@ class Indexes(Service):
 
     def turn(self, now: float) -> None:
         """Write the index of the oldest full file that waits for one."""
+        if self.sweeper.holds_still:
+            self.due = now + RETRY_SECONDS
+            return
         number = min(self._waiting)
         try:
             if self.sweeper.files.header(number) is None:

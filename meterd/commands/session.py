@@ -36,6 +36,7 @@ _EXIT_OF_CODE = {
     "range_expired": AdminExit.NOT_FOUND,
     "metric_versions_differ": AdminExit.USAGE,
     "metric_conflict": AdminExit.REFUSED,
+    "not_needed": AdminExit.REFUSED,
     "too_many_metrics": AdminExit.REFUSED,
     "overloaded": AdminExit.BUSY,
     "busy": AdminExit.BUSY,
@@ -54,7 +55,7 @@ _EXIT_OF_CODE = {
 _HINT_OF_CODE = {
     "metric_conflict": "--replace makes a new version, for events from now on",
     "unreachable": "is the node running? Name it with -n HOST:PORT",
-    "disk_stop": "free disk space; meterctl health shows how much is left",
+    "disk_stop": "free disk space; meterctl disk status says what uses it",
 }
 
 

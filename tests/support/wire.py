@@ -183,6 +183,8 @@ def _messages() -> Iterator[tuple[str, str, list[bytes]]]:
         "job_list": {},
         "job_show": {"id": 1_769_817_600},
         "job_cancel": {"id": 1_769_817_600},
+        "disk_status": {},
+        "disk_free_reserve": {},
         "status": {},
         "health": {},
         "metrics": {"filter": "billing_events"},

@@ -28,6 +28,8 @@ def test_the_table_says_who_serves_what():
         "accounts": "usage",
         "events": "usage",
         "feed": "usage",
+        "disk_status": "retention_sweeper",
+        "disk_free_reserve": "retention_sweeper",
         "status": "usage",
         "rejected": "retention_sweeper",
         "checkpoint": "usage",

@@ -319,7 +319,7 @@ def test_too_little_space_refuses_events_and_a_new_router_is_told(log):
     assert len(sweeper.take(b"admission")) == 1
     assert sweeper.tick(0.0) <= 1.0
     assert sweeper.take(b"admission") == []
-    small = {"warn_free": 0, "stop_free": 0, "resume_margin": 0}
+    small = {"warn_free": 0, "stop_free": 0, "resume_margin": 0, "resume_hold": 0}
     sweeper.reload(sweeper.options.from_mapping({"disk": small}))
     sweeper.tick(1_000.0)
     ((_, frames),) = sweeper.take(b"admission")

@@ -213,7 +213,8 @@ def test_a_full_disk_stops_admission_and_acknowledges_nothing(
     opened(writer)
     entries = entries_of(Replica(Groups()), 20, size=300_000)
     give(writer, entries)
-    *durable, (actor, kind, body) = writer.taken()
+    *durable, (actor, kind, body), no_room = writer.taken()
+    assert no_room == ("retention_sweeper", b"no_room", b"wal_writer", b"1")
     assert {sent[1] for sent in durable} == {b"durable"}
     assert (actor, kind) == ("router", b"admission")
     assert msgpack.unpackb(body) == {
@@ -223,11 +224,12 @@ def test_a_full_disk_stops_admission_and_acknowledges_nothing(
     }
     assert not writer.drained()
     writer.tick(1.0)
-    assert [frames[1] for frames in writer.taken()] == [b"admission"]
+    assert [frames[1] for frames in writer.taken()] == [b"admission", b"no_room"]
     disk.room = 4 * SEGMENT_SIZE
     writer.tick(2.0)
-    *more, (_, kind, body) = writer.taken()
+    *more, (_, kind, body), no_room = writer.taken()
     assert (kind, msgpack.unpackb(body)["code"]) == (b"admission", None)
+    assert no_room[-1] == b"0"
     sequences = reported(durable + more)[:, 0].tolist()
     assert sequences == [entry.sequence for entry in entries]
     assert writer.drained()
