@@ -12,7 +12,6 @@ from meterd.actors.answering import Answers
 from meterd.actors.bundle import unbundle
 from meterd.actors.housekeeping.archive import Archive
 from meterd.actors.housekeeping.disk_watch import DiskWatch
-from meterd.actors.housekeeping.indexes import Indexes
 from meterd.actors.housekeeping.jobs import Jobs
 from meterd.actors.housekeeping.log_holding import LogHolding
 from meterd.actors.housekeeping.log_retention import LogRetention
@@ -20,6 +19,7 @@ from meterd.actors.housekeeping.log_status import LogStatus
 from meterd.actors.housekeeping.pins import Pins
 from meterd.actors.housekeeping.refusals import Refusals
 from meterd.actors.housekeeping.registry_copy import RegistryCopy
+from meterd.actors.housekeeping.segments import Segments
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.log_files import LogFiles
 from meterd.actors.sockets import Frame
@@ -49,12 +49,12 @@ class RetentionSweeper(Actor):
         self.ready()
 
     def _make_services(self) -> list[Service]:
-        indexes = Indexes(self)
-        retention = LogRetention(self, indexes, self.holding)
+        segments = Segments(self)
+        retention = LogRetention(self, segments, self.holding)
         return [
             self.jobs,
             DiskWatch(self, retention),
-            indexes,
+            segments,
             self.pins,
             retention,
             self.archive,
