@@ -18,6 +18,7 @@ import logging
 import os
 
 from meterd.actors.disk import Disk
+from meterd.actors.segment_files import SegmentFiles
 from meterd.actors.wal_recovery import Owner, Start
 from meterd.core.log_scan import Groups
 from meterd.protocol import checkpoint_format, log_format
@@ -63,17 +64,23 @@ def check_checkpoints(disk: Disk, directory: str) -> Start | None:
 
 
 def check_segments(disk: Disk, directory: str, owner: Owner, start: Start | None) -> int:
-    """Check size and header of every full log file before the one where reading began.
+    """Check sizes and headers of segments, and of full log files before where reading began.
 
-    Returns how many there are.  Files that are made from them (segments) are checked here as
-    well.  Raises Corrupt, OSError.
+    Returns how many log files there are.  A damaged segment is made again as long as its log files
+    are there.  Raises Corrupt, OSError.
     """
     first = 1 if start is None else start.file_number
-    numbers = [log_format.number_of(name) for name in disk.names(directory)]
+    names = disk.names(directory)
+    numbers = [log_format.number_of(name) for name in names]
     older = sorted(number for number in numbers if number is not None and number < first)
     for number in older:
         path = os.path.join(directory, log_format.full_name(number))
         _check_full_file(disk, path, number, owner)
+    segments = SegmentFiles(directory)
+    segments.refresh(names)
+    damage = segments.lost(number for number in numbers if number is not None)
+    if damage is not None:
+        raise damage
     return len(older)
 
 
