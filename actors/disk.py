@@ -87,6 +87,9 @@ class Disk(Protocol):
     def rename(self, old: str, new: str) -> None:
         """Give a file another name, replacing what has it."""
 
+    def link(self, path: str, other: str) -> None:
+        """Give a file a second name, replacing what has it; where that is possible."""
+
     def remove(self, path: str) -> None:
         """Remove a file; nothing happens when there is none."""
 
@@ -142,6 +145,12 @@ class LocalDisk:
 
     def rename(self, old: str, new: str) -> None:
         os.rename(old, new)
+
+    def link(self, path: str, other: str) -> None:
+        self.remove(other)
+        # A file system without hard links: copies of the directory may hold less then.
+        with contextlib.suppress(PermissionError):
+            os.link(path, other)
 
     def remove(self, path: str) -> None:
         Path(path).unlink(missing_ok=True)

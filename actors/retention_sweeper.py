@@ -11,6 +11,7 @@ from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.bundle import unbundle
 from meterd.actors.housekeeping.archive import Archive
+from meterd.actors.housekeeping.backups import Backups
 from meterd.actors.housekeeping.disk_watch import DiskWatch
 from meterd.actors.housekeeping.indexes import Indexes
 from meterd.actors.housekeeping.jobs import Jobs
@@ -20,6 +21,7 @@ from meterd.actors.housekeeping.log_status import LogStatus
 from meterd.actors.housekeeping.pins import Pins
 from meterd.actors.housekeeping.refusals import Refusals
 from meterd.actors.housekeeping.registry_copy import RegistryCopy
+from meterd.actors.housekeeping.second_names import SecondNames
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.log_files import LogFiles
 from meterd.actors.sockets import Frame
@@ -51,15 +53,18 @@ class RetentionSweeper(Actor):
     def _make_services(self) -> list[Service]:
         indexes = Indexes(self)
         retention = LogRetention(self, indexes, self.holding)
+        disk = DiskWatch(self, retention)
         return [
             self.jobs,
-            DiskWatch(self, retention),
+            disk,
             indexes,
             self.pins,
             retention,
             self.archive,
             LogStatus(self, retention),
             Refusals(self),
+            Backups(self, self.pins),
+            SecondNames(self, self.pins, disk),
         ]
 
     def handle(self, frames: list[bytes]) -> None:

@@ -40,6 +40,7 @@ from meterd.protocol.log_format import (
     BlockHeader,
     FileHeader,
     full_name,
+    open_name,
 )
 
 # A block is closed when it has so many records or bytes: small enough to be written in about a
@@ -93,6 +94,7 @@ class Log:
             return
         self.file_number, self.file_count = end.file_number, end.file_count
         self.place, self.protected, self._file_crc = end.place, end.protected, end.file_crc
+        self._disk.link(self._path(ACTIVE_NAME), self._path(open_name(end.file_number)))
         self._descriptor = self._disk.open(self._path(ACTIVE_NAME))
         self._capacity = self._disk.size(self._descriptor)
 
@@ -211,6 +213,8 @@ class Log:
         if self._descriptor is not None:
             self._seal(self._descriptor)
         self._disk.rename(self._spare.path, self._path(ACTIVE_NAME))
+        # Before anything is in it: a copy that has seen only the first name lacks nothing.
+        self._disk.link(self._path(ACTIVE_NAME), self._path(open_name(self.file_number + 1)))
         self._disk.sync_directory(self._directory)
         self._spare.used()
         self._descriptor, self._capacity = descriptor, self._disk.size(descriptor)

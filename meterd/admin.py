@@ -14,13 +14,16 @@ import click
 
 import meterd
 from meterd.commands import (
+    backup,
     bench,
     completion,
+    drill,
     events,
     ingest,
     jobs,
     metric,
     nodes,
+    restore,
     storage,
     usage,
 )
@@ -44,6 +47,9 @@ COMMANDS: tuple[click.Command, ...] = (
     storage.retention,
     storage.wal,
     jobs.jobs,
+    backup.backup,
+    restore.restore,
+    drill.drill,
     bench.bench,
     nodes.version,
     completion.completion,

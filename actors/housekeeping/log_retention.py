@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from meterd.actors import restored
 from meterd.actors.housekeeping.log_holding import SECOND_NS, Assessment, LogHolding
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.members_file import save_members
@@ -92,12 +93,19 @@ class LogRetention(Service):
             moment = oldest / SECOND_NS
             self.sweeper.telemetry.set("retention_oldest_event_timestamp_seconds", moment)
         newest = {number: header.max_timestamp for number, header in headers.items()}
-        horizon = NO_HORIZON if self._told is None else self._told["horizon"]
+        horizon = NO_HORIZON if self._told is None or self.held_until else self._told["horizon"]
         return self._holding.assess(retention.expired_files(files.full_numbers, newest, horizon))
 
     def _oldest_event(self) -> int | None:
         stored = [header for header in self._headers.values() if header.stored_count]
         return min((header.min_timestamp for header in stored), default=None)
+
+    @property
+    def held_until(self) -> int:
+        """Until when (UTC ns) nothing expires, after a restore; 0: no such hold."""
+        grace = self.sweeper.options.retention.grace_after_restore
+        until = restored.held_until(self.directory, grace)
+        return until if time.time_ns() < until else 0
 
     # Deleting
 
@@ -153,6 +161,13 @@ class LogRetention(Service):
             "origin": "command" if told["set"] else "option",
             "horizon": told["horizon"],
             "oldest_event": self._oldest_event(),
+
+    @property
+    def held_until(self) -> int:
+        """Until when (UTC ns) nothing expires, after a restore; 0: no such hold."""
+        grace = self.sweeper.options.retention.grace_after_restore
+        until = restored.held_until(self.directory, grace)
+        return until if time.time_ns() < until else 0
             "files": len(assessment.files),
             "bytes": sum(file.size for file in assessment.files),
             "expired": self._extent(expired, assessment) | {"held": assessment.blocked()},
