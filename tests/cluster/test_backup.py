@@ -365,7 +365,7 @@ def test_refusals(tool, tmp_path):
         (tmp_path / "file").write_text("")
         tool.create(node, tmp_path / "file" / "x", exit_code=2)
         tool.run("backup", "verify", "--from", tmp_path, exit_code=5)
-        tool.run("backup", "list", "--from", tmp_path / "none", exit_code=1)
+        tool.run("backup", "list", "--from", tmp_path / "none", exit_code=3)
         where = ("--data-dir", tmp_path / "data")
         tool.run("restore", "node", "--from", tmp_path, *where, exit_code=5)
         held = tool.run("-n", node.address, "backup", "hold", "--for", "1h")
