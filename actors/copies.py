@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from meterd.actors import endings
 from meterd.actors.disk import atomic_write, sync_data, sync_directory, write_all
+from meterd.actors.held_checkpoint import PREFIX
 from meterd.core import inventory
 from meterd.core.log_scan import FileScan, Place
 from meterd.protocol import checkpoint_format, log_format
@@ -213,6 +214,8 @@ def _settle_checkpoints(directory: Path, last: _Found) -> None:
         logger.warning("%s of the copy cannot be used: %s", name, reason)
         reasons.append(f"{name}: {reason}")
         os.rename(path, path.with_name(name + INCOMPLETE))
+    if _take_held(directory, last):
+        return
     first = min((n for name in os.listdir(directory) if (n := number_of(name))), default=1)
     if reasons and first > 1:
         raise BootFailed(
@@ -222,8 +225,21 @@ def _settle_checkpoints(directory: Path, last: _Found) -> None:
         )
 
 
-def _why_not(directory: Path, path: Path, last: _Found) -> str | None:
-    """Say why a checkpoint cannot be used; None when it can."""
+def _take_held(directory: Path, last: _Found) -> bool:
+    """Use the checkpoint that `backup hold` kept, if the copy has it; clear its names."""
+    held = [name for name in os.listdir(directory) if name.startswith(PREFIX)]
+    path = directory / (PREFIX + CHECKPOINTS[0])
+    usable = path.exists() and _why_not(directory, path, last, PREFIX) is None
+    if usable:
+        logger.warning("the checkpoint of the backup hold is used")
+        # The checkpoint last: a crash before leaves it to be found again.
+        for name in sorted(held, key=lambda name: name == path.name):
+            os.rename(directory / name, directory / name.removeprefix(PREFIX))
+    return usable
+
+
+def _why_not(directory: Path, path: Path, last: _Found, prefix: str = "") -> str | None:
+    """Say why a checkpoint, whose files have a prefix, cannot be used; None when it can."""
     try:
         with _mapped(path) as buffer:
             state = checkpoint_format.read_state(bytes(_front(buffer)))
@@ -235,7 +251,7 @@ def _why_not(directory: Path, path: Path, last: _Found) -> str | None:
         if not (directory / full_name(number)).exists():
             return f"{full_name(number)} is missing"
     for name, *_ in state["runs"]:
-        if not _is_whole(directory / name):
+        if not (_is_whole(directory / name) or _is_whole(directory / (prefix + name))):
             return f"{name} is missing"
     return None
 

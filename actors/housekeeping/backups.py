@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from meterd.actors import identity
+from meterd.actors import held_checkpoint, identity
 from meterd.actors.backups.creating import Creation, CutFacts, Node
 from meterd.actors.backups.reading import Memory
 from meterd.actors.backups.shelf import Shelf
@@ -39,6 +39,7 @@ HOLD = "backup-hold"
 STATE_FILE = "last_backup.bin"
 # While a backup runs, its thread's questions are passed on so often.
 LOOK_SECONDS = 0.05
+HOLD_LOOK_SECONDS = 10.0
 # The usage actor may restart, and forget who asked.
 ASK_AGAIN_SECONDS = 5.0
 ANSWER_SECONDS_MAX = 600.0
@@ -76,14 +77,21 @@ class Backups(Service):
         self._pin_due = 0.0
         self._last = self._load()
         self._report()
-        self.due = NEVER
+        self.due = 0.0
 
     def answer(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
         if kind == "backup_create":
             return {"job": self._start(fields["to"], fields["type"]).to_map()}
         if kind == "backup_hold":
             expires = time.time_ns() + fields["seconds"] * NS
-            return {"hold": self._pins.pin(HOLD, 0, expires)._asdict()}
+            held = self._pins.pin(HOLD, 0, expires)
+            try:
+                held_checkpoint.hold(self.directory)
+            except OSError as error:
+                raise Internal(f"the checkpoint cannot be held: {error}") from error
+            self.due = 0.0
+            return {"hold": held._asdict()}
+        held_checkpoint.release(self.directory)
         return {"released": self._pins.unpin(HOLD) is not None}
 
     def handle(self, frames: list[Any]) -> None:
@@ -99,12 +107,19 @@ class Backups(Service):
             asked = {"id": request, "save": save}
             self.sweeper.send("usage", [b"cut", msgpack.packb(asked)])
         if self.sweeper.jobs.active(KIND) is None:
-            self.due = NEVER
+            self.due = self._look_at_hold(now)
             return
         if now >= self._pin_due:
             self._pins.pin(KIND, 0, time.time_ns() + PIN_SECONDS * NS)
             self._pin_due = now + PIN_AGAIN_SECONDS
         self.due = now + LOOK_SECONDS
+
+    def _look_at_hold(self, now: float) -> float:
+        """Let the held checkpoint go when the hold has ended; return when to look again."""
+        if any(pin.name == HOLD for pin in self._pins.active):
+            return now + HOLD_LOOK_SECONDS
+        held_checkpoint.release(self.directory)
+        return NEVER
 
     def _start(self, to: str, backup_type: BackupType) -> Job:
         """Begin a backup.  Raises BadRequest, Busy, DiskFull."""

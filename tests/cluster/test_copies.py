@@ -3,13 +3,14 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 from meterd.client import Client
 from meterd.protocol.log_format import number_of, number_of_open
-from tests.support.live_copy import cp_like, rsync_like
-from tests.support.node import Node
+from tests.support.live_copy import copy_names, cp_like, rsync_like
+from tests.support.node import ROOT, Node
 from tests.support.steady_load import SteadyLoad, check_prefix, put_metrics
 from tests.support.waiting import eventually
 
@@ -18,6 +19,10 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 # Log files and checkpoints that change several times while a copy is made.
 SETTINGS = {"METERD__WAL__SEGMENT_SIZE": "4MiB", "METERD__STORAGE__CHECKPOINT_EVENTS": "5000"}
 REST = 0.02
+
+
+def full_files(node):
+    return len(list(node.data_dir.glob("wal-*.log")))
 
 
 def copied(node, load, directory, way):
@@ -51,11 +56,9 @@ def test_five_copies_under_load_start_and_hold_what_was_acknowledged_before(tmp_
             put_metrics(client)
         with SteadyLoad(node.address) as load:
             for number, way in enumerate(ways):
-                enough = load.acknowledged + 10_000
-                eventually(lambda: load.acknowledged > enough, "events are stored", 60)  # noqa: B023
+                eventually(lambda: full_files(node) > number, "a log file is full", 120)  # noqa: B023
                 directory = tmp_path / str(number)
                 copies.append((directory, copied(node, load, directory, way)))
-        assert len(list(node.data_dir.glob("wal-*.log"))) > 1, "no log file became full"
     for directory, acknowledged in copies:
         starts_and_holds(directory, acknowledged)
 
@@ -78,10 +81,29 @@ def test_every_full_log_file_and_the_active_one_have_a_second_name(tmp_path):
         with Client([node.address]) as client:
             put_metrics(client)
         with SteadyLoad(node.address) as load:
-            eventually(
-                lambda: len(list(node.data_dir.glob("wal-*.log"))) > 1, "log files are full", 60
-            )
+            eventually(lambda: full_files(node) > 1, "log files are full", 120)
         assert load.acknowledged
         names = os.listdir(node.data_dir)
         full = {number_of(name) for name in names} - {None}
         assert {number_of_open(name) for name in names} - {None} == full | {max(full) + 1}
+
+
+def test_a_hold_gives_any_copier_a_checkpoint_that_fits(tmp_path):
+    with Node(environment=SETTINGS) as node:
+        with Client([node.address]) as client:
+            put_metrics(client)
+        with SteadyLoad(node.address) as load:
+            eventually(lambda: load.acknowledged > 30_000, "events are stored", 60)
+            hold = ["-n", node.address, "backup", "hold", "--for", "1h"]
+            subprocess.run([sys.executable, str(ROOT / "bin" / "meterctl"), *hold], check=True)
+            acknowledged = load.acknowledged
+            # The worst of all orders: checkpoints that are newer than the log.
+            names = sorted(os.listdir(node.data_dir), reverse=True)
+            copy_names(node.data_dir, tmp_path / "copy", names, 0.05)
+    # Nor can the log be replayed from its beginning.
+    for path in (tmp_path / "copy").glob("wal-00000000000000000001.*"):
+        path.unlink()
+    with Node(data_dir=tmp_path / "copy", environment=SETTINGS) as node:
+        assert "the checkpoint of the backup hold is used" in node.log()
+        with Client([node.address], timeout=60) as client:
+            assert client.status()["totals"]["events"] >= acknowledged

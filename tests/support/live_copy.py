@@ -20,15 +20,16 @@ PIECE = 1 << 17
 def rsync_like(source: Path, target: Path, rest: float = 0.0) -> list[str]:
     """Copy as `rsync -a` does; return what had vanished."""
     names = sorted(os.listdir(source))
-    return _copy(source, target, names, rest)
+    return copy_names(source, target, names, rest)
 
 
 def cp_like(source: Path, target: Path, rest: float = 0.0) -> list[str]:
     """Copy as `cp -a` does, without keeping hard links; return what had vanished."""
-    return _copy(source, target, os.listdir(source), rest)
+    return copy_names(source, target, os.listdir(source), rest)
 
 
-def _copy(source: Path, target: Path, names: list[str], rest: float) -> list[str]:
+def copy_names(source: Path, target: Path, names: list[str], rest: float) -> list[str]:
+    """Copy files in an order; return what had vanished."""
     target.mkdir(mode=0o750)
     vanished = []
     for name in names:

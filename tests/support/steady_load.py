@@ -13,7 +13,7 @@ from typing import Self
 from meterd.client import Client, Event
 from meterd.protocol.errors import MeterdError
 
-BATCH = 200
+BATCH = 500
 ACCOUNTS = 50
 METRICS = ("calls", "bytes")
 
@@ -74,10 +74,12 @@ def event(number: int) -> Event:
         number,
         BASE + number,
         f"event-{number}",
-        properties={"number": str(number)},
+        properties={"number": str(number), "filler": FILLER},
     )
 
 
+# So that log files become full soon.
+FILLER = 200 * "x"
 # Of the day on which the process began: within every retention.
 BASE = time.time_ns() // 86_400_000_000_000 * 86_400_000_000_000
 
