@@ -67,6 +67,11 @@ def segment_range(name: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def segment_name(first: int, last: int) -> str:
+    """Return the name of the file of a segment that holds its rows."""
+    return f"seg-{first:012d}-{last:012d}.seg"
+
+
 def whole_segments(names: Iterable[str]) -> list[tuple[int, int]]:
     """Return the ranges of log files that segments with all their parts cover, rising.
 

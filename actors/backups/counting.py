@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meterd.actors.backups.reading import Memory, Stamp
+from meterd.actors.backups.segment_totals import segment_totals
 from meterd.core import inventory
 from meterd.core.control_totals import ControlTotals
 from meterd.core.log_scan import FileScan
@@ -41,7 +42,13 @@ class Counting:
         Raises Corrupt.
         """
         counted = ControlTotals()
+        segments = inventory.whole_segments(names)
+        for first, last in segments:
+            counted.merge(self._segment(first, last))
+            self._step()
         logs = {inventory.log_number(n) for n in names if _is_full_log(n)}
+        for first, last in segments:  # what both hold is counted once
+            logs -= set(range(first, last + 1))
         for number in sorted(logs):
             counted.merge(self._full_log(number, refused))
             self._step()
@@ -61,6 +68,16 @@ class Counting:
                 bits = self._refused_rows(number, refused)
                 known = self._log(path, stamp.size, bits)
                 self._memory.totals[stamp] = known
+        return known
+
+    def _segment(self, first: int, last: int) -> TotalsMap:
+        path = self._directory / inventory.segment_name(first, last)
+        with path.open("rb") as file:
+            stamp = Stamp.of(path.name, file.fileno())
+        known = self._memory.totals.get(stamp)
+        if known is None:
+            known = segment_totals(str(self._directory), first, last)
+            self._memory.totals[stamp] = known
         return known
 
     def _refused_rows(self, number: int, refused: Refused) -> NDArray[np.bool_]:
