@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,8 @@ from meterd.protocol.errors import BootFailed, Corrupt, InvariantViolation, NotF
 Level = Literal["manifest", "checksum", "replay"]
 LEVELS: tuple[Level, ...] = ("manifest", "checksum", "replay")
 DIFFERENCES_MAX = 20
+# Files fetched at once: hashing takes one processor, the store's and the disk's delays another.
+FILES_AT_ONCE = 4
 
 Progress = Callable[[str], None]
 
@@ -160,9 +163,19 @@ def fetch(shelf: Shelf, manifest: Manifest, directory: str, say: Progress) -> No
 
     Raises Corrupt naming the object when one is not what it was, StoreFailed, DiskFull.
     """
-    for file in manifest.files:
-        say(f"fetching {file.object_name}")
-        _fetch_one(shelf, file, Path(directory, file.name))
+    largest_first = sorted(manifest.files, key=lambda file: -file.size)
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        fetched = {
+            pool.submit(_fetch_one, shelf, file, Path(directory, file.name)): file
+            for file in largest_first
+        }
+        try:
+            for done in as_completed(fetched):
+                say(f"fetched {fetched[done].object_name}")
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     sync_directory(directory)
 
 
