@@ -160,14 +160,8 @@ class LogRetention(Service):
             "days": told["days"],
             "origin": "command" if told["set"] else "option",
             "horizon": told["horizon"],
+            "held_until": self.held_until or None,
             "oldest_event": self._oldest_event(),
-
-    @property
-    def held_until(self) -> int:
-        """Until when (UTC ns) nothing expires, after a restore; 0: no such hold."""
-        grace = self.sweeper.options.retention.grace_after_restore
-        until = restored.held_until(self.directory, grace)
-        return until if time.time_ns() < until else 0
             "files": len(assessment.files),
             "bytes": sum(file.size for file in assessment.files),
             "expired": self._extent(expired, assessment) | {"held": assessment.blocked()},
