@@ -9,6 +9,7 @@ A backup that ends early leaves a place without a manifest, which the next one c
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from meterd.actors.backups.counting import Counting, Refused
 from meterd.actors.backups.reading import Memory, Pace, Reading, Stamp
 from meterd.actors.backups.shelf import NAME_PREFIX, PARTIAL, Contents, Shelf
 from meterd.actors.identity import STORAGE_VERSION, Identity
-from meterd.actors.object_store import PIECE_SIZE
+from meterd.actors.object_store import NAME, PIECE_SIZE
 from meterd.core import inventory
 from meterd.core.backup_plan import parent_for
 from meterd.core.inventory import Change
@@ -36,6 +37,8 @@ from meterd.protocol.log_format import ACTIVE_NAME, Damaged, full_name
 CHECKPOINT = "checkpoint.bin"
 # A checkpoint may be replaced, and its runs merged, between two looks at the directory.
 OPEN_ATTEMPTS = 20
+
+logger = logging.getLogger(__name__)
 
 
 class CutFacts(NamedTuple):
@@ -95,6 +98,7 @@ class Creation:
         self._files: dict[str, BackupFile] = {}
         self._parent: dict[str, BackupFile] = {}
         self._chain: tuple[str, ...] = ()
+        self._stamps: set[Stamp] = set()
         self._read_bytes = 0
         self._expected_bytes = 1
         self.name = ""
@@ -121,6 +125,7 @@ class Creation:
         end = (facts.cut.file_number, facts.cut.offset)
         counting = Counting(self._node.directory, self._memory, self._breathe)
         totals = counting.totals(names, end, facts.refused)
+        self._memory.keep_only(self._stamps)
         registry = Registry.from_bytes(facts.registry)
         manifest = Manifest(
             name=self.name,
@@ -187,6 +192,9 @@ class Creation:
                     continue
                 if name == "checkpoint.prev.bin" or not self._path(name).is_file():
                     continue
+                if not NAME.fullmatch(name):
+                    logger.warning("%r is no file of a node, and is not in the backup", name)
+                    continue
                 try:
                     opened.append(attempt.enter_context(_opened(self._path(name))))
                 except FileNotFoundError:
@@ -225,6 +233,7 @@ class Creation:
         """Copy one file, or refer to the parent's copy of the same bytes."""
         name, kind = opened.name, inventory.kind_of(opened.name)
         stamp = Stamp.of(name, opened.descriptor)
+        self._stamps.add(stamp)
         held = self._parent.get(name)
         if (
             held is not None

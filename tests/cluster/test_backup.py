@@ -372,6 +372,7 @@ def test_refusals(tool, tmp_path):
         assert held["expires"] > time.time_ns()
         assert tool.run("-n", node.address, "backup", "release")["released"]
         tool.run("-n", node.address, "backup", "release", exit_code=5)
+        (node.data_dir / "not mine").write_text("left out")
         # An incremental backup with nothing to build on is a full one.
         made = tool.create(node, tmp_path / "new", "incr")
         assert (made["type"], made["events"]) == ("full", 0)
