@@ -23,6 +23,7 @@ from meterd.actors.disk import FILE_MODE, sync_data, sync_directory, write_all
 from meterd.core.control_totals import differences
 from meterd.protocol.backup_manifest import FILE_NAME, BackupFile, Manifest
 from meterd.protocol.errors import BootFailed, Corrupt, InvariantViolation, NotFound, StorageError
+from meterd.protocol.log_format import ACTIVE_NAME
 
 Level = Literal["manifest", "checksum", "replay"]
 LEVELS: tuple[Level, ...] = ("manifest", "checksum", "replay")
@@ -128,16 +129,22 @@ def check_directory(manifest: Manifest, directory: str, say: Progress) -> Iterat
     except (StorageError, BootFailed, InvariantViolation) as error:
         yield Finding(manifest.name, f"{manifest.name}/{FILE_NAME}", str(error))
     else:
+        log = _object_of(manifest, ACTIVE_NAME)
+        yield from (Finding(manifest.name, log, one) for one in _wrong_end(manifest, found))
         for problem in _contradictions(manifest, found):
             yield Finding(manifest.name, f"{manifest.name}/{FILE_NAME}", problem)
 
 
-def _contradictions(manifest: Manifest, found: Replayed) -> Iterator[str]:
+def _wrong_end(manifest: Manifest, found: Replayed) -> Iterator[str]:
     cut = manifest.cut
     if (found.position.file_number, found.position.offset) != (cut.file_number, cut.offset):
         yield f"the log ends at {found.position[:2]}, not at {(cut.file_number, cut.offset)}"
     if found.groups.sequence != cut.sequence:
         yield f"the last record is {found.groups.sequence}, not {cut.sequence}"
+
+
+def _contradictions(manifest: Manifest, found: Replayed) -> Iterator[str]:
+    cut = manifest.cut
     groups = {
         group: (term, index, digest.hex())
         for group, (term, index, digest) in found.groups.packed()["groups"].items()
