@@ -25,7 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from meterd.actors import endings
+from meterd.actors import endings, run_files
 from meterd.actors.disk import atomic_write, sync_data, sync_directory, write_all
 from meterd.actors.held_checkpoint import PREFIX
 from meterd.core import inventory
@@ -250,19 +250,22 @@ def _why_not(directory: Path, path: Path, last: _Found, prefix: str = "") -> str
     for number in range(state["log"]["file_number"], last.header.file_number):
         if not (directory / full_name(number)).exists():
             return f"{full_name(number)} is missing"
-    for name, *_ in state["runs"]:
+    for name in inventory.identity_files(state):
         if not (_is_whole(directory / name) or _is_whole(directory / (prefix + name))):
             return f"{name} is missing"
     return None
 
 
 def _is_whole(path: Path) -> bool:
-    """Is a container there, as long as it says?"""
+    """Is a file of identities there, as long as it says?"""
     try:
+        if path.suffix == ".run":
+            run_files.open_run(path, check=False)
+            return True
         with _mapped(path) as buffer:
             _, sections = checkpoint_format.read_front(_front(buffer))
             return all(one.offset + one.size <= len(buffer) for one in sections)
-    except (Damaged, FileNotFoundError):
+    except (Corrupt, Damaged, FileNotFoundError):
         return False
 
 

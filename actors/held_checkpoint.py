@@ -11,6 +11,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from meterd.core import inventory
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import Internal
 
@@ -27,7 +28,7 @@ def hold(directory: str) -> None:
         try:
             os.link(root / CHECKPOINT, root / (PREFIX + CHECKPOINT))
             raw = _front(root / (PREFIX + CHECKPOINT))
-            for name, *_ in checkpoint_format.read_state(raw)["runs"]:
+            for name in inventory.identity_files(checkpoint_format.read_state(raw)):
                 os.link(root / name, root / (PREFIX + name))
             return
         except FileNotFoundError:  # replaced between two looks, or there is none yet

@@ -9,9 +9,9 @@ Does not know: what is in a file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from meterd.protocol.log_format import number_of
 
@@ -59,6 +59,11 @@ def kind_of(name: str) -> FileKind:
         if pattern.fullmatch(name):
             return kind
     return _OTHER
+
+
+def identity_files(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return the files of identities that the state of a checkpoint names."""
+    return [name for kind in ("runs", "parts") for name, *_ in checkpoint[kind]]
 
 
 def segment_range(name: str) -> tuple[int, int] | None:

@@ -183,7 +183,7 @@ class Creation:
         for _ in range(OPEN_ATTEMPTS):
             attempt = ExitStack()
             opened = [attempt.enter_context(_opened(self._path(CHECKPOINT)))]
-            needed = {name for name, *_ in _checkpoint_state(opened)["runs"]}
+            needed = set(inventory.identity_files(_checkpoint_state(opened)))
             for name in sorted(os.listdir(self._node.directory)):
                 kind = inventory.kind_of(name)
                 if name in (CHECKPOINT, ACTIVE_NAME) or kind.change is Change.SCRATCH:

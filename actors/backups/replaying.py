@@ -6,6 +6,7 @@ state machine, and the stored events in all files counted.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ from meterd.actors.backups.counting import Counting
 from meterd.actors.backups.reading import Memory
 from meterd.actors.checkpoints import Checkpoints
 from meterd.actors.disk import LocalDisk
+from meterd.actors.identity_store import IdentityStore
 from meterd.actors.options import Limits
+from meterd.actors.usage import RECENT_FLUSH, RECENT_MAX, RECENT_WAIT
 from meterd.actors.wal_recovery import Owner, Recovery, read_start
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups
@@ -25,9 +28,6 @@ from meterd.protocol import log_format
 from meterd.protocol.backup_manifest import TotalsMap
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import Record
-
-# What one record may bring at most, many times.
-JOURNAL = 16_000_000
 
 Say = Callable[[str], None]
 
@@ -52,28 +52,21 @@ class Replayer:
         words = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
         limits = Limits()
         capacity = Capacity(
-            identities=limits.identities,
+            recent=RECENT_MAX,
             accounts=limits.accounts,
             series=limits.series,
             cells=limits.cells,
             members=limits.cells,
-            journal=JOURNAL,
         )
         self.state = StateMachine(words, capacity)
         self.refused = RefusedRows()
         self.groups = Groups()
         self.position = replay.BEGINNING
-        self._load(directory)
+        self._identities = IdentityStore(directory, self.state, RECENT_FLUSH)
+        Checkpoints(directory, self._identities).load(self._restore)
 
-    def _load(self, directory: str) -> None:
-        checkpoints = Checkpoints(directory)
-        found = checkpoints.load()
-        if found is None:
-            return
-        state, arrays = found
+    def _restore(self, state: dict[str, Any], arrays: dict[str, Any]) -> None:
         self.state.restore(state, arrays)
-        for entries in checkpoints.identities():
-            self.state.restore_identities(entries)
         self.refused = RefusedRows.from_map(state["refused"])
         self.groups = Groups.unpacked(state["log"])
         self.position = replay.Position(*state["position"])
@@ -87,15 +80,19 @@ class Replayer:
         self.refused.note(file_number, first_row, self.state.apply_events(record) != 0)
 
     def maybe_save(self) -> None:
-        """Make room for what is applied next; nothing is kept."""
-        if self.state.unsaved() > JOURNAL // 2:
-            self.state.save()
+        """Make room in memory for the identities that come next."""
+        full = self.state.recent >= RECENT_WAIT
+        self._identities.step(time.monotonic(), may_flush=True, wait=full)
+
+    def finish(self) -> None:
+        """Wait for what is done beside the replay."""
+        self._identities.finish()
 
 
 def replay_directory(directory: str, names: list[str], say: Say) -> Replayed:
     """Load a directory, whose files are named; return what it holds.  Raises Corrupt.
 
-    It changes nothing but a torn tail of the log, and so must not be a node's own directory.
+    It may add files of identities and repair the log, so it must not be a node's own directory.
     """
     who = identity.read(directory)
     owner = Owner(who.node_id, who.cluster_id, who.identity_key)
@@ -107,6 +104,7 @@ def replay_directory(directory: str, names: list[str], say: Say) -> Replayed:
         raise Corrupt(directory, end.torn.start, "the log's last block is torn")
     replayer: Any = Replayer(directory, say)
     replayed = replay.replay(replayer, end.groups.sequence)
+    replayer.finish()
     cut = (end.file_number, end.place.offset)
     refused = {n: replayer.refused.packed(n) for n in replayer.refused.files()}
     say("counting the stored events")
