@@ -172,6 +172,13 @@ FAMILIES = (
     _histogram("archive_duration_seconds", "Time to archive one log file."),
     _gauge("archive_last_success_timestamp_seconds", "When a log file was last archived."),
     _gauge("archive_last_failure_timestamp_seconds", "When archiving last failed."),
+    # backups
+    _gauge("backup_last_success_timestamp_seconds", "When the last backup was whole.", "type"),
+    _gauge("backup_last_attempt_timestamp_seconds", "When the last backup was asked for."),
+    _gauge("backup_last_duration_seconds", "Time that the last backup took."),
+    _gauge("backup_last_bytes", "Bytes of the last backup, those of its chain included."),
+    _gauge("backup_last_events", "Stored events in the last backup."),
+    _counter("backup_runs_total", "Backups.", "result", ("ok", "failed", "cancelled")),
     # replication: a group of one has neither, and both belong to every page
     _counter("view_changes_total", "Partitions that got a new leader."),
     _gauge("replication_lag_ops", "Ops that a peer lacks.", "peer"),

@@ -90,6 +90,9 @@ class Disk(Protocol):
     def rename(self, old: str, new: str) -> None:
         """Give a file another name, replacing what has it; after DiskFull it has the old one."""
 
+    def link(self, path: str, other: str) -> None:
+        """Give a file a second name, replacing what has it; where that is possible."""
+
     def remove(self, path: str) -> None:
         """Remove a file; nothing happens when there is none."""
 
@@ -148,6 +151,15 @@ class LocalDisk:
     def rename(self, old: str, new: str) -> None:
         with full_disk_told():
             os.rename(old, new)
+
+    def link(self, path: str, other: str) -> None:
+        self.remove(other)
+        try:
+            os.link(path, other)
+        except OSError as error:
+            # No hard links, or no room for a name: copies of the directory may hold less then.
+            if error.errno not in (*FULL, errno.EPERM, errno.EMLINK):
+                raise
 
     def remove(self, path: str) -> None:
         Path(path).unlink(missing_ok=True)

@@ -169,6 +169,22 @@ class Retention:
         3_600.0, "look for expired log files so often", 1.0, 86_400.0, reloadable=True
     )
     future_hours: int = _count(24, "take events at most so many hours ahead of now", 0, 87_600)
+    grace_after_restore: float = _duration(
+        168 * 3_600.0,
+        "after a restore nothing expires for so long",
+        0.0,
+        3_650 * 86_400.0,
+        reloadable=True,
+    )
+
+
+@dataclass(frozen=True)
+class Backup:
+    """How backups are made."""
+
+    io_limit: int = _size(
+        64 * MIB, "read at most so many bytes a second", 64 * KIB, 1 << 40, reloadable=True
+    )
 
 
 @dataclass(frozen=True)
@@ -276,6 +292,7 @@ class Options:
     archive: Archive = Archive()
     storage: Storage = Storage()
     retention: Retention = Retention()
+    backup: Backup = Backup()
     disk: Disk = Disk()
     limits: Limits = Limits()
     ingest: Ingest = Ingest()

@@ -11,6 +11,7 @@ from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.bundle import unbundle
 from meterd.actors.housekeeping.archive import Archive
+from meterd.actors.housekeeping.backups import Backups
 from meterd.actors.housekeeping.disk_report import DiskReport
 from meterd.actors.housekeeping.disk_watch import DiskWatch
 from meterd.actors.housekeeping.jobs import Jobs
@@ -20,6 +21,7 @@ from meterd.actors.housekeeping.log_status import LogStatus
 from meterd.actors.housekeeping.pins import Pins
 from meterd.actors.housekeeping.refusals import Refusals
 from meterd.actors.housekeeping.registry_copy import RegistryCopy
+from meterd.actors.housekeeping.second_names import SecondNames
 from meterd.actors.housekeeping.segments import Segments
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.log_files import LogFiles
@@ -63,6 +65,8 @@ class RetentionSweeper(Actor):
             self.archive,
             LogStatus(self, retention),
             Refusals(self),
+            Backups(self, self.pins),
+            SecondNames(self, self.pins, self._disk),
         ]
 
     @property

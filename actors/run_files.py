@@ -61,9 +61,7 @@ class _Section:
         self._write()
 
     def _write(self) -> None:
-        self._offset += disk.write_all(
-            self._descriptor, self._memory[: self._used], self._offset
-        )
+        self._offset += disk.write_all(self._descriptor, self._memory[: self._used], self._offset)
         self._used = 0
 
 

@@ -106,15 +106,10 @@ class SegmentFiles:
         return known[1]
 
     def _read(self, name: SegmentName) -> SegmentReader:
-        paths = [self._path(name, suffix) for suffix in (".idx", ".seg", ".props")]
         try:
-            index, seg, props = (map_file(path, random=True) for path in paths)
+            return read_segment(self._directory, name)
         except FileNotFoundError:
             raise RangeExpired("a part of the range has just expired; ask again") from None
-        try:
-            return SegmentReader(fmt.parse_index(index.data), seg, props)
-        except Damaged as damage:
-            raise Corrupt(paths[0], damage.offset, damage.reason) from damage
 
     def _look(self, name: SegmentName) -> None:
         """Read the headers of a segment, unless its index is the one that is known."""
@@ -156,3 +151,13 @@ class SegmentFiles:
 
     def _path(self, name: SegmentName, suffix: str) -> str:
         return os.path.join(self._directory, name.file(suffix))
+
+
+def read_segment(directory: str, name: SegmentName) -> SegmentReader:
+    """Return the reader of a segment.  Raises Corrupt, FileNotFoundError."""
+    paths = [os.path.join(directory, name.file(suffix)) for suffix in (".idx", ".seg", ".props")]
+    index, seg, props = (map_file(path, random=True) for path in paths)
+    try:
+        return SegmentReader(fmt.parse_index(index.data), seg, props)
+    except Damaged as damage:
+        raise Corrupt(paths[0], damage.offset, damage.reason) from damage

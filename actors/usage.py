@@ -19,13 +19,14 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from meterd.actors import identity, replay
+from meterd.actors import identity, replay, restored
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.asking import Asking
 from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.checkpoint_requests import CheckpointRequests
 from meterd.actors.checkpoints import Checkpoints
+from meterd.actors.cuts import Cuts
 from meterd.actors.disk import atomic_write
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
 from meterd.actors.identity_store import IdentityStore
@@ -103,6 +104,7 @@ class Usage(Actor):
         self._asking = Asking(self)
         self._commits: CommitQueue[tuple[Record, Asked]] = CommitQueue()
         self._answered: list[tuple[float, int, int, int, int]] = []  # of this turn, to be counted
+        self._cuts = Cuts(self)
         self._judge_after: dict[int, list[Frame]] = {}  # by the record they came behind
         self._identities = IdentityStore(directory, self.state, RECENT_FLUSH)
         self._checkpoints = Checkpoints(directory, self._identities)
@@ -160,6 +162,8 @@ class Usage(Actor):
                 self._checkpoint_requests.ask()
         elif kind == b"disk":
             self._disk_hard = frames[1] == b"hard"
+        elif kind == b"cut":
+            self._cuts.ask(msgpack.unpackb(frames[1]))
         elif kind == b"hello":
             self._on_hello(frames[1].decode())
 
@@ -345,6 +349,7 @@ class Usage(Actor):
         self._check_room()
         self.maybe_save()
         self._checkpoint_requests.turn()
+        self._cuts.answer()
         self._tell_room()
         if self._registry_unsaved:
             self._save_registry()
@@ -357,12 +362,22 @@ class Usage(Actor):
 
     def _expire(self) -> None:
         """Propose to move the horizon to where the retention has it now."""
-        horizon = _horizon(self.retention_days)
+        horizon = self._horizon(self.retention_days)
         future_ns = self.options.retention.future_hours * HOUR_NS
         if horizon <= self.state.horizon and future_ns == self.state.future_ns:
             return
         command = {"op": "expire", "horizon": horizon, "future_ns": future_ns}
         self._propose(log_format.EXPIRE, command, NO_REQUESTS)
+
+    def _horizon(self, days: int) -> int:
+        """Return the beginning of the oldest day that is kept for so many days.
+
+        After a restore it stays where it is, until the grace is over.
+        """
+        now, grace = time.time_ns(), self.options.retention.grace_after_restore
+        if now < restored.held_until(self.options.node.data_dir, grace):
+            return self.state.horizon
+        return (now - days * DAY_NS) // DAY_NS * DAY_NS
 
     @property
     def retention_days(self) -> int:
@@ -372,7 +387,7 @@ class Usage(Actor):
 
     def propose_retention(self, rid: bytes, request_id: int, days: int) -> None:
         """Have every replica keep events for so many days from now on; the answer comes later."""
-        command = {"op": "retention_set", "days": days, "horizon": _horizon(days)}
+        command = {"op": "retention_set", "days": days, "horizon": self._horizon(days)}
         origin = msgpack.packb([(rid, request_id, "retention_set")])
         self._propose(log_format.META, command, origin)
 
@@ -420,8 +435,8 @@ class Usage(Actor):
             self._retention_told = told
             self.send("retention_sweeper", [b"retention", msgpack.packb(told)])
 
-    def ask_checkpoint(self, rid: bytes, request_id: int) -> None:
-        """Save a checkpoint now; the answer comes when it is durable."""
+    def ask_checkpoint(self, rid: bytes = b"", request_id: int = 0) -> None:
+        """Save a checkpoint now; the answer, if somebody waits, comes when it is durable."""
         self._checkpoint_requests.ask(rid, request_id)
 
     # Checkpoints
@@ -479,6 +494,12 @@ class Usage(Actor):
         self._checkpoint_requests.begun()
         self.telemetry.add("checkpoint_runs_total")
 
+    @property
+    def saved_sequence(self) -> int:
+        """The last record that the newest durable checkpoint covers; -1 without one."""
+        saved = self._checkpoints.saved
+        return -1 if saved is None else saved["log"]["sequence"]
+
     def checkpoint_facts(self) -> dict[str, Any] | None:
         """Say what the newest durable checkpoint covers."""
         saved = self._checkpoints.saved
@@ -506,8 +527,3 @@ class Usage(Actor):
                 self._take_saved(wait=True)
             self._checkpoint_requests.turn()
         self._identities.finish()
-
-
-def _horizon(days: int) -> int:
-    """Return the beginning of the oldest day that is kept for so many days."""
-    return (time.time_ns() - days * DAY_NS) // DAY_NS * DAY_NS

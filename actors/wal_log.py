@@ -40,6 +40,7 @@ from meterd.protocol.log_format import (
     BlockHeader,
     FileHeader,
     full_name,
+    open_name,
 )
 
 # A block is closed when it has so many records or bytes: small enough to be written in about a
@@ -95,6 +96,7 @@ class Log:
             return
         self.file_number, self.file_count = end.file_number, end.file_count
         self.place, self.protected, self._file_crc = end.place, end.protected, end.file_crc
+        self._disk.link(self._path(ACTIVE_NAME), self._path(open_name(end.file_number)))
         self._descriptor = self._disk.open(self._path(ACTIVE_NAME))
         self._capacity = self._disk.size(self._descriptor)
 
@@ -200,6 +202,8 @@ class Log:
             self._begun = self._begin(block_size)
         descriptor, file_crc = self._begun
         self._disk.rename(self._spare.path, self._path(ACTIVE_NAME))
+        # Before anything is in it: a copy that has seen only the first name lacks nothing.
+        self._disk.link(self._path(ACTIVE_NAME), self._path(open_name(self.file_number + 1)))
         self._disk.sync_directory(self._directory)
         self._spare.used()
         self._begun = None

@@ -138,9 +138,9 @@ class SegmentReader(SegmentData):
     def event_entries(self, rows: Ints) -> tuple[Raw, Ints]:
         """Return heap entries with account, id and properties of rows, and where each begins."""
         rising = np.unique(rows)
-        runs = self.runs_of_rows(rising, _EVERYTHING)
+        runs = self.runs_of_rows(rising, EVERYTHING)
         heap, starts = bytearray(), {}
-        for matches, _ in self._matched(runs, _EVERYTHING, True, False):
+        for matches, _ in self._matched(runs, EVERYTHING, True, False):
             raw, places, count = self.sets_of(matches)
             for match in matches.tolist():
                 account, number = match[ENTRY] >> 32, match[ENTRY] & 0xFFFFFFFF
@@ -173,7 +173,7 @@ class SegmentReader(SegmentData):
         """Return all runs of the rows from first to before last, cut to them."""
         first_rows = self.index.pages["first_row"].astype(np.int64)
         low, high = np.searchsorted(first_rows, [first, last - 1], side="right") - 1
-        found = self._list(np.arange(low, high + 1), _EVERYTHING)
+        found = self._list(np.arange(low, high + 1), EVERYTHING)
         starts = found.rows[:, kernels.FIRST]
         ends = starts + found.rows[:, kernels.COUNT]
         inside = (ends > first) & (starts < last)
@@ -257,7 +257,7 @@ class SegmentReader(SegmentData):
 
 
 # All accounts and metrics at any time, for rows that are known by their number.
-_EVERYTHING: Final = Wanted(
+EVERYTHING: Final = Wanted(
     np.frombuffer(b"", np.uint8),
     ANY_ACCOUNT,
     False,

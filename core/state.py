@@ -213,9 +213,7 @@ class StateMachine:
         self._flushing = entries
         journal, self._spare_journal = self._spare_journal, tables.journal
         tables.counters[table_kernels.RECENT] = 0
-        self._use(
-            tables._replace(recent=tables.flushing, flushing=tables.recent, journal=journal)
-        )
+        self._use(tables._replace(recent=tables.flushing, flushing=tables.recent, journal=journal))
         return entries
 
     def use_runs(self, runs: list[Run]) -> None:

@@ -14,14 +14,17 @@ import click
 
 import meterd
 from meterd.commands import (
+    backup,
     bench,
     completion,
     disk,
+    drill,
     events,
     ingest,
     jobs,
     metric,
     nodes,
+    restore,
     storage,
     usage,
 )
@@ -46,6 +49,9 @@ COMMANDS: tuple[click.Command, ...] = (
     storage.wal,
     jobs.jobs,
     disk.disk,
+    backup.backup,
+    restore.restore,
+    drill.drill,
     bench.bench,
     nodes.version,
     completion.completion,

@@ -73,6 +73,9 @@ TELEMETRY_FILTER_SIZE_MAX = 256
 
 # A day of an identity has 16 bits.
 RETENTION_DAYS_MAX = 36_500
+# A directory or URL, a lease on files.
+TARGET_SIZE_MAX = 1_024
+HOLD_SECONDS_MAX = 30 * 86_400
 
 # Partitions of a cluster, fixed when it is made.
 PARTITION_COUNT = 256

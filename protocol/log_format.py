@@ -233,6 +233,20 @@ def number_of(name: str) -> int | None:
     return None
 
 
+def open_name(file_number: int) -> str:
+    """Return the second name of the active log file, which it keeps when it is full.
+
+    Whoever copies the directory has listed `wal.log`, and finds the next file under that name
+    later: under this one it finds what it has listed.
+    """
+    return f"wal-{file_number:020d}.open"
+
+
+def number_of_open(name: str) -> int | None:
+    """Return the number in such a second name, or None when `name` is none."""
+    return number_of(name.removesuffix(".open") + ".log") if name.endswith(".open") else None
+
+
 def padded(size: int, multiple: int = 8) -> int:
     """Return the least multiple (a power of two) that is not below `size`."""
     return (size + multiple - 1) & -multiple

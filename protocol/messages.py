@@ -25,6 +25,7 @@ Actor = Literal["ingest", "metrics", "query", "retention_sweeper", "router", "us
 Check = Callable[[Any], Any]
 
 SORTS = ("account", "usage")
+BACKUP_TYPES = ("full", "incr")
 WINDOWS = ("hour", "day", "week", "month")
 REQUIRED = object()
 
@@ -139,6 +140,28 @@ _KINDS = (
         _flag("holders"),
     ),
     Kind("wal_archive", "retention_sweeper", "starts a job that archives what waits"),
+    Kind(
+        "backup_create",
+        "retention_sweeper",
+        "begins to make a backup, as a job",
+        {
+            "to": Field(
+                partial(fields.text, size_max=limits.TARGET_SIZE_MAX, where="to"), REQUIRED
+            ),
+            "type": Field(partial(fields.one_of, known=BACKUP_TYPES, where="type"), "full"),
+        },
+    ),
+    Kind(
+        "backup_hold",
+        "retention_sweeper",
+        "lets no file be deleted for a while",
+        {
+            "seconds": Field(
+                partial(fields.integer, low=1, high=limits.HOLD_SECONDS_MAX, where="seconds"), 3_600
+            )
+        },
+    ),
+    Kind("backup_release", "retention_sweeper", "ends that"),
     Kind("job_list", "retention_sweeper", "lists the jobs, the newest first"),
     Kind("job_show", "retention_sweeper", "says how far a job is, or what became of it", JOB),
     Kind("job_cancel", "retention_sweeper", "cancels a job", JOB),

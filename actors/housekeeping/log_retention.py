@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from meterd.actors import restored
 from meterd.actors.disk import sync_directory
 from meterd.actors.housekeeping.log_holding import SECOND_NS, Assessment, LogHolding
 from meterd.actors.housekeeping.service import Service
@@ -94,7 +95,7 @@ class LogRetention(Service):
         if oldest is not None:
             moment = oldest / SECOND_NS
             self.sweeper.telemetry.set("retention_oldest_event_timestamp_seconds", moment)
-        horizon = NO_HORIZON if self._told is None else self._told["horizon"]
+        horizon = NO_HORIZON if self._told is None or self.held_until else self._told["horizon"]
         self._expired = retention.expired_segments(self._kept, horizon)
         last = self._expired[-1].name.last if self._expired else 0
         return self._holding.assess([number for number in files.full_numbers if number <= last])
@@ -111,6 +112,13 @@ class LogRetention(Service):
         segments = self.sweeper.files.segments.chosen(1 << 62)
         stored = [one.header.min_timestamp for one in segments if one.header.row_count]
         return min(stored, default=None)
+
+    @property
+    def held_until(self) -> int:
+        """Until when (UTC ns) nothing expires, after a restore; 0: no such hold."""
+        grace = self.sweeper.options.retention.grace_after_restore
+        until = restored.held_until(self.directory, grace)
+        return until if time.time_ns() < until else 0
 
     # Deleting
 
@@ -187,6 +195,7 @@ class LogRetention(Service):
             "days": told["days"],
             "origin": "command" if told["set"] else "option",
             "horizon": told["horizon"],
+            "held_until": self.held_until or None,
             "oldest_event": self._oldest_event(),
             "files": len(assessment.files),
             "bytes": sum(file.size for file in assessment.files),

@@ -73,9 +73,7 @@ def equal_words(typing_context: Any, words: Any, index: Any, wanted: Any) -> Any
         pointer = builder.bitcast(builder.gep(data, [args[1]]), vector.as_pointer())
         held = builder.load(pointer)
         held.align = 2
-        one = builder.insert_element(
-            ir.Constant(vector, ir.Undefined), args[2], ir.IntType(32)(0)
-        )
+        one = builder.insert_element(ir.Constant(vector, ir.Undefined), args[2], ir.IntType(32)(0))
         mask = ir.Constant(ir.VectorType(ir.IntType(32), LINE_WORDS), [0] * LINE_WORDS)
         every = builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), mask)
         return builder.bitcast(builder.icmp_unsigned("==", held, every), ir.IntType(32))

@@ -48,6 +48,9 @@ _EXIT_OF_CODE = {
     "store_failed": AdminExit.UNREACHABLE,
     "disk_stop": AdminExit.NO_SPACE,
     "disk_full": AdminExit.NO_SPACE,
+    "refused": AdminExit.REFUSED,
+    "in_use": AdminExit.BUSY,
+    "boot_failed": AdminExit.CORRUPT,
     "corrupt": AdminExit.CORRUPT,
     "config": AdminExit.CONFIGURATION,
 }
@@ -103,9 +106,14 @@ class AdminError(Exception):
         self.hint = hint
 
 
+def exit_of(code: str) -> AdminExit:
+    """The exit code of an error's code."""
+    return _EXIT_OF_CODE.get(code, AdminExit.INTERNAL)
+
+
 def admin_error_of(error: MeterdError) -> AdminError:
     """How an error of the client ends the program."""
-    exit_code = _EXIT_OF_CODE.get(error.code, AdminExit.INTERNAL)
+    exit_code = exit_of(error.code)
     hint = _HINT_OF_CODE.get(error.code, error.hint)
     return AdminError(exit_code, error.code, error.message, hint)
 

@@ -74,6 +74,8 @@ def _retention_lines(answer: Row) -> list[str]:
         ("log files", f"{group_thousands(answer['files'])}, {format_size(answer['bytes'])}"),
         ("expired", _extent_text(answer["expired"])),
         ("held", _held_text(answer["expired"]["held"])),
+        ("nothing expires until",
+         format_moment(answer["held_until"]) if answer["held_until"] else ""),
         ("next run", f"in {format_duration(answer['next_run_seconds'])}"),
     ])
 

@@ -159,6 +159,10 @@ class CrashDisk:
         names[new] = names.pop(old)
         self._rename(names)
 
+    def link(self, path: str, other: str) -> None:
+        self._call()
+        self._rename({**self._names, other: self._names[path]})
+
     def remove(self, path: str) -> None:
         self._call()
         if path in self._names:
