@@ -13,7 +13,6 @@ from meterd.actors.bundle import unbundle
 from meterd.actors.housekeeping.archive import Archive
 from meterd.actors.housekeeping.disk_report import DiskReport
 from meterd.actors.housekeeping.disk_watch import DiskWatch
-from meterd.actors.housekeeping.indexes import Indexes
 from meterd.actors.housekeeping.jobs import Jobs
 from meterd.actors.housekeeping.log_holding import LogHolding
 from meterd.actors.housekeeping.log_retention import LogRetention
@@ -21,6 +20,7 @@ from meterd.actors.housekeeping.log_status import LogStatus
 from meterd.actors.housekeeping.pins import Pins
 from meterd.actors.housekeeping.refusals import Refusals
 from meterd.actors.housekeeping.registry_copy import RegistryCopy
+from meterd.actors.housekeeping.segments import Segments
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.log_files import LogFiles
 from meterd.actors.sockets import Frame
@@ -50,14 +50,14 @@ class RetentionSweeper(Actor):
         self.ready()
 
     def _make_services(self) -> list[Service]:
-        indexes = Indexes(self)
-        retention = LogRetention(self, indexes, self.holding)
+        segments = Segments(self)
+        retention = LogRetention(self, segments, self.holding)
         self._disk = DiskWatch(self, retention)
         return [
             self.jobs,
             self._disk,
             DiskReport(self, self._disk),
-            indexes,
+            segments,
             self.pins,
             retention,
             self.archive,

@@ -153,7 +153,7 @@ class Usage(Actor):
                 self._judge(frames[1])
         elif kind == b"replay":
             self._on_replay(frames)
-        elif kind == b"indexed":
+        elif kind == b"segmented":
             self.refused.forget(int(frames[1]))
         elif kind == b"save":
             if self.serving:

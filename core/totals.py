@@ -17,11 +17,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.frozen import frozen
 from meterd.core.kernels import cells as cell_rows
 from meterd.core.kernels import reduce as kernels
 from meterd.core.kernels.cells import CELL_WORDS, sum_of
 from meterd.core.kernels.gather import SEAT_CELL, SEAT_OPERATION, SEAT_POSITION, SEAT_TIMESTAMP
-from meterd.core.log_index import frozen
 from meterd.core.partial_cells import PartialCells
 from meterd.protocol.decimal_text import format_decimal
 from meterd.protocol.errors import BadRequest

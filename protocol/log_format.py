@@ -122,6 +122,7 @@ _BLOCK: Final = struct.Struct("<IHHQIIIIIIqQI")
 _RECORD: Final = struct.Struct("<IBBHIIIIIIqQIII")
 _CRC: Final = struct.Struct("<I")
 _SIZES: Final = struct.Struct("<8xIII")
+_PAYLOAD_CRC_AT: Final = 48
 
 Bytes = bytes | memoryview
 
@@ -359,6 +360,25 @@ def parse_record(buffer: Bytes, offset: int = 0) -> Record:
         raise Damaged(offset, f"record size {size} is not valid")
     head, payload = view[offset : offset + table_end], view[offset + table_end : offset + size]
     return _parse(head, payload, offset)
+
+
+def check_record(buffer: memoryview, offset: int, size: int) -> None:
+    """Check both checksums of a record whose size is known to fit.  Raises Damaged.
+
+    For readers that walk through columns where they lie; `parse_record` checks everything.
+    """
+    _, slice_count, _ = _SIZES.unpack_from(buffer, offset)
+    payload = offset + RECORD_HEADER_SIZE + slice_count * SLICE_SIZE
+    if payload > offset + size:
+        raise Damaged(offset, "slice table reaches beyond the record")
+    crc = crc32c(buffer[offset : offset + _RECORD.size])
+    table = buffer[offset + RECORD_HEADER_SIZE : payload]
+    if _CRC.unpack_from(buffer, offset + _RECORD.size)[0] != crc32c(table, crc):
+        raise Damaged(offset, "record head checksum")
+    if _CRC.unpack_from(buffer, offset + _PAYLOAD_CRC_AT)[0] != crc32c(
+        buffer[payload : offset + size]
+    ):
+        raise Damaged(offset, "record payload checksum")
 
 
 def parse_frames(head: Bytes, payload: Bytes) -> Record:

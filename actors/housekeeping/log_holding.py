@@ -14,14 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import msgpack
 
 from meterd.actors.disk import sync_directory
 from meterd.actors.housekeeping.pins import Pins
-from meterd.actors.log_files import index_name
 from meterd.core import log_holds
 from meterd.core.log_holds import Facts, LogFile, Rules
 from meterd.protocol.log_format import full_name
@@ -97,19 +93,13 @@ class LogHolding:
         return found
 
     def delete(self, files: Sequence[LogFile], expired: Collection[int]) -> None:
-        """Delete log files, the oldest ones there are, and tell who has them open.
-
-        A log file goes before its index, because an index without its file is only litter, but a
-        file without its index cannot be read.
-        """
+        """Delete log files, the oldest ones there are, and tell who has them open."""
         numbers = [file.number for file in files]
         for number in numbers:
             os.unlink(os.path.join(self._directory, full_name(number)))
         sync_directory(self._directory)
-        for number in numbers:
-            Path(self._directory, index_name(number)).unlink(missing_ok=True)
         self._sweeper.files.refresh()
-        self._sweeper.send("query", [b"removed", msgpack.packb({"files": numbers})])
+        self._sweeper.send("query", [b"removed"])
         for number in numbers:
             reason = "expired" if number in expired else "covered"
             self._sweeper.telemetry.add(f'wal_segments_deleted_total{{reason="{reason}"}}')

@@ -1,7 +1,10 @@
 """Deletes what is past the retention, and log files that nothing needs any more.
 
 The usage actor tells the horizon and which log files the kept checkpoints need (`retention`);
-until it has, nothing goes.  What else holds a file is gathered in `log_holding.py`.
+until it has, nothing goes.  What else holds a log file is gathered in `log_holding.py`.
+
+A segment's log files go before the segment, so that nobody makes it again, and its `.idx` goes
+first of its files, because without it the others are only litter.
 """
 
 from __future__ import annotations
@@ -9,28 +12,31 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from meterd.actors.disk import sync_directory
 from meterd.actors.housekeeping.log_holding import SECOND_NS, Assessment, LogHolding
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.members_file import save_members
+from meterd.actors.segment_files import Segment
 from meterd.core import retention
 from meterd.core.log_holds import LogFile
+from meterd.core.retention import Kept
 from meterd.protocol.errors import Starting, StorageError
-from meterd.protocol.index_format import IndexHeader
-from meterd.protocol.log_format import number_of
 
 if TYPE_CHECKING:
-    from meterd.actors.housekeeping.indexes import Indexes
+    from meterd.actors.housekeeping.segments import Segments
     from meterd.actors.retention_sweeper import RetentionSweeper
 
 # How often to look while there are more log files than are wished for.
 CROWDED_SECONDS = 60.0
 STARTING_RETRY_MS = 200
 NO_HORIZON = -(2**63)
+# The order in which the files of a segment go.
+DELETE_ORDER = (".idx", ".seg", ".props")
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +47,14 @@ class LogRetention(Service):
     messages = (b"retention",)
     requests = ("retention_show", "retention_run")
 
-    def __init__(self, sweeper: RetentionSweeper, indexes: Indexes, holding: LogHolding) -> None:
+    def __init__(self, sweeper: RetentionSweeper, segments: Segments, holding: LogHolding) -> None:
         super().__init__(sweeper)
-        self._indexes = indexes
+        self._segments = segments
         self._holding = holding
         self._told: dict[str, Any] | None = None  # by the usage actor
-        self._headers: Mapping[int, IndexHeader] = {}  # of the full files, when last looked
-        self._remove_litter()
+        self._kept: list[Kept] = []  # the segments, when last looked; and the expired ones
+        self._expired: list[Kept] = []
+        holding.covered = self._covered
 
     def handle(self, frames: list[Any]) -> None:
         before, self._told = self._told, msgpack.unpackb(frames[1])
@@ -66,38 +73,44 @@ class LogRetention(Service):
     def turn(self, now: float) -> None:
         assessment = self.assess()
         gone = self._sweep(assessment)
-        if gone["files"]:
-            logger.info("log files deleted", extra={"fields": gone})
+        self._delete_superseded()
+        if gone["files"] or gone["segments"]:
+            logger.info("deleted log files and segments", extra={"fields": gone})
         crowded = self._holding.is_crowded(assessment, gone["files"])
         interval = self.sweeper.options.retention.sweep_interval
         self.due = now + (min(interval, CROWDED_SECONDS) if crowded else interval)
-        if gone["files"] == retention.FILES_PER_SWEEP_MAX:
+        if max(gone["files"], gone["segments"]) == retention.FILES_PER_SWEEP_MAX:
             self.due = 0.0
 
     def assess(self) -> Assessment:
         """Look at all full log files, and what holds each."""
         files = self.sweeper.files
         files.refresh()
-        headers = {}
-        for number in files.full_numbers:
-            header = files.header(number)
-            if header is None and not self._indexes.waits(number):
-                self._indexes.without_events(number)
-                header = files.header(number)
-            if header is not None:
-                headers[number] = header
-        self._headers = headers
+        for number in files.waiting():
+            if not self._segments.waits(number):
+                self._segments.without_events(number)
+        self._kept = [_kept(one) for one in files.segments.chosen(1 << 62)]
         oldest = self._oldest_event()
         if oldest is not None:
             moment = oldest / SECOND_NS
             self.sweeper.telemetry.set("retention_oldest_event_timestamp_seconds", moment)
-        newest = {number: header.max_timestamp for number, header in headers.items()}
         horizon = NO_HORIZON if self._told is None else self._told["horizon"]
-        return self._holding.assess(retention.expired_files(files.full_numbers, newest, horizon))
+        self._expired = retention.expired_segments(self._kept, horizon)
+        last = self._expired[-1].name.last if self._expired else 0
+        return self._holding.assess([number for number in files.full_numbers if number <= last])
+
+    def _covered(self) -> dict[int, int]:
+        """Return since when (UTC ns) each log file's events are in a segment too."""
+        return {
+            number: one.made_at
+            for one in self._kept
+            for number in range(one.name.first, one.name.last + 1)
+        }
 
     def _oldest_event(self) -> int | None:
-        stored = [header for header in self._headers.values() if header.stored_count]
-        return min((header.min_timestamp for header in stored), default=None)
+        segments = self.sweeper.files.segments.chosen(1 << 62)
+        stored = [one.header.min_timestamp for one in segments if one.header.row_count]
+        return min(stored, default=None)
 
     # Deleting
 
@@ -108,40 +121,62 @@ class LogRetention(Service):
         """
         telemetry = self.sweeper.telemetry
         files = assessment.free[: retention.FILES_PER_SWEEP_MAX]
-        expired = [file for file in files if file.number in assessment.expired]
-        if expired and not self._keep_members([file.number for file in expired]):
-            files, expired = [], []
+        dropped = self._droppable(assessment, files)
+        if dropped and not self._keep_members(dropped):
+            files, dropped = [], []
         if files:
             self._holding.delete(files, assessment.expired)
-        if expired:
-            telemetry.add("retention_segments_deleted_total", len(expired))
-            telemetry.add("retention_bytes_freed_total", sum(file.size for file in expired))
+        if dropped:
+            freed = self.delete_segments(dropped)
+            telemetry.add("retention_segments_deleted_total", len(dropped))
+            telemetry.add("retention_bytes_freed_total", freed)
             self.sweeper.send("usage", [b"save"])
         if self._told is not None:
             telemetry.add('retention_runs_total{result="ok"}')
             telemetry.set("retention_last_success_timestamp_seconds", time.time())
-        return self._extent(files, assessment)
+        return self._extent(files, dropped)
 
-    def _keep_members(self, numbers: list[int]) -> bool:
-        """Keep what expired files say about members.  False: they must stay."""
+    def _droppable(self, assessment: Assessment, files: Sequence[LogFile]) -> list[Kept]:
+        """Return the expired segments that nothing holds once these log files are gone."""
+        going = {file.number for file in files}
+        left = [file.number for file in assessment.files if file.number not in going]
+        needed = 0 if self._told is None else self._told["first_needed"]
+        pins = [pin.first_file for pin in self.sweeper.pins.active]
+        return retention.droppable_segments(self._expired, needed, left, pins)
+
+    def delete_segments(self, segments: Iterable[Kept]) -> int:
+        """Delete segments, durably; return how many bytes they held."""
+        freed = 0
+        for one in segments:
+            for suffix in DELETE_ORDER:
+                path = os.path.join(self.directory, one.name.file(suffix))
+                freed += os.stat(path).st_size
+                os.unlink(path)
+        sync_directory(self.directory)
+        self.sweeper.files.refresh()
+        self.sweeper.send("query", [b"removed"])
+        return freed
+
+    def _delete_superseded(self) -> None:
+        since = time.time_ns() - int(self.sweeper.options.storage.copy_grace * SECOND_NS)
+        kept = [_kept(one) for one in self.sweeper.files.segments.complete()]
+        superseded = retention.superseded_segments(kept, since)
+        if superseded:
+            self.delete_segments(superseded)
+
+    def _keep_members(self, segments: Sequence[Kept]) -> bool:
+        """Keep what expired segments say about members.  False: they must stay."""
         registry = self.sweeper.registry
-        # Without the registry nobody could say which rows add members: then the files stay.
+        # Without the registry nobody could say which rows add members: then segments stay.
         if not registry.read():
             return False
+        names = [one.name for one in segments]
         try:
-            save_members(self.directory, self.sweeper.files, registry.registry, numbers)
+            save_members(self.directory, self.sweeper.files, registry.registry, names)
         except StorageError as error:
-            logger.error("no log file is deleted, because members cannot be kept: %s", error)
+            logger.error("no segment is deleted, because members cannot be kept: %s", error)
             return False
         return True
-
-    def _remove_litter(self) -> None:
-        """Delete indexes whose log file is gone: the node ended between the two."""
-        names = set(os.listdir(self.directory))
-        for name in names:
-            log_name = name.removesuffix(".idx") + ".log"
-            if name.endswith(".idx") and number_of(log_name) and log_name not in names:
-                os.unlink(os.path.join(self.directory, name))
 
     # What operators ask
 
@@ -155,14 +190,15 @@ class LogRetention(Service):
             "oldest_event": self._oldest_event(),
             "files": len(assessment.files),
             "bytes": sum(file.size for file in assessment.files),
-            "expired": self._extent(expired, assessment) | {"held": assessment.blocked()},
+            "expired": self._extent(expired, self._expired) | {"held": assessment.blocked()},
             "next_run_seconds": round(max(0.0, self.due - time.monotonic()), 3),
         }
 
     def _run(self, told: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         assessment = self.assess()
         free = assessment.free
-        gone = self._extent(free, assessment) if dry_run else self._sweep(assessment)
+        would = self._extent(free, self._droppable(assessment, free))
+        gone = would if dry_run else self._sweep(assessment)
         if gone["files"] < len(free):
             self.due = 0.0  # the rest follows at once
         logger.info("retention run", extra={"fields": gone | {"dry_run": dry_run}})
@@ -175,13 +211,18 @@ class LogRetention(Service):
             "held": assessment.blocked(),
         }
 
-    def _extent(self, files: Sequence[LogFile], assessment: Assessment) -> dict[str, Any]:
-        """Return how much some files are; events are those that go for good with them."""
-        gone = [file.number for file in files if file.number in assessment.expired]
+    def _extent(self, files: Sequence[LogFile], segments: Sequence[Kept]) -> dict[str, Any]:
+        """Return how much some log files and segments are; events go for good with the latter."""
         return {
             "files": len(files),
             "bytes": sum(file.size for file in files),
-            "events": sum(self._headers[number].stored_count for number in gone),
+            "events": sum(one.rows for one in segments),
+            "segments": len(segments),
             "first": files[0].number if files else None,
             "last": files[-1].number if files else None,
         }
+
+
+def _kept(segment: Segment) -> Kept:
+    header = segment.header
+    return Kept(segment.name, header.max_timestamp, segment.made_at, header.row_count)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.actors import reading
+from meterd.actors import feed, reading
 from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
 from meterd.core.questions import Question
 from meterd.core.registry import Registry
@@ -89,16 +89,19 @@ class World:
             for events in records:
                 self.write(events)
             if place + 1 < len(files):
-                self.directory.seal(indexed=place % 2 == 0)
+                self.directory.seal(segmented=place % 2 == 0)
 
     def expire(self, count: int) -> int:
         """Delete the oldest `count` full files, one by one; return the horizon."""
         horizon = NOW
         for number in range(1, min(count, self.directory.builder.file_number - 1) + 1):
             if number in self.directory.waiting:
-                self.directory.write_index(number)
-            newest = self.directory.files.header(number).max_timestamp
-            horizon = max(horizon, newest + 1)
+                self.directory.make_segment(number)
+            self.directory.files.refresh()
+            (segment,) = [
+                one for one in self.directory.files.segments.complete() if one.name.first == number
+            ]
+            horizon = max(horizon, segment.header.max_timestamp + 1)
             self.directory.delete([number], self.registry)
         self.model.expire(horizon)
         return horizon
@@ -247,7 +250,7 @@ def test_deleted_files_change_no_answer_from_the_horizon_on(drawn, asked, accoun
         assert amounts.keys() == model_accounts.keys()
         for name, total in model_accounts.items():
             assert about_equal(amounts[name], total.value, version)
-        if world.directory.view().numbers[0] > 1:
+        if not world.directory.view().is_complete:
             with pytest.raises(RangeExpired, match=str(horizon)):
                 world.partial(replace(question, start=horizon - 1), horizon)
 
@@ -314,7 +317,7 @@ def test_a_feed_gives_every_stored_event_once(drawn, account, limit, data):
         seen: list[str] = []
         late = data.draw(st.lists(event_fields, min_size=1, max_size=3))
         while True:
-            steps = reading.read_feed(world.directory.view(), question, world.registry, I64_MIN)
+            steps = feed.read_feed(world.directory.view(), question, world.registry, I64_MIN)
             page = finish(steps)
             seen += [event["id"] for event in page["events"]]
             at_end = question.after == page["next"]

@@ -55,7 +55,7 @@ def target(tmp_path: Path) -> Path:
 
 def seal(log: LogDirectory) -> None:
     log.write([LoggedEvent("a", f"{log.builder.file_number}", 1, 5, OLD)])
-    log.seal(indexed=True)
+    log.seal(segmented=True)
 
 
 class Sweeper:

@@ -1,7 +1,8 @@
-"""The retention sweeper: indexes, deletion, free space, refused events."""
+"""The retention sweeper: segments, deletion, free space, refused events."""
 
 from __future__ import annotations
 
+import os
 import time
 
 import lz4.block
@@ -10,20 +11,20 @@ import pytest
 
 from meterd.actors.bundle import bundle
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
-from meterd.actors.log_files import index_name
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.core.opening import FILE_NAME, Opening
 from meterd.core.registry import Registry
 from meterd.core.zones import UTC
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import DiskFull
-from meterd.protocol.index_format import parse_index
 from meterd.protocol.log_format import full_name
 from meterd.protocol.metric import MetricDefinition
+from meterd.protocol.segment_format import SUFFIXES, SegmentName
 from tests.support.log_builder import LoggedEvent
 from tests.support.log_directory import LogDirectory
 from tests.support.periods import DAY
 from tests.support.recording import answers, recorded, request
+from tests.support.waiting import eventually
 
 OLD = time.time_ns() - 200 * DAY
 
@@ -50,13 +51,13 @@ def sweeper(log):
     made.close()
 
 
-def write_full_file(log: LogDirectory, at: int, indexed: bool) -> int:
+def write_full_file(log: LogDirectory, at: int, segmented: bool) -> int:
     events = [
         LoggedEvent("a", f"{at}-1", 1, 5, at),
         LoggedEvent("a", f"{at}-2", 2, 0, at, "add", {"user": f"u{log.builder.file_number}"}),
     ]
     log.write(events, {0})
-    return log.seal(indexed)
+    return log.seal(segmented)
 
 
 def announce(sweeper, log: LogDirectory, number: int) -> None:
@@ -64,60 +65,93 @@ def announce(sweeper, log: LogDirectory, number: int) -> None:
     sweeper.handle([b"sealed", meta, lz4.block.compress(log.bitmap(number))])
 
 
-def test_a_sealed_file_gets_its_index_and_both_who_need_it_are_told(log, sweeper):
-    number = write_full_file(log, OLD, indexed=False)
+def finish_jobs(sweeper, now: float = 0.0) -> None:
+    """Let the sweeper run until nothing is in work."""
+    sweeper.tick(now)
+    # The first job of a test process may have to compile its kernels.
+    eventually(lambda: turn(sweeper, now) and sweeper.drained(), "no job runs", 120.0)
+    sweeper.tick(now)
+
+
+def turn(sweeper, now: float) -> bool:
+    """Let the sweeper do what is due, and look after its jobs."""
+    sweeper.jobs.turn(now)
+    sweeper.tick(now)
+    return True
+
+
+def segment_names(log: LogDirectory) -> set[str]:
+    return {path.name for path in log.path.glob("seg-*")}
+
+
+def names_of(*numbers: int) -> set[str]:
+    return {SegmentName(n, n).file(suffix) for n in numbers for suffix in SUFFIXES}
+
+
+def age(log: LogDirectory, number: int, seconds: int) -> None:
+    """Let a segment have been made so long ago."""
+    moment = time.time() - seconds
+    os.utime(log.path / SegmentName(number, number).file(".idx"), (moment, moment))
+
+
+def test_a_sealed_file_gets_its_segment_and_both_who_need_it_are_told(log, sweeper):
+    number = write_full_file(log, OLD, segmented=False)
     announce(sweeper, log, number)
-    sweeper.tick(0.0)
-    index = parse_index((log.path / index_name(number)).read_bytes())
-    assert index.refused.tolist() == [1]
-    assert index.header.has_operations
-    told = sweeper.take(b"indexed")
+    finish_jobs(sweeper)
+    (segment,) = sweeper.files.segments.complete()
+    assert (segment.header.row_count, segment.header.ordinal_count) == (1, 2)
+    assert segment.header.has_operations
+    told = sweeper.take(b"segmented")
     assert [to for to, _ in told] == ["query", "usage"]
-    assert all(frames == [b"indexed", b"1"] for _, frames in told)
+    assert all(frames == [b"segmented", b"1"] for _, frames in told)
 
 
-def test_an_index_that_is_there_is_announced_and_not_written_again(log, sweeper):
+def test_a_segment_that_is_there_is_announced_and_not_made_again(log, sweeper):
     """The usage actor was restarted before it had saved that it may forget the bitmap."""
-    number = write_full_file(log, OLD, indexed=False)
+    number = write_full_file(log, OLD, segmented=False)
     announce(sweeper, log, number)
-    sweeper.tick(0.0)
-    before = (log.path / index_name(number)).stat().st_ino
+    finish_jobs(sweeper)
+    index = log.path / SegmentName(number, number).file(".idx")
+    before = index.stat().st_ino
     announce(sweeper, log, number)
-    sweeper.tick(0.0)
-    assert (log.path / index_name(number)).stat().st_ino == before
-    assert len(sweeper.take(b"indexed")) == 4
+    finish_jobs(sweeper)
+    assert index.stat().st_ino == before
+    assert len(sweeper.take(b"segmented")) == 4
 
 
-def test_a_damaged_index_is_written_anew(log, sweeper):
-    number = write_full_file(log, OLD, indexed=False)
-    (log.path / index_name(number)).write_bytes(b"not an index")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_damaged_segment_is_made_anew(log, sweeper, suffix):
+    number = write_full_file(log, OLD, segmented=True)
+    log.waiting[number] = 2
+    (log.path / SegmentName(number, number).file(suffix)).write_bytes(b"no segment")
     announce(sweeper, log, number)
-    sweeper.tick(0.0)
-    parse_index((log.path / index_name(number)).read_bytes())
+    finish_jobs(sweeper)
+    assert len(sweeper.files.segments.complete()) == 1
 
 
-def test_an_index_that_finds_no_room_is_tried_again(log, sweeper, monkeypatch):
-    number = write_full_file(log, OLD, indexed=False)
+def test_a_segment_that_finds_no_room_is_tried_again(log, sweeper, monkeypatch):
+    number = write_full_file(log, OLD, segmented=False)
 
     def full(*_):
         raise DiskFull("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr("meterd.actors.indexing.atomic_write", full)
+        patched.setattr("meterd.actors.segment_making.atomic_write", full)
         announce(sweeper, log, number)
-        sweeper.tick(0.0)
-    assert sweeper.take(b"indexed") == []
-    sweeper.tick(1.0)
-    assert sweeper.take(b"indexed") == []
-    sweeper.tick(1_000.0)
-    assert len(sweeper.take(b"indexed")) == 2
+        finish_jobs(sweeper)
+    assert sweeper.take(b"segmented") == []
+    finish_jobs(sweeper, 1.0)
+    assert sweeper.take(b"segmented") == []
+    finish_jobs(sweeper, 1_000.0)
+    assert len(sweeper.take(b"segmented")) == 2
 
 
-def test_a_file_without_events_gets_an_index_by_itself(log, sweeper):
-    log.seal(indexed=False)
-    sweeper.tick(0.0)
-    sweeper.tick(0.0)
-    assert parse_index((log.path / index_name(1)).read_bytes()).header.row_count == 0
+def test_a_file_without_events_gets_a_segment_by_itself(log, sweeper):
+    log.seal(segmented=False)
+    finish_jobs(sweeper)
+    finish_jobs(sweeper)
+    (segment,) = sweeper.files.segments.complete()
+    assert segment.header.ordinal_count == 0
 
 
 def tell(sweeper, first_needed=100, days=90, horizon=None, **told) -> None:
@@ -141,18 +175,19 @@ def log_names(log: LogDirectory) -> set[str]:
 
 def test_the_oldest_expired_files_go_and_their_members_stay(log, sweeper):
     for at in (OLD, OLD + DAY, time.time_ns(), OLD):
-        write_full_file(log, at, indexed=True)
+        write_full_file(log, at, segmented=True)
     tell(sweeper)
     sweeper.tick(0.0)
-    assert log_names(log) == {name(number) for number in (3, 4) for name in (full_name, index_name)}
+    assert log_names(log) == {full_name(3), full_name(4)}
+    assert segment_names(log) == names_of(3, 4)
     opening = Opening.from_file(*checkpoint_format.decode((log.path / FILE_NAME).read_bytes()))
     assert (opening.through, opening.accounts, len(opening.rows)) == (2, ["a"], 2)
-    assert sweeper.take(b"removed") == [("query", [b"removed", msgpack.packb({"files": [1, 2]})])]
+    assert sweeper.take(b"removed") == 2 * [("query", [b"removed"])]
     assert [to for to, _ in sweeper.take(b"save")] == ["usage"]
 
 
 def test_nothing_goes_before_it_is_told_what_may(log, sweeper):
-    write_full_file(log, OLD, indexed=True)
+    write_full_file(log, OLD, segmented=True)
     sweeper.tick(0.0)
     assert (log.path / full_name(1)).exists()
     tell(sweeper)
@@ -162,7 +197,7 @@ def test_nothing_goes_before_it_is_told_what_may(log, sweeper):
 
 def test_what_a_checkpoint_needs_stays(log, sweeper):
     for _ in range(3):
-        write_full_file(log, OLD, indexed=True)
+        write_full_file(log, OLD, segmented=True)
     tell(sweeper, first_needed=2)
     sweeper.tick(0.0)
     assert full_name(1) not in log_names(log)
@@ -174,7 +209,7 @@ def test_what_a_checkpoint_needs_stays(log, sweeper):
 
 def test_what_is_pinned_stays_until_the_pin_ends(log, sweeper):
     for _ in range(3):
-        write_full_file(log, OLD, indexed=True)
+        write_full_file(log, OLD, segmented=True)
     sweeper.pins.pin("backup-1", 2, time.time_ns() + DAY)
     tell(sweeper)
     sweeper.tick(0.0)
@@ -189,7 +224,7 @@ def test_what_a_segment_covers_goes_when_nobody_else_needs_it(log):
     """Its events are not past the retention: none of them is lost, nor a member."""
     sweeper = recorded(RetentionSweeper, log.path, wal={"min_segments": 1, "retention_days": 0})
     for _ in range(3):
-        write_full_file(log, time.time_ns(), indexed=True)
+        write_full_file(log, time.time_ns(), segmented=True)
     now = time.time_ns()
     sweeper.holding.covered = lambda: {1: now - 2 * DAY, 2: now, 3: now - 2 * DAY}
     tell(sweeper)
@@ -205,7 +240,7 @@ def test_what_a_segment_covers_goes_when_nobody_else_needs_it(log):
 
 def test_a_run_says_what_goes_and_a_dry_one_what_would(log, sweeper):
     for at in (OLD, OLD, time.time_ns()):
-        write_full_file(log, at, indexed=True)
+        write_full_file(log, at, segmented=True)
     sweeper.tick(0.0)
     tell(sweeper)
     sizes = [(log.path / full_name(number)).stat().st_size for number in (1, 2)]
@@ -218,14 +253,14 @@ def test_a_run_says_what_goes_and_a_dry_one_what_would(log, sweeper):
     assert (shown["days"], shown["origin"], shown["files"]) == (90, "option", 3)
     real = asked(sweeper, "retention_run")
     assert real.items() >= (expected | {"dry_run": False, "remaining": 0}).items()
-    assert log_names(log) == {full_name(3), index_name(3)}
+    assert log_names(log) == {full_name(3)}
     assert asked(sweeper, "retention_run")["files"] == 0
 
 
 def test_a_sweep_is_bounded_and_the_rest_follows_at_once(log, sweeper, monkeypatch):
     monkeypatch.setattr("meterd.core.retention.FILES_PER_SWEEP_MAX", 2)
     for _ in range(3):
-        write_full_file(log, OLD, indexed=True)
+        write_full_file(log, OLD, segmented=True)
     sweeper.tick(0.0)
     tell(sweeper)
     assert asked(sweeper, "retention_run").items() >= {"files": 2, "remaining": 1}.items()
@@ -243,18 +278,18 @@ def test_nobody_is_told_what_is_past_before_the_horizon_is_known(sweeper):
 def test_too_many_log_files_have_those_who_hold_them_go_on(log, caplog):
     sweeper = recorded(RetentionSweeper, log.path, wal={"max_segments": 2, "min_segments": 1})
     for _ in range(3):
-        write_full_file(log, time.time_ns(), indexed=True)
+        write_full_file(log, time.time_ns(), segmented=True)
     tell(sweeper, first_needed=1)
     sweeper.tick(0.0)
     assert [to for to, _ in sweeper.take(b"save")] == ["usage"]
     assert "more log files are kept than wished for" in caplog.text
-    assert len(log_names(log)) == 6
+    assert len(log_names(log)) == 3
     sweeper.close()
 
 
 def test_the_log_status_says_what_there_is(log, sweeper):
     for _ in range(2):
-        write_full_file(log, time.time_ns(), indexed=True)
+        write_full_file(log, time.time_ns(), segmented=True)
     sweeper.pins.pin("b", 2, time.time_ns() + DAY)
     tell(sweeper, first_needed=2)
     status = asked(sweeper, "wal_status")
@@ -264,14 +299,14 @@ def test_the_log_status_says_what_there_is(log, sweeper):
     assert "segments" not in status
     held = {row["holder"]: (row["files"], row["bytes"]) for row in status["held"]}
     assert held["checkpoint"] == held["pin"] == (1, sizes[1])
-    assert held["uncovered"] == held["age"] == held["count"] == (2, sum(sizes))
+    assert held["grace"] == held["age"] == held["count"] == (2, sum(sizes))
     assert [pin["name"] for pin in status["pins"]] == ["b"]
     assert status["archive"]["target"] == ""
 
 
 def test_nothing_goes_while_nobody_can_say_what_it_holds(log, sweeper):
     """The registry's file is damaged: who is a member could not be kept."""
-    write_full_file(log, OLD, indexed=True)
+    write_full_file(log, OLD, segmented=True)
     (log.path / REGISTRY_FILE).write_bytes(b"damaged")
     tell(sweeper)
     sweeper.tick(0.0)
@@ -280,31 +315,34 @@ def test_nothing_goes_while_nobody_can_say_what_it_holds(log, sweeper):
 
 
 def test_nothing_goes_while_the_members_cannot_be_kept(log, sweeper):
-    write_full_file(log, OLD, indexed=True)
+    write_full_file(log, OLD, segmented=True)
     (log.path / FILE_NAME).write_bytes(b"damaged")
     tell(sweeper)
     sweeper.tick(0.0)
     assert (log.path / full_name(1)).exists()
 
 
-def test_a_damaged_log_file_gets_no_index_and_stops_nobody(log, sweeper):
-    number = write_full_file(log, OLD, indexed=False)
-    second = write_full_file(log, OLD, indexed=False)
+def test_a_damaged_log_file_gets_no_segment_and_stops_nobody(log, sweeper):
+    number = write_full_file(log, OLD, segmented=False)
+    second = write_full_file(log, OLD, segmented=False)
     path = log.path / full_name(number)
     path.write_bytes(path.read_bytes()[:4096] + bytes([1]) * 512)
     announce(sweeper, log, number)
     announce(sweeper, log, second)
-    for _ in range(2):
-        sweeper.tick(0.0)
-    assert {path.name for path in log.path.glob("*.idx")} == {index_name(second)}
+    finish_jobs(sweeper)
+    eventually(
+        lambda: turn(sweeper, 0.0) and segment_names(log) == names_of(second),
+        "the second file has its segment",
+    )
 
 
-def test_an_index_whose_file_is_gone_is_litter(log):
-    write_full_file(log, OLD, indexed=True)
-    write_full_file(log, OLD, indexed=True)
-    (log.path / full_name(1)).unlink()
+def test_what_a_crash_has_left_is_litter(log):
+    write_full_file(log, OLD, segmented=True)
+    write_full_file(log, OLD, segmented=True)
+    (log.path / SegmentName(1, 1).file(".idx")).unlink()
+    (log.path / (SegmentName(3, 3).file(".seg") + ".tmp")).write_bytes(b"half")
     recorded(RetentionSweeper, log.path).close()
-    assert {path.name for path in log.path.glob("*.idx")} == {index_name(2)}
+    assert segment_names(log) == names_of(2)
 
 
 def test_too_little_space_refuses_events_and_a_new_router_is_told(log):
