@@ -13,7 +13,6 @@ KINDS = (
     ("*.tmp", "temporary"),
     ("wal.log", "log"),
     ("wal-*.log", "log"),
-    ("wal-*.idx", "log_indexes"),
     ("*.seg", "segments"),
     ("*.idx", "segments"),
     ("*.props", "segments"),

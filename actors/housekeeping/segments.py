@@ -73,6 +73,9 @@ class Segments(Service):
         self.sweeper.telemetry.set("segments_waiting", len(self._waiting))
         if not self._waiting or self.sweeper.jobs.active("segment") is not None:
             return
+        if self.sweeper.holds_still:
+            self.due = now + RETRY_SECONDS
+            return
         number = min(self._waiting)
         files = self.sweeper.files
         files.refresh()

@@ -361,7 +361,6 @@ def test_a_ballast_without_room_takes_nothing(small):
         ("wal.log", "log"),
         ("wal.spare", "reserve"),
         ("wal-00000000000000000001.log", "log"),
-        ("wal-00000000000000000001.idx", "log_indexes"),
         ("seg-000000000001-000000000002.seg", "segments"),
         ("seg-000000000001-000000000002.idx", "segments"),
         ("ids-000000000001.run", "ids"),
