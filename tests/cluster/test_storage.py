@@ -136,10 +136,10 @@ def test_what_holds_a_log_file_is_said(node: Node) -> None:
     status = shell.json("wal", "status", "--holders")
     assert status["files"] == len(status["segments"]) > 1
     assert status["bytes"] == sum(row["bytes"] for row in status["segments"])
-    assert all("uncovered" in row["held_by"] for row in status["segments"])
+    assert all("checkpoint" in row["held_by"] for row in status["segments"])
     assert status["position"]["file_number"] == status["last"] + 1
     assert status["archive"]["target"] == ""
-    assert "uncovered" in shell.run("-o", "table", "wal", "--holders")
+    assert "checkpoint" in shell.run("-o", "table", "wal", "--holders")
     shell.run("wal", "archive", exit_code=5)
 
 

@@ -21,17 +21,18 @@ from meterd.actors.bundle import bundle
 from meterd.actors.direct_file import Staging
 from meterd.actors.disk import LocalDisk, atomic_write, full_disk_told, prepare_write
 from meterd.actors.housekeeping.disk_report import HISTORY_FILE
-from meterd.actors.log_files import index_name
 from meterd.actors.refused_log import RefusedLog
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.core.registry import Registry
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import BootFailed, DiskFull
+from meterd.protocol.segment_format import SegmentName
 from tests.support.failing_calls import FailingCalls
 from tests.support.log_builder import LoggedEvent
 from tests.support.log_directory import LogDirectory
 from tests.support.recording import answers, recorded, request
 from tests.support.small_disk import MIB, SmallDisk
+from tests.support.waiting import eventually
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -259,10 +260,11 @@ def test_a_writer_without_room_stops_events_until_it_has_found_some(sweeper):
     assert told(sweeper)[-1] is None
 
 
-def test_indexes_and_refused_events_hold_still_on_a_full_disk(small, log, sweeper):
+def test_segments_and_refused_events_hold_still_on_a_full_disk(small, log, sweeper):
     turn = Turns(sweeper)
     log.write([LoggedEvent("a", "1", 1, 5, 1)], set())
     number = log.seal(False)
+    index = SegmentName(number, number).file(".idx")
     small.fill(0)
     turn()
     meta = msgpack.packb({"file_number": number, "row_count": 1})
@@ -270,13 +272,10 @@ def test_indexes_and_refused_events_hold_still_on_a_full_disk(small, log, sweepe
     refused = {"account": "a", "id": "i", "timestamp": 7, "metric": "m", "value": 1, "reason": "x"}
     sweeper.handle([b"refused_events", msgpack.packb([refused])])
     turn()
-    assert not (small.data_dir / index_name(number)).exists()
+    assert not (small.data_dir / index).exists()
     assert ask(sweeper, "rejected")[1]["events"] == []
     small.free_up()
-    turn()
-    turn()
-    turn()
-    assert (small.data_dir / index_name(number)).exists()
+    eventually(lambda: turn() or (small.data_dir / index).exists(), "a segment", 120.0)
     sweeper.handle([b"refused_events", msgpack.packb([refused])])
     assert len(ask(sweeper, "rejected")[1]["events"]) == 1
 
