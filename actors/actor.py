@@ -38,6 +38,8 @@ OPTIONS_FILE = "options.json"
 
 # Takes one message from a socket, or raises zmq.Again.
 Receive = Callable[[zmq.Socket[bytes]], list[Any]]
+# Says whether a socket has a message to take.
+Waits = Callable[[zmq.Socket[bytes]], bool]
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ class Actor:
         self.reloading = False
         self._poller = zmq.Poller()
         self._handlers: dict[
-            zmq.Socket[bytes], tuple[Receive | None, Callable[[list[bytes]], None]]
+            zmq.Socket[bytes], tuple[Receive, Waits, Callable[[list[bytes]], None]]
         ] = {}
         self._watched: dict[int, Callable[[], None]] = {}
         self._outboxes: dict[str, zmq.Socket[bytes]] = {}
@@ -119,10 +121,11 @@ class Actor:
         self,
         socket: zmq.Socket[bytes],
         handler: Callable[[list[bytes]], None],
-        receive: Receive | None = None,
+        receive: Receive = sockets.receive,
+        waits: Waits = sockets.waits,
     ) -> None:
-        """Serve `socket` in the loop: `handler` gets each message (that `receive` takes)."""
-        self._handlers[socket] = receive, handler
+        """Serve `socket` in the loop: `handler` gets each message that `receive` takes."""
+        self._handlers[socket] = receive, waits, handler
         self._poller.register(socket, zmq.POLLIN)
 
     def watch(self, descriptor: int, handler: Callable[[], None]) -> None:
@@ -182,17 +185,17 @@ class Actor:
             served = self._handlers.get(source)
             if served is None:
                 continue  # removed by a handler earlier in this turn
-            receive, handler = served
+            receive, waits, handler = served
             for _ in range(MESSAGES_PER_TURN_MAX):
                 try:
-                    frames = (receive or sockets.receive)(source)
+                    frames = receive(source)
                 except zmq.Again:
                     break
                 taken = True
                 handler(frames)
                 if self.enough():
                     return True
-                if receive is None and not sockets.waits(source):
+                if not waits(source):
                     break
         return taken
 

@@ -90,6 +90,12 @@ class Asking:
             return {"metric": maps[-1], "versions": maps}
         if kind == "status":
             return self._status()
+        if kind == "checkpoint":
+            self._usage.ask_checkpoint(asked.rid, asked.header.id)
+            return None
+        if kind == "retention_set":
+            self._usage.propose_retention(asked.rid, asked.header.id, fields["days"])
+            return None
         question = resolve_question(kind, fields, registry, time.time_ns(), transitions)
         return self._answer(asked, question)
 

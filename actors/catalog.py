@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from meterd.core.disk_state import CAUSES
 from meterd.protocol.errors import CODES, REASONS
 from meterd.protocol.messages import KINDS
 
@@ -19,6 +20,18 @@ Kind = Literal["counter", "gauge", "histogram"]
 PREFIX = "billing_"
 MODES = ("sync", "async")
 RESULTS = ("ok", "error")
+# How an attempt to archive a log file ends (actors/archive_copy.py), and files given up.
+ARCHIVED = (
+    "stored",
+    "present",
+    "failed",
+    "signal",
+    "timeout",
+    "unverified",
+    "different",
+    "damaged",
+    "gap",
+)
 QUERIES = ("usage", "accounts", "events", "feed", "rejected")
 ACTORS = (
     "router",
@@ -102,6 +115,9 @@ FAMILIES = (
     # log
     _gauge("wal_offset_bytes", "End of the log: bytes in all log files."),
     _gauge("wal_segments", "Log files."),
+    _gauge("wal_size_bytes", "Bytes of the full log files."),
+    _gauge("wal_held_bytes", "Bytes of log files that something keeps from deletion.", "holder"),
+    _counter("wal_segments_deleted_total", "Log files deleted.", "reason", ("expired", "covered")),
     _counter("wal_appends_total", "Records written."),
     _counter("wal_bytes_written_total", "Bytes written to the log."),
     _counter("wal_rotations_total", "Log files that became full."),
@@ -112,18 +128,57 @@ FAMILIES = (
     # state
     _gauge("state_entries", "Entries of the state machine in memory.", "kind"),
     _counter("checkpoint_runs_total", "Checkpoints begun."),
+    _counter("checkpoint_errors_total", "Checkpoints given up for lack of room on the disk."),
+    _histogram("checkpoint_duration_seconds", "From the copy of the state to a durable one."),
+    _gauge("checkpoint_bytes", "Size of the newest checkpoint."),
+    _gauge("checkpoint_waiting", "1 while a checkpoint waits for disk space."),
     _gauge("checkpoint_last_success_timestamp_seconds", "When the newest checkpoint was saved."),
     # retention and disk
-    _counter("retention_runs_total", "Looks for expired log files.", "result", ("ok",)),
-    _counter("retention_segments_deleted_total", "Log files deleted because they expired."),
-    _counter("retention_bytes_freed_total", "Bytes of those files."),
-    _counter("indexes_written_total", "Indexes written beside full log files."),
+    _counter("retention_runs_total", "Looks for what is expired.", "result", ("ok",)),
+    _counter("retention_segments_deleted_total", "Segments deleted because they expired."),
+    _counter("retention_bytes_freed_total", "Bytes of those segments."),
+    _gauge("retention_last_success_timestamp_seconds", "When what expired was last looked for."),
+    _gauge("retention_oldest_event_timestamp_seconds", "The oldest event in a segment."),
+    _counter("segments_made_total", "Segments made of full log files."),
+    _gauge("segments_waiting", "Full log files that wait for their segment."),
     _counter("refused_log_left_out_total", "Refused events that refused.log had no room for."),
     _gauge("disk_free_bytes", "Free space for the data directory.", "path"),
     _gauge("disk_size_bytes", "Size of its file system.", "path"),
     _gauge("disk_inodes_free", "Free inodes of its file system.", "path"),
     _gauge("disk_state", "1 for the state of the disk.", "state"),
-    _counter("disk_write_stops_total", "Times that events were refused for lack of space."),
+    _gauge("disk_inodes", "Inodes of its file system; 0: not limited.", "path"),
+    _gauge("disk_limit_bytes", "Free space at which a state begins or ends.", "limit"),
+    _gauge("disk_ballast_bytes", "Space kept in reserve for a full disk."),
+    _counter(
+        "disk_write_stops_total",
+        "Times that events were refused for lack of space.",
+        "cause",
+        CAUSES,
+    ),
+    _counter("disk_write_stop_seconds_total", "How long they were refused in all."),
+    _counter("disk_check_errors_total", "Looks at the disk that failed."),
+    _gauge("storage_bytes", "Space that files of the data directory take.", "kind"),
+    # archive
+    _gauge("archive_queue_segments", "Full log files that are not in the archive."),
+    _gauge("archive_queue_bytes", "Bytes of those files."),
+    _gauge("archive_queue_full", "1 while more wait than archive.queue_max."),
+    _gauge("archive_gap_active", "1 while the archive lacks log files for good."),
+    _counter(
+        "archive_segments_total",
+        "Attempts to archive a log file, and files given up.",
+        "result",
+        ARCHIVED,
+    ),
+    _histogram("archive_duration_seconds", "Time to archive one log file."),
+    _gauge("archive_last_success_timestamp_seconds", "When a log file was last archived."),
+    _gauge("archive_last_failure_timestamp_seconds", "When archiving last failed."),
+    # backups
+    _gauge("backup_last_success_timestamp_seconds", "When the last backup was whole.", "type"),
+    _gauge("backup_last_attempt_timestamp_seconds", "When the last backup was asked for."),
+    _gauge("backup_last_duration_seconds", "Time that the last backup took."),
+    _gauge("backup_last_bytes", "Bytes of the last backup, those of its chain included."),
+    _gauge("backup_last_events", "Stored events in the last backup."),
+    _counter("backup_runs_total", "Backups.", "result", ("ok", "failed", "cancelled")),
     # replication: a group of one has neither, and both belong to every page
     _counter("view_changes_total", "Partitions that got a new leader."),
     _gauge("replication_lag_ops", "Ops that a peer lacks.", "peer"),

@@ -1,13 +1,13 @@
 """Keeps the checkpoints of a data directory: saves, loads, and clears away what none refers to.
 
-A checkpoint is `checkpoint.bin` (tables, registry, position in the log) and the id runs it names
-(`ids-<n>.run`: the identities entered since the one before, merged eight at a time so that their
-number stays small; a merge copies sections as they are, but those of which every identity has
-expired).  `checkpoint.prev.bin` is the one before, with everything it names; a damaged
-newest falls back to it.
+A checkpoint is `checkpoint.bin` (tables, registry, position in the log) and the files of
+identities that it names (`identity_store.py`).  `checkpoint.prev.bin` is the one before, with
+everything it names; a damaged newest falls back to it.
 
-Order of a save: the new run is durable, then the old checkpoint takes the name of the previous,
-then the new one its place.  A crash anywhere leaves one of them whole, and every run it names.
+Order of a save: the identities are durable, and the new checkpoint under a temporary name, then the
+old one takes the name of the previous, then the new one its place.  A crash anywhere leaves one of
+them whole, and every file it names.  A save that finds no room changes nothing, and `waiting` says
+so until a later one has found it; the space for the next one is allocated ahead.
 """
 
 from __future__ import annotations
@@ -15,60 +15,52 @@ from __future__ import annotations
 import logging
 import mmap
 import os
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from meterd.actors import disk, merging
+from meterd.actors import disk
+from meterd.actors.background import Background
 from meterd.actors.direct_file import Staging
-from meterd.core.kernels.tables import DAY_NS
+from meterd.actors.identity_store import IdentityStore
 from meterd.core.state import Saved
 from meterd.protocol import checkpoint_format
-from meterd.protocol.errors import Corrupt
+from meterd.protocol.errors import Corrupt, DiskFull
 from meterd.protocol.log_format import Damaged
 
 CURRENT, PREVIOUS = "checkpoint.bin", "checkpoint.prev.bin"
-RUN_PATTERN = "ids-*.run"
-# So many runs of one level become one of the next.
-RUNS_PER_LEVEL = 8
+# What found no room on the disk is tried again after so long.
+RETRY_SECONDS = 5.0
+# Allocate so much for the next checkpoint, in percent of the last: totals grow.
+PREPARED_PERCENT = 125
 
 logger = logging.getLogger(__name__)
 
 State = dict[str, Any]
-Entries = NDArray[np.uint64]
 Arrays = dict[str, NDArray[Any]]
-
-
-class Run(NamedTuple):
-    """One file of identities, as a checkpoint names it."""
-
-    name: str
-    level: int
-    count: int  # type: ignore[assignment]
+Restore = Callable[[State, Arrays], None]
 
 
 class Checkpoints:
     """The checkpoints of one directory.  One save at a time, in a thread of its own."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, store: IdentityStore) -> None:
         self._directory = Path(directory)
+        self._store = store
         self._staging = Staging()
-        self._runs: list[Run] = []
-        self._loaded: list[Entries] = []  # identities of the runs, until they are taken
         self._current_whole = True  # may the current checkpoint become the previous one?
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._lane: Background[None] = Background("checkpoint")
+        self._retry_at = 0.0
+        self.waiting = False  # the last save found no room, and none has since
         self.saved: State | None = None  # the state of the newest durable one
         self.previous: State | None = None
         self.saved_at = 0.0  # seconds since the epoch, when the newest became durable
 
-    def load(self) -> tuple[State, Arrays] | None:
-        """Return the newest checkpoint that is whole; None when there is none.
+    def load(self, restore: Restore) -> bool:
+        """Restore the newest checkpoint that is whole; return whether there is one.
 
         Raises Corrupt when there are some and none is whole.
         """
@@ -79,22 +71,23 @@ class Checkpoints:
                 continue
             try:
                 state, arrays = checkpoint_format.decode(_mapped(path))
-                self._runs = [Run(*run) for run in state["runs"]]
-                self._loaded = [part for run in self._runs for part in self._read_run(run)]
+                opened = self._store.open(state)
             except Damaged as error:
                 damage = Corrupt(str(path), error.offset, error.reason)
-            except Corrupt as error:  # of a run
+            except Corrupt as error:  # of a file that it names
                 damage = error
             else:
                 self._current_whole = name == CURRENT
                 self.saved = state
                 self.previous = self._previous_state() or state
                 self.saved_at = path.stat().st_mtime
-                return state, arrays
+                restore(state, arrays)
+                self._store.take_over(opened)
+                return True
             logger.warning("%s; falling back", damage)
         if damage is not None:
             raise damage
-        return None
+        return False
 
     def _previous_state(self) -> State | None:
         """Return the state of the previous checkpoint: what it needs must stay while it stands."""
@@ -103,110 +96,55 @@ class Checkpoints:
         except (Damaged, FileNotFoundError):
             return None
 
-    def identities(self) -> Iterator[Entries]:
-        """Yield the identities of the checkpoint that was loaded, oldest run first; once."""
-        while self._loaded:
-            yield self._loaded.pop(0)
-
     @property
     def busy(self) -> bool:
-        """Is a save under way?  Raises what ended the last one."""
-        if self._failure is not None:
-            raise self._failure
-        return self._thread is not None and self._thread.is_alive()
+        """Is a save under way, or has one just found no room on the disk?"""
+        return self._lane.busy or time.monotonic() < self._retry_at
 
     def save(self, saved: Saved, position: State) -> None:
         """Begin to save a copy of the state; `busy` until it is durable."""
-        self._thread = threading.Thread(
-            target=self._save_guarded, args=(saved, position), name="checkpoint"
-        )
-        self._thread.start()
+        self._lane.start(lambda: self._save(saved, position))
 
-    def wait(self) -> None:
-        """Wait until no save is under way."""
-        if self._thread is not None:
-            self._thread.join()
-        if self._failure is not None:
-            raise self._failure
+    def step(self, wait: bool = False) -> bool:
+        """Take over a save that has ended; return False when it found no room, and was given up.
 
-    def _save_guarded(self, saved: Saved, position: State) -> None:
+        Raises FsyncFailed, OSError.
+        """
         try:
-            self._save(saved, position)
-        except BaseException as error:  # handed to the actor's loop, which ends the process
-            self._failure = error
+            self._lane.take(wait)
+        except DiskFull as full:
+            logger.warning("no room for a checkpoint: %s", full)
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            self.waiting = True
+            return False
+        return True
 
     def _save(self, saved: Saved, position: State) -> None:
-        number = 1 + max((_number(run.name) for run in self._runs), default=0)
-        if len(saved.identities):
-            # No stored event is newer, so no identity expires later.
-            day = saved.state["newest_event"] // DAY_NS
-            run = self._write_run(number, saved.identities, day)
-            self._runs = self._merged([*self._runs, run], saved.state["horizon"])
-        state = saved.state | position | {"runs": [list(run) for run in self._runs]}
+        state = saved.state | position | self._store.save_part(saved.identities)
         current = self._directory / CURRENT
-        if current.exists() and self._current_whole:
-            # The old one keeps its place until the new one is whole: a copy is linked, not moved.
-            spare = self._directory / (PREVIOUS + ".new")
-            spare.unlink(missing_ok=True)
-            os.link(current, spare)
-            os.replace(spare, self._directory / PREVIOUS)
-            disk.sync_directory(self._directory)
         encoded = checkpoint_format.encode(state, saved.arrays)
-        disk.atomic_write(current, encoded, self._staging)
+        disk.atomic_write(current, encoded, self._staging, self._keep_previous)
         self._current_whole = True
         self.previous, self.saved = self.saved, state
         self.saved_at = time.time()
-        self._clear()
+        self.waiting = False
+        self._store.remove_others(kept for kept in (self.saved, self.previous) if kept)
+        size = sum(memoryview(buffer).nbytes for buffer in encoded)
+        disk.prepare_write(current, size * PREPARED_PERCENT // 100)
 
-    def _merged(self, runs: list[Run], horizon: int) -> list[Run]:
-        """Merge the last runs while eight of one level stand together."""
-        while len(runs) >= RUNS_PER_LEVEL:
-            tail = runs[-RUNS_PER_LEVEL:]
-            if any(run.level != tail[0].level for run in tail):
-                break
-            name = _run_name(1 + max(_number(run.name) for run in runs))
-            sources = [(self._directory / run.name, run.count) for run in tail]
-            with merging.Merge(sources, horizon // DAY_NS) as merge:
-                disk.atomic_write(self._directory / name, merge.buffers(), self._staging)
-            runs = [*runs[:-RUNS_PER_LEVEL], Run(name, tail[0].level + 1, merge.count)]
-        return runs
+    def _keep_previous(self) -> None:
+        """Give the old checkpoint the previous one's name; it keeps its own until it is replaced.
 
-    def _write_run(self, number: int, entries: Entries, day: int) -> Run:
-        """Write a run of identities that have expired when a day is before the horizon."""
-        name = _run_name(number)
-        encoded = checkpoint_format.encode(merging.run_state([day]), {"identities.0": entries})
-        disk.atomic_write(self._directory / name, encoded, self._staging)
-        return Run(name, 0, len(entries))
-
-    def _read_run(self, run: Run) -> list[Entries]:
-        """Return the identities of a run, in parts.  Raises Corrupt, also when it is missing."""
-        path = self._directory / run.name
-        try:
-            if not path.exists():
-                raise Damaged(0, "a checkpoint names it, and it is missing")
-            parts = list(checkpoint_format.decode(_mapped(path))[1].values())
-            if sum(map(len, parts)) != run.count:
-                raise Damaged(0, f"a checkpoint says it has {run.count} identities")
-        except Damaged as error:
-            raise Corrupt(str(path), error.offset, error.reason) from error
-        return parts
-
-    def _clear(self) -> None:
-        """Remove runs that neither checkpoint names."""
-        named = {run.name for run in self._runs}
-        for state in (self.saved, self.previous):
-            named |= {name for name, *_ in (state or {}).get("runs", ())}
-        for path in self._directory.glob(RUN_PATTERN):
-            if path.name not in named:
-                path.unlink()
-
-
-def _run_name(number: int) -> str:
-    return f"ids-{number:012d}.run"
-
-
-def _number(run_name: str) -> int:
-    return int(run_name.removeprefix("ids-").removesuffix(".run"))
+        So a copy is linked, not moved.
+        """
+        current = self._directory / CURRENT
+        if current.exists() and self._current_whole:
+            spare = self._directory / (PREVIOUS + ".new")
+            with disk.full_disk_told():
+                spare.unlink(missing_ok=True)
+                os.link(current, spare)
+                os.replace(spare, self._directory / PREVIOUS)
+            disk.sync_directory(self._directory)
 
 
 def _mapped(path: Path) -> memoryview:

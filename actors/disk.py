@@ -6,8 +6,10 @@ the data directory is replaced whole, by `atomic_write`.
 
 Rules that every function keeps:
   * a write is complete or raises: short writes are continued (EINTR the interpreter repeats)
+  * no room is DiskFull wherever it shows: bytes, inodes, a quota, in open, allocate, write, rename;
+    descriptors that run out (EMFILE, ENFILE) are no shortage of the disk and stay OSError
   * large files are written around the page cache (`direct_file.py`), which changes no promise
-  * no room left is DiskFull; the caller may wait and try again
+  * after DiskFull the caller may wait and try again: what was there before is still there
   * a failed sync is FsyncFailed and final: the kernel may have dropped the pages and call them
     clean, so the process must end and read again what is really there
   * a name (create, rename, unlink) is durable only after `sync_directory`
@@ -40,7 +42,8 @@ FILL_SIZE = 512 * 1024
 
 FILE_MODE = 0o640
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What a system call says when bytes, inodes or a quota have run out.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +88,10 @@ class Disk(Protocol):
         """Put the bytes of a file, and its size, on stable storage."""
 
     def rename(self, old: str, new: str) -> None:
-        """Give a file another name, replacing what has it."""
+        """Give a file another name, replacing what has it; after DiskFull it has the old one."""
+
+    def link(self, path: str, other: str) -> None:
+        """Give a file a second name, replacing what has it; where that is possible."""
 
     def remove(self, path: str) -> None:
         """Remove a file; nothing happens when there is none."""
@@ -109,7 +115,9 @@ class LocalDisk:
 
     def create(self, path: str, size: int, pace: Pace = at_once) -> int:
         self.remove(path)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        with full_disk_told():
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            descriptor = os.open(path, flags, FILE_MODE)
         try:
             self._fill(self._opened(descriptor), size, pace)
         except BaseException:
@@ -141,7 +149,17 @@ class LocalDisk:
         sync_data(descriptor)
 
     def rename(self, old: str, new: str) -> None:
-        os.rename(old, new)
+        with full_disk_told():
+            os.rename(old, new)
+
+    def link(self, path: str, other: str) -> None:
+        self.remove(other)
+        try:
+            os.link(path, other)
+        except OSError as error:
+            # No hard links, or no room for a name: copies of the directory may hold less then.
+            if error.errno not in (*FULL, errno.EPERM, errno.EMLINK):
+                raise
 
     def remove(self, path: str) -> None:
         Path(path).unlink(missing_ok=True)
@@ -163,11 +181,9 @@ class LocalDisk:
 
     def _fill(self, descriptor: int, size: int, pace: Pace) -> None:
         """Write zeros: writing into a filled file changes no metadata, so fdatasync is cheap."""
-        try:
+        with full_disk_told():
             if size:
                 os.posix_fallocate(descriptor, 0, size)  # no room left is noticed at once
-        except OSError as error:
-            raise _translated(error) from error
         _sync(os.fsync, descriptor)
         zeros = memoryview(self._zeros)
         for offset in range(0, size, FILL_SIZE):
@@ -210,18 +226,22 @@ def atomic_write(
     path: str | os.PathLike[str],
     data: Buffer | Iterable[Buffer],
     staging: Staging | None = None,
+    before_rename: Callable[[], None] | None = None,
 ) -> None:
     """Replace a file by `data`: after a crash it holds the old bytes or the new, never a mixture.
 
     With `staging` it is written around the page cache, which is worth it from some 100 KB on.
     Every such file has one writer, so the temporary name is fixed and what a crash leaves behind
-    is overwritten by the next write.  Raises DiskFull, FsyncFailed, OSError; the old file is
-    then still there.
+    is overwritten by the next write; the space that `prepare_write` has allocated is used.
+    `before_rename` is called when the new bytes are durable under the temporary name.  Raises
+    DiskFull, FsyncFailed, OSError; the old file is then still there.
     """
     target = os.fspath(path)
     temporary = f"{target}.tmp"
     try:
-        with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+        with contextlib.suppress(FileNotFoundError), full_disk_told():
+            os.rename(prepared_name(target), temporary)
+        with _opened(temporary, os.O_WRONLY | os.O_CREAT) as descriptor:
             pieces = _buffers(data)
             if staging is not None:
                 begin_direct(descriptor)
@@ -229,12 +249,37 @@ def atomic_write(
             offset = 0
             for piece in pieces:
                 offset += write_all(descriptor, piece, offset)
-            _sync(os.fsync, descriptor)
-        os.rename(temporary, target)
+            os.ftruncate(descriptor, offset)
+            sync_file(descriptor)
+        if before_rename is not None:
+            before_rename()
+        with full_disk_told():
+            os.rename(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_directory(os.path.dirname(target) or ".")
+
+
+def prepare_write(path: str | os.PathLike[str], size: int) -> bool:
+    """Allocate space for the next `atomic_write` of a file, so that it finds room on a full disk.
+
+    Returns whether there was room; nothing is taken when there is not.  Raises OSError.
+    """
+    prepared = prepared_name(path)
+    try:
+        with _opened(prepared, os.O_WRONLY | os.O_CREAT) as descriptor, full_disk_told():
+            if size:
+                os.posix_fallocate(descriptor, 0, size)
+    except DiskFull:
+        Path(prepared).unlink(missing_ok=True)
+        return False
+    return True
+
+
+def prepared_name(path: str | os.PathLike[str]) -> str:
+    """Return where the space for the next write of a file is kept."""
+    return f"{os.fspath(path)}.spare"
 
 
 def _buffers(data: Buffer | Iterable[Buffer]) -> Iterable[Buffer]:
@@ -246,7 +291,8 @@ def _buffers(data: Buffer | Iterable[Buffer]) -> Iterable[Buffer]:
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str], flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+    with full_disk_told():
+        descriptor = os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
     try:
         yield descriptor
     finally:
@@ -256,6 +302,11 @@ def _opened(path: str | os.PathLike[str], flags: int) -> Iterator[int]:
 def sync_data(descriptor: int) -> None:
     """Put the bytes of an open file, and its size, on stable storage.  Raises FsyncFailed."""
     _sync(os.fdatasync, descriptor)
+
+
+def sync_file(descriptor: int) -> None:
+    """Put an open file, with all that is known of it, on stable storage.  Raises FsyncFailed."""
+    _sync(os.fsync, descriptor)
 
 
 def sync_directory(directory: str | os.PathLike[str]) -> None:
@@ -274,14 +325,12 @@ def write_all(descriptor: int, buffer: Buffer, offset: int) -> int:
         return 0
     view = view.cast("B")
     written = 0
-    try:
-        while written < len(view):  # again only after a signal or at a quota
+    with full_disk_told():
+        while written < len(view):  # again only after a signal, at a quota, or on a full disk
             step = pwrite(descriptor, view[written:], offset + written)
             if step == 0:
                 raise OSError(errno.EIO, "the file takes no more bytes")
             written += step
-    except OSError as error:
-        raise _translated(error) from error
     return written
 
 
@@ -292,5 +341,12 @@ def _sync(call: Callable[[int], None], descriptor: int) -> None:
         raise FsyncFailed(f"fsync failed: {error}") from error
 
 
-def _translated(error: OSError) -> Exception:
-    return DiskFull(str(error)) if error.errno in _FULL else error
+@contextlib.contextmanager
+def full_disk_told() -> Iterator[None]:
+    """Turn what the system says when bytes, inodes or a quota have run out into DiskFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise DiskFull(str(error)) from error
+        raise

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from crc32c import crc32c
@@ -40,6 +40,7 @@ class Identity:
     incarnation: int
     storage_version: int
     created: str
+    directory_inode: int = 0  # of the directory it was written in; 0 when that is not known
 
     @property
     def cluster_id(self) -> bytes:
@@ -77,12 +78,28 @@ def claim(data_dir: str, node_id: int, bootstrap: str) -> tuple[Identity, bool]:
         storage_version=STORAGE_VERSION,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
+    return write(data_dir, identity), True
+
+
+def write(data_dir: str, identity: Identity) -> Identity:
+    """Make a directory that of an identity; return what stands in it.  Raises BootFailed."""
     path = os.path.join(data_dir, FILE_NAME)
     try:
+        identity = replace(identity, directory_inode=os.stat(data_dir).st_ino)
         disk.atomic_write(path, encode(identity))
     except (OSError, StorageError) as error:
         raise BootFailed(endings.IO_ERROR, f"cannot write {path}: {error}") from error
-    return identity, True
+    return identity
+
+
+def is_elsewhere(data_dir: str, identity: Identity) -> bool:
+    """Does `node.json` not name the directory that it lies in?"""
+    return identity.directory_inode != os.stat(data_dir).st_ino
+
+
+def is_copy(data_dir: str, identity: Identity) -> bool:
+    """Was a directory copied from another, such as by rsync, and not started since?"""
+    return identity.directory_inode not in (0, os.stat(data_dir).st_ino)
 
 
 def _recover(data_dir: str, node_id: int, bootstrap: str) -> Identity:

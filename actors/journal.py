@@ -37,8 +37,8 @@ class Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self._write(record, record.getMessage(), getattr(record, "fields", {}))
-        # Nobody reads standard error any more: the node goes on without.
-        with contextlib.suppress(BrokenPipeError, BlockingIOError):
+        # Nobody reads standard error any more, or it is a file on a full disk: the node goes on.
+        with contextlib.suppress(OSError):
             os.write(self._descriptor, line.encode("utf-8", "backslashreplace") + b"\n")
 
     def _json(self, record: logging.LogRecord, message: str, fields: dict[str, object]) -> str:

@@ -112,7 +112,7 @@ class ListenerGuard:
         """
         self._sender = self._next_sender(socket)
         frames: list[Frame] = [self._sender]
-        frame: Any = socket.recv(zmq.NOBLOCK, False)
+        frame: Any = socket.recv(sockets.NOBLOCK, False)
         self.source = _source(frame)
         size = FRAME_OVERHEAD * limits.FRAME_COUNT
         while True:
@@ -124,12 +124,19 @@ class ListenerGuard:
             if len(frames) > FRAMES_KEPT:
                 self._excess = 1
                 break
-            frame = socket.recv(zmq.NOBLOCK, False)
+            frame = socket.recv(sockets.NOBLOCK, False)
         self._table.credit(self.source, self._sender, size)
         self._struck = False
         self._frames_left -= len(frames)
         self._bytes_left -= size
         return frames
+
+    def waits(self, socket: zmq.Socket[bytes]) -> bool:
+        """Is there a message to take?  When none is, none of an outcast is."""
+        if sockets.waits(socket):
+            return True
+        self._table.outcasts.clear()
+        return False
 
     def _next_sender(self, socket: zmq.Socket[bytes]) -> bytes:
         """Take the routing id of the next message whose sender is not an outcast."""
@@ -141,7 +148,7 @@ class ListenerGuard:
                 self.look(time.monotonic(), self._in_flight)
                 raise zmq.Again
             try:
-                rid = socket.recv(zmq.NOBLOCK)
+                rid = socket.recv(sockets.NOBLOCK)
             except zmq.Again:
                 # Nothing waits, so nothing of theirs does; a client may have chosen such an id.
                 outcasts.clear()
@@ -155,7 +162,7 @@ class ListenerGuard:
         """Drop the frames that the last message should not have."""
         more = True
         while more and self._frames_left >= 0:
-            frame: Any = socket.recv(zmq.NOBLOCK, False)
+            frame: Any = socket.recv(sockets.NOBLOCK, False)
             more = frame.more
             self._excess += 1
             self._frames_left -= 1

@@ -1,17 +1,16 @@
-"""Opens log files for reading, with the index that says where an account's rows lie.
+"""Opens what a question reads: segments, and log files that none covers yet.
 
-A full file is read through the index beside it.  The active file, and a full one whose index is
-not written yet, gets an index in memory, which grows as far as a question may look.  Mapped files
-stay open in bounded numbers; what their headers say about time is remembered for all, so that a
-question touches only files that can hold something.
+A log file that no segment covers, the active one above all, gets an index in memory, which grows as
+far as a question may look.  What is mapped stays open in bounded numbers; what the headers of
+segments say about time is remembered for all, so that a question touches only segments that can
+hold something.
 
-A log file's bytes never change up to the offset a question names, so nothing is locked: the file
-may be sealed, indexed or deleted under our feet.
+The bytes of a segment never change, nor do a log file's up to the offset a question names, so
+nothing is locked: files may be sealed, covered or deleted under our feet.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,41 +19,54 @@ import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.actors.mapping import map_file
-from meterd.actors.totals_files import JustDeleted, TotalsFiles
+from meterd.actors.mapped import JustDeleted, map_file
+from meterd.actors.segment_files import Segment, SegmentFiles
+from meterd.actors.totals_files import TotalsFiles
 from meterd.core.erasures import Erasures, none_erased
+from meterd.core.frozen import frozen
 from meterd.core.kernels.gather import LogRows
-from meterd.core.log_index import KeyRange, OpenIndex, RowIndex, Rows, SealedIndex, frozen
+from meterd.core.log_index import KeyRange, OpenIndex, Rows
+from meterd.core.segment_reader import SegmentReader
 from meterd.core.totals_file import TotalsFile
-from meterd.protocol import index_format
 from meterd.protocol.errors import Internal
-from meterd.protocol.index_format import HEADER_SIZE, IndexHeader
-from meterd.protocol.log_format import ACTIVE_NAME, Damaged, full_name, number_of, parse_file_header
+from meterd.protocol.log_format import ACTIVE_NAME, full_name, number_of, parse_file_header
 
-logger = logging.getLogger(__name__)
-
-# Mapped files; each takes address space and two mappings of the 65,530 a process may have.
-FILES_OPEN_MAX = 256
-# Indexes in memory: the active file and full ones that wait for theirs, 20 bytes a row each.
+# Indexes in memory, 20 bytes a row each: the active file, and full ones that wait for their
+# segment.  When more wait, a question that needs them all indexes them one after another again.
 OPEN_INDEXES_MAX = 4
 
 Refused = dict[int, tuple[bytes, int]]
 
 
-def index_name(file_number: int) -> str:
-    """Return the name of the index beside a full log file."""
-    return full_name(file_number).removesuffix(".log") + ".idx"
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of the log: what a segment covers, or one log file."""
+
+    first: int  # numbers of log files, both included
+    last: int
+    segment: Segment | None = None
+
+    def may_hold(self, start: int, end: int) -> bool:
+        """Whether a row between start and end may be in it."""
+        if self.segment is None:
+            return True
+        header = self.segment.header
+        return header.max_timestamp >= start and header.min_timestamp < end
+
+    @property
+    def may_have_operations(self) -> bool:
+        """Whether a row in it may add or remove a member."""
+        return self.segment is None or self.segment.header.has_operations
 
 
 @dataclass(frozen=True, slots=True)
 class LogFile:
-    """One log file as a question may see it."""
+    """One log file that no segment covers, as a question may see it."""
 
     number: int
     rows: LogRows
-    index: RowIndex
+    index: OpenIndex
     row_count: int  # rows that the question may see
-    header: IndexHeader | None = None  # None: there is only an index in memory
 
     def rows_of(self, wanted: list[KeyRange], start: int, end: int) -> Rows:
         """Return the rows that may belong to these keys and times, rising."""
@@ -69,6 +81,9 @@ class LogFile:
 class View:
     """The log up to a position, as one question sees it.
 
+    Its older part is totals files; behind them are the parts, each a segment or a log file.  What
+    else is still there of the log that totals files cover is not looked at.
+
     Its older part is totals files, up to the log file `through`; behind it are the log files
     `numbers`.  What log files up to `through` are still there is not looked at.
     """
@@ -80,73 +95,94 @@ class View:
         refused: Refused,
         erasures: Erasures | None = None,
     ) -> None:
-        """Raises Internal when a part of the log is neither here nor there."""
+        """Raises Corrupt, Internal, JustDeleted when a part of the log is missing."""
         self._files = files
         self._refused = refused
         self.erasures = erasures or none_erased(files.identity_key)
         self.end_file, self.end_offset = end
-        if not self._look():
-            files.refresh()  # it was looked at while a file went
-            if not self._look():
-                raise Internal(f"no totals file covers log file {self.through + 1}")
-
-    def _look(self) -> bool:
-        numbers = self._files.numbers(self.end_file)
-        self.totals = self._files.totals()
-        self.through = self.totals[-1].last if self.totals else 0
-        self.numbers = [number for number in numbers if number > self.through]
-        return self.numbers[0] == self.through + 1
+        self.totals, self.parts = files.parts(self.end_file, refused)
 
     @property
     def identity_key(self) -> NDArray[np.uint64]:
         return self._files.identity_key
 
-    def header(self, number: int) -> IndexHeader | None:
-        """Return what the index of a file says about it, or None when it has none yet."""
-        return self._files.header(number) if number != self.end_file else None
+    def segment(self, segment: Segment) -> SegmentReader:
+        """Return the reader of a segment.  Raises Corrupt, JustDeleted."""
+        return self._files.segments.open(segment)
 
-    def open(self, number: int) -> LogFile:
-        """Return a file.  Raises JustDeleted."""
-        if self.header(number) is not None:
-            return self._files.sealed(number)
-        return self._files.unsealed(number, self._limit(number), self._refused.get(number))
-
-    def _limit(self, number: int) -> int | None:
-        return self.end_offset if number == self.end_file else None
+    def log_file(self, number: int) -> LogFile:
+        """Return a log file that no segment covers.  Raises JustDeleted, Internal."""
+        limit = self.end_offset if number == self.end_file else None
+        return self._files.unsealed(number, limit, self._refused.get(number))
 
 
 class LogFiles:
-    """The log files of a data directory."""
+    """The log files and segments of a data directory."""
 
     def __init__(self, directory: str, identity_key: bytes) -> None:
         self._directory = directory
         self.identity_key = np.frombuffer(identity_key, np.uint64).copy()
+        self.segments = SegmentFiles(directory)
         self._totals = TotalsFiles(directory)
         self._names: list[str] = []
         self._numbers: list[int] = []
-        self._headers: dict[int, IndexHeader] = {}
-        self._sealed: OrderedDict[int, LogFile] = OrderedDict()
         self._open: OrderedDict[int, tuple[NDArray[np.uint8], OpenIndex]] = OrderedDict()
+        self.refresh()
 
-    def numbers(self, end_file: int) -> list[int]:
-        """Return the numbers of all files up to one, which may be the active one."""
-        if not self._numbers or self._numbers[-1] < end_file - 1:
+    def parts(self, end_file: int, refused: Refused) -> tuple[tuple[TotalsFile, ...], list[Part]]:
+        """Return the log up to a file, perhaps the active one: totals, and parts behind them.
+
+        Each follows the one before.  Raises Corrupt, Internal when one is missing, JustDeleted.
+        """
+        for attempt in range(2):
+            totals = self.totals()
+            through = totals[-1].last if totals else 0
+            found = self._parts(end_file, through)
+            # Rows of a full file that the asker does not speak of must be in a segment by now.
+            unknown = any(
+                part.segment is None and part.first < end_file and part.first not in refused
+                for part in found
+            )
+            missing = _gap(through, found)
+            if attempt or (missing is None and not unknown):
+                break
             self.refresh()
-        return [number for number in self._numbers if number < end_file] + [end_file]
+        if missing is not None:
+            self._missing(missing)
+        return totals, found
+
+    def _parts(self, end_file: int, through: int) -> list[Part]:
+        """Return what there is behind a log file."""
+        chosen = self.segments.chosen(end_file, through)
+        found = [Part(one.name.first, one.name.last, one) for one in chosen]
+        covered = {number for part in found for number in range(part.first, part.last + 1)}
+        numbers = [number for number in self._numbers if through < number < end_file]
+        found += [Part(number, number) for number in [*numbers, end_file] if number not in covered]
+        return sorted(found, key=lambda part: part.first)
+
+    def _missing(self, number: int) -> None:
+        damage = self.segments.damage_at(number)
+        if damage is not None:
+            raise damage
+        raise Internal(f"log file {number} is missing, and what covers it")
 
     @property
     def full_numbers(self) -> list[int]:
-        """The numbers of the full files found when it was last looked, rising."""
+        """The numbers of the full log files found when it was last looked, rising."""
         return self._numbers
 
+    def waiting(self) -> list[int]:
+        """Return the full log files that no complete segment covers, rising."""
+        covered = self.segments.chosen(self._numbers[-1] + 1) if self._numbers else []
+        ranges = [(one.name.first, one.name.last) for one in covered]
+        return [n for n in self._numbers if not any(low <= n <= high for low, high in ranges)]
+
     def refresh(self) -> None:
-        """Look again which full files there are, after one was added or deleted."""
+        """Look again which files there are, after some were added or deleted."""
         self._names = os.listdir(self._directory)
-        found = {number_of(name) for name in self._names}
+        found = (number_of(name) for name in self._names)
         self._numbers = sorted(number for number in found if number is not None)
-        for known in (self._headers, self._sealed):
-            for number in set(known) - set(self._numbers):
-                del known[number]
+        self.segments.refresh(self._names)
 
     def totals(self) -> tuple[TotalsFile, ...]:
         """Return the totals files that stand, as found when it was last looked.
@@ -159,51 +195,13 @@ class LogFiles:
             self.refresh()
             return self._totals.snapshot(self._names)
 
-    def indexed(self, number: int) -> None:
-        """A file has got its index: use that from now on."""
+    def segmented(self, number: int) -> None:
+        """A log file has got its segment: use that from now on."""
         self._open.pop(number, None)
         self.refresh()
 
-    def header(self, number: int) -> IndexHeader | None:
-        """Return the header of a full file's index, or None when it has no valid one."""
-        known = self._headers.get(number)
-        if known is None:
-            try:
-                with open(self._path(index_name(number)), "rb") as file:
-                    known = index_format.parse_header(file.read(HEADER_SIZE))
-                size = os.stat(self._path(full_name(number))).st_size
-            except FileNotFoundError:
-                return None
-            except Damaged as damage:
-                logger.error("index %s is damaged: %s", index_name(number), damage)
-                return None
-            if known.file_number != number or known.log_size != size:
-                logger.error("index %s does not belong to its log file", index_name(number))
-                return None
-            self._headers[number] = known
-        return known
-
-    def sealed(self, number: int) -> LogFile:
-        """Return a full file that has an index.  Raises JustDeleted."""
-        file = self._sealed.get(number)
-        if file is None:
-            try:
-                data = map_file(self._path(full_name(number)))
-                raw = map_file(self._path(index_name(number)))
-            except FileNotFoundError:
-                self.refresh()
-                raise JustDeleted("a part of the range has just expired; ask again") from None
-            index = index_format.parse_index(raw.data)
-            rows = LogRows(data, index.record_row, index.record_offset, index.refused)
-            file = LogFile(number, rows, SealedIndex(index), index.header.row_count, index.header)
-            self._sealed[number] = file
-            if len(self._sealed) > FILES_OPEN_MAX:
-                self._sealed.popitem(last=False)
-        self._sealed.move_to_end(number)
-        return file
-
     def unsealed(self, number: int, end: int | None, refused: tuple[bytes, int] | None) -> LogFile:
-        """Return a file without an index up to offset `end` (None: all of it).
+        """Return a file without a segment up to offset `end` (None: all of it).
 
         The bitmap of refused rows says how many rows were applied; a later question may have read
         further already.  Raises JustDeleted, Internal.
@@ -219,8 +217,9 @@ class LogFiles:
             limit = self._size_of(number) if end is None else end
             index.extend(data, limit, self.identity_key, full_name(number))
         if refused is None and end is None and index.row_count:
-            # Neither an index nor the bitmap it is made from: somebody has removed the index.
-            raise Internal(f"log file {number} has no index")
+            # Neither a segment nor the bitmap it is made from: somebody has removed it.
+            damage = self.segments.damage_at(number)
+            raise damage or Internal(f"log file {number} has no segment")
         bitmap = lz4.block.decompress(packed) if row_count else b""
         rows = LogRows(data, index.record_row, index.record_offset, np.frombuffer(bitmap, np.uint8))
         return LogFile(number, rows, index, row_count)
@@ -250,3 +249,12 @@ class LogFiles:
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, name)
+
+
+def _gap(through: int, parts: list[Part]) -> int | None:
+    """Return the first log file behind `through` that none of the parts covers, or None."""
+    for part in parts:
+        if part.first != through + 1:
+            return through + 1
+        through = part.last
+    return None

@@ -126,7 +126,10 @@ class Metrics(Actor):
     def _disk(self) -> health.Disk:
         limits = self.options.disk
         free = os.statvfs(self.options.node.data_dir)
-        refusing = self._collected.gauge('disk_state{state="stop"}') == 1
+        refusing = any(
+            self._collected.gauge(f'disk_state{{state="{state}"}}') == 1
+            for state in ("stop", "hard")
+        )
         return health.Disk(
             free.f_bavail * free.f_frsize, limits.warn_free, limits.stop_free, refusing
         )

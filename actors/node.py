@@ -10,12 +10,15 @@ import ctypes
 import gc
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 
 from numba.core import config as numba_config
 
-from meterd.actors import directory, endings, identity, journal
+from meterd.actors import copies, directory, endings, identity, journal, restored, start_checks
 from meterd.actors.actor import Actor
+from meterd.actors.ballast import Ballast
+from meterd.actors.housekeeping.disk_watch import limits_of, space_of
 from meterd.actors.ingest import Ingest
 from meterd.actors.journal import timed
 from meterd.actors.metrics import Metrics
@@ -29,7 +32,7 @@ from meterd.actors.supervisor import Supervisor
 from meterd.actors.usage import Usage
 from meterd.actors.wal_writer import WalWriter
 from meterd.core.warm import warm
-from meterd.protocol.errors import BootFailed
+from meterd.protocol.errors import BootFailed, Corrupt
 
 # The chain shares knowledge of what is durable, so it restarts together; all others alone.
 UNITS: Sequence[Sequence[type[Actor]]] = (
@@ -65,12 +68,19 @@ def run(options: Options, load: Callable[[], Options]) -> int:
 
 def _prepare(options: Options, notifier: Notifier) -> str:
     node = options.node
-    with timed("data directory writable and locked", path=os.path.abspath(node.data_dir)):
+    with timed(start_checks.DIRECTORY, path=os.path.abspath(node.data_dir)):
         directory.take(node.data_dir)
-    with timed("identity checked", node_id=node.id):
+    with timed(start_checks.IDENTITY, node_id=node.id):
         who, new = identity.claim(node.data_dir, node.id, node.bootstrap)
     if new:
         logger.info("made a new cluster", extra={"fields": {"cluster_id": who.cluster_id_hex}})
+    elif identity.is_copy(node.data_dir, who):
+        with timed("copied directory settled"):
+            copies.settle(node.data_dir)
+    if identity.is_elsewhere(node.data_dir, who):
+        identity.write(node.data_dir, who)
+    _say_restored(options)
+    _make_room(options)
     run_dir = directory.make_run_dir(node.data_dir)
     notifier.status("loading kernels (the first start compiles them)", extend=True)
     with timed("kernels loaded"):
@@ -79,6 +89,28 @@ def _prepare(options: Options, notifier: Notifier) -> str:
     gc.collect()
     gc.freeze()
     return run_dir
+
+
+def _make_room(options: Options) -> None:
+    """Give the ballast back where the disk is too full for a start."""
+    space, directory = space_of(options.node.data_dir), options.node.data_dir
+    if space.free < limits_of(options.disk).hard_at(space.size):
+        freed = Ballast(directory).release()
+        fields = {"free": space.free, "ballast": freed}
+        logger.warning("starting on a full disk", extra={"fields": fields})
+
+
+def _say_restored(options: Options) -> None:
+    """Say until when nothing expires, if this directory was restored."""
+    directory, grace = options.node.data_dir, options.retention.grace_after_restore
+    try:
+        found = restored.read(directory)
+        until = restored.held_until(directory, grace)
+    except Corrupt as corrupt:
+        raise BootFailed(endings.CORRUPT, str(corrupt)) from corrupt
+    if found is not None and time.time_ns() < until:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(until // restored.NS))
+        logger.warning("restored from %s: nothing expires until %s", found.backup, moment)
 
 
 def warm_kernels() -> None:

@@ -29,6 +29,7 @@ SIZE_UNITS = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 UNITS: Mapping[str, Mapping[str, float]] = {
     "count": {"": 1},
+    "ratio": {"": 1},
     "size": SIZE_UNITS,
     "duration": DURATION_UNITS,
 }
@@ -55,6 +56,10 @@ def _duration(default: float, help: str, low: float, high: float, **flags: bool)
     return _key(default, "duration", help, low=low, high=high, **flags)
 
 
+def _ratio(default: float, help: str, **flags: bool) -> Any:
+    return _key(default, "ratio", help, low=0.0, high=0.9, **flags)
+
+
 def _key(default: object, kind: str, help: str, **metadata: Any) -> Any:
     return dataclasses.field(default=default, metadata={"kind": kind, "help": help, **metadata})
 
@@ -77,6 +82,9 @@ class Node:
         "auto: make a new cluster in an empty directory, else recover; new, recover: only that",
         choices=("auto", "new", "join", "recover"),
     )
+    idle_poll: float = _duration(
+        0.0, "keep processors awake for so long after each request or answer; 0s: never", 0.0, 0.1
+    )
     peers: str = _text("", "the other nodes, NODE_ID:HOST:PORT,...; empty: a single node")
 
 
@@ -85,6 +93,52 @@ class Wal:
     """The log."""
 
     segment_size: int = _size(64 * MIB, "size of a log file", 4 * MIB, 1 * GIB)
+    retention_days: int = _count(
+        7, "keep log files that nothing needs for so many days", 0, 36_500, reloadable=True
+    )
+    max_segments: int = _count(
+        100, "but not more than so many of them", 1, 1_000_000, reloadable=True
+    )
+    min_segments: int = _count(4, "and never fewer", 1, 1_000_000, reloadable=True)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Copies of full log files, kept elsewhere.  On when there is a target or a command."""
+
+    target: str = _text(
+        "", "where they go: s3://BUCKET/PREFIX or the whole path of a directory", reloadable=True
+    )
+    command: str = _text(
+        "",
+        "or a command that stores one: {path} is the file, {name} what to call it; exit code 0:"
+        " it is stored",
+        reloadable=True,
+    )
+    verify_command: str = _text(
+        "", "and one that writes the stored copy of {name} to standard output", reloadable=True
+    )
+    verify: str = _text(
+        "content",
+        "content: read every copy back and compare it; size: ask for its size only",
+        choices=("content", "size"),
+        reloadable=True,
+    )
+    timeout: float = _duration(
+        60.0, "a command that takes longer has failed", 0.1, 86_400.0, reloadable=True
+    )
+    check_interval: float = _duration(
+        10.0, "look for full log files so often", 0.1, 3_600.0, reloadable=True
+    )
+    queue_max: int = _size(
+        4 * GIB, "files that wait are too many beyond so many bytes", 0, 1 << 50, reloadable=True
+    )
+    on_queue_full: str = _text(
+        "stop",
+        "stop: keep them all, until the disk's limits stop events; gap: give up the oldest",
+        choices=("stop", "gap"),
+        reloadable=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -96,6 +150,13 @@ class Storage:
     )
     checkpoint_interval: float = _duration(
         60.0, "and at least so often while events arrive", 1.0, 86_400.0, reloadable=True
+    )
+    copy_grace: float = _duration(
+        86_400.0,
+        "files that others replace stay so long, for who copies the directory",
+        0.0,
+        30 * 86_400.0,
+        reloadable=True,
     )
 
 
@@ -111,21 +172,71 @@ class Retention:
         3_600.0, "look for expired log files so often", 1.0, 86_400.0, reloadable=True
     )
     future_hours: int = _count(24, "take events at most so many hours ahead of now", 0, 87_600)
+    grace_after_restore: float = _duration(
+        168 * 3_600.0,
+        "after a restore nothing expires for so long",
+        0.0,
+        3_650 * 86_400.0,
+        reloadable=True,
+    )
+
+
+@dataclass(frozen=True)
+class Backup:
+    """How backups are made."""
+
+    io_limit: int = _size(
+        64 * MIB, "read at most so many bytes a second", 64 * KIB, 1 << 40, reloadable=True
+    )
 
 
 @dataclass(frozen=True)
 class Disk:
-    """When free space runs short."""
+    """When space runs short, in bytes, as part of the file system, and in inodes."""
 
     check_interval: float = _duration(
         10.0, "look at the free space so often", 0.1, 600.0, reloadable=True
     )
+    check_interval_min: float = _duration(
+        0.1, "and so often when it is short or falls fast", 0.01, 60.0, reloadable=True
+    )
     warn_free: int = _size(2 * GIB, "warn when less is free", 0, 1 << 50, reloadable=True)
+    warn_free_ratio: float = _ratio(
+        0.15, "warn when a smaller part of the file system is free", reloadable=True
+    )
     stop_free: int = _size(
         256 * MIB, "refuse events when less is free", 0, 1 << 50, reloadable=True
     )
+    stop_free_ratio: float = _ratio(
+        0.0, "refuse events when a smaller part of the file system is free", reloadable=True
+    )
+    hard_free: int = _size(
+        64 * MIB,
+        "hold background writers still when less is free; at most half of stop_free",
+        0,
+        1 << 50,
+        reloadable=True,
+    )
     resume_margin: int = _size(
         256 * MIB, "take events again when so much more is free", 0, 1 << 50, reloadable=True
+    )
+    resume_hold: float = _duration(10.0, "and has been for so long", 0.0, 3_600.0, reloadable=True)
+    ballast: int = _size(
+        128 * MIB,
+        "keep so much in reserve for a full disk; at most half of stop_free",
+        0,
+        1 << 40,
+        reloadable=True,
+    )
+    inode_warn: int = _count(10_000, "warn when fewer inodes are free", 0, 1 << 40, reloadable=True)
+    inode_warn_ratio: float = _ratio(
+        0.1, "warn when a smaller part of the inodes is free", reloadable=True
+    )
+    inode_stop: int = _count(
+        1_000, "refuse events when fewer inodes are free", 0, 1 << 40, reloadable=True
+    )
+    inode_resume: int = _count(
+        2_000, "take events again when so many are free", 0, 1 << 40, reloadable=True
     )
 
 
@@ -139,9 +250,6 @@ class Limits:
     accounts: int = _count(20_000_000, "accounts with usage", 1_000, 2_000_000_000)
     series: int = _count(50_000_000, "series: account, metric, dimensions", 1_000, 2_000_000_000)
     cells: int = _count(100_000_000, "totals: a series in one period", 1_000, 4_000_000_000)
-    identities: int = _count(
-        400_000_000, "event ids known within the retention", 10_000, 100_000_000_000
-    )
 
 
 @dataclass(frozen=True)
@@ -184,8 +292,10 @@ class Options:
 
     node: Node = Node()
     wal: Wal = Wal()
+    archive: Archive = Archive()
     storage: Storage = Storage()
     retention: Retention = Retention()
+    backup: Backup = Backup()
     disk: Disk = Disk()
     limits: Limits = Limits()
     ingest: Ingest = Ingest()
@@ -302,7 +412,7 @@ def _number(name: str, kind: str, value: Any) -> int | float:
         # Decimal digits of a whole number must not pass through a float.
         digits = float(match[1]) if "." in match[1] else int(match[1])
         value = digits * units[match[2]]
-    if kind == "duration":
+    if kind in ("duration", "ratio"):
         return float(value)
     if not math.isfinite(value) or value != int(value):
         raise _wrong(name, f"{value} is not a whole number")
@@ -310,12 +420,17 @@ def _number(name: str, kind: str, value: Any) -> int | float:
 
 
 def _examples(kind: str) -> str:
-    return {"count": "", "size": ", such as 64MiB", "duration": ", such as 500ms, 10s or 1h"}[kind]
+    return {
+        "count": "",
+        "ratio": ", such as 0.15",
+        "size": ", such as 64MiB",
+        "duration": ", such as 500ms, 10s or 1h",
+    }[kind]
 
 
 def format_value(kind: str, value: float | str) -> str:
     """Write a value the way `parse_value` reads it, in the largest unit that is whole."""
-    if kind in ("text", "count") or isinstance(value, str):
+    if kind in ("text", "count", "ratio") or isinstance(value, str):
         return str(value)
     units: Mapping[str, float] = SIZE_UNITS if kind == "size" else DURATION_UNITS
     for unit, factor in sorted(units.items(), key=lambda item: (-item[1], item[0] == "B")):
@@ -326,7 +441,17 @@ def format_value(kind: str, value: float | str) -> str:
 
 def check(options: Options) -> None:
     """Check what concerns several keys.  Raises ConfigError."""
-    node, disk = options.node, options.disk
+    node, disk, archive = options.node, options.disk, options.archive
+    if options.wal.min_segments > options.wal.max_segments:
+        raise _wrong("wal.min_segments", "must not be above wal.max_segments")
+    if archive.target and archive.command:
+        raise _wrong("archive.command", "either archive.target or archive.command")
+    if archive.target and not archive.target.startswith(("/", "file:///", "s3://")):
+        raise _wrong("archive.target", "s3://BUCKET/PREFIX, or the whole path of a directory")
+    if archive.command and "{path}" not in archive.command:
+        raise _wrong("archive.command", "nothing in it is {path}")
+    if archive.verify_command and "{name}" not in archive.verify_command:
+        raise _wrong("archive.verify_command", "nothing in it is {name}")
     if node.port == node.http_port:
         raise _wrong("node.http_port", f"{node.http_port} is the application port")
     retention = options.retention

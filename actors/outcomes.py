@@ -7,8 +7,7 @@ are looked at one by one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgpack
@@ -30,8 +29,7 @@ STATUS_MASK = 0xF
 REASON_SHIFT = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where the rows of a proposal came from."""
 
     began: float  # monotonic seconds, when ingest took the first of them
@@ -77,7 +75,7 @@ def results(
 ) -> Iterator[tuple[bytes, int, IngestResult]]:
     """Yield (rid, request id, result) of every request of a record."""
     items: dict[int, list[Item]] = {}
-    for i in np.flatnonzero(outcome).tolist():
+    for i in outcome.nonzero()[0].tolist():
         number = int(origin.request_of_row[i])
         items.setdefault(number, []).append(_item(int(origin.row_of_row[i]), int(outcome[i])))
     if origin.refusals is not None and judged is not None:

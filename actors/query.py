@@ -1,16 +1,18 @@
-"""The query actor: answers what memory cannot, from the log files, and what would take long.
+"""The query actor: answers what memory cannot, from segments and log files, and what takes long.
 
 The usage actor passes questions on together with what they must see (`ask`): how far the log was
-applied when the question came, and which rows of files without an index were not stored.  So an
-answer holds exactly what had been acknowledged, whatever is written meanwhile.
+applied when the question came, and which rows of log files without a segment were not stored.  So
+an answer holds exactly what had been acknowledged, whatever is written meanwhile.
 
-Questions take turns, a log file at a time, so a long invoice run neither holds up a short question
-nor the beat.  The rows of an invoice run stay in memory until its last page was fetched or nobody
-has come for a while; a cursor names run and row, so pages belong to one log position.
+Questions take turns, a piece of a segment or log file at a time, so a long invoice run neither
+holds up a short question nor the beat.  The rows of an invoice run stay in memory until its last
+page was fetched or nobody has come for a while; a cursor names run and row, so pages belong to one
+log position.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
@@ -18,12 +20,12 @@ from typing import Any
 
 import msgpack
 
-from meterd.actors import identity, reading
+from meterd.actors import feed, identity, reading
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.log_files import LogFiles, View
+from meterd.actors.mapped import JustDeleted
 from meterd.actors.reading import Steps
-from meterd.actors.totals_files import JustDeleted
 from meterd.core.answers import (
     AnswerContext,
     PartialCells,
@@ -36,7 +38,13 @@ from meterd.core.folded_cells import joined
 from meterd.core.questions import Question, known_versions
 from meterd.core.registry import Registry
 from meterd.protocol.envelope import RequestHeader, decode_request_header
-from meterd.protocol.errors import BadRequest, DeadlineExceeded, MeterdError, Restarting
+from meterd.protocol.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    MeterdError,
+    Restarting,
+    StorageError,
+)
 
 # Work done in one go before the inbox is looked at again.
 TURN_SECONDS = 0.05
@@ -46,6 +54,8 @@ ACCOUNTS_KEPT_MAX = 4_000_000
 RUN_SECONDS = 600.0
 # How often a question looks again for files that went while it was read.
 LOOKS_MAX = 3
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -91,8 +101,8 @@ class Query(Actor):
     def handle(self, frames: list[bytes]) -> None:
         if frames[0] == b"ask":
             self._on_ask(frames)
-        elif frames[0] == b"indexed":
-            self._files.indexed(int(frames[1]))
+        elif frames[0] == b"segmented":
+            self._files.segmented(int(frames[1]))
         elif frames[0] == b"removed":
             self._files.refresh()
 
@@ -164,6 +174,8 @@ class Query(Actor):
             assert result is not None
             self.answers.result(job.rid, job.header.id, kind, result)
         else:
+            if isinstance(error, StorageError):  # the client is not told which file
+                logger.error("a question cannot be answered: %s", error)
             self.answers.error(job.rid, job.header.id, kind, error)
         outcome = "ok" if error is None else "error"
         self.telemetry.add(f'queries_total{{kind="{kind}",result="{outcome}"}}')
@@ -206,7 +218,7 @@ class Query(Actor):
         if question.kind == "events":
             return (yield from reading.read_events(view, question, registry, horizon))
         if question.kind == "feed":
-            return (yield from reading.read_feed(view, question, registry, horizon))
+            return (yield from feed.read_feed(view, question, registry, horizon))
         return (yield from reading.read_cells(view, question, registry))
 
     # Invoice runs

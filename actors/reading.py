@@ -1,6 +1,6 @@
-"""Answers one question from the log files, a file at a time.
+"""Answers one question from segments and log files, a piece at a time.
 
-Each function is a generator that yields between files and returns the result, so that the query
+Each function is a generator that yields between pieces and returns the result, so that the query
 actor can serve several questions at once and keep its beat however long one takes.
 
 Where log files were deleted, totals files say what was in them, and refuse a range that would cut
@@ -9,33 +9,30 @@ through what they have added up; the error names the nearest one that does not.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
-from meterd.actors.log_files import LogFile, View
+import numpy as np
+
+from meterd.actors.log_files import View
+from meterd.actors.segment_files import Segment
+from meterd.core import segment_listing
+from meterd.core.erased_runs import touched
 from meterd.core.folded_cells import Cuts, joined, partial_of
 from meterd.core.gathering import CELLS_MAX, Gathering, find_matches
-from meterd.core.kernels.gather import NUMBER, ROW
-from meterd.core.listing import (
-    PAGE_BYTES_MAX,
-    Page,
-    Place,
-    event_of,
-    feed_cursor,
-    parse_feed_cursor,
-    wanted_events,
-)
-from meterd.core.log_index import KeyRange, Rows, wanted_keys
+from meterd.core.kernels.gather import ENTRY, NUMBER, ROW
+from meterd.core.listing import PAGE_BYTES_MAX, Page, event_of, wanted_events
+from meterd.core.log_index import KeyRange, wanted_keys
 from meterd.core.partial_cells import PartialCells
 from meterd.core.questions import Question, known_versions
 from meterd.core.registry import MetricEntry, Registry
-from meterd.protocol.errors import BadRequest, RangeExpired
-from meterd.protocol.index_format import IndexHeader
-from meterd.protocol.limits import I64_MAX, I64_MIN
+from meterd.protocol.errors import BadRequest
+from meterd.protocol.limits import I64_MIN
 
-# Rows that one request of a feed looks at, and that a listing compares at once.
-FEED_ROWS_MAX = 200_000
+# Rows of a log file that are compared at once.
 LISTING_ROWS = 1 << 16
+# Events that are looked up at once for a page.
+EVENTS_AT_ONCE = 512
 
 Steps = Generator[None, None, Any]
 
@@ -47,15 +44,16 @@ def read_cells(view: View, question: Question, registry: Registry) -> Steps:
     has_members = any(entry.definition.aggregation == "unique" for entry in entries)
     parts = yield from _read_totals(view, question, entries, has_members)
     gathering = Gathering(question, entries, view.identity_key, view.erasures)
-    for number in view.numbers:
-        header = view.header(number)
-        start = question.start
-        if has_members and (header is None or header.has_operations):
-            start = I64_MIN
-        if header is not None and not _may_hold(header, start, question.end):
+    keys = keys_of(view, question, [entry.number for entry in entries])
+    for part in view.parts:
+        reaches_back = has_members and part.may_have_operations
+        start = I64_MIN if reaches_back else question.start
+        if not part.may_hold(start, question.end):
             continue
-        file = view.open(number)
-        keys = _keys(view, question, [entry.number for entry in entries])
+        if part.segment is not None:
+            yield from count_segment(view, part.segment, gathering, reaches_back)
+            continue
+        file = view.log_file(part.first)
         rows = file.rows_of(keys, start, question.end) if keys else file.all_rows()
         for first in range(0, len(rows), LISTING_ROWS):
             gathering.count(file.rows, rows[first : first + LISTING_ROWS])
@@ -90,29 +88,50 @@ def _read_totals(
     return parts
 
 
+def count_segment(view: View, segment: Segment, gathering: Gathering, members: bool) -> Steps:
+    """Count the rows of a segment; `members`: with all that add or remove one before the range."""
+    reader, wanted = view.segment(segment), gathering.wanted
+    cells = gathering.plain_cells() if gathering.is_plain else None
+    for runs in reader.runs(wanted):
+        if cells is not None and not touched(runs, view.erasures):
+            yield from reader.fold(runs, wanted, cells)
+            continue
+        for chunk in reader.chunks(runs, wanted, gathering.needs_properties, members):
+            gathering.count_matches(chunk.heap, chunk.matches)
+            yield
+        yield
+    if cells is not None:
+        gathering.add_plain(cells)
+
+
 def read_events(view: View, question: Question, registry: Registry, horizon: int) -> Steps:
     """Return a page of an account's events, by (timestamp, position)."""
     page = Page(question.limit, question.after)
     start = max(question.start, page.start, horizon)
     wanted = wanted_events(question, registry, start)
     numbers = [entry.number for entry in registry.versions(question.metric)]
-    for number, earliest in _by_time(view, start, question.end):
+    keys = keys_of(view, question, numbers)
+    for place, earliest in _by_time(view, start, question.end):
         if earliest > page.last_timestamp:
             break
-        file = view.open(number)
-        rows = file.rows_of(_keys(view, question, numbers), start, question.end)
+        part = view.parts[place]
+        if part.segment is not None:
+            reader = view.segment(part.segment)
+            for _ in segment_listing.add_to_page(reader, wanted, page, place, view.erasures):
+                yield
+            continue
+        file = view.log_file(part.first)
+        rows = file.rows_of(keys, start, question.end)
         for first in range(0, len(rows), LISTING_ROWS):
             matches, _ = find_matches(
                 file.rows, rows[first : first + LISTING_ROWS], wanted, LISTING_ROWS, view.erasures
             )
-            page.add(number, matches)
+            page.add(place, matches)
             yield
         yield
     events: list[dict[str, Any]] = []
     size = 0
-    for number, match in page.rows():
-        data = view.open(number).rows.data
-        event, event_size = event_of(data, match, registry.entry(match[NUMBER]))
+    for event, event_size in _events(view, page.rows(), registry):
         size += event_size
         if events and size > PAGE_BYTES_MAX:
             break
@@ -120,93 +139,40 @@ def read_events(view: View, question: Question, registry: Registry, horizon: int
     return {"events": events, "next": page.next_cursor(len(events))}
 
 
-def read_feed(view: View, question: Question, registry: Registry, horizon: int) -> Steps:
-    """Return stored events in log order, looking at a bounded number of rows.
-
-    Raises RangeExpired when the cursor's place is gone.
-    """
-    if question.after == "end":
-        end = Place(view.end_file, view.open(view.end_file).row_count)
-        return {"events": [], "next": feed_cursor(end)}
-    oldest = Place(view.numbers[0], 0)
-    place = parse_feed_cursor(question.after) if question.after else oldest
-    if place < oldest:
-        raise RangeExpired(
-            f"events behind this cursor have expired; the oldest left is {feed_cursor(oldest)}"
-        )
-    feed = _Feed(view, question, registry, horizon)
-    while not feed.is_full and place.file_number <= view.end_file:
-        place = feed.read(place)
-        yield
-    return {"events": feed.events, "next": feed_cursor(place)}
-
-
-class _Feed:
-    """One page of a feed."""
-
-    def __init__(self, view: View, question: Question, registry: Registry, horizon: int) -> None:
-        self._view = view
-        self._question = question
-        self._registry = registry
-        self._wanted = wanted_events(question, registry, horizon)
-        self._rows_left = FEED_ROWS_MAX
-        self._bytes_left = PAGE_BYTES_MAX
-        self._at_end = False
-        self.events: list[dict[str, Any]] = []
-
-    @property
-    def is_full(self) -> bool:
-        full = len(self.events) >= self._question.limit
-        return full or self._at_end or self._rows_left <= 0 or self._bytes_left <= 0
-
-    def read(self, place: Place) -> Place:
-        """Read on in one file; return where to go on."""
-        file = self._view.open(place.file_number)
-        rows = self._rows(file, place.row)[: self._rows_left]
-        left = self._question.limit - len(self.events)
-        matches, looked_at = find_matches(file.rows, rows, self._wanted, left, self._view.erasures)
-        self._rows_left -= looked_at
-        for match in matches.tolist():
-            entry = self._registry.entry(match[NUMBER])
-            event, size = event_of(file.rows.data, match, entry)
-            self.events.append(event)
-            self._bytes_left -= size
-            if self._bytes_left <= 0:
-                return Place(place.file_number, match[ROW] + 1)
-        if looked_at < len(rows) or len(rows) == self._rows_left + looked_at:
-            last = int(rows[looked_at - 1]) if looked_at else place.row - 1
-            return Place(place.file_number, last + 1)
-        if place.file_number < self._view.end_file:
-            return Place(place.file_number + 1, 0)
-        self._at_end = True
-        return Place(place.file_number, file.row_count)
-
-    def _rows(self, file: LogFile, first: int) -> Rows:
-        if not self._question.account:
-            return file.all_rows(first)
-        keys = _keys(self._view, self._question, [])
-        rows = file.rows_of(keys, I64_MIN, I64_MAX)
-        return rows[rows.searchsorted(first) :]
+def _events(
+    view: View, rows: list[tuple[int, list[int]]], registry: Registry
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield events and their sizes, of (place of the part, match)."""
+    for first in range(0, len(rows), EVENTS_AT_ONCE):
+        some = rows[first : first + EVENTS_AT_ONCE]
+        heaps: dict[int, Any] = {}
+        for place in dict.fromkeys(place for place, _ in some):
+            part = view.parts[place]
+            if part.segment is None:
+                heaps[place] = (view.log_file(part.first).rows.data, None)
+                continue
+            wanted = np.array([match[ROW] for of, match in some if of == place], np.int64)
+            heap, starts = view.segment(part.segment).event_entries(wanted)
+            heaps[place] = (heap, dict(zip(wanted.tolist(), starts.tolist(), strict=True)))
+        for place, match in some:
+            heap, entries = heaps[place]
+            if entries is not None:
+                match[ENTRY] = entries[match[ROW]]
+            yield event_of(heap, match, registry.entry(match[NUMBER]))
 
 
-def _keys(view: View, question: Question, numbers: list[int]) -> list[KeyRange]:
-    """Return the keys to look up, or none when every account is wanted."""
+def keys_of(view: View, question: Question, numbers: list[int]) -> list[KeyRange]:
+    """Return the keys to look up in log files, or none when every account is wanted."""
     if not question.account:
         return []
     return wanted_keys(view.identity_key, question.account.encode(), question.subtree, numbers)
 
 
 def _by_time(view: View, start: int, end: int) -> list[tuple[int, int]]:
-    """Return (file number, earliest timestamp that it may hold), earliest first."""
+    """Return (place of the part, earliest timestamp that it may hold), earliest first."""
     found = []
-    for number in view.numbers:
-        header = view.header(number)
-        if header is None:
-            found.append((number, I64_MIN))
-        elif _may_hold(header, start, end):
-            found.append((number, header.min_timestamp))
+    for place, part in enumerate(view.parts):
+        if part.may_hold(start, end):
+            earliest = part.segment.header.min_timestamp if part.segment else I64_MIN
+            found.append((place, earliest))
     return sorted(found, key=lambda pair: pair[1])
-
-
-def _may_hold(header: IndexHeader, start: int, end: int) -> bool:
-    return header.max_timestamp >= start and header.min_timestamp < end

@@ -2,18 +2,20 @@
 
 Bounded in size (two files) and in rate, because a client that sends nothing but mistakes must not
 fill the disk or keep the node busy; what was left out is counted.  Never synced: it proves nothing.
+What finds no room on the disk is left out too, and the file still ends with a whole entry.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from meterd.actors.disk import FILE_MODE, atomic_write
-from meterd.protocol.errors import BadRequest
+from meterd.actors.disk import FILE_MODE, atomic_write, full_disk_told, write_all
+from meterd.protocol.errors import BadRequest, DiskFull
 from meterd.protocol.refused_format import Walk, decode_entry, encode_entry, encode_header
 
 FILE_SIZE_MAX = 16 * 1024 * 1024
@@ -44,8 +46,9 @@ class RefusedLog:
         self._left = RATE_MAX
         for place in (1, 0):
             self._read(place)
-        self._file = open(self._paths[0], "r+b")  # noqa: SIM115 - kept open
-        self._file.truncate(self._size)
+        self._descriptor = -1  # of the first file; -1 while there was no room to begin one
+        with contextlib.suppress(DiskFull):
+            self._open()
 
     def write(self, events: list[dict[str, Any]], second: int) -> int:
         """Append events, each a map; return how many were left out in this `second`."""
@@ -53,21 +56,42 @@ class RefusedLog:
             self._second, self._left = second, RATE_MAX
         taken = events[: self._left]
         self._left -= len(taken)
+        written = 0
+        with contextlib.suppress(DiskFull):
+            while written < len(taken):
+                written += self._write_some(taken[written:])
+        return len(events) - written
+
+    def _write_some(self, events: list[dict[str, Any]]) -> int:
+        """Append as many of the first events as the file takes; return how many.
+
+        Raises DiskFull, and none of them is there.
+        """
+        if self._descriptor < 0:
+            self._open()
         pieces: list[bytes] = []
-        for event in taken:
-            piece = encode_entry(self._next, event)
-            if self._size + len(piece) > FILE_SIZE_MAX:
-                self._append(pieces)
-                pieces = []
-                self._rotate()
-            if not self._offsets[0]:
-                self._first[0] = self._next
-            self._offsets[0].append(self._size)
-            self._size += len(piece)
-            self._next += 1
+        offsets, size = array("Q"), self._size
+        for event in events:
+            piece = encode_entry(self._next + len(pieces), event)
+            if size + len(piece) > FILE_SIZE_MAX:
+                break
+            offsets.append(size)
             pieces.append(piece)
-        self._append(pieces)
-        return len(events) - len(taken)
+            size += len(piece)
+        if not pieces:
+            self._rotate()
+            return 0
+        try:
+            write_all(self._descriptor, b"".join(pieces), self._size)
+        except DiskFull:
+            os.ftruncate(self._descriptor, self._size)
+            raise
+        if not self._offsets[0]:
+            self._first[0] = self._next
+        self._offsets[0].extend(offsets)
+        self._next += len(pieces)
+        self._size = size
+        return len(pieces)
 
     def page(self, limit: int, after: str | None) -> dict[str, Any]:
         """Return the entries before a cursor, newest first.  Raises BadRequest."""
@@ -88,7 +112,10 @@ class RefusedLog:
         return {"events": events, "next": f"r.{number}" if more else None}
 
     def forget(self, is_gone: Callable[[dict[str, Any]], bool]) -> None:
-        """Write both files anew, without what some entries said; their numbers and times stay."""
+        """Write both files anew, without what some entries said; their numbers and times stay.
+
+        Raises DiskFull; asked again, it goes on.
+        """
         for place, path in enumerate(self._paths):
             buffer = Path(path).read_bytes() if os.path.exists(path) else b""
             found = [decode_entry(buffer, offset) for offset in self._offsets[place]]
@@ -105,31 +132,37 @@ class RefusedLog:
             atomic_write(path, pieces)
             self._offsets[place] = offsets
             if place == 0:
-                self._file.close()
+                self.close()
                 self._size = size
-                self._file = open(path, "r+b")  # noqa: SIM115 - kept open
+                self._open()
 
     def close(self) -> None:
-        self._file.close()
-
-    def _append(self, pieces: list[bytes]) -> None:
-        if pieces:
-            self._file.seek(0, os.SEEK_END)
-            self._file.write(b"".join(pieces))
-            self._file.flush()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _rotate(self) -> None:
-        self._file.close()
-        os.replace(self._paths[0], self._paths[1])
+        self.close()
+        with full_disk_told():
+            os.replace(self._paths[0], self._paths[1])
         self._offsets = [array("Q"), self._offsets[0]]
         self._first[1] = self._first[0]
-        self._begin()
-        self._file = open(self._paths[0], "r+b")  # noqa: SIM115 - kept open
+        self._size = 0
+        self._open()
 
-    def _begin(self) -> None:
-        with open(self._paths[0], "wb", opener=_private) as file:
-            file.write(encode_header())
-        self._size = len(encode_header())
+    def _open(self) -> None:
+        """Open the first file, with a header, cut behind its last entry.  Raises DiskFull."""
+        with full_disk_told():
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            descriptor = os.open(self._paths[0], flags, FILE_MODE)
+        try:
+            os.ftruncate(descriptor, self._size)
+            if self._size == 0:
+                self._size = write_all(descriptor, encode_header(), 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
 
     def _read(self, place: int) -> None:
         """Find the entries of a file from before; what does not check at its end is cut off."""
@@ -145,8 +178,6 @@ class RefusedLog:
             self._next = number + 1
         if place == 0:
             self._size = walk.end
-            if not walk.end:
-                self._begin()
 
     def _place(self, number: int) -> tuple[int, int] | None:
         """Return (file, offset) of an entry, or None when it is gone."""
@@ -154,10 +185,6 @@ class RefusedLog:
             if first <= number < first + len(offsets):
                 return file, offsets[number - first]
         return None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
 
 
 def _parse_cursor(text: str) -> int:

@@ -1,7 +1,8 @@
 """The replication actor: proposals from ingest become records; durable records are committed.
 
 It hands every record to the WAL-writer (to make durable) and to usage (which unpacks it while the
-disk works) and tells usage when it is committed.  All deciding is in `core.replica`.
+disk works).  When nobody else need have a record it says so to the WAL-writer, which then tells
+usage itself that it is committed: one hop less.  All deciding is in `core.replica`.
 """
 
 from __future__ import annotations
@@ -50,17 +51,17 @@ class Replication(Actor):
         fields["slices"] = bytearray(fields["slices"])
         append = self._replica.propose(Proposal(payload=payload, **fields), time.time_ns())
         sequence = append.sequence.to_bytes(8, "little")
-        self.send("wal_writer", [b"append", sequence, append.head, payload])
+        kind = b"append_commit" if append.commits else b"append"
+        self.send("wal_writer", [kind, sequence, append.head, payload])
         self.send("usage", [b"record", sequence, append.head, payload, origin])
         if accepted:
             self.send("router", [b"answers", *accepted])
 
     def _on_durable(self, frames: list[bytes]) -> None:
-        """The WAL-writer has made records durable: they are committed."""
+        """The WAL-writer has made records durable, and usage knows that they are committed."""
         if self._replica is None:
             raise InvariantViolation("a record is durable that was never appended")
         self._replica.durable(np.frombuffer(frames[1], np.uint64).reshape(-1, 4)[:, 0])
-        self.send("usage", [b"commit", *frames[1:]])
 
     def drained(self) -> bool:
         return self._replica is None or self._replica.waiting == 0

@@ -10,12 +10,19 @@ from meterd.actors import identity
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.bundle import unbundle
+from meterd.actors.housekeeping.archive import Archive
+from meterd.actors.housekeeping.backups import Backups
+from meterd.actors.housekeeping.disk_report import DiskReport
 from meterd.actors.housekeeping.disk_watch import DiskWatch
-from meterd.actors.housekeeping.indexes import Indexes
 from meterd.actors.housekeeping.jobs import Jobs
+from meterd.actors.housekeeping.log_holding import LogHolding
 from meterd.actors.housekeeping.log_retention import LogRetention
+from meterd.actors.housekeeping.log_status import LogStatus
+from meterd.actors.housekeeping.pins import Pins
 from meterd.actors.housekeeping.refusals import Refusals
 from meterd.actors.housekeeping.registry_copy import RegistryCopy
+from meterd.actors.housekeeping.second_names import SecondNames
+from meterd.actors.housekeeping.segments import Segments
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.housekeeping.totals import Totals
 from meterd.actors.log_files import LogFiles
@@ -37,6 +44,9 @@ class RetentionSweeper(Actor):
         self.files = LogFiles(node.data_dir, identity.read(node.data_dir).identity_key)
         self.registry = RegistryCopy(node.data_dir)
         self.jobs = Jobs(self)
+        self.pins = Pins(self)
+        self.holding = LogHolding(self, self.pins)
+        self.archive = Archive(self, self.holding)
         self._services = self._make_services()
         self._listeners = {kind: one for one in self._services for kind in one.messages}
         self._servers = {kind: one for one in self._services for kind in one.requests}
@@ -44,22 +54,34 @@ class RetentionSweeper(Actor):
         self.ready()
 
     def _make_services(self) -> list[Service]:
-        indexes = Indexes(self)
+        segments = Segments(self)
         totals = Totals(self)
-        retention = LogRetention(self, indexes, totals)
+        retention = LogRetention(self, segments, self.holding, totals)
+        self._disk = DiskWatch(self, retention)
         self._refusals = Refusals(self)
         return [
             self.jobs,
-            DiskWatch(self, retention),
-            indexes,
+            self._disk,
+            DiskReport(self, self._disk),
+            segments,
+            self.pins,
             totals,
             retention,
+            self.archive,
+            LogStatus(self, retention),
             self._refusals,
+            Backups(self, self.pins),
+            SecondNames(self, self.pins, self._disk),
         ]
 
     def forget_refused(self, erasures: Erasures) -> None:
         """Forget the refused events of erased accounts."""
         self._refusals.forget(erasures)
+
+    @property
+    def holds_still(self) -> bool:
+        """Is the disk so full that only what makes room may write?  Every service asks this."""
+        return self._disk.standing.state == "hard"
 
     def handle(self, frames: list[bytes]) -> None:
         if frames[0] == b"requests":

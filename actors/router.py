@@ -7,9 +7,11 @@ admits a bounded number and size of requests; everything behind it is bounded by
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgpack
 import zmq
@@ -20,12 +22,14 @@ from meterd.actors.actor import Actor
 from meterd.actors.answering import MAP_VERSION, answer_frames, error_frames
 from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.disk import atomic_write
+from meterd.actors.idle_poll import IdlePoll
 from meterd.actors.listener_guard import ListenerGuard
 from meterd.actors.sockets import Frame
 from meterd.protocol import body as bodies
 from meterd.protocol import checkpoint_format
 from meterd.protocol.envelope import RequestHeader, decode_request
 from meterd.protocol.errors import (
+    DiskFull,
     MeterdError,
     Overloaded,
     Refused,
@@ -49,7 +53,9 @@ HALT_MESSAGE = "the node takes no events for the time being; questions are answe
 PORTION = 32
 PORTION_SIZE = 1024 * 1024
 MAP_FILE = "partition_map.bin"
-HALT_HINT = "see meterctl status; what was sent is not stored and may be sent again"
+HALT_HINT = "meterctl health says what is short; what was sent is not stored and may be sent again"
+
+logger = logging.getLogger(__name__)
 
 # rid, request id, kind, size, expires, descriptor of its connection
 Waiting = tuple[bytes, int, str, int, float, int]
@@ -74,7 +80,9 @@ class Router(Actor):
         self._address = f"tcp://{host}:{node.port}"
         self._clients = sockets.client_listener(self._address)
         self._guard = ListenerGuard(node.port, self.options.limits.connections, self.telemetry)
-        self.listen(self._clients, self._on_client, self._guard.receive)
+        self.listen(self._clients, self._on_client, self._guard.receive, self._guard.waits)
+        self._idle_poll = IdlePoll(node.idle_poll)
+        self._map_unsaved = False
         self._write_map()
         for actor in ("usage", "retention_sweeper"):
             self.send(actor, [b"hello", self.name.encode()])
@@ -82,12 +90,22 @@ class Router(Actor):
     def _write_map(self) -> None:
         """Keep the partition map beside the data: who leads what."""
         state = {"kind": "partition_map", **self._map()}
-        path = os.path.join(self.options.node.data_dir, MAP_FILE)
-        atomic_write(path, checkpoint_format.encode(state, {}))
+        path = Path(self.options.node.data_dir, MAP_FILE)
+        encoded = b"".join(checkpoint_format.encode(state, {}))
+        try:
+            if not path.exists() or path.read_bytes() != encoded:
+                atomic_write(path, encoded)
+        except DiskFull as full:
+            if not self._map_unsaved:
+                logger.warning("no room for %s; it is written later: %s", MAP_FILE, full)
+            self._map_unsaved = True
+        else:
+            self._map_unsaved = False
 
     # Clients
 
     def _on_client(self, frames: list[bytes]) -> None:
+        self._idle_poll.extend()
         rid = frames[0]
         try:
             header, body = decode_request(frames[1:])
@@ -155,7 +173,7 @@ class Router(Actor):
     def _reply(self, frames: Sequence[Frame]) -> bool:
         """Send one answer; a client that does not take it loses it and asks again."""
         try:
-            sockets.send(self._clients, frames, zmq.NOBLOCK)
+            sockets.send(self._clients, frames, sockets.NOBLOCK)
             return True
         except zmq.Again:
             self.telemetry.add("slow_client_drops_total")
@@ -170,6 +188,7 @@ class Router(Actor):
     def handle(self, frames: list[bytes]) -> None:
         kind = frames[0]
         if kind == b"answers":
+            self._idle_poll.extend()
             for ticket, header, body in unbundle(frames[1:]):
                 waiting = self._waiting.pop(ticket, None)
                 if waiting is not None:  # else it was answered or forgotten before
@@ -221,6 +240,8 @@ class Router(Actor):
         """Forget requests whose clients have stopped waiting; look after the listener's memory."""
         if now >= self._expiry_due:
             self._expiry_due = now + EXPIRY_SECONDS
+            if self._map_unsaved:
+                self._write_map()
             for ticket, waiting in list(self._waiting.items()):
                 if waiting[4] <= now:
                     del self._waiting[ticket]

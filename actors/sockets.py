@@ -44,8 +44,9 @@ VIEW_SIZE = 8 * 1024
 
 # The plain calls: what pyzmq puts around them costs some microseconds for each frame.
 _send, _receive, _get = _Backend.send, _Backend.recv, _Backend.get
-_NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
-_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
+NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)  # plain numbers: an enum's | is a function
+_READABLE = int(zmq.POLLIN)
+_EVENTS = zmq.SocketOption.EVENTS  # not its number: pyzmq would look for the option again
 
 Frame = bytes | memoryview
 
@@ -85,10 +86,10 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Any], flags: int = 0) -> No
 
 def receive(socket: zmq.Socket[bytes]) -> list[Any]:
     """Take one message, large frames as read-only views.  Raises zmq.Again when none waits."""
-    frame = _receive(socket, _NOBLOCK, False)
+    frame = _receive(socket, NOBLOCK, False)
     frames = [content(frame)]
     while frame.more:
-        frame = _receive(socket, _NOBLOCK, False)
+        frame = _receive(socket, NOBLOCK, False)
         frames.append(content(frame))
     return frames
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from meterd.actors.disk import atomic_write
+from meterd.actors.sockets import Frame
 from meterd.core.erasures import Erasure
 from meterd.protocol import checkpoint_format, log_format
-from meterd.protocol.errors import Corrupt
+from meterd.protocol.errors import Corrupt, DiskFull
 from meterd.protocol.log_format import Damaged
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ class Standing:
         self._usage = usage
         self._path = Path(usage.options.node.data_dir, FILE_NAME)
         self._written = 0  # erasures in the file that the state knows
+        self._waits = False  # for room
+        self._answers: list[Frame] = []  # that may leave when the file is written
         self.saves_due = 0
+        self._told: tuple[int, int, int] | None = None  # horizons and erasures
         self.missing: set[bytes] = set()  # erasures to be applied before any question is answered
 
     def begin(self) -> None:
@@ -45,7 +49,8 @@ class Standing:
         This is proposed before anybody may propose events.  Raises Corrupt.
         """
         state = self._usage.state
-        missing = [one for one in read_erasures(self._path) if not state.erasures.knows(one.id)]
+        known = read_erasures(self._path)
+        missing = [one for one in known if not state.erasures.knows(one.id)]
         self.missing = {erasure.id for erasure in missing}
         for erasure in missing:
             command = {
@@ -58,23 +63,49 @@ class Standing:
             self._usage.propose(log_format.ACCOUNT, erasure.partition, command)
         if missing:
             logger.warning("erasing %d accounts again: the state is from before", len(missing))
-        elif len(state.erasures):
-            self._write()
-        self._written = len(state.erasures)
+        if {one.id for one in state.erasures} <= {one.id for one in known}:
+            self._written = len(state.erasures)
+        self.turn()
         self.announce()
 
-    def follow(self) -> None:
-        """A command was applied: keep and tell what it has changed."""
+    def follow(self, answers: list[Frame]) -> None:
+        """A command was applied: keep and tell what it has changed, then let its answers go."""
         self.missing = {one for one in self.missing if not self._usage.state.erasures.knows(one)}
-        if len(self._usage.state.erasures) != self._written:
-            self._write()
-            self._written = len(self._usage.state.erasures)
-            self.saves_due = SAVES
+        self._answers += answers
+        self.turn()
         self.announce()
+
+    def turn(self) -> None:
+        """Write what is new, as soon as there is room for it; then answers may leave."""
+        count = len(self._usage.state.erasures)
+        if count != self._written:
+            try:
+                self._write()
+            except DiskFull as full:
+                if not self._waits:
+                    logger.warning("no room for %s; it is written later: %s", FILE_NAME, full)
+                self._waits = True
+                return
+            self._waits, self._written, self.saves_due = False, count, SAVES
+        if self._answers:
+            self._usage.answers.add(self._answers)
+            self._answers = []
+
+    def saved(self) -> None:
+        """A checkpoint was begun."""
+        self.saves_due = max(0, self.saves_due - 1)
+
+    def forget_told(self) -> None:
+        """The retention sweeper has started anew: it must be told again."""
+        self._told = None
 
     def announce(self) -> None:
-        """Tell the retention sweeper."""
+        """Tell the retention sweeper, if anything has changed."""
         state = self._usage.state
+        told = (state.horizon, state.totals_horizon, len(state.erasures))
+        if told == self._told:
+            return
+        self._told = told
         said = {
             "horizon": state.horizon,
             "totals_horizon": state.totals_horizon,

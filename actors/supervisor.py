@@ -130,6 +130,7 @@ class Supervisor:
         self._state = "starting"
         self._reload: dict[str, object] = {"successful": True, "at": time.time()}
         self._wake: tuple[int, int] = (-1, -1)
+        self._actors_unsaved = False  # there was no room for what the outside sees
 
     def run(self) -> int:
         """Serve until a signal or a failure ends the node."""
@@ -169,6 +170,8 @@ class Supervisor:
             self._attend(unit, now)
         self._watch(now)
         self._notice_ready()
+        if self._actors_unsaved:
+            self._write_actors()
         self._notifier.beat(now)
         return signals
 
@@ -345,7 +348,12 @@ class Supervisor:
         try:
             self._replace(ACTORS_FILE, json.dumps(page))
         except OSError as error:
-            logger.warning("cannot write %s: %s", ACTORS_FILE, error)  # a full disk; work goes on
+            if not self._actors_unsaved:
+                # A full disk.  Work goes on, and it is tried again every second.
+                logger.warning("cannot write %s: %s", ACTORS_FILE, error)
+            self._actors_unsaved = True
+        else:
+            self._actors_unsaved = False
 
     def _write_options(self) -> None:
         self._replace(OPTIONS_FILE, self._options.to_json())

@@ -11,23 +11,23 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from meterd.actors.disk import atomic_write, sync_directory
-from meterd.actors.mapping import map_file
+from meterd.actors.mapped import JustDeleted, map_file
+from meterd.actors.segment_files import read_segment
 from meterd.core.erasures import Erasures
 from meterd.core.folded import Folded, fold_question, folded, merged
 from meterd.core.gathering import Gathering
 from meterd.core.registry import Registry
+from meterd.core.segment_reader import SegmentReader
 from meterd.core.totals_file import SPAN_CELLS, TotalsFile, TotalsWriter
 from meterd.protocol import checkpoint_format
-from meterd.protocol.errors import Corrupt, Internal, RangeExpired, StorageError
+from meterd.protocol.errors import Corrupt, Internal, StorageError
 from meterd.protocol.log_format import Damaged
-
-if TYPE_CHECKING:
-    from meterd.actors.log_files import LogFile
+from meterd.protocol.segment_format import SegmentName
 
 _NAME = re.compile(r"totals-(\d{12})-(\d{12})\.tot")
 # Rows folded in one go.
@@ -35,14 +35,8 @@ FOLD_ROWS = 1 << 18
 # Files of about the same size that become one, and what a file may grow to.
 MERGE_FILES = 4
 CELLS_MAX = 50_000_000
-# Superseded files stay so long: a copy that is being made may have listed them.
-GRACE_SECONDS = 86_400.0
 
 logger = logging.getLogger(__name__)
-
-
-class JustDeleted(RangeExpired):
-    """A file went while it was looked for; what it held is found by looking again."""
 
 
 class Covered(NamedTuple):
@@ -131,41 +125,54 @@ class Making(NamedTuple):
     erasures: Erasures
 
 
-def fold(directory: str, file: LogFile, registry: Registry, making: Making) -> int:
-    """Make the totals file of one full log file, durably; return the events in it.
+def fold(
+    directory: str,
+    name: SegmentName,
+    registry: Registry,
+    making: Making,
+    step: Callable[[], None] = lambda: None,
+) -> int:
+    """Make the totals file of one segment, durably; return the events in it.
 
-    Raises StorageError when not every stored row could be counted; nothing is made then.
+    step: called now and then; what it raises ends the work.  Raises Corrupt; StorageError when not
+    every stored row could be counted.  Nothing is made then.
     """
-    assert file.header is not None
-    header, entries = file.header, registry.entries
-    if not header.stored_count:
-        parts: list[Folded] = []
-        erased = 0
-    else:
-        parts, erased = _folded_rows(file, registry, making)
+    reader = read_segment(directory, name)
+    stored = reader.header.row_count
+    parts: list[Folded] = []
+    erased = 0
+    if stored:
+        for gathering in _gathered(reader, registry, making, step):
+            parts.append(folded(gathering.partial()))
+            erased += gathering.erased
     whole = merged(parts).coarsened(making.horizon) if parts else None
     counted = 0 if whole is None else whole.count
-    if counted + erased != header.stored_count:
+    if counted + erased != stored:
         raise StorageError(
-            f"log file {file.number} has {header.stored_count} events, {counted} could be folded"
-            f" by {len(entries)} metrics; it stays"
+            f"{name.file('.seg')} has {stored} events, {counted} could be folded by"
+            f" {len(registry.entries)} metrics; it stays"
         )
-    covered = Covered(file.number, file.number)
+    covered = Covered(name.first, name.last)
     return write(directory, covered, making, [] if whole is None else [whole])
 
 
-def _folded_rows(file: LogFile, registry: Registry, making: Making) -> tuple[list[Folded], int]:
-    assert file.header is not None
-    header = file.header
-    question = fold_question(registry.entries, header.min_timestamp, header.max_timestamp)
-    rows = file.all_rows()
-    parts, erased = [], 0
-    for first in range(0, len(rows), FOLD_ROWS):
-        gathering = Gathering(question, registry.entries, making.erasures.key, making.erasures)
-        gathering.count(file.rows, rows[first : first + FOLD_ROWS])
-        parts.append(folded(gathering.partial()))
-        erased += gathering.erased
-    return parts, erased
+def _gathered(
+    reader: SegmentReader, registry: Registry, making: Making, step: Callable[[], None]
+) -> Iterator[Gathering]:
+    """Yield all rows of a segment, about `FOLD_ROWS` at once."""
+    header, entries = reader.header, registry.entries
+    question = fold_question(entries, header.min_timestamp, header.max_timestamp)
+    gathering, rows = Gathering(question, entries, making.erasures.key, making.erasures), 0
+    for runs in reader.runs(gathering.wanted):
+        for chunk in reader.chunks(runs, gathering.wanted, gathering.needs_properties, True):
+            rows += len(chunk.matches)
+            gathering.count_matches(chunk.heap, chunk.matches)
+            step()
+            if rows >= FOLD_ROWS:
+                yield gathering
+                gathering = Gathering(question, entries, making.erasures.key, making.erasures)
+                rows = 0
+    yield gathering
 
 
 def write(directory: str, covered: Covered, making: Making, parts: Iterable[Folded]) -> int:
@@ -242,8 +249,11 @@ def to_merge(files: Sequence[TotalsFile]) -> Sequence[TotalsFile]:
     return chosen if len(chosen) >= MERGE_FILES else ()
 
 
-def remove_superseded(directory: str, stand: Sequence[Covered], at_once: bool) -> list[str]:
-    """Delete totals files that lie within those that stand, after a while; return their names."""
+def remove_superseded(directory: str, stand: Sequence[Covered], grace: float) -> list[str]:
+    """Delete totals files that lie within those that have stood for `grace` seconds.
+
+    A copy that is being made may have listed them.  Returns their names.
+    """
     gone = []
     now = time.time()
     for path in Path(directory).glob("totals-*.tot"):
@@ -256,7 +266,7 @@ def remove_superseded(directory: str, stand: Sequence[Covered], at_once: bool) -
         if cover is None:
             continue
         age = now - (Path(directory) / cover.name).stat().st_mtime
-        if at_once or age > GRACE_SECONDS:
+        if age >= grace:
             path.unlink()
             gone.append(path.name)
     if gone:

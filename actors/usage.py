@@ -13,19 +13,23 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
 
-from meterd.actors import identity, replay
+from meterd.actors import identity, replay, restored
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.asking import Asking
 from meterd.actors.bundle import bundle, unbundle
+from meterd.actors.checkpoint_requests import CheckpointRequests
 from meterd.actors.checkpoints import Checkpoints
+from meterd.actors.cuts import Cuts
 from meterd.actors.disk import atomic_write
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
+from meterd.actors.identity_store import IdentityStore
 from meterd.actors.journal import timed
 from meterd.actors.outcomes import (
     NO_REQUESTS,
@@ -37,31 +41,40 @@ from meterd.actors.outcomes import (
 )
 from meterd.actors.sockets import Frame
 from meterd.actors.standing import Standing
+from meterd.core.commit_queue import CommitQueue
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups
 from meterd.core.refused_rows import RefusedRows
 from meterd.core.replica import single_slice
 from meterd.core.state import DAY_NS, StateMachine
 from meterd.protocol import checkpoint_format, log_format
-from meterd.protocol.errors import InvariantViolation, exception_of
+from meterd.protocol.errors import DiskFull, exception_of
 from meterd.protocol.log_format import Record
-from meterd.protocol.result import encode_result
+from meterd.protocol.result import Item, encode_result
 
 HOUR_NS = DAY_NS // 24
 # A checkpoint is also due after so many records: small ones cost more to replay than their events.
 CHECKPOINT_RECORDS = 20_000
-# Identities not yet saved find room here at least: a checkpoint's events and all that the router
-# admits meanwhile.  It is address space only.
-JOURNAL_MIN = 16_000_000
+# So many identities in memory become a run: 29 bytes each, twice.  Until it is made more find room,
+# and beyond `RECENT_WAIT` everything waits for it.
+RECENT_FLUSH = 2_000_000
+RECENT_WAIT = 6_000_000
+RECENT_MAX = 8_000_000
 # Beyond this no new events are taken, so that what is in the log always finds room.
 FILL_MAX = 0.95
 FULL_RETRY_MS = 10_000
+# How often to look whether a checkpoint that somebody waits for is durable.
+SAVING_SECONDS = 0.01
+DURATION = 'ingest_duration_seconds{mode="sync"}'
 # What counts events that were not stored, by status; with the reason, where it has that label.
 COUNTERS = {
     "duplicate": "events_duplicate_total",
     "conflict": "events_conflict_total",
     "rejected": 'events_rejected_total{{reason="{}"}}',
 }
+
+# Who asked for a record: of events parsed, of a command as it came.
+Asked = Any
 
 logger = logging.getLogger(__name__)
 
@@ -78,12 +91,11 @@ class Usage(Actor):
         self.state = StateMachine(
             words,
             Capacity(
-                identities=limits.identities,
+                recent=RECENT_MAX,
                 accounts=limits.accounts,
                 series=limits.series,
                 cells=limits.cells,
                 members=limits.cells,
-                journal=max(limits.identities // 8, JOURNAL_MIN),
             ),
         )
         self.refused = RefusedRows()
@@ -92,26 +104,31 @@ class Usage(Actor):
         self.answers = Answers(self)
         self._asking = Asking(self)
         self._standing = Standing(self)
-        self._pending: dict[int, tuple[Record, Frame]] = {}
+        self._commits: CommitQueue[tuple[Record, Asked]] = CommitQueue()
+        self._answered: list[tuple[float, int, int, int, int]] = []  # of this turn, to be counted
+        self._cuts = Cuts(self)
         self._judge_after: dict[int, list[Frame]] = {}  # by the record they came behind
-        self._checkpoints = Checkpoints(directory)
-        self._records_unsaved = 0
+        self._identities = IdentityStore(directory, self.state, RECENT_FLUSH)
+        self._checkpoints = Checkpoints(directory, self._identities)
+        self._checkpoint_requests = CheckpointRequests(self)
+        self._records_unsaved = self._events_unsaved = 0
+        self._retention_told: dict[str, Any] | None = None
         self.serving = False
         self._expire_due = 0.0
         self._full = False
+        self._disk_hard = False  # the disk is so full that only what makes room may write
+        self._room_told = False  # has the sweeper been told that a checkpoint waits for space?
+        self._registry_unsaved = False
         self._saved_at = time.monotonic()
         self._load()
 
     def _load(self) -> None:
         self.lifeline.say("status loading the checkpoint")
-        with timed("checkpoint checked"):
-            found = self._checkpoints.load()
-            if found is None:
-                return
-            state, arrays = found
-            self.state.restore(state, arrays)
-            for entries in self._checkpoints.identities():
-                self.state.restore_identities(entries)
+        with timed("checkpoint loaded"):
+            self._checkpoints.load(self._restore)
+
+    def _restore(self, state: dict[str, Any], arrays: dict[str, Any]) -> None:
+        self.state.restore(state, arrays)
         self.refused = RefusedRows.from_map(state["refused"])
         self.groups = Groups.unpacked(state["log"])
         self.position = replay.Position(*state["position"])
@@ -125,33 +142,47 @@ class Usage(Actor):
     def handle(self, frames: list[bytes]) -> None:
         kind = frames[0]
         if kind == b"commit":
-            self._on_commit(frames)
+            located = np.frombuffer(frames[1], np.uint64).reshape(-1, 4).tolist()
+            self._commits.add_commit(located, np.frombuffer(frames[2], np.uint64).tolist())
+            self._apply_committed()
         elif kind == b"record":
-            record = log_format.parse_frames(frames[2], frames[3])
-            self._pending[int.from_bytes(frames[1], "little")] = (record, frames[4])
+            record, origin = log_format.parse_frames(frames[2], frames[3]), frames[4]
+            asked = parse_origin(origin) if record.kind == log_format.EVENTS else origin
+            self._commits.add_record(int.from_bytes(frames[1], "little"), (record, asked))
+            self._apply_committed()
         elif kind == b"requests":
             for rid, header, body in unbundle(frames[1:]):
                 self._asking.on_request(rid, header, body)
         elif kind == b"judge":
-            if self._pending:  # what came before is not applied yet
-                self._judge_after.setdefault(max(self._pending), []).append(frames[1])
+            before = self._commits.newest
+            if before is not None:  # what came before is not applied yet
+                self._judge_after.setdefault(before, []).append(frames[1])
             else:
                 self._judge(frames[1])
         elif kind == b"replay":
             self._on_replay(frames)
-        elif kind == b"indexed":
+        elif kind == b"segmented":
             self.refused.forget(int(frames[1]))
-        elif kind == b"remove":
-            self._on_remove(msgpack.unpackb(frames[1]))
+        elif kind == b"save":
+            if self.serving:
+                self._checkpoint_requests.ask()
+        elif kind == b"disk":
+            self._disk_hard = frames[1] == b"hard"
+        elif kind == b"cut":
+            self._cuts.ask(msgpack.unpackb(frames[1]))
         elif kind == b"hello":
             self._on_hello(frames[1].decode())
 
     def enough(self) -> bool:
         """Answer one block's requests before the next, so that their clients can go on."""
-        return not self.answers.empty
+        return not self.answers.empty or bool(self._answered)
 
     def flush(self) -> None:
+        """Answer, then do what no client waits for."""
         self.answers.send()
+        if self._answered:
+            self._count_answered()
+            self.maybe_save()
 
     # Start
 
@@ -166,7 +197,9 @@ class Usage(Actor):
         self.telemetry.set("wal_recovery_duration_seconds", seconds)
         self.telemetry.set("wal_recovered_events", events)
         self.serving = True
-        self._save_registry()
+        if self.state.registry.entries:
+            self._save_registry()  # the end may have come before there was room for it
+        self.send("retention_sweeper", [b"hello", self.name.encode()])
         self._standing.begin()
         self._announce_registry([])
         self.answers.send()
@@ -183,7 +216,11 @@ class Usage(Actor):
         if actor == "router":
             self.send("router", [b"hello", self.name.encode()])
         elif actor == "retention_sweeper":
+            self._retention_told = None
+            self._standing.forget_told()
             self._standing.announce()
+            self._tell_retention()
+            self._room_told = False
             for number in self.refused.files():
                 if number < self.position.file_number:
                     self._announce_sealed(number)
@@ -202,18 +239,16 @@ class Usage(Actor):
 
     # Committed records
 
-    def _on_commit(self, frames: list[bytes]) -> None:
-        words = np.frombuffer(frames[1], np.uint64).reshape(-1, 4).tolist()
-        for sequence, file_number, _, first_row in words:
-            pending = self._pending.pop(sequence, None)
-            if pending is None:
-                raise InvariantViolation(f"record {sequence} is committed but never came")
-            record, origin = pending
+    def _apply_committed(self) -> None:
+        """Apply the next block, if its commit and its records are here."""
+        block = self._commits.take()
+        if block is None:
+            return
+        for (sequence, file_number, _, first_row), (record, origin) in block.records:
             self.apply(record, file_number, first_row, origin)
             for refused in self._judge_after.pop(sequence, ()):
                 self._judge(refused)
-        self._move(replay.Position(*np.frombuffer(frames[2], np.uint64).tolist()))
-        self.maybe_save()
+        self._move(replay.Position(*block.end))
 
     def _move(self, position: replay.Position) -> None:
         """Everything before `position` is applied."""
@@ -223,32 +258,31 @@ class Usage(Actor):
             if self.refused.rows(number):
                 self._announce_sealed(number)
 
-    def apply(self, record: Record, file_number: int, first_row: int, origin: Frame | None) -> None:
+    def apply(self, record: Record, file_number: int, first_row: int, origin: Asked | None) -> None:
         """Apply one record; answer its requests when there are any (there are none in a replay)."""
         self.groups.follow(record)
         self._records_unsaved += 1
+        self._events_unsaved += record.row_count
         if record.kind != log_format.EVENTS:
             result = self.state.apply_command(record)
             self._after_command(record, result, origin)
             return
-        parsed = None if origin is None else parse_origin(origin)
-        refusals = None if parsed is None else parsed.refusals
+        refusals = None if origin is None else origin.refusals
         before = None if refusals is None else self.state.judge(refusals)
         outcome = self.state.apply_events(record)
         self.refused.note(file_number, first_row, outcome != 0)
-        if parsed is None:
+        if origin is None:
             return
         judged = None
         if refusals is not None and before is not None:
             after = self.state.judge(refusals)
-            judged = in_order(parsed, record, outcome, before, after)
-        self._answer(parsed, outcome, judged, record)
+            judged = in_order(origin, record, outcome, before, after)
+        self._answer(origin, outcome, judged, record)
 
     def _answer(self, origin: Origin, outcome: Any, judged: Any, record: Record | None) -> None:
-        """Answer the requests of a record, and count what became of their events."""
-        add = self.telemetry.add
+        """Answer the requests of a record, and note what became of their events."""
         received = stored = stored_async = synchronous = 0
-        others: Counter[tuple[str, str]] = Counter()  # by (status, reason)
+        items: list[Item] = []
         for rid, request_id, result in results(origin, outcome, judged):
             received += result.received
             if rid:
@@ -257,18 +291,24 @@ class Usage(Actor):
                 self.answers.ingested(rid, request_id, encode_result(result))
             else:
                 stored_async += result.stored
-            others.update((status, reason) for _, status, reason in result.items)
-        add("events_received_total", received)
-        add('events_ingested_total{mode="sync"}', stored)
-        add('events_ingested_total{mode="async"}', stored_async)
-        for (status, reason), count in others.items():
-            add(COUNTERS[status].format(reason), count)
-        seconds = time.monotonic() - origin.began
-        self.telemetry.observe('ingest_duration_seconds{mode="sync"}', seconds, synchronous)
-        if others:
+            items += result.items
+        self._answered.append((origin.began, synchronous, received, stored, stored_async))
+        if items:
+            for (status, reason), count in Counter(item[1:] for item in items).items():
+                self.telemetry.add(COUNTERS[status].format(reason), count)
             refused = refused_events(origin, outcome, judged, record)
             if refused:
                 self.send("retention_sweeper", [b"refused_events", msgpack.packb(refused)])
+
+    def _count_answered(self) -> None:
+        """Count what was answered in this turn, once the answers are on their way."""
+        add, now = self.telemetry.add, time.monotonic()
+        for began, synchronous, received, stored, stored_async in self._answered:
+            add("events_received_total", received)
+            add('events_ingested_total{mode="sync"}', stored)
+            add('events_ingested_total{mode="async"}', stored_async)
+            self.telemetry.observe(DURATION, now - began, synchronous)
+        self._answered.clear()
 
     def _judge(self, frame: Frame) -> None:
         """Answer requests of which nothing needs the log."""
@@ -288,17 +328,25 @@ class Usage(Actor):
                 command_answers.result(rid, request_id, kind, result)
         if record.kind == log_format.META:
             self._save_registry()
+            self._tell_retention()
             self._announce_registry(command_answers.take())
-        elif record.kind == log_format.ACCOUNT:
-            self._standing.follow()
-            self.answers.add(command_answers.take())
         else:
-            self._standing.follow()
+            self._standing.follow(command_answers.take())
 
     def _save_registry(self) -> None:
-        path = f"{self.options.node.data_dir}/{REGISTRY_FILE}"
+        """Write the registry for those who look from outside; the log is the truth."""
+        path = Path(self.options.node.data_dir, REGISTRY_FILE)
         registry = {"kind": "registry", "registry": self.state.registry.to_bytes()}
-        atomic_write(path, checkpoint_format.encode(registry, {}))
+        encoded = b"".join(checkpoint_format.encode(registry, {}))
+        try:
+            if not path.exists() or path.read_bytes() != encoded:
+                atomic_write(path, encoded)
+        except DiskFull as full:
+            if not self._registry_unsaved:
+                logger.warning("no room for %s; it is written later: %s", REGISTRY_FILE, full)
+            self._registry_unsaved = True
+        else:
+            self._registry_unsaved = False
 
     # Housekeeping
 
@@ -308,38 +356,62 @@ class Usage(Actor):
         if now >= self._expire_due:
             self._expire()
             self._expire_due = now + self.options.retention.sweep_interval
-        purging = self.state.purge() > 0
+        self._standing.turn()
+        self._tell_retention()
         self._check_room()
         self.maybe_save()
+        self._checkpoint_requests.turn()
+        self._cuts.answer()
+        self._tell_room()
+        if self._registry_unsaved:
+            self._save_registry()
         for name, count in self.state.counts().items():
             self.telemetry.set(f'state_entries{{kind="{name}"}}', count)
         if self._checkpoints.saved_at:
             moment = self._checkpoints.saved_at
             self.telemetry.set("checkpoint_last_success_timestamp_seconds", moment)
-        return 0.01 if purging else BEAT_SECONDS
+        return SAVING_SECONDS if self._checkpoint_requests.busy else BEAT_SECONDS
 
     def _expire(self) -> None:
         """Propose to move the horizons to where the retention has them now."""
-        retention, state = self.options.retention, self.state
-        today = time.time_ns() // DAY_NS * DAY_NS
-        horizon = today - retention.days * DAY_NS
-        totals_horizon = today - (retention.totals_days or retention.days) * DAY_NS
-        future_ns = retention.future_hours * HOUR_NS
-        moves = horizon > state.horizon or min(totals_horizon, horizon) > state.totals_horizon
+        state, horizons = self.state, self._horizons(self.retention_days)
+        future_ns = self.options.retention.future_hours * HOUR_NS
+        of_totals = min(horizons["horizon"], horizons["totals_horizon"])
+        moves = horizons["horizon"] > state.horizon or of_totals > state.totals_horizon
         if moves or future_ns != state.future_ns:
-            self.propose(
-                log_format.EXPIRE,
-                log_format.META_GROUP,
-                {
-                    "op": "expire",
-                    "horizon": horizon,
-                    "totals_horizon": totals_horizon,
-                    "future_ns": future_ns,
-                },
-            )
+            command = {"op": "expire", "future_ns": future_ns} | horizons
+            self.propose(log_format.EXPIRE, log_format.META_GROUP, command)
 
-    def propose(self, kind: int, group: int, command: dict[str, Any]) -> None:
-        """Have a command logged that no client asked for."""
+    def _horizons(self, days: int) -> dict[str, int]:
+        """Return the beginnings of the oldest days of which events, and totals, are kept.
+
+        After a restore they stay where they are, until the grace is over.
+        """
+        now, retention = time.time_ns(), self.options.retention
+        if now < restored.held_until(self.options.node.data_dir, retention.grace_after_restore):
+            return {"horizon": self.state.horizon, "totals_horizon": self.state.totals_horizon}
+        today = now // DAY_NS
+        return {
+            "horizon": (today - days) * DAY_NS,
+            "totals_horizon": (today - (retention.totals_days or days)) * DAY_NS,
+        }
+
+    @property
+    def retention_days(self) -> int:
+        """For how many days events are kept: as was set by a command, else by the option."""
+        set_days = self.state.retention_days
+        return self.options.retention.days if set_days is None else set_days
+
+    def propose_retention(self, rid: bytes, request_id: int, days: int) -> None:
+        """Have every replica keep events for so many days from now on; the answer comes later."""
+        command = {"op": "retention_set", "days": days} | self._horizons(days)
+        origin = msgpack.packb([(rid, request_id, "retention_set")])
+        self.propose(log_format.META, log_format.META_GROUP, command, origin)
+
+    def propose(
+        self, kind: int, group: int, command: dict[str, Any], origin: bytes = NO_REQUESTS
+    ) -> None:
+        """Have a command ordered and logged."""
         packed = msgpack.packb(command)
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
         meta = {
@@ -349,7 +421,7 @@ class Usage(Actor):
             "heap_size": len(packed),
             "registry_version": self.state.registry.version,
         }
-        self.send("replication", [b"propose", msgpack.packb(meta), payload, NO_REQUESTS])
+        self.send("replication", [b"propose", msgpack.packb(meta), payload, origin])
 
     def _check_room(self) -> None:
         full = self.state.fill() > FILL_MAX
@@ -359,34 +431,78 @@ class Usage(Actor):
             said = {"source": self.name, "code": code, "retry_after_ms": FULL_RETRY_MS}
             self.send("router", [b"admission", msgpack.packb(said)])
 
-    def _on_remove(self, asked: dict[str, Any]) -> None:
-        """Say which of the files past the retention may go: those both checkpoints lie behind."""
+    def _tell_room(self) -> None:
+        """Have events refused while a checkpoint waits for space, and say when it has found it."""
+        waiting = self._checkpoints.waiting
+        self.telemetry.set("checkpoint_waiting", int(waiting))
+        if waiting != self._room_told:
+            self._room_told = waiting
+            said = b"1" if waiting else b"0"
+            self.send("retention_sweeper", [b"no_room", self.name.encode(), said])
+
+    def _tell_retention(self) -> None:
+        """Tell the sweeper what it may delete: nothing of this ever goes back."""
         kept = self._checkpoints.previous
-        first_needed = 0 if kept is None else kept["log"]["file_number"]
-        numbers = [
-            number
-            for number in asked["files"]
-            if number < first_needed and asked["newest"][str(number)] < self.state.horizon
-        ]
-        self._standing.announce()  # what is folded is folded by this
-        self.send("retention_sweeper", [b"removed", msgpack.packb({"files": numbers})])
+        told = {
+            "days": self.retention_days,
+            "set": self.state.retention_days is not None,
+            "horizon": self.state.horizon,
+            # Both checkpoints lie behind the files before this one.
+            "first_needed": 0 if kept is None else kept["log"]["file_number"],
+        }
+        if told != self._retention_told:
+            self._retention_told = told
+            self._standing.announce()  # what is folded is folded by this
+            self.send("retention_sweeper", [b"retention", msgpack.packb(told)])
+
+    def ask_checkpoint(self, rid: bytes = b"", request_id: int = 0) -> None:
+        """Save a checkpoint now; the answer, if somebody waits, comes when it is durable."""
+        self._checkpoint_requests.ask(rid, request_id)
 
     # Checkpoints
 
     def maybe_save(self) -> None:
-        """Begin to save a checkpoint when one is due and none is under way."""
+        """Take over what was saved beside the loop, and begin what is due."""
+        full = self.state.recent >= RECENT_WAIT  # in a replay nothing else slows down
+        self._take_saved(wait=full)
+        self._identities.step(time.monotonic(), not self._checkpoints.busy, wait=full)
         storage = self.options.storage
-        if self.state.unsaved_share() > FILL_MAX:  # in a replay nothing else slows down
-            self._checkpoints.wait()
-        unsaved = self.state.unsaved()
         late = time.monotonic() - self._saved_at >= storage.checkpoint_interval
-        due = unsaved >= storage.checkpoint_events or self._records_unsaved >= CHECKPOINT_RECORDS
-        due = due or self.state.unsaved_share() > FILL_MAX / 2 or self._standing.saves_due > 0
-        if (due or (late and self._records_unsaved)) and not self._checkpoints.busy:
-            self._save()
-            self._standing.saves_due = max(0, self._standing.saves_due - 1)
+        due = self._events_unsaved >= storage.checkpoint_events
+        due = due or self._records_unsaved >= CHECKPOINT_RECORDS or late
+        # One that found no room is due although nothing has come since: events are refused.
+        unsaved = self._records_unsaved or self._checkpoints.waiting
+        unsaved = unsaved or self._standing.saves_due
+        due = due or self._checkpoints.waiting or self._standing.saves_due > 0
+        if self._disk_hard and self.serving:
+            return  # the log has it all; once there is a little room it is done at once
+        if due and unsaved and self.may_save:
+            self.save()
+            self._standing.saved()
 
-    def _save(self) -> None:
+    def _take_saved(self, wait: bool) -> None:
+        """Take over a checkpoint that was saved beside the loop."""
+        if not self._checkpoints.step(wait):
+            self.telemetry.add("checkpoint_errors_total")
+            self._checkpoint_requests.failed()
+
+    @property
+    def may_save(self) -> bool:
+        """May a checkpoint be begun?"""
+        return not (self._checkpoints.busy or self._identities.busy)
+
+    @property
+    def saving(self) -> bool:
+        """Is a checkpoint being saved?"""
+        return self._checkpoints.busy
+
+    @property
+    def saved_at(self) -> float:
+        """When the newest checkpoint became durable, in seconds since the epoch."""
+        return self._checkpoints.saved_at
+
+    def save(self) -> None:
+        """Begin to save a checkpoint; none may be under way."""
         if self.state.evict():
             logger.info("dropped totals of past periods", extra={"fields": self.state.counts()})
         position = {
@@ -395,9 +511,16 @@ class Usage(Actor):
             "refused": self.refused.to_map(),
         }
         self._checkpoints.save(self.state.save(), position)
-        self._records_unsaved = 0
+        self._records_unsaved = self._events_unsaved = 0
         self._saved_at = time.monotonic()
+        self._checkpoint_requests.begun()
         self.telemetry.add("checkpoint_runs_total")
+
+    @property
+    def saved_sequence(self) -> int:
+        """The last record that the newest durable checkpoint covers; -1 without one."""
+        saved = self._checkpoints.saved
+        return -1 if saved is None else saved["log"]["sequence"]
 
     def checkpoint_facts(self) -> dict[str, Any] | None:
         """Say what the newest durable checkpoint covers."""
@@ -412,13 +535,17 @@ class Usage(Actor):
         }
 
     def drained(self) -> bool:
-        return not self._pending
+        return self._commits.empty
 
     def close(self) -> None:
         """Save a last checkpoint, so that the next start has nothing to replay."""
         self.answers.send()
         if self.serving:
-            self._checkpoints.wait()
-            if self._records_unsaved:
-                self._save()
-                self._checkpoints.wait()
+            self._take_saved(wait=True)
+            self._identities.step(time.monotonic(), may_flush=False, wait=True)
+            asked = self._records_unsaved or self._checkpoint_requests.busy
+            if asked and not self._identities.busy:
+                self.save()
+                self._take_saved(wait=True)
+            self._checkpoint_requests.turn()
+        self._identities.finish()

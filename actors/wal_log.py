@@ -40,6 +40,7 @@ from meterd.protocol.log_format import (
     BlockHeader,
     FileHeader,
     full_name,
+    open_name,
 )
 
 # A block is closed when it has so many records or bytes: small enough to be written in about a
@@ -59,6 +60,7 @@ class Entry(NamedTuple):
     sequence: int
     head: bytes
     payload: bytes | memoryview
+    commits: bool = False  # it is committed as soon as it is durable here
 
 
 class Log:
@@ -78,6 +80,8 @@ class Log:
         self._owner = owner
         self._now = now
         self._descriptor: int | None = None
+        # The next file, complete, when the active one is sealed and this has not its name yet.
+        self._begun: tuple[int, int] | None = None
         self._capacity = 0
         self._file_crc = 0
         self._memory = page_memory(BLOCK_MEMORY_SIZE)  # blocks are put together here
@@ -92,6 +96,7 @@ class Log:
             return
         self.file_number, self.file_count = end.file_number, end.file_count
         self.place, self.protected, self._file_crc = end.place, end.protected, end.file_crc
+        self._disk.link(self._path(ACTIVE_NAME), self._path(open_name(end.file_number)))
         self._descriptor = self._disk.open(self._path(ACTIVE_NAME))
         self._capacity = self._disk.size(self._descriptor)
 
@@ -104,7 +109,7 @@ class Log:
         """
         records_size = sum(len(entry.head) + len(entry.payload) for entry in entries)
         block_size = log_format.padded(BLOCK_HEADER_SIZE + records_size, SECTOR_SIZE)
-        if self.place.offset + block_size > self._capacity:
+        while self.place.offset + block_size > self._capacity:
             self._next_file(block_size)
         rows, durable = self._account(entries)
         block = self._assemble(entries, block_size)
@@ -128,7 +133,7 @@ class Log:
         write = memory.write  # the quickest way to copy many small parts
         memory.seek(0)
         write(_HEADER_PLACE)
-        for _, head, payload in entries:
+        for _, head, payload, _ in entries:
             write(head)
             write(payload)
         write(bytes(block_size - memory.tell()))
@@ -138,7 +143,7 @@ class Log:
         """Return how many rows the entries hold, and what `append` returns for them."""
         offset, row = self.place.offset + BLOCK_HEADER_SIZE, self.place.row
         words: list[int] = []
-        for sequence, head, payload in entries:
+        for sequence, head, payload, _ in entries:
             record_size, _, rows = log_format.record_sizes(head)
             if record_size != len(head) + len(payload):
                 raise InvariantViolation(f"record {sequence} has not the size its header names")
@@ -190,7 +195,28 @@ class Log:
     def _next_file(self, block_size: int) -> None:
         """Seal the active file, if any, and begin the next, with room for a block of this size.
 
-        Raises DiskFull, and nothing has changed.
+        Raises DiskFull, also in the middle: a directory may find no room for a name.  The call can
+        be repeated then, and goes on where it was.
+        """
+        if self._begun is None:
+            self._begun = self._begin(block_size)
+        descriptor, file_crc = self._begun
+        self._disk.rename(self._spare.path, self._path(ACTIVE_NAME))
+        # Before anything is in it: a copy that has seen only the first name lacks nothing.
+        self._disk.link(self._path(ACTIVE_NAME), self._path(open_name(self.file_number + 1)))
+        self._disk.sync_directory(self._directory)
+        self._spare.used()
+        self._begun = None
+        self._descriptor, self._capacity = descriptor, self._disk.size(descriptor)
+        self._file_crc = file_crc
+        self.place = self.place._replace(offset=FILE_HEADER_SIZE, row=0)
+        self.file_number += 1
+        self.file_count += 1
+
+    def _begin(self, block_size: int) -> tuple[int, int]:
+        """Make the next file complete under its spare name, and seal the active one.
+
+        Returns its descriptor and the checksum of its header.
         """
         size = log_format.padded(FILE_HEADER_SIZE + block_size, FILE_SIZE_MULTIPLE)
         descriptor = self._spare.descriptor_for(size)
@@ -209,17 +235,11 @@ class Log:
         self._disk.sync(descriptor)
         if self._descriptor is not None:
             self._seal(self._descriptor)
-        self._disk.rename(self._spare.path, self._path(ACTIVE_NAME))
-        self._disk.sync_directory(self._directory)
-        self._spare.used()
-        self._descriptor, self._capacity = descriptor, self._disk.size(descriptor)
-        self._file_crc = log_format.parse_file_header(header)[1]
-        self.place = self.place._replace(offset=FILE_HEADER_SIZE, row=0)
-        self.file_number += 1
-        self.file_count += 1
+        return descriptor, log_format.parse_file_header(header)[1]
 
     def _seal(self, descriptor: int) -> None:
         """Cut the active file behind its last block and give it the name of a full one."""
+        self._capacity = self.place.offset  # whatever comes next finds no room here
         self._disk.truncate(descriptor, self.place.offset)
         self._disk.rename(self._path(ACTIVE_NAME), self._path(full_name(self.file_number)))
         self._disk.sync_directory(self._directory)
@@ -238,6 +258,8 @@ class Log:
 
 def block_count(waiting: Sequence[Entry]) -> int:
     """Return how many of the first entries make the next block."""
+    if len(waiting) == 1:
+        return 1
     size = 0
     for count, entry in enumerate(waiting):
         size += len(entry.head) + len(entry.payload)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from meterd.actors.direct_file import page_memory
 from meterd.actors.disk import Disk
 from meterd.core.log_scan import FileScan, Groups, Place, Torn, verify_chain
-from meterd.protocol import checkpoint_format, log_format
+from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import (
     ACTIVE_NAME,
@@ -26,9 +26,6 @@ from meterd.protocol.log_format import (
     Record,
     full_name,
 )
-
-# The newest first.
-CHECKPOINTS = ("checkpoint.bin", "checkpoint.prev.bin")
 
 logger = logging.getLogger(__name__)
 
@@ -58,24 +55,6 @@ class End(NamedTuple):
     protected: bool  # no damage to the last record can pass for a torn tail
     file_count: int
     torn: Torn | None  # what was zeroed
-
-
-def read_start(disk: Disk, directory: str) -> Start | None:
-    """Return what the newest checkpoint that can be read says about the log; None without one."""
-    for name in CHECKPOINTS:
-        path = os.path.join(directory, name)
-        try:
-            descriptor = disk.open(path)
-        except FileNotFoundError:
-            continue
-        try:
-            log = checkpoint_format.read_state(disk.view(descriptor))["log"]
-            return Start(log["file_number"], Groups.unpacked(log))
-        except Damaged as damage:
-            logger.warning("%s is damaged (%s); the one before is used", path, damage)
-        finally:
-            disk.close(descriptor)
-    return None
 
 
 class Recovery:

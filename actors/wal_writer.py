@@ -4,9 +4,10 @@ All that waits when a turn ends becomes one block, written and synced once; what
 waits in the inbox and becomes the next block.  So the time a sync takes sets the size of the
 batch, and there is no timer.  What happens to files is in `wal_log.py` and `wal_recovery.py`.
 
-When there is no room for the next file, the records that wait are kept, unacknowledged, the
-router is told to refuse new requests, and making the file is tried again every second.  Any other
-error of the disk ends the node: what is on it is then known only by reading it again.
+When there is no room for the next file, the records that wait are kept, unacknowledged, router and
+sweeper are told that new requests must be refused, and making the file is tried again every
+second.  Any other error of the disk ends the node: what is on it is then known only by reading it
+again.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import logging
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 
 import msgpack
 
-from meterd.actors import identity
+from meterd.actors import identity, start_checks
 from meterd.actors.actor import Actor
 from meterd.actors.disk import Disk, LocalDisk
 from meterd.actors.endings import IO_ERROR
 from meterd.actors.journal import timed
 from meterd.actors.wal_log import Entry, Log, block_count
-from meterd.actors.wal_recovery import End, Owner, Recovery, read_start
+from meterd.actors.wal_recovery import End, Owner, Recovery
 from meterd.actors.wal_spare import BackgroundSpare
 from meterd.core.log_scan import Groups
 from meterd.protocol.errors import BootFailed, DiskFull
@@ -64,6 +65,20 @@ class MeasuredDisk(LocalDisk):
         self._observe(time.perf_counter() - began)
 
 
+class DiskErrors:
+    """End the node on an error of the disk that waiting cannot mend."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError):
+            raise BootFailed(IO_ERROR, f"the log's disk fails: {error}") from error
+
+
+disk_errors = DiskErrors()
+
+
 class WalWriter(Actor):
     """Owns the active log file."""
 
@@ -79,9 +94,13 @@ class WalWriter(Actor):
         self._appended_at = time.monotonic()
         self._spare = BackgroundSpare(disk, directory, self.options.wal.segment_size)
         self._log = Log(disk, directory, self._spare, owner, time.time_ns)
-        with _disk_errors(), timed("log checked"):
-            start = read_start(disk, directory)
-            end = Recovery(disk, directory, owner, start, self._report_reading).run()
+        with disk_errors:
+            with timed(start_checks.CHECKPOINT):
+                start = start_checks.check_checkpoints(disk, directory)
+            with timed(start_checks.LOG):
+                end = Recovery(disk, directory, owner, start, self._report_reading).run()
+            with timed(start_checks.SEGMENTS):
+                start_checks.check_segments(disk, directory, owner, start)
             self._log.open(end)
             self._spare.prepare()
         self._count_from(end)
@@ -117,8 +136,9 @@ class WalWriter(Actor):
 
     def handle(self, frames: list[bytes]) -> None:
         kind, sequence, head, payload = frames
-        assert kind == b"append", f"wal_writer takes no {kind!r}"
-        self._waiting.append(Entry(int.from_bytes(sequence, "little"), head, payload))
+        assert kind in (b"append", b"append_commit"), f"wal_writer takes no {kind!r}"
+        commits = kind == b"append_commit"
+        self._waiting.append(Entry(int.from_bytes(sequence, "little"), head, payload, commits))
 
     def flush(self) -> None:
         """Write what waits, a block at a time, and report each block."""
@@ -136,9 +156,12 @@ class WalWriter(Actor):
         """Make the first records that wait durable.  Raises DiskFull, and they still wait."""
         count = block_count(self._waiting)
         written = self._log.bytes_written
-        with _disk_errors():
-            durable = self._log.append(list(islice(self._waiting, count)))
+        with disk_errors:
+            entries = list(islice(self._waiting, count))
+            durable = self._log.append(entries)
         place = PLACE.pack(self._log.file_number, *self._log.place)
+        if all(entry.commits for entry in entries):
+            self.send("usage", [b"commit", durable, place])
         self.send("replication", [b"durable", durable, place])
         for _ in range(count):
             self._waiting.popleft()
@@ -149,7 +172,7 @@ class WalWriter(Actor):
             self._count_rotation()
 
     def tick(self, now: float) -> float:
-        with _disk_errors():
+        with disk_errors:
             if self._full:
                 self._retry()
             else:
@@ -187,6 +210,8 @@ class WalWriter(Actor):
     def _admit(self, code: str | None) -> None:
         admission = {"source": self.name, "code": code, "retry_after_ms": RETRY_AFTER_MS}
         self.send("router", [b"admission", msgpack.packb(admission)])
+        waits = b"0" if code is None else b"1"
+        self.send("retention_sweeper", [b"no_room", self.name.encode(), waits])
 
     def _measure(self) -> None:
         place, files = self._log.place, self._log.file_number - 1
@@ -197,16 +222,7 @@ class WalWriter(Actor):
         return not self._waiting
 
     def close(self) -> None:
-        with _disk_errors():
+        with disk_errors:
             self._protect()
             self._log.close()
             self._spare.close()
-
-
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    """End the node on an error of the disk that waiting cannot mend."""
-    try:
-        yield
-    except OSError as error:
-        raise BootFailed(IO_ERROR, f"the log's disk fails: {error}") from error

@@ -1,8 +1,8 @@
 """Measures what an event's way costs when nothing is done on it: an empty message, as many hops.
 
-A durable event goes client → router → ingest → replication → wal_writer → replication → usage →
-router → client.  Here as many processes as it visits actors pass a small message on, over the same
-kind of socket, and do nothing else: so much of a request's latency is waking processes up.
+A durable event goes client → router → ingest → replication → wal_writer → usage → router → client.
+Here as many processes as it visits actors pass a small message on, over the same kind of socket,
+and do nothing else: so much of a request's latency is waking processes up.
 """
 
 import multiprocessing
@@ -15,7 +15,7 @@ import zmq
 
 from bench.support import percentiles_us
 
-RELAYS = 7
+RELAYS = 6
 MESSAGES = 3_000
 WARM_UP = 300
 SIZE = 64

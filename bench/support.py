@@ -91,10 +91,15 @@ def percentiles_us(nanoseconds: list[int]) -> dict[str, float]:
 
 
 def directory_size(directory: Path) -> int:
-    """Bytes that the files below a directory take on disk (allocated, not apparent)."""
+    """Bytes that the files below a directory take on disk (allocated, not apparent).
+
+    Without a node's ballast, which holds nothing.
+    """
     total = 0
     for path in directory.rglob("*"):
         try:
+            if path.name == "ballast":
+                continue
             total += path.stat().st_blocks * 512
         except FileNotFoundError:
             continue

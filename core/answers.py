@@ -161,6 +161,8 @@ class Reckoning:
 
     def _check_versions(self, entries: list[MetricEntry]) -> None:
         """Raise MetricVersionsDiffer when cells of another aggregation hold something."""
+        if len(entries) == 1:
+            return
         used = set(self.partial.metric[self.partial.cells[:, cell_rows.COUNT] > 0].tolist())
         if self.partial.seats is not None:
             used |= set(self.partial.metric[self.partial.seats.rows[:, SEAT_CELL]].tolist())

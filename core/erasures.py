@@ -132,6 +132,15 @@ class Erasures:
         text = np.frombuffer(account.encode(errors="surrogateescape"), np.uint8)
         return int(kernels.floor_of(text, 0, len(text), self._key, self.table))
 
+    def floors(
+        self, text: NDArray[np.uint8], ends: NDArray[np.int64], first: int, last: int
+    ) -> NDArray[np.int64]:
+        """Return the floors of accounts number first to last - 1 of texts one after another."""
+        found = np.zeros(last - first, np.int64)
+        if self._list:
+            kernels.floors_of(text, ends, first, self._key, self.table, found)
+        return found
+
     @property
     def table(self) -> kernels.Erased:
         """The erasures as kernels read them."""

@@ -18,11 +18,11 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.frozen import frozen
 from meterd.core.kernels import cells as cell_rows
 from meterd.core.kernels.cells import CELL_WORDS
 from meterd.core.kernels.gather import SEAT_CELL, SEAT_OPERATION, SEAT_POSITION, SEAT_TIMESTAMP
 from meterd.core.kernels.reduce import reduce_cells
-from meterd.core.log_index import frozen
 from meterd.core.partial_cells import PartialCells
 from meterd.core.questions import Question
 from meterd.core.registry import MetricEntry

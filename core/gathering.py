@@ -24,11 +24,14 @@ from meterd.core.partial_cells import Members, PartialCells, Seats
 from meterd.core.questions import Question
 from meterd.core.registry import MetricEntry
 from meterd.protocol.errors import BadRequest
+from meterd.protocol.limits import I64_MAX, I64_MIN
 
 # What one question may hold at most; tables start small and grow by a factor.
 CELLS_MAX: Final = 1 << 22
 MEMBERS_MAX: Final = 1 << 24
 GROWTH: Final = 8
+# Cells by metric and window that are kept beside those tables.
+PLAIN_CELLS_MAX: Final = 1 << 14
 # Rows compared before what matches is counted.
 CHUNK_ROWS: Final = 1 << 16
 
@@ -63,10 +66,12 @@ class Gathering:
         self._key = identity_key.copy()
         self._erasures = erasures or none_erased(identity_key)
         self.erased = 0  # rows left out because their accounts were erased
-        self._wanted = make_wanted(question, entries)
+        self.wanted = make_wanted(question, entries)
+        self._numbers = np.array([entry.number for entry in entries], np.int64)
         self._edges = list(question.edges)
         self._room = Room()
         self._found = _make_found(self._room)
+        self._recent = np.empty((kernels.RECENT, 3), np.int64)
         self._matches = np.empty((0, kernels.MATCH_WORDS), np.int64)
 
     def count(self, log: LogRows, rows: NDArray[np.uint32]) -> None:
@@ -79,18 +84,54 @@ class Gathering:
             self._matches = np.empty((size, kernels.MATCH_WORDS), np.int64)
         at = 0
         while at < len(rows):
-            found, looked_at = kernels.match_rows(log, rows[at:], self._wanted, self._matches)
+            found, looked_at = kernels.match_rows(log, rows[at:], self.wanted, self._matches)
             at += looked_at
-            kept = self._erasures.keep(log.data, self._matches[:found])
-            self.erased += found - kept
-            self._count_matches(log.data, self._matches[:kept])
+            self.count_matches(log.data, self._matches[:found])
 
-    def _count_matches(self, data: NDArray[np.uint8], matches: NDArray[np.int64]) -> None:
+    @property
+    def needs_properties(self) -> bool:
+        """Whether what is counted depends on more than account, metric and time."""
+        kinds = self.wanted.metrics[:, kernels.KIND]
+        return bool(self.wanted.needed.any() or (kinds == apply.UNIQUE_PROPERTY).any())
+
+    def count_matches(self, data: NDArray[np.uint8], matches: NDArray[np.int64]) -> None:
+        """Count rows that match, whose entries lie in `data`; those erased are moved out of them.
+
+        Raises BadRequest as `count`.
+        """
+        kept = self._erasures.keep(data, matches)
+        self.erased += len(matches) - kept
+        matches = matches[:kept]
+        self._recent[:, 0] = -1
         while True:
-            counted = kernels.count_rows(data, matches, self._wanted, self._key, self._found)
+            counted = kernels.count_rows(
+                data, matches, self.wanted, self._key, self._found, self._recent
+            )
             if counted == len(matches):
                 return
             matches = matches[counted:]
+            self._grow()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a row's cell depends on its metric and time alone."""
+        counts_members = (self.wanted.metrics[:, kernels.KIND] != apply.NOT_UNIQUE).any()
+        plain = not (self.wanted.by_account or self.needs_properties or counts_members)
+        return plain and len(self._numbers) * (len(self.wanted.edges) - 1) <= PLAIN_CELLS_MAX
+
+    def plain_cells(self) -> NDArray[np.int64]:
+        """Return empty cells for `segment_match.fold_runs`; `add_plain` takes them."""
+        count = len(self._numbers) * (len(self.wanted.edges) - 1) + 1
+        cells = np.zeros((count, cell_rows.CELL_WORDS), np.int64)
+        cells[:, cell_rows.MIN], cells[:, cell_rows.MAX] = I64_MAX, I64_MIN
+        return cells
+
+    def add_plain(self, cells: NDArray[np.int64]) -> None:
+        """Add cells in which a segment's rows were counted.  Raises BadRequest as `count`."""
+        while True:
+            added = kernels.add_cells(cells, self.wanted, self._numbers, self._key, self._found)
+            if added == len(cells) - 1:
+                return
             self._grow()
 
     def _grow(self) -> None:

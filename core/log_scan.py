@@ -167,9 +167,18 @@ class FileScan:
     """
 
     def __init__(
-        self, path: str, buffer: memoryview, active: bool = False, start: Place | None = None
+        self,
+        path: str,
+        buffer: memoryview,
+        active: bool = False,
+        start: Place | None = None,
+        copied: bool = False,
     ) -> None:
-        """Read the header of the file; begin at its first block or at `start`.  Raises Corrupt."""
+        """Read the header of the file; begin at its first block or at `start`.  Raises Corrupt.
+
+        With `copied` the file was read while it was written: a sector that had not been written
+        ends it, although later ones had.
+        """
         try:
             self.header, self.crc = log_format.parse_file_header(buffer)
         except Damaged as damage:
@@ -179,7 +188,8 @@ class FileScan:
         self.end = start or Place(FILE_HEADER_SIZE, first_block, 0, previous_crc)
         self.torn: Torn | None = None
         self._buffer = buffer
-        self._active = active
+        self._active = active or copied
+        self._copied = copied
 
     def __iter__(self) -> Iterator[Block]:
         """Yield the blocks.  Raises Corrupt."""
@@ -214,7 +224,7 @@ class FileScan:
     def _classify(self, offset: int, damage: Damaged) -> Torn | None:
         """Say what a block that does not check is: the end (None) or torn.  Raises Corrupt."""
         corrupt = Corrupt(self.path, damage.offset, damage.reason)
-        if not self._active or self._later_block(offset):
+        if not self._active or (not self._copied and self._later_block(offset)):
             raise corrupt from damage
         if not any(self._buffer[offset : offset + BLOCK_HEADER_SIZE]):
             return self._classify_headless(offset, corrupt)
@@ -224,12 +234,13 @@ class FileScan:
         except Damaged as found:
             raise corrupt from found  # its first sector was written: whoever wrote it wrote this
         end = offset + header.block_size
-        if end > len(self._buffer) or _nonzero_end(self._buffer, end) > end:
+        last = _nonzero_end(self._buffer, end) if end <= len(self._buffer) else end
+        if end > len(self._buffer) or (last > end and not self._copied):
             raise corrupt
         words = _words(self._buffer[offset:end])
         if sectors.count_zero_sectors(words) <= header.zero_sectors:
             raise corrupt
-        return Torn(offset, end)
+        return Torn(offset, last)
 
     def _classify_headless(self, offset: int, corrupt: Corrupt) -> Torn | None:
         """A header of zeros: the end of the log, or a block whose first sector was not written."""

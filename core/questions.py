@@ -11,7 +11,7 @@ nanosecond; that version's dimensions may be filtered and grouped by.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any, Final
 
@@ -79,13 +79,9 @@ def resolve_question(
         return _events(body, registry)
     versions = known_versions(registry, body["metric"])
     start, end = _range(body, versions[-1], now)
-    question = Question(
-        kind,
-        metric=body["metric"],
-        start=start,
-        end=end,
-        filters=_filters(body["filters"]),
-        whole_period=_is_whole_period(versions, start, end),
+    # A named period of the only version needs no second look.
+    whole = (len(versions) == 1 and body["period"] is not None and _in_calendar(start, end)) or (
+        _is_whole_period(versions, start, end)
     )
     if kind == "accounts":
         extra: dict[str, Any] = {
@@ -100,7 +96,15 @@ def resolve_question(
             "group_by": tuple(body["group_by"]),
             "edges": _edges(body, answering(versions, end), start, end, zones),
         }
-    question = replace(question, **extra)
+    question = Question(
+        kind,
+        metric=body["metric"],
+        start=start,
+        end=end,
+        filters=_filters(body["filters"]),
+        whole_period=whole,
+        **extra,
+    )
     _check_dimensions(question, answering(versions, end))
     return question
 
@@ -151,12 +155,16 @@ def _range(body: Mapping[str, Any], current: MetricEntry, now: int) -> tuple[int
 
 def _is_whole_period(versions: list[MetricEntry], start: int, end: int) -> bool:
     """An event may count by any version, so all of them must see one period here."""
-    if not periods.CALENDAR_START < start < end < periods.CALENDAR_END:
+    if not _in_calendar(start, end):
         return False
     kinds = {(entry.definition.period, entry.transitions) for entry in versions}
     return all(
         periods.bounds(period, transitions, start) == (start, end) for period, transitions in kinds
     )
+
+
+def _in_calendar(start: int, end: int) -> bool:
+    return periods.CALENDAR_START < start < end < periods.CALENDAR_END
 
 
 def _edges(

@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,7 @@ from meterd.protocol.errors import InvariantViolation
 TERM = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Proposal:
+class Proposal(NamedTuple):
     """What ingest asks to have ordered."""
 
     kind: int  # log_format.EVENTS, META or EXPIRE
@@ -40,13 +39,13 @@ class Proposal:
     registry_version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(NamedTuple):
     """A record to make durable."""
 
     sequence: int
     head: bytes
     payload: bytes | memoryview
+    commits: bool  # durable here is committed: nobody else need have it
 
 
 class Replica:
@@ -84,10 +83,10 @@ class Replica:
             proposal.payload,
         )
         self._waiting.append(groups.sequence)
-        return Append(groups.sequence, head, proposal.payload)
+        return Append(groups.sequence, head, proposal.payload, commits=True)
 
     def durable(self, sequences: NDArray[np.uint64]) -> None:
-        """Take note that these records are on stable storage; they are committed."""
+        """Take note that these records are on stable storage."""
         for sequence in sequences.tolist():
             expected = self._waiting.popleft() if self._waiting else None
             if sequence != expected:

@@ -1,35 +1,57 @@
-"""Decides which log files are past the retention.
+"""Decides which segments are past the retention, and which ones another has replaced.
 
-Only whole files go, and only from the oldest on: what is left is always one unbroken piece of the
-log, so a reader can tell from the first file number whether anything was ever deleted.  An
-event that lies ahead of its time keeps its file, and those after it, for as much longer.
+Only whole segments go, and only from the oldest on: what is left is always one unbroken piece of
+the log, so a reader can tell from the first file number whether anything was ever deleted.  An
+event that lies ahead of its time keeps its segment, and those after it, for as much longer.
 
-Does not know: whether a checkpoint still needs a file; the usage actor says so.
+Does not know: what holds a log file (`log_holds`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
-from typing import Final
+from typing import Final, NamedTuple
 
-DAY_NS: Final = 86_400_000_000_000
-# Files to fold and delete at once; then the next sweep comes at once.
-FILES_PER_SWEEP_MAX: Final = 16
+from meterd.protocol.segment_format import SegmentName
 
-
-def limit_of(now: int, days: int) -> int:
-    """Return the moment (UTC ns) before which events are past the retention."""
-    return now - days * DAY_NS
+# Files to delete at once; the rest follows in the next sweep, which comes at once then.
+FILES_PER_SWEEP_MAX: Final = 1_000
 
 
-def expired_files(numbers: Sequence[int], newest: Mapping[int, int], limit: int) -> list[int]:
-    """Return the oldest files (`numbers` rise) all of whose events are older than the limit.
+class Kept(NamedTuple):
+    """A complete segment, as far as retention looks at it."""
 
-    `newest` has the newest event of each file that has an index; a file without one stays.
+    name: SegmentName
+    newest: int  # UTC ns: its latest timestamp
+    made_at: int  # UTC ns: since when it is there
+    rows: int
+
+
+def expired_segments(segments: Sequence[Kept], horizon: int) -> list[Kept]:
+    """Return the oldest segments (they rise) all of whose events are older than the horizon."""
+    return list(takewhile(lambda one: one.newest < horizon, segments))
+
+
+def droppable_segments(
+    expired: Sequence[Kept], first_needed: int, log_files: Sequence[int], pinned: Sequence[int]
+) -> list[Kept]:
+    """Return the oldest expired segments that nothing holds.
+
+    Their log files have gone already, so that nobody makes them again; the kept checkpoints begin
+    with file `first_needed` or later; nobody reads on from one of the files `pinned`.
     """
+    end = min([first_needed, *log_files, *pinned])
+    return list(takewhile(lambda one: one.name.last < end, expired))[:FILES_PER_SWEEP_MAX]
 
-    def is_expired(number: int) -> bool:
-        return number in newest and newest[number] < limit
 
-    return list(takewhile(is_expired, numbers))[:FILES_PER_SWEEP_MAX]
+def superseded_segments(segments: Sequence[Kept], since: int) -> list[Kept]:
+    """Return the segments that lie within another one that was made before `since`."""
+    return [
+        one
+        for one in segments
+        if any(
+            other.name != one.name and other.name.covers(one.name) and other.made_at < since
+            for other in segments
+        )
+    ][:FILES_PER_SWEEP_MAX]

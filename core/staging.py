@@ -7,7 +7,7 @@ one record out of all that was staged and empties the stage.  A request is never
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,7 @@ class Refusals:
     codes: list[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(NamedTuple):
     """One proposal: what goes into the log, and what leads its outcomes back to the requests."""
 
     payload: NDArray[np.uint8]

@@ -4,7 +4,8 @@ Identities, totals, the metric registry and the horizon change here and nowhere 
 Nothing outside the log decides anything: a record brings its leader's time, the number of each
 event's metric version, and the time zone transitions of a definition.
 
-Changed only through `apply_events`, `apply_command`, `judge`, `purge` and `restore`.
+Changed only through `apply_events`, `apply_command`, `judge`, `restore` and what moves identities
+from memory to runs (`begin_flush`, `use_runs`, `end_flush`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from numpy.typing import NDArray
 
 from meterd.core.balances import Balances
 from meterd.core.erasures import ERASURES_MAX, Erasure, Erasures, erasure_of, none_erased
+from meterd.core.identity_runs import Entries, Run, run_arrays
 from meterd.core.kernels import apply as kernels
 from meterd.core.kernels import erased as erased_kernels
+from meterd.core.kernels import runs as run_kernels
 from meterd.core.kernels import tables as table_kernels
-from meterd.core.kernels.index import BUCKETS, ENTRIES, entries_free
+from meterd.core.kernels.bloom import FILTER_KEYS, FILTER_WORDS, add_entries
+from meterd.core.kernels.index import ENTRIES, Index
 from meterd.core.kernels.memory import handle_of, reserve
 from meterd.core.kernels.tables import Capacity, Tables, make_tables
 from meterd.core.metric_table import make_book
@@ -40,8 +44,6 @@ BEGINNING = -(2**63)
 ACCOUNT_OPS = ("account_erase", "balance_import")
 # Fewer cells are not worth a look for ones to drop.
 EVICT_CELLS_MIN = 100_000
-# Buckets of identities that one turn frees of expired ones: well under a millisecond.
-PURGE_BUCKETS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Saved:
 
     state: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
-    identities: NDArray[np.uint64]  # entered since the last one was taken
+    identities: Entries  # in no run yet; valid until they are flushed
 
 
 class StateMachine:
@@ -70,21 +72,23 @@ class StateMachine:
             (table_kernels.DIMS_USED, dims, "series"),
             (table_kernels.CELLS, capacity.cells, "cells"),
             (table_kernels.MEMBERS, capacity.members, "cells"),
-            (table_kernels.JOURNAL, capacity.journal, "identities"),
         )
         # Where `save` copies to: pages taken once, for a fresh page costs more than the copy.
         self._copies = {name: reserve(array.shape, array.dtype) for name, array, _ in self._rows()}
-        self._other_journal = reserve(self.tables.journal.shape, np.uint64)
+        # What takes the place of `recent` and its journal while they are flushed.
+        self._spare_journal = reserve(self.tables.journal.shape, np.uint64)
+        self._flushing: Entries = self._spare_journal[:0]
+        self._runs: list[Run] = []
         self.registry = Registry()
         self.horizon = BEGINNING
         self.totals_horizon = BEGINNING  # totals before it are an opening state
         self.erasures = none_erased(self.tables.key)
         self.balances = Balances()
         self.future_ns = DAY_NS
+        self.retention_days: int | None = None  # None: nobody has set it, the option counts
         self.leader_time = 0
         self.stored = 0  # events counted, ever
         self.newest_event = BEGINNING
-        self._purged_to = 0
         self._cells_kept = 0
         self._scratch = kernels.make_scratch(ROWS_MAX)
         self._scratch_handle = handle_of(self._scratch)
@@ -147,7 +151,13 @@ class StateMachine:
             self.registry.delete(command["code"])
             return {"code": command["code"]}
         if op == "expire":
-            return self._expire(command)
+            self._raise_horizons(command)
+            self.future_ns = command["future_ns"]
+            return {"horizon": self.horizon, "totals_horizon": self.totals_horizon}
+        if op == "retention_set":
+            self.retention_days = command["days"]
+            self._raise_horizons(command)
+            return {"days": self.retention_days, "horizon": self.horizon}
         if op == "account_erase":
             return self._erase(command, record)
         if op == "balance_import":
@@ -155,17 +165,14 @@ class StateMachine:
             return {"id": command["id"], "balances": command["count"], "outcome": taken}
         raise InvariantViolation(f"the log holds an unknown command {op!r}")
 
-    def _expire(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Move the horizons; they never move back, and that of totals is never in front."""
-        # Identities know the day of their event, so the horizon is the beginning of one.
-        horizon = command["horizon"] // DAY_NS * DAY_NS
-        if horizon > self.horizon:
-            self.horizon = horizon
-            self._purged_to = 0
+    def _raise_horizons(self, command: dict[str, Any]) -> None:
+        """Move the horizons to the beginnings of days; that of totals is never in front.
+
+        They never move back.  Identities know the day of their event.
+        """
+        self.horizon = max(self.horizon, command["horizon"] // DAY_NS * DAY_NS)
         of_totals = command.get("totals_horizon", command["horizon"]) // DAY_NS * DAY_NS
         self.totals_horizon = max(self.totals_horizon, min(of_totals, self.horizon))
-        self.future_ns = command["future_ns"]
-        return {"horizon": self.horizon, "totals_horizon": self.totals_horizon}
 
     def _erase(self, command: dict[str, Any], record: Record) -> dict[str, Any]:
         """Forget what an account has, but for its identities.  Raises TooManyErasures."""
@@ -194,7 +201,8 @@ class StateMachine:
         """Say what refused rows are, each as status | reason << 4."""
         outcome = np.empty(len(refusals.rows), np.uint8)
         hashes = np.array([code_hash(self._key_pair, c) for c in refusals.codes], np.uint64)
-        kernels.judge(refusals.rows, refusals.heap, hashes, self.handle, self.horizon, outcome)
+        handles = (self.handle, self._scratch_handle)
+        kernels.judge(refusals.rows, refusals.heap, hashes, handles, self.horizon, outcome)
         return outcome
 
     def _advance(self, record: Record) -> None:
@@ -211,14 +219,6 @@ class StateMachine:
 
     # Housekeeping
 
-    def purge(self) -> int:
-        """Free some expired identities; return how many buckets are still to be looked at."""
-        buckets = int(self.tables.identities.head[BUCKETS])
-        last = min(self._purged_to + PURGE_BUCKETS, buckets)
-        kernels.purge(self.tables.identities, self._purged_to, last, self.horizon)
-        self._purged_to = last
-        return buckets - last
-
     def evict(self) -> bool:
         """Drop cells of periods that memory no longer keeps, once they may be half of all."""
         cells = int(self.tables.counters[table_kernels.CELLS])
@@ -234,30 +234,68 @@ class StateMachine:
     def fill(self) -> float:
         """Return how full the fullest table is, 0 to 1."""
         counters = self.tables.counters
-        identities = int(self.tables.identities.head[ENTRIES])
-        free = entries_free(self.tables.identities)
-        return max(
-            identities / (identities + free) if identities + free else 1.0,
-            *(int(counters[used]) / capacity for used, capacity, _ in self._fills),
+        return max(int(counters[used]) / capacity for used, capacity, _ in self._fills)
+
+    @property
+    def recent(self) -> int:
+        """How many identities are in no run yet, nor in one that is being made."""
+        return int(self.tables.counters[table_kernels.RECENT])
+
+    def begin_flush(self) -> Entries:
+        """Make room for new identities; return those there were, of which to make a run.
+
+        They stay known.  Not again before `end_flush`.
+        """
+        tables = self.tables
+        entries: Entries = tables.journal[: self.recent]
+        self._flushing = entries
+        journal, self._spare_journal = self._spare_journal, tables.journal
+        tables.counters[table_kernels.RECENT] = 0
+        self._use(tables._replace(recent=tables.flushing, flushing=tables.recent, journal=journal))
+        return entries
+
+    def use_runs(self, runs: list[Run]) -> None:
+        """Look for identities in these runs from now on."""
+        arrays = run_arrays(runs)
+        handle = handle_of(arrays) if runs else np.zeros((0, 2), np.int64)
+        facts = np.array([run.facts for run in runs], np.int64)
+        self._runs = list(runs)  # the handle keeps nothing alive
+        self._use(
+            self.tables._replace(
+                runs=handle, run_facts=facts.reshape(len(runs), run_kernels.FACT_WORDS)
+            )
         )
 
-    def unsaved(self) -> int:
-        """Return how many events were stored since the last copy was taken."""
-        return int(self.tables.counters[table_kernels.JOURNAL])
+    def use_filter(self, words: NDArray[np.uint64]) -> None:
+        """Use a filter that holds the identities of all runs; those of memory are added."""
+        tables = self.tables
+        add_entries(words, tables.journal[: self.recent])
+        add_entries(words, self._flushing)
+        self._use(tables._replace(filter=words))
 
-    def unsaved_share(self) -> float:
-        """Return how full the room for those is, 0 to 1."""
-        return self.unsaved() / self._capacity.journal
+    @property
+    def filter_is_full(self) -> bool:
+        """Does the filter say "perhaps" more often than it should?"""
+        room = len(self.tables.filter) // FILTER_WORDS * FILTER_KEYS
+        return self.counts()["identities"] >= room
+
+    def end_flush(self) -> Index:
+        """Forget what was flushed: a run in use has it.  Returns what somebody must `clear`."""
+        flushed: Index = self.tables.flushing
+        flushed.head[ENTRIES] = 0
+        self._flushing = self._spare_journal[:0]
+        return flushed
 
     def counts(self) -> dict[str, int]:
         """Return how many of everything there are."""
         counters = self.tables.counters
+        in_runs = sum(int(run.facts[run_kernels.COUNT]) for run in self._runs)
         return {
             "accounts": int(counters[table_kernels.ACCOUNTS]),
             "series": int(counters[table_kernels.SERIES_COUNT]),
             "cells": int(counters[table_kernels.CELLS]),
             "members": int(counters[table_kernels.MEMBERS]),
-            "identities": int(self.tables.identities.head[ENTRIES]),
+            "identities": self.recent + in_runs,
             "events": self.stored,
         }
 
@@ -281,15 +319,12 @@ class StateMachine:
     # Saving
 
     def save(self) -> Saved:
-        """Return a copy of everything, and the identities entered since the last copy.
+        """Return a copy of everything but what runs hold.
 
         It lies in memory kept for it, so it is valid until the next one is taken.
         """
         tables, counters = self.tables, self.tables.counters
-        identities = tables.journal[: int(counters[table_kernels.JOURNAL])]
-        self._use(tables._replace(journal=self._other_journal))
-        self._other_journal = tables.journal
-        counters[table_kernels.JOURNAL] = 0
+        identities = tables.journal[: self.recent]
         arrays = {}
         for name, array, used in self._rows():
             count = int(counters[used])
@@ -305,6 +340,7 @@ class StateMachine:
             "erasures": self.erasures.to_lists(),
             "balances": balances,
             "future_ns": self.future_ns,
+            "retention_days": self.retention_days,
             "leader_time": self.leader_time,
             "stored": self.stored,
             "newest_event": self.newest_event,
@@ -315,6 +351,7 @@ class StateMachine:
         """Take over what `save` gave (but the identities); only on a new state machine."""
         tables = self.tables
         tables.counters[:] = arrays["counters"]
+        tables.counters[table_kernels.RECENT] = 0
         for name, array, used in self._rows():
             array[: int(tables.counters[used])] = arrays[name]
         table_kernels.rebuild_indexes(self.handle)
@@ -323,15 +360,19 @@ class StateMachine:
         self.totals_horizon = state["totals_horizon"]
         self.erasures = Erasures(map(Erasure.from_list, state["erasures"]), tables.key)
         self.balances.restore(state["balances"], arrays)
+        self.retention_days = state.get("retention_days")
         self.leader_time, self.stored = state["leader_time"], state["stored"]
         self.newest_event = state["newest_event"]
         self._renew_book()
 
-    def restore_identities(self, entries: NDArray[np.uint64]) -> None:
-        """Enter identities that a checkpoint refers to, oldest first."""
-        entries.flags.writeable = False
-        kernels.load_identities(self.tables.identities, entries, self.horizon)
-        self._purged_to = int(self.tables.identities.head[BUCKETS])  # none of them has expired
+    def restore_identities(self, entries: Entries) -> None:
+        """Enter identities that are in no run, oldest first."""
+        tables, first = self.tables, self.recent
+        tables.journal[first : first + len(entries)] = entries
+        kernels.load_identities(
+            tables.recent, tables.journal[first : first + len(entries)], self.horizon
+        )
+        tables.counters[table_kernels.RECENT] = first + len(entries)
 
     def _rows(self) -> list[tuple[str, NDArray[Any], int]]:
         tables = self.tables

@@ -12,10 +12,12 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from meterd.core import periods
+from meterd.core import identity_runs, periods
 from meterd.core.balance_rows import import_commands
 from meterd.core.erasures import erasure_command
-from meterd.core.kernels import sectors, tables
+from meterd.core.identity_runs import Facts, MemorySource, MergeSource, Run, RunMaker, Source
+from meterd.core.kernels import bloom, runs, sectors, tables
+from meterd.core.kernels.index import clear
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import FileScan, Groups, verify_chain
 from meterd.core.memory_cells import collect
@@ -31,7 +33,7 @@ from meterd.protocol.log_format import Record
 
 KEY = (1, 2)
 NOW = 1_800_000_000_000_000_000
-CAPACITY = Capacity(4_096, 1_024, 1_024, 1_024, 1_024, 4_096)
+CAPACITY = Capacity(4_096, 1_024, 1_024, 1_024, 1_024)
 UTC = ((-(2**63), 0),)
 
 DEFINITIONS = (
@@ -171,4 +173,22 @@ class _Pipeline:
         fresh = StateMachine(KEY, CAPACITY)
         fresh.restore(saved.state, saved.arrays)
         fresh.restore_identities(np.array(saved.identities))
-        fresh.purge()
+        entries = fresh.begin_flush()
+        facts = identity_runs.facts_of_entries(entries)
+        run = _run(facts, MemorySource(entries, facts, entries.copy()))
+        clear(fresh.end_flush())
+        facts = identity_runs.facts_of_merge([run, run], 0)
+        for entries in identity_runs.blocks_of(run, 0):
+            bloom.add_entries(np.zeros(bloom.FILTER_WORDS, np.uint64), entries)
+        fresh.use_runs([_run(facts, MergeSource([run, run], 0))])
+
+
+def _run(facts: Facts, source: Source) -> Run:
+    """Make a run in memory; its arrays are read-only as those of a file are."""
+    maker = RunMaker(facts)
+    (piece,) = maker.pieces(source)
+    entries = np.append(piece.entries, np.zeros(runs.ENTRIES_MARGIN, np.uint8))
+    run = Run(piece.lines.reshape(-1).copy(), piece.starts.copy(), entries, maker.facts)
+    for array in run[:3]:
+        array.flags.writeable = False
+    return run

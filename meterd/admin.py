@@ -13,7 +13,22 @@ from typing import NoReturn
 import click
 
 import meterd
-from meterd.commands import account, bench, completion, events, ingest, metric, nodes, usage
+from meterd.commands import (
+    account,
+    backup,
+    bench,
+    completion,
+    disk,
+    drill,
+    events,
+    ingest,
+    jobs,
+    metric,
+    nodes,
+    restore,
+    storage,
+    usage,
+)
 from meterd.commands.console import warn
 from meterd.commands.session import AdminError, AdminGroup, admin_error_of
 from meterd.exits import AdminExit
@@ -31,6 +46,14 @@ COMMANDS: tuple[click.Command, ...] = (
     nodes.health,
     nodes.metrics,
     nodes.wait,
+    storage.checkpoint,
+    storage.retention,
+    storage.wal,
+    jobs.jobs,
+    disk.disk,
+    backup.backup,
+    restore.restore,
+    drill.drill,
     bench.bench,
     nodes.version,
     completion.completion,

@@ -77,6 +77,8 @@ CODES: Mapping[str, WireCode] = {
     "metric_conflict": WireCode("never", "pass replace to make a new version of the metric"),
     "too_many_metrics": WireCode("never", "use dimensions instead of a metric for each case"),
     "not_found": WireCode("never", "check the name"),
+    "exists": WireCode("never", "use another name"),
+    "not_needed": WireCode("never", "nothing: there is nothing to do"),
     "range_expired": WireCode("never", "ask for the range that the message names"),
     "import_conflict": WireCode("never", "use another import id, or send what it has brought"),
     "too_many_balances": WireCode("never", "import sums of several accounts' past instead"),
@@ -88,6 +90,7 @@ CODES: Mapping[str, WireCode] = {
     "overloaded": WireCode("later", "send less at once, or add a node"),
     "busy": WireCode("later", "wait for what runs: meterctl jobs list"),
     "disk_stop": WireCode("later", "free disk space; meterctl disk status shows how much"),
+    "store_failed": WireCode("later", "check the target: address, credentials, space, rights"),
     "starting": WireCode("later", "the node is replaying its log"),
     "internal": WireCode("later", "a bug or a broken disk; the node's log names it"),
     "restarting": WireCode("now", "a part of the node was restarted; send again, same ids"),
@@ -253,6 +256,18 @@ class NotFound(Rejected):
     code = "not_found"
 
 
+class Exists(Rejected):
+    """Something has this name already, and is never replaced."""
+
+    code = "exists"
+
+
+class NotNeeded(Rejected):
+    """What was asked for is as it should be already, or cannot be done now."""
+
+    code = "not_needed"
+
+
 class RangeExpired(Rejected):
     """The range can no longer be answered exactly; the message names the nearest that can."""
 
@@ -306,6 +321,12 @@ class DiskStop(Rejected):
 
     code = "disk_stop"
     scope = "node"
+
+
+class StoreFailed(Rejected):
+    """A directory or bucket for copies does not work; the message says how."""
+
+    code = "store_failed"
 
 
 class Starting(Rejected):

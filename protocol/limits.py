@@ -74,6 +74,11 @@ TELEMETRY_FILTER_SIZE_MAX = 256
 # Opening balances of one request.
 BALANCES_MAX = 1_000
 COMMAND_ID_SIZE_MAX = 128
+# A day of an identity has 16 bits.
+RETENTION_DAYS_MAX = 36_500
+# A directory or URL, a lease on files.
+TARGET_SIZE_MAX = 1_024
+HOLD_SECONDS_MAX = 30 * 86_400
 
 # Partitions of a cluster, fixed when it is made.
 PARTITION_COUNT = 256

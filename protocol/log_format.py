@@ -122,6 +122,7 @@ _BLOCK: Final = struct.Struct("<IHHQIIIIIIqQI")
 _RECORD: Final = struct.Struct("<IBBHIIIIIIqQIII")
 _CRC: Final = struct.Struct("<I")
 _SIZES: Final = struct.Struct("<8xIII")
+_PAYLOAD_CRC_AT: Final = 48
 
 Bytes = bytes | memoryview
 
@@ -230,6 +231,20 @@ def number_of(name: str) -> int | None:
     if len(digits) == 20 and digits.isdecimal() and name == full_name(int(digits)):
         return int(digits)
     return None
+
+
+def open_name(file_number: int) -> str:
+    """Return the second name of the active log file, which it keeps when it is full.
+
+    Whoever copies the directory has listed `wal.log`, and finds the next file under that name
+    later: under this one it finds what it has listed.
+    """
+    return f"wal-{file_number:020d}.open"
+
+
+def number_of_open(name: str) -> int | None:
+    """Return the number in such a second name, or None when `name` is none."""
+    return number_of(name.removesuffix(".open") + ".log") if name.endswith(".open") else None
 
 
 def padded(size: int, multiple: int = 8) -> int:
@@ -359,6 +374,25 @@ def parse_record(buffer: Bytes, offset: int = 0) -> Record:
         raise Damaged(offset, f"record size {size} is not valid")
     head, payload = view[offset : offset + table_end], view[offset + table_end : offset + size]
     return _parse(head, payload, offset)
+
+
+def check_record(buffer: memoryview, offset: int, size: int) -> None:
+    """Check both checksums of a record whose size is known to fit.  Raises Damaged.
+
+    For readers that walk through columns where they lie; `parse_record` checks everything.
+    """
+    _, slice_count, _ = _SIZES.unpack_from(buffer, offset)
+    payload = offset + RECORD_HEADER_SIZE + slice_count * SLICE_SIZE
+    if payload > offset + size:
+        raise Damaged(offset, "slice table reaches beyond the record")
+    crc = crc32c(buffer[offset : offset + _RECORD.size])
+    table = buffer[offset + RECORD_HEADER_SIZE : payload]
+    if _CRC.unpack_from(buffer, offset + _RECORD.size)[0] != crc32c(table, crc):
+        raise Damaged(offset, "record head checksum")
+    if _CRC.unpack_from(buffer, offset + _PAYLOAD_CRC_AT)[0] != crc32c(
+        buffer[payload : offset + size]
+    ):
+        raise Damaged(offset, "record payload checksum")
 
 
 def parse_frames(head: Bytes, payload: Bytes) -> Record:

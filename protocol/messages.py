@@ -12,7 +12,6 @@ Invariants:
 """
 
 from collections.abc import Callable, Mapping
-from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -26,6 +25,7 @@ Actor = Literal["ingest", "metrics", "query", "retention_sweeper", "router", "us
 Check = Callable[[Any], Any]
 
 SORTS = ("account", "usage")
+BACKUP_TYPES = ("full", "incr")
 WINDOWS = ("hour", "day", "week", "month")
 REQUIRED = object()
 
@@ -83,6 +83,12 @@ SORT = {"sort": Field(partial(fields.one_of, known=SORTS, where="sort"), "accoun
 TELEMETRY_FILTER = Field(
     partial(fields.text, size_max=limits.TELEMETRY_FILTER_SIZE_MAX, where="filter"), ""
 )
+DAYS = {
+    "days": Field(
+        partial(fields.integer, low=1, high=limits.RETENTION_DAYS_MAX, where="days"), REQUIRED
+    )
+}
+JOB = {"id": Field(partial(fields.integer, low=0, high=limits.I64_MAX, where="id"), REQUIRED)}
 DEFINITION = {name: Field(lambda raw: raw) for name in CONTENT_KEYS}
 
 _KINDS = (
@@ -130,6 +136,49 @@ _KINDS = (
     ),
     Kind("feed", "usage", "gives stored events in log order after a cursor", _account(None) | PAGE),
     Kind("rejected", "retention_sweeper", "lists refused events, newest first", PAGE),
+    Kind("checkpoint", "usage", "saves a checkpoint now and answers when it is durable"),
+    Kind("retention_show", "retention_sweeper", "says how long events are kept, and what is past"),
+    Kind("retention_set", "usage", "changes for how many days events are kept", DAYS),
+    Kind(
+        "retention_run",
+        "retention_sweeper",
+        "deletes now what is past the retention, or says what would be",
+        _flag("dry_run"),
+    ),
+    Kind(
+        "wal_status",
+        "retention_sweeper",
+        "says which log files there are and what holds them",
+        _flag("holders"),
+    ),
+    Kind("wal_archive", "retention_sweeper", "starts a job that archives what waits"),
+    Kind(
+        "backup_create",
+        "retention_sweeper",
+        "begins to make a backup, as a job",
+        {
+            "to": Field(
+                partial(fields.text, size_max=limits.TARGET_SIZE_MAX, where="to"), REQUIRED
+            ),
+            "type": Field(partial(fields.one_of, known=BACKUP_TYPES, where="type"), "full"),
+        },
+    ),
+    Kind(
+        "backup_hold",
+        "retention_sweeper",
+        "lets no file be deleted for a while",
+        {
+            "seconds": Field(
+                partial(fields.integer, low=1, high=limits.HOLD_SECONDS_MAX, where="seconds"), 3_600
+            )
+        },
+    ),
+    Kind("backup_release", "retention_sweeper", "ends that"),
+    Kind("job_list", "retention_sweeper", "lists the jobs, the newest first"),
+    Kind("job_show", "retention_sweeper", "says how far a job is, or what became of it", JOB),
+    Kind("job_cancel", "retention_sweeper", "cancels a job", JOB),
+    Kind("disk_status", "retention_sweeper", "says what uses the disk and when it will be full"),
+    Kind("disk_free_reserve", "retention_sweeper", "gives the space kept in reserve back"),
     Kind("status", "usage", "describes the node, its actors and its log"),
     Kind("health", "metrics", "says whether the node can do its work"),
     Kind("metrics", "metrics", "gives the node's telemetry as text", {"filter": TELEMETRY_FILTER}),
@@ -166,10 +215,11 @@ def check_request(name: str, body: Bytes, lz4_size: int | None = None) -> dict[s
         value = raw.get(key)
         if value is not None:
             checked[key] = row.check(value)
-        elif row.default is REQUIRED:
+            continue
+        default = row.default
+        if default is REQUIRED:
             raise BadRequest(f"{key}: missing")
-        else:
-            checked[key] = copy(row.default)
+        checked[key] = dict(default) if type(default) is dict else default
     if "start" in checked:
         _check_range(checked)
     return _definition(checked) if name == "metric_put" else checked

@@ -1,5 +1,6 @@
 """The documents say what is true: options, telemetry, exit codes, wire codes, links."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -86,14 +87,33 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+UNITS = sorted(path.name for path in (ROOT / "etc").glob("*.service"))
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
-def test_the_unit_file_is_sound_and_well_closed(tmp_path: Path) -> None:
-    unit = tmp_path / "meterd.service"
-    unit.write_text(read("etc/meterd.service").replace("/opt/meterd/bin/meterd", "/bin/true"))
+@pytest.mark.parametrize("name", UNITS)
+def test_the_unit_files_are_sound_and_well_closed(name: str, tmp_path: Path) -> None:
+    for path in [*(ROOT / "etc").glob("*.service"), *(ROOT / "etc").glob("*.timer")]:
+        text = re.sub(r"/opt/meterd/bin/(meterd|meterctl)", "/bin/true", path.read_text())
+        (tmp_path / path.name).write_text(text)
+    units = [name, name.replace(".service", ".timer")]
+    units = [str(tmp_path / unit) for unit in units if (tmp_path / unit).exists()]
     verified = subprocess.run(
-        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60
+        ["systemd-analyze", "verify", *units],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
     )
     assert (verified.returncode, verified.stderr) == (0, "")
-    rating = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(unit)]
+    rating = ["systemd-analyze", "security", "--offline=true", "--threshold=20", units[0]]
     rated = subprocess.run(rating, capture_output=True, text=True, timeout=60)
     assert rated.returncode == 0, rated.stdout[-300:]
+
+
+def test_every_unit_but_the_node_has_a_timer_and_is_described() -> None:
+    page = read("docs/BACKUP.md")
+    for name in UNITS:
+        if name != "meterd.service":
+            assert (ROOT / "etc" / name.replace(".service", ".timer")).exists()
+            assert f"`{name.removesuffix('.service')}" in page

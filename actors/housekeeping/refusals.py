@@ -32,8 +32,11 @@ class Refusals(Service):
     def handle(self, frames: list[Any]) -> None:
         now = time.time_ns()
         events = msgpack.unpackb(frames[1], unicode_errors="surrogateescape")
-        readable = [self._readable(event, now) for event in events]
-        left_out = self._log.write(readable, now // 1_000_000_000)
+        if self.sweeper.holds_still:
+            left_out = len(events)
+        else:
+            readable = [self._readable(event, now) for event in events]
+            left_out = self._log.write(readable, now // 1_000_000_000)
         if left_out:
             self.sweeper.telemetry.add("refused_log_left_out_total", left_out)
 

@@ -1,4 +1,4 @@
-"""Keeps the totals files: folds log files before they go, merges, coarsens and rewrites the files.
+"""Keeps the totals files: folds segments before they go, merges, coarsens and rewrites the files.
 
 What is to be done follows from the files and from what the usage actor said last (`standing`), so
 a job that was interrupted is begun again and nothing is remembered.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -20,7 +22,8 @@ from meterd.actors.totals_files import Covered, Making, TotalsFiles
 from meterd.core.erasures import Erasure, Erasures
 from meterd.core.registry import Registry
 from meterd.core.totals_file import TotalsFile
-from meterd.protocol.errors import Busy
+from meterd.protocol.errors import Busy, DiskFull, MeterdError, StorageError
+from meterd.protocol.segment_format import SegmentName
 
 if TYPE_CHECKING:
     from meterd.actors.housekeeping.jobs import Job, Task
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 FOLD, KIND = "fold", "totals"
 LANE = "totals"
+RETRY_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,9 @@ class Totals(Service):
         self._making: Making | None = None  # until the usage actor has said
         self._checked: dict[Covered, int] = {}  # erasures after which a file holds nothing of them
         self._superseded_go = False  # they may hold what was erased
+        self._refusals_stay = False  # those of accounts erased since are still there
+        for path in Path(self.directory).glob("totals-*.tmp"):
+            path.unlink()
         self.due = NEVER
 
     def handle(self, frames: list[Any]) -> None:
@@ -52,33 +59,52 @@ class Totals(Service):
         before, self._making = self._making, Making(said["totals_horizon"], erasures)
         changed = before is None or before.horizon != self._making.horizon
         if before is None or len(before.erasures) != len(erasures):
-            self.sweeper.forget_refused(erasures)
-            self._superseded_go = changed = True
+            self._superseded_go = self._refusals_stay = changed = True
         if changed:
             self.due = 0.0
 
-    def fold(self, numbers: Sequence[int], registry: Registry, then: Callable[[Job], None]) -> None:
-        """Begin to fold full log files (`numbers` rise) that may go; `then` hears of the end.
+    @property
+    def through(self) -> int:
+        """The last log file that totals files stand for; 0 when they cannot be read."""
+        try:
+            stand = self.sweeper.files.totals()
+        except MeterdError as error:
+            logger.error("nothing past the retention can go: %s", error)
+            return 0
+        return stand[-1].last if stand else 0
 
-        Only when the job is done may they go.  Nothing is begun while another one folds, or before
-        it is known what was erased: the next sweep asks again.
+    @property
+    def is_folding(self) -> bool:
+        return self.sweeper.jobs.active(FOLD) is not None
+
+    def fold(
+        self, names: Sequence[SegmentName], registry: Registry, then: Callable[[Job], None]
+    ) -> bool:
+        """Begin to fold segments (`names` rise) that may go; `then` hears of the end.
+
+        Those that totals files cover then may go.  False: not before it is known what was erased,
+        or because too many jobs wait.
         """
         making = self._making
-        if making is None or self.sweeper.jobs.active(FOLD) is not None:
-            return
+        if making is None:
+            return False
 
         def work(task: Task) -> dict[str, Any]:
-            files = LogFiles(self.directory, making.erasures.key.tobytes())
-            files.refresh()
-            stand = files.totals()
+            stand = LogFiles(self.directory, making.erasures.key.tobytes()).totals()
             through = stand[-1].last if stand else 0
             events = 0
-            for place, number in enumerate(numbers):
-                task.advance(place / len(numbers))
-                if number > through:
-                    file = files.sealed(number)
-                    events += totals_files.fold(self.directory, file, registry, making)
-            return {"files": len(numbers), "events": events}
+            for place, name in enumerate(names):
+                if name.last <= through:
+                    continue
+                if name.first != through + 1:
+                    raise StorageError(f"no totals file covers log file {name.first - 1}")
+
+                def step(place: int = place) -> None:
+                    task.advance(place / len(names))
+
+                events += totals_files.fold(self.directory, name, registry, making, step)
+                through = name.last
+            return {"segments": len(names), "events": events}
 
         def ended(job: Job) -> None:
             then(job)
@@ -87,16 +113,32 @@ class Totals(Service):
         try:
             self.sweeper.jobs.start(FOLD, LANE, work, ended)
         except Busy:
-            logger.warning("log files past the retention stay: too many jobs wait")
+            logger.warning("segments past the retention stay: too many jobs wait")
+            return False
+        return True
 
     def turn(self, now: float) -> None:
         self.due = now + self.sweeper.options.retention.sweep_interval
         if self._making is None or self.sweeper.jobs.active(KIND) is not None:
             return
+        if self.sweeper.holds_still:  # only what makes room may write
+            self.due = now + RETRY_SECONDS
+            return
+        self._forget_refusals(now)
         try:
             self.sweeper.jobs.start(KIND, LANE, self._work, self._finished)
         except Busy:
             logger.warning("totals files wait: too many jobs do")
+
+    def _forget_refusals(self, now: float) -> None:
+        """Forget the refused events of erased accounts; not while there is no room for the rest."""
+        if self._refusals_stay and self._making is not None:
+            try:
+                self.sweeper.forget_refused(self._making.erasures)
+            except DiskFull:
+                self.due = now + RETRY_SECONDS
+            else:
+                self._refusals_stay = False
 
     def _work(self, task: Task) -> dict[str, Any]:
         """Bring the files up to what is to be applied to them.  Runs in a thread."""
@@ -114,10 +156,7 @@ class Totals(Service):
             task.advance(0.5)
             totals_files.rewrite(self.directory, chosen, making)
             merged += len(chosen)
-        left = [Covered(one.first, one.last) for one in reader.snapshot(os.listdir(self.directory))]
-        removed = totals_files.remove_superseded(self.directory, left, self._superseded_go)
-        self._superseded_go = False
-        return {"rewritten": rewritten, "merged": merged, "removed": len(removed)}
+        return {"rewritten": rewritten, "merged": merged}
 
     def _needs(self, file: TotalsFile, making: Making) -> bool:
         """Does a file hold what belongs to the opening state now, or what was erased?"""
@@ -134,7 +173,23 @@ class Totals(Service):
         return False
 
     def _finished(self, job: Job) -> None:
-        result = job.result or {}
-        if any(result.values()):
+        if job.state == "failed":
+            self.due = min(self.due, time.monotonic() + RETRY_SECONDS)
+        removed = self._remove_superseded() if job.state == "done" else 0
+        if removed or any((job.result or {}).values()):
             self.sweeper.files.refresh()
-            self.sweeper.send("query", [b"removed", msgpack.packb({"files": []})])
+            self.sweeper.send("query", [b"removed"])
+
+    def _remove_superseded(self) -> int:
+        """Delete files that others cover; those that may hold what was erased at once.
+
+        Not while somebody copies: what a copy has listed must stay.
+        """
+        at_once = self._superseded_go and not self.sweeper.pins.active
+        stand = totals_files.standing(os.listdir(self.directory))
+        grace = self.sweeper.options.storage.copy_grace
+        removed = totals_files.remove_superseded(self.directory, stand, 0.0 if at_once else grace)
+        self._superseded_go = self._superseded_go and not at_once
+        if self._superseded_go:
+            self.due = min(self.due, time.monotonic() + RETRY_SECONDS)
+        return len(removed)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from meterd.core.kernels.bloom import add_key, ask_filter, candidates
 from meterd.core.kernels.cells import CELL_WORDS, POSITION_ROW_BITS, update_cell
 from meterd.core.kernels.entries import (
     account_state,
@@ -29,29 +30,27 @@ from meterd.core.kernels.entries import (
 )
 from meterd.core.kernels.hashing import load_u16, load_u32, load_u64, prefetch, sip_finish
 from meterd.core.kernels.index import (
-    BUCKET_SLOTS,
     ENTRIES,
     MISSING,
     PAYLOAD_MASK,
     ask,
     ask_next,
-    enter,
     find,
     insert,
     insert_at,
     payload_at,
     probe,
     set_payload,
-    take_out,
 )
 from meterd.core.kernels.memory import column_at, rows_at
+from meterd.core.kernels.runs import FOUND, NOT_FOUND, find_in_runs
 from meterd.core.kernels.scan import SLICE_SIZE, pad8
 from meterd.core.kernels.tables import (
     DAY_MASK,
     DAY_MAX,
     DAY_NS,
     DIMS_USED,
-    JOURNAL,
+    RECENT,
     SEATS,
     add_account,
     add_cell,
@@ -116,6 +115,9 @@ class Scratch(NamedTuple):
     cells: Array  # int64[b]
     dims: Array  # u8: one dimension tuple
     cursor: Array  # int64[2]: the slice of the next row, and the row's place in it
+    known: Array  # u64[b]: payload | FOUND of an identity that is older than `recent`
+    wanted: Array  # int64[b]: rows whose identity may be older
+    matches: Array  # int64[b]: what looking for them works in
     outcome: Array  # u8[rows of a record]: status | reason << 4
 
 
@@ -139,6 +141,9 @@ def make_scratch(rows_max: int) -> Scratch:
         np.empty(BLOCK_ROWS, np.int64),
         np.empty(DIMS_SIZE_MAX, np.uint8),
         np.zeros(2, np.int64),
+        np.empty(BLOCK_ROWS, np.uint64),
+        np.empty(BLOCK_ROWS, np.int64),
+        np.empty(BLOCK_ROWS, np.int64),
         np.empty(rows_max, np.uint8),
     )
 
@@ -162,7 +167,10 @@ def _scratch_at(handle: Array) -> Any:
         column_at(handle, 2, np.int64),
         column_at(handle, 3, np.uint8),
         column_at(handle, 4, np.int64),
-        column_at(handle, 5, np.uint8),
+        column_at(handle, 5, np.uint64),
+        column_at(handle, 6, np.int64),
+        column_at(handle, 7, np.int64),
+        column_at(handle, 8, np.uint8),
     )
 
 
@@ -237,7 +245,8 @@ def _hash_rows(columns: Any, block: Any, handle: Array, metrics: Array, scratch:
     Neighbouring rows often have the same account, or lie in the same period: what was found for
     the last row is kept.
     """
-    hashes, periods, _, dims, _, _ = _scratch_at(scratch)
+    work = _scratch_at(scratch)
+    hashes, periods, dims = work.hashes, work.periods, work.dims
     rows, code_hashes, keys, places, bounds = _metrics_at(metrics)
     key = tables_at(handle).key
     k0, k1 = key[0], key[1]
@@ -294,14 +303,41 @@ def _hash_rows(columns: Any, block: Any, handle: Array, metrics: Array, scratch:
 def _ask_for_lines(rows: int, handle: Array, scratch: Array) -> None:
     """Ask for the cache lines that a block's rows will read in the two largest indexes."""
     tables = tables_at(handle)
-    hashes, periods, _, _, _, _ = _scratch_at(scratch)
-    identities, cell_index = tables.identities, tables.cell_index
+    work = _scratch_at(scratch)
+    hashes, periods = work.hashes, work.periods
+    recent, cell_index = tables.recent, tables.cell_index
+    ask_filter(tables.filter, hashes, rows)
     for j in range(rows):
-        ask(identities, hashes[j, 2])
+        ask(recent, hashes[j, 2])
         if periods[j] != NOT_KEPT:
             ask(cell_index, hashes[j, 5])
     for j in range(rows):
-        ask_next(identities, hashes[j, 2])
+        ask_next(recent, hashes[j, 2])
+
+
+@njit(cache=True, _nrt=False)
+def _find_older(rows: int, handle: Array, horizon: int, scratch: Array) -> None:
+    """Look for a block's identities where none is added: what is being flushed, and the runs.
+
+    Writes payload | FOUND of those that have not expired, and NOT_FOUND.
+    """
+    tables = tables_at(handle)
+    work = _scratch_at(scratch)
+    hashes, known = work.hashes, work.known
+    horizon_day = horizon // DAY_NS
+    flushing = tables.flushing
+    known[:rows] = NOT_FOUND
+    wanted = work.wanted[: candidates(tables.filter, hashes, rows, work.wanted)]
+    if flushing.head[ENTRIES]:
+        for i in range(len(wanted)):
+            ask(flushing, hashes[wanted[i], 2])
+        for i in range(len(wanted)):
+            j = wanted[i]
+            slot = find(flushing, hashes[j, 2], hashes[j, 3])
+            if slot != MISSING and not _expired(payload_at(flushing, slot), horizon_day):
+                known[j] = payload_at(flushing, slot) | FOUND
+    runs = (tables.runs, tables.run_facts)
+    find_in_runs(runs, hashes, wanted, horizon_day, known, work.matches)
 
 
 @njit(cache=True, _nrt=False)
@@ -329,20 +365,22 @@ def _decide(columns: Any, block: Any, handle: Array, times: Any, scratch: Array)
     """
     tables = tables_at(handle)
     work = _scratch_at(scratch)
-    hashes, outcome = work.hashes, work.outcome
+    hashes, older, outcome = work.hashes, work.known, work.outcome
     horizon, latest = times
     begin, end = block
-    identities, journal, counters = tables.identities, tables.journal, tables.counters
+    recent, journal, counters = tables.recent, tables.journal, tables.counters
     horizon_day = horizon // DAY_NS
-    n = first = counters[JOURNAL]
+    n = first = counters[RECENT]
     newest = NEVER
     for i in range(begin, end):
         j = i - begin
         i0, i1, digest = hashes[j, 2], hashes[j, 3], hashes[j, 4]
-        slot, known = probe(identities, i0, i1)
+        slot, known = probe(recent, i0, i1)
         at = _timestamp(columns, i)
-        if known and not _expired(payload_at(identities, slot), horizon_day):
-            outcome[i] = _known(payload_at(identities, slot), digest)
+        if known and not _expired(payload_at(recent, slot), horizon_day):
+            outcome[i] = _known(payload_at(recent, slot), digest)
+        elif older[j] != NOT_FOUND:
+            outcome[i] = _known(older[j] & PAYLOAD_MASK, digest)
         elif at < horizon:
             outcome[i] = TOO_OLD
         elif at > latest:
@@ -352,12 +390,13 @@ def _decide(columns: Any, block: Any, handle: Array, times: Any, scratch: Array)
             newest = max(newest, at)
             payload = digest | _U64(_day(at))
             if known:
-                set_payload(identities, slot, payload)  # the expired event's identity is free again
+                set_payload(recent, slot, payload)  # the expired event's identity is free again
             else:
-                insert_at(identities, slot, i0, i1, payload)
+                insert_at(recent, slot, i0, i1, payload)
+                add_key(tables.filter, i0, i1)
             journal[n, 0], journal[n, 1] = i0, (i1 & ~PAYLOAD_MASK) | payload
             n += 1
-    counters[JOURNAL] = n
+    counters[RECENT] = n
     return n - first, newest
 
 
@@ -400,7 +439,8 @@ def _series_of(handle: Array, metrics: Array, data: Array, row: Any, hashes: Arr
 def _find_cells(block: Any, handle: Array, scratch: Array) -> None:
     """Write the cell of every stored row, or MISSING, and ask for its cache lines."""
     tables = tables_at(handle)
-    hashes, periods, found, _, _, outcome = _scratch_at(scratch)
+    work = _scratch_at(scratch)
+    hashes, periods, found, outcome = work.hashes, work.periods, work.cells, work.outcome
     cell_index = tables.cell_index
     lines = tables.cells.reshape(-1, CELL_WORDS // 2)  # a cell takes two cache lines
     first, last = block
@@ -420,7 +460,8 @@ def _find_cells(block: Any, handle: Array, scratch: Array) -> None:
 def _new_cell(handle: Array, metrics: Array, data: Array, row: Any, scratch: Array) -> Any:
     """Return the cell of a row that had none, made unless an earlier row of the block made it."""
     tables = tables_at(handle)
-    hashes, periods, _, _, _, _ = _scratch_at(scratch)
+    work = _scratch_at(scratch)
+    hashes, periods = work.hashes, work.periods
     j, _, _, _ = row
     slot = find(tables.cell_index, hashes[j, 5], hashes[j, 6])
     if slot != MISSING:
@@ -436,7 +477,9 @@ def _count(
     """Count a block's stored rows into the cells of their series and periods."""
     tables = tables_at(handle)
     rows = _metrics_at(metrics).rows
-    hashes, periods, found, _, cursor, outcome = _scratch_at(scratch)
+    work = _scratch_at(scratch)
+    hashes, periods, found, cursor = work.hashes, work.periods, work.cells, work.cursor
+    outcome = work.outcome
     data, cells = columns.data, tables.cells
     first, last = block
     s, place = cursor[0], cursor[1]
@@ -493,6 +536,7 @@ def apply(
         block = (first, first + rows)
         _hash_rows(columns, block, tables, metrics, scratch)
         _ask_for_lines(rows, tables, scratch)
+        _find_older(rows, tables, times[0], scratch)
         taken, at = _decide(columns, block, tables, times, scratch)
         if taken:
             _find_cells(block, tables, scratch)
@@ -504,71 +548,63 @@ def apply(
 
 
 @njit(cache=True, _nrt=False)
+def _hash_refused(rows: Array, heap: Array, block: Any, handle: Array, hashes: Array) -> None:
+    """Hash the identities of a block of refused rows."""
+    key = tables_at(handle).key
+    for i in range(block[0], block[1]):
+        start = rows[i, 4]
+        account_end, id_end = entry_parts(heap, start)
+        v0, v1, v2, v3 = account_state(key[0], key[1], heap, start + 2, account_end)
+        j = i - block[0]
+        hashes[j, 2], hashes[j, 3] = identity_hash(
+            v0, v1, v2, v3, heap, account_end, id_end, np.int64(heap[start + 1])
+        )
+
+
+@njit(cache=True, _nrt=False)
 def judge(
-    rows: Array, heap: Array, code_hashes: Array, handle: Array, horizon: int, outcome: Array
+    rows: Array, heap: Array, code_hashes: Array, handles: Any, horizon: int, outcome: Array
 ) -> None:
     """Say what refused rows are: duplicate or conflict if their identity is known, else rejected.
 
     rows int64[n, 8] as kernels/stage.py leaves them (metric = position in code_hashes);
-    handle of Tables; outcome u8[n].
+    handles of Tables and Scratch; outcome u8[n].
     """
+    handle, scratch = handles
     tables = tables_at(handle)
-    identities, key = tables.identities, tables.key
-    k0, k1 = key[0], key[1]
-    for i in range(len(rows)):
-        flags = rows[i, 3]
-        start, end = rows[i, 4], rows[i, 5]
-        account_end, id_end = entry_parts(heap, start)
-        v0, v1, v2, v3 = account_state(k0, k1, heap, start + 2, account_end)
-        id_size = np.int64(heap[start + 1])
-        i0, i1 = identity_hash(v0, v1, v2, v3, heap, account_end, id_end, id_size)
-        slot = find(identities, i0, i1)
-        if slot == MISSING or _expired(payload_at(identities, slot), horizon // DAY_NS):
-            outcome[i] = REJECTED | ((flags >> 16) & 0xFF) << 4
-        elif (flags >> 40) & 1:
-            outcome[i] = CONFLICT
-        else:
-            digest = content_digest(
-                k0,
-                k1,
-                code_hashes[rows[i, 2]],
-                rows[i, 1],
-                (flags >> 8) & 0xFF,
-                rows[i, 0],
-                flags & 0xFF,
-                heap,
-                id_end,
-                end,
-            )
-            outcome[i] = _known(payload_at(identities, slot), digest)
-
-
-@njit(cache=True, _nrt=False)
-def purge(index: Any, first: int, last: int, horizon: int) -> int:
-    """Free the identities in buckets first..last whose events are older than the horizon.
-
-    Returns how many there were.  Bucket by bucket, so that it can be done in small turns.
-    """
-    slots, scratch = index.slots, index.scratch
-    horizon_day = horizon // DAY_NS
-    freed = 0
-    for bucket in range(first, last):
-        base = bucket * BUCKET_SLOTS
-        expired = np.int64(0)
-        for slot in range(base, base + BUCKET_SLOTS):
-            if slots[slot, 0] != 0 and _expired(slots[slot, 1], horizon_day):
-                expired += 1
-        if expired == 0:
-            continue
-        held = np.int64(index.counts[bucket])
-        take_out(index, bucket)
-        for i in range(held):
-            if not _expired(scratch[i, 1], horizon_day):
-                enter(slots, base, scratch[i, 0], scratch[i, 1])
-        index.counts[bucket] = held - expired
-        index.head[ENTRIES] -= expired
-        freed += expired
-    return freed
+    work = _scratch_at(scratch)
+    recent, key = tables.recent, tables.key
+    first = 0
+    while first < len(rows):
+        last = min(first + BLOCK_ROWS, len(rows))
+        _hash_refused(rows, heap, (first, last), handle, work.hashes)
+        _find_older(last - first, handle, horizon, scratch)
+        for i in range(first, last):
+            j = i - first
+            flags, payload = rows[i, 3], work.known[j]
+            slot = find(recent, work.hashes[j, 2], work.hashes[j, 3])
+            if slot != MISSING and not _expired(payload_at(recent, slot), horizon // DAY_NS):
+                payload = payload_at(recent, slot) | FOUND
+            if payload == NOT_FOUND:
+                outcome[i] = REJECTED | ((flags >> 16) & 0xFF) << 4
+            elif (flags >> 40) & 1:
+                outcome[i] = CONFLICT
+            else:
+                _, id_end = entry_parts(heap, rows[i, 4])
+                digest = content_digest(
+                    key[0],
+                    key[1],
+                    code_hashes[rows[i, 2]],
+                    rows[i, 1],
+                    (flags >> 8) & 0xFF,
+                    rows[i, 0],
+                    flags & 0xFF,
+                    heap,
+                    id_end,
+                    rows[i, 5],
+                )
+                outcome[i] = _known(payload & PAYLOAD_MASK, digest)
+        first = last
 
 
 @njit(cache=True, _nrt=False)

@@ -11,18 +11,7 @@ from meterd.core.kernels import cells as cell_rows
 from meterd.core.kernels.entries import MEMBER, account_hash, entry_parts, pair_hash
 from meterd.core.kernels.gather import ENTRY, POSITION
 from meterd.core.kernels.hashing import root_end
-from meterd.core.kernels.index import (
-    BUCKET_BITS,
-    BUCKET_SLOTS,
-    ENTRIES,
-    MISSING,
-    Index,
-    enter,
-    find,
-    payload_at,
-    set_payload,
-    take_out,
-)
+from meterd.core.kernels.index import MISSING, Index, find, payload_at, remove, set_payload
 from meterd.core.kernels.tables import (
     DIMS_SIZE,
     DIMS_START,
@@ -70,6 +59,15 @@ def floor_of(data: Array, start: int, end: int, key: Array, erased: Any) -> Any:
 
 
 @njit(cache=True)
+def floors_of(text: Array, ends: Array, first: int, key: Array, erased: Any, out: Array) -> None:
+    """Write what `floor_of` says of texts that lie one after another, from number `first` on."""
+    for k in range(len(out)):
+        place = first + k
+        start = ends[place - 1] if place > 0 else np.int64(0)
+        out[k] = floor_of(text, start, ends[place], key, erased)
+
+
+@njit(cache=True)
 def keep_matches(data: Array, matches: Array, key: Array, erased: Any) -> Any:
     """Move the matches that are not erased to the front, in their order; return how many."""
     kept = 0
@@ -81,23 +79,6 @@ def keep_matches(data: Array, matches: Array, key: Array, erased: Any) -> Any:
                 matches[kept, word] = matches[k, word]
             kept += 1
     return kept
-
-
-@njit(cache=True, _nrt=False)
-def remove(index: Any, k0: Any, k1: Any) -> None:
-    """Remove a key; its bucket is filled anew, because a free slot ends a look-up."""
-    slot = find(index, k0, k1)
-    if slot == MISSING:
-        return
-    word_0, word_1 = index.slots[slot, 0], index.slots[slot, 1]
-    bucket = slot >> BUCKET_BITS
-    held = np.int64(index.counts[bucket])
-    take_out(index, bucket)
-    for i in range(held):
-        if index.scratch[i, 0] != word_0 or index.scratch[i, 1] != word_1:
-            enter(index.slots, bucket * BUCKET_SLOTS, index.scratch[i, 0], index.scratch[i, 1])
-    index.counts[bucket] = held - 1
-    index.head[ENTRIES] -= 1
 
 
 @njit(cache=True, _nrt=False)

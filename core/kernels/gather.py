@@ -22,7 +22,7 @@ from numba import njit
 
 from meterd.core.kernels import cells as cell_rows
 from meterd.core.kernels.apply import NOT_UNIQUE, UNIQUE_VALUES
-from meterd.core.kernels.cells import POSITION_ROW_BITS, clear_cell, update_cell
+from meterd.core.kernels.cells import POSITION_ROW_BITS, clear_cell, merge_cell, update_cell
 from meterd.core.kernels.entries import (
     account_hash,
     entry_parts,
@@ -72,6 +72,9 @@ MEMBER_CELL, MEMBER_0, MEMBER_1 = range(3)
 CELLS, DIMS_USED, MEMBERS, SEATS, ACCOUNTS, TEXT_USED = range(6)
 
 NO_WINDOW = -1
+# Cells that were counted into last: two places for each.
+RECENT_BITS = 13
+RECENT = 1 << RECENT_BITS
 # The longest dimension tuple (8 values of 255 bytes) and account, with their sizes.
 DIMS_SIZE_MAX = 8 * 257
 ACCOUNT_SIZE_MAX = 128
@@ -132,7 +135,7 @@ def is_account(data: Array, start: int, end: int, account: Array, mode: int) -> 
     return same_bytes(data, start, account, 0, wanted)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _has_room(found: Any) -> Any:
     """Return whether one more row is certain to fit."""
     counters = found.counters
@@ -146,7 +149,7 @@ def _has_room(found: Any) -> Any:
     )
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _account_number(data: Array, start: int, end: int, key: Array, found: Any) -> Any:
     """Return the number of an account, giving it one if it is new."""
     a0, a1 = account_hash(key[0], key[1], data, start, end)
@@ -164,7 +167,7 @@ def _account_number(data: Array, start: int, end: int, key: Array, found: Any) -
     return number
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _write_needed(data: Array, properties: int, metric: Array, wanted: Any, found: Any) -> Any:
     """Write the dimension tuple of a row behind the last one; return where it ends."""
     to = found.counters[DIMS_USED]
@@ -180,7 +183,7 @@ def _write_needed(data: Array, properties: int, metric: Array, wanted: Any, foun
     return to
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _cell_of(which: Any, dims_end: int, key: Array, found: Any) -> Any:
     """Return the cell of (account, metric number, window) and the dimension tuple just written."""
     account, number, window = which
@@ -206,7 +209,7 @@ def _cell_of(which: Any, dims_end: int, key: Array, found: Any) -> Any:
     return cell
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _member(
     data: Array, properties: int, value: int, metric: Array, wanted: Any, key: Array
 ) -> Any:
@@ -223,7 +226,7 @@ def _member(
     return m0, m1, True
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _add_member(cell: int, m0: Any, m1: Any, key: Array, found: Any) -> None:
     """Keep a member of a cell once."""
     h0, h1 = pair_hash(key[0], key[1], 0, _U64(cell), m0, m1)
@@ -236,7 +239,7 @@ def _add_member(cell: int, m0: Any, m1: Any, key: Array, found: Any) -> None:
     insert(found.member_index, h0, h1, _U64(n))
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _add_seat(cell: int, row: Any, m0: Any, m1: Any, found: Any) -> None:
     """Keep a row that adds or removes a member; row is (timestamp, position, operation)."""
     n = found.counters[SEATS]
@@ -248,8 +251,8 @@ def _add_seat(cell: int, row: Any, m0: Any, m1: Any, found: Any) -> None:
     found.counters[SEATS] = n + 1
 
 
-@njit(cache=True)
-def _window_of(edges: Array, timestamp: int) -> Any:
+@njit(cache=True, forceinline=True)
+def window_of(edges: Array, timestamp: int) -> Any:
     """Return the window of a timestamp within the range."""
     low, high = 0, len(edges) - 1
     while high - low > 1:
@@ -317,16 +320,34 @@ def match_rows(log: Any, rows: Array, wanted: Any, out: Array) -> Any:
 
 
 @njit(cache=True)
-def count_rows(data: Array, matches: Array, wanted: Any, key: Array, found: Any) -> Any:
-    """Count rows that match; return how many were, fewer than all when room is short."""
+def count_rows(
+    data: Array, matches: Array, wanted: Any, key: Array, found: Any, recent: Array
+) -> Any:
+    """Count rows that match; return how many were, fewer than all when room is short.
+
+    recent int64[RECENT, 3]: the cells that were counted into last, by entry and metric number with
+    window.  It belongs to these entries: rows that share one share everything a cell depends on.
+    """
     edges = wanted.edges
     for k in range(len(matches)):
-        if not _has_room(found):
-            return k
         match = matches[k]
         timestamp, position, value = match[TIMESTAMP], match[POSITION], match[VALUE]
         number, operation, entry = match[NUMBER], match[OPERATION], match[ENTRY]
         metric = wanted.metrics[wanted.local[number]]
+        window, which = np.int64(0), number
+        if timestamp >= edges[0]:
+            window = window_of(edges, timestamp)
+            which |= window << 16
+            mixed = (_U64(entry) ^ _U64(which) << _U64(40)) * _U64(0x9E3779B97F4A7C15)
+            slot = np.int64(mixed >> _U64(64 - RECENT_BITS))
+            if recent[slot, 0] != entry or recent[slot, 1] != which:
+                slot ^= 1
+            known = recent[slot, 0] == entry and recent[slot, 1] == which
+            if known and metric[KIND] == NOT_UNIQUE:
+                update_cell(found.cells, recent[slot, 2], timestamp, position, value)
+                continue
+        if not _has_room(found):
+            return k
         account_end, properties = entry_parts(data, entry)
         account = np.int64(0)
         if wanted.by_account:
@@ -334,19 +355,45 @@ def count_rows(data: Array, matches: Array, wanted: Any, key: Array, found: Any)
         cell = np.int64(-1)
         if timestamp >= edges[0]:
             dims_end = _write_needed(data, properties, metric, wanted, found)
-            window = _window_of(edges, timestamp)
             cell = _cell_of((account, number, window), dims_end, key, found)
             update_cell(found.cells, cell, timestamp, position, value)
+            if recent[slot, 0] >= 0:
+                slot ^= 1
+            recent[slot, 0], recent[slot, 1], recent[slot, 2] = entry, which, cell
         if metric[KIND] == NOT_UNIQUE:
             continue
-        m0, m1, known = _member(data, properties, value, metric, wanted, key)
-        if known and operation != 0:
+        m0, m1, is_member = _member(data, properties, value, metric, wanted, key)
+        if is_member and operation != 0:
             dims_end = _write_needed(data, properties, metric, wanted, found)
             cell = _cell_of((account, number, NO_WINDOW), dims_end, key, found)
             _add_seat(cell, (timestamp, position, operation), m0, m1, found)
-        elif known:
+        elif is_member:
             _add_member(cell, m0, m1, key, found)
     return len(matches)
+
+
+@njit(cache=True)
+def add_cells(cells: Array, wanted: Any, numbers: Array, key: Array, found: Any) -> Any:
+    """Add what was counted by metric and window alone (segment_match.fold_runs).
+
+    numbers int64: of each metric of `wanted`.  Returns how many cells were added, fewer than all
+    when room is short.
+    """
+    windows = len(wanted.edges) - 1
+    for c in range(len(numbers) * windows):
+        if cells[c, cell_rows.COUNT] == 0:
+            continue
+        if not _has_room(found):
+            return c
+        m, window = c // windows, c % windows
+        to = found.counters[DIMS_USED]
+        dims_end = to + wanted.metrics[m, DIM_COUNT]
+        for d in range(to, dims_end):
+            found.dims[d] = 0
+        cell = _cell_of((np.int64(0), numbers[m], window), dims_end, key, found)
+        merge_cell(found.cells, cell, cells, c)
+        cells[c, cell_rows.COUNT] = 0
+    return len(numbers) * windows
 
 
 @njit(cache=True)

@@ -70,6 +70,20 @@ def load_u16(typing_context: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def store_u64(typing_context: Any, array: Any, index: Any, word: Any) -> Any:
+    """Store 8 bytes in a uint8 array at any (unaligned) index; the caller checks the bounds."""
+    signature = types.void(array, types.int64, types.uint64)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = make_array(sig.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(64).as_pointer())
+        builder.store(args[2], pointer).align = 1
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
 def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
     """Ask the processor to bring the row at `index` of a 2-D array into its cache."""
     signature = types.void(array, types.int64)

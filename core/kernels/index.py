@@ -28,7 +28,7 @@ An index is a tuple of arrays (`make_index`), reserved at their limits:
   counts     u16[buckets]            slots in use
   head       i64[4]                  directory depth, buckets, entries, bucket limit
   scratch    u64[512, 2]             a bucket whose entries are placed anew
-Entries are never removed one by one.
+Removing an entry fills its bucket anew, so it is for what is rare.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def set_payload(index: Any, slot: int, payload: Any) -> None:
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
-def enter(slots: Array, base: int, word_0: Any, word_1: Any) -> Any:
+def _enter(slots: Array, base: int, word_0: Any, word_1: Any) -> Any:
     """Write an entry into the first free slot for it in the bucket at `base`; return the slot."""
     home = _home(word_0)
     used = _used(slots, base + home)
@@ -211,7 +211,7 @@ def enter(slots: Array, base: int, word_0: Any, word_1: Any) -> Any:
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
-def take_out(index: Any, bucket: int) -> None:
+def _take_out(index: Any, bucket: int) -> None:
     """Move all entries of a bucket to the scratch, side by side."""
     slots, scratch = index.slots, index.scratch
     base = bucket * BUCKET_SLOTS
@@ -250,12 +250,12 @@ def _split(index: Any, k0: Any) -> None:
     for line in range(0, BUCKET_SLOTS, LINE_SLOTS):
         prefetch(slots, base + line)
         prefetch(slots, other + line)
-    take_out(index, bucket)
+    _take_out(index, bucket)
     bit = _U64(63 - depth)
     moved = np.int64(0)
     for i in range(held):
         goes = np.int64((_place(scratch[i, 0]) >> bit) & _U64(1))
-        enter(slots, base + goes * (other - base), scratch[i, 0], scratch[i, 1])
+        _enter(slots, base + goes * (other - base), scratch[i, 0], scratch[i, 1])
         moved += goes
     index.counts[fresh] = moved
     index.counts[bucket] = held - moved
@@ -270,7 +270,7 @@ def insert(index: Any, k0: Any, k1: Any, payload: Any) -> Any:
         bucket = _bucket_of(index, k0)
     index.counts[bucket] += 1
     index.head[ENTRIES] += 1
-    return enter(index.slots, bucket * BUCKET_SLOTS, _word_0(k0), (k1 & _TAG_MASK) | payload)
+    return _enter(index.slots, bucket * BUCKET_SLOTS, _word_0(k0), (k1 & _TAG_MASK) | payload)
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
@@ -287,6 +287,23 @@ def insert_at(index: Any, slot: int, k0: Any, k1: Any, payload: Any) -> None:
 
 
 @njit(cache=True, _nrt=False)
+def remove(index: Any, k0: Any, k1: Any) -> None:
+    """Remove a key; its bucket is filled anew, because a free slot ends a look-up."""
+    slot = find(index, k0, k1)
+    if slot == MISSING:
+        return
+    word_0, word_1 = index.slots[slot, 0], index.slots[slot, 1]
+    bucket = slot >> BUCKET_BITS
+    held = np.int64(index.counts[bucket])
+    _take_out(index, bucket)
+    for i in range(held):
+        if index.scratch[i, 0] != word_0 or index.scratch[i, 1] != word_1:
+            _enter(index.slots, bucket * BUCKET_SLOTS, index.scratch[i, 0], index.scratch[i, 1])
+    index.counts[bucket] = held - 1
+    index.head[ENTRIES] -= 1
+
+
+@njit(cache=True, nogil=True, _nrt=False)
 def clear(index: Any) -> None:
     """Remove all entries; the buckets stay, so that filling it again does not split them."""
     used = index.head[BUCKETS]
@@ -295,8 +312,3 @@ def clear(index: Any) -> None:
     for bucket in range(used):
         index.counts[bucket] = 0
     index.head[ENTRIES] = 0
-
-
-def entries_free(index: Index) -> int:
-    """Return how many more entries are certain to fit."""
-    return int(index.head[BUCKETS_MAX]) * BUCKET_FULL // 2 - int(index.head[ENTRIES])

@@ -1,14 +1,13 @@
-"""Walks a log file from record to record and makes the keys of its index.
+"""Walks a log file from record to record and makes the keys of its index in memory.
 
-One posting for each stored row serves every kind of question, because a key is made of parts that
-become finer from left to right (40 bits):
+One key a row serves every kind of question, because it is made of parts that become finer from
+left to right (40 bits):
 
     root of the account, 20 bits | account, 12 bits | metric number, 8 bits
 
 so the rows of an account and metric, of an account, and of a path with everything below it are
-each one run of neighbouring keys.  Keys only narrow the search: whoever reads a row compares the
-account's bytes and the metric number, so two that share a key cost time and nothing else.  Row
-number and key share one 64-bit word while they are sorted; one fast sort gives rows in order.
+each one range of keys.  Keys only narrow the search: whoever reads a row compares the account's
+bytes and the metric number, so two that share a key cost time and nothing else.
 
 Checksums were checked when the file was opened by its writer; what is checked here is what keeps
 the walk inside the file.
@@ -27,16 +26,11 @@ from meterd.core.kernels.hashing import load_u32, load_u64, root_end
 Array = Any
 _U64 = np.uint64
 
-ROW_BITS = 24
 METRIC_BITS, ACCOUNT_BITS, ROOT_BITS = 8, 12, 20
-KEY_BITS = METRIC_BITS + ACCOUNT_BITS + ROOT_BITS
 
 # State of a walk (int64[5]): the next header, the end of its block, records left in the block,
 # the next row, where the block's header lies.
 AT, BLOCK_END, RECORDS_LEFT, ROW, BLOCK_AT = range(5)
-
-# Facts about the stored rows of a file (int64[4]).
-STORED, MIN_TIMESTAMP, MAX_TIMESTAMP, OPERATIONS = range(4)
 
 BLOCK_MAGIC = 0x4B4C424D
 RECORD_MAGIC = 0x4345524D
@@ -159,10 +153,10 @@ def measure(data: Array, end: int, state: Array) -> Any:
 def index_rows(data: Array, end: int, state: Array, key: Array, out: Any) -> None:
     """Walk to the end and write the key and timestamp of every row, and where each record lies.
 
-    out: (keys u64[rows], timestamps i64[rows], record_row u32[records], record_offset u64[records],
-    operations u8[rows]); `measure` has said how many.
+    out: (keys u64[rows], timestamps i64[rows], record_row u32[records],
+    record_offset u64[records]); `measure` has said how many.
     """
-    keys, timestamps, record_row, record_offset, operations = out
+    keys, timestamps, record_row, record_offset = out
     k0, k1 = key[0], key[1]
     r = 0
     i = 0
@@ -176,7 +170,7 @@ def index_rows(data: Array, end: int, state: Array, key: Array, out: Any) -> Non
         record_row[r] = first_row
         record_offset[r] = record
         r += 1
-        n, heap_end, metric, operation, heap = columns_at(data, record)
+        n, heap_end, metric, _, heap = columns_at(data, record)
         timestamp = heap_end - 16 * n
         entry = heap
         for row in range(n):
@@ -185,65 +179,5 @@ def index_rows(data: Array, end: int, state: Array, key: Array, out: Any) -> Non
             account = account_key(k0, k1, data, entry + 2, account_end)
             keys[i] = account << _U64(METRIC_BITS) | number
             timestamps[i] = np.int64(load_u64(data, timestamp + 8 * row))
-            operations[i] = data[operation + row]
             entry = heap + np.int64(load_u32(data, heap_end + 4 * row))
             i += 1
-
-
-@njit(cache=True, _nrt=False)
-def pack_stored(keys: Array, timestamps: Array, operations: Array, refused: Array, out: Any) -> Any:
-    """Write (key, row) words of the stored rows into out, and their facts; return how many."""
-    words, facts = out
-    stored = 0
-    low, high = np.int64(2**63 - 1), np.int64(-(2**63))
-    seen = 0
-    for row in range(len(keys)):
-        if is_refused(refused, row):
-            continue
-        words[stored] = keys[row] << _U64(ROW_BITS) | _U64(row)
-        stored += 1
-        low = min(low, timestamps[row])
-        high = max(high, timestamps[row])
-        seen |= operations[row]
-    facts[STORED], facts[MIN_TIMESTAMP], facts[MAX_TIMESTAMP] = stored, low, high
-    facts[OPERATIONS] = seen
-    return stored
-
-
-@njit(cache=True, _nrt=False)
-def count_keys(words: Array) -> Any:
-    """Return how many different keys sorted (key, row) words have."""
-    count = 0
-    last = ~_U64(0)
-    for i in range(len(words)):
-        key = words[i] >> _U64(ROW_BITS)
-        if key != last:
-            count += 1
-            last = key
-    return count
-
-
-@njit(cache=True, _nrt=False)
-def group_rows(words: Array, timestamps: Array, out: Any) -> None:
-    """Split sorted (key, row) words into keys and rows.
-
-    out: (keys u64[d], starts u32[d+1], min i64[d], max i64[d], rows u32[words]); `count_keys` has
-    said how many.
-    """
-    keys, starts, low, high, rows = out
-    d = -1
-    last = _U64(0)
-    for i in range(len(words)):
-        key = words[i] >> _U64(ROW_BITS)
-        row = np.int64(words[i] & _U64((1 << ROW_BITS) - 1))
-        at = timestamps[row]
-        if d < 0 or key != last:
-            d += 1
-            last = key
-            keys[d] = key
-            starts[d] = i
-            low[d] = high[d] = at
-        rows[i] = row
-        low[d] = min(low[d], at)
-        high[d] = max(high[d], at)
-    starts[d + 1] = len(words)

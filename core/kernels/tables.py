@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit
 
 from meterd.core.kernels import cells as cell_rows
+from meterd.core.kernels import runs as run_kernels
 from meterd.core.kernels.entries import (
     CELL,
     MEMBER,
@@ -49,7 +50,7 @@ NO_METRIC = 0
 MEMBER_0, MEMBER_1, NEXT_MEMBER = range(3)
 NO_MEMBER = np.uint64(2**64 - 1)
 # Columns of the counters (int64[8]).
-ACCOUNTS, TEXT_USED, SERIES_COUNT, DIMS_USED, CELLS, MEMBERS, JOURNAL = range(7)
+ACCOUNTS, TEXT_USED, SERIES_COUNT, DIMS_USED, CELLS, MEMBERS, RECENT = range(7)
 
 # An identity's payload: 32 bits of its content's digest | the day of its event since 1970, 16 bits.
 DAY_NS = 86_400_000_000_000
@@ -61,18 +62,18 @@ IDENTITY_WORDS = 2
 class Capacity(NamedTuple):
     """How much the tables can hold."""
 
-    identities: int
+    recent: int  # identities that are in no run yet
     accounts: int
     series: int
     cells: int
     members: int
-    journal: int
 
 
 class Tables(NamedTuple):
     """All tables of one state machine."""
 
-    identities: Index
+    recent: Index  # identities that are in no run yet
+    flushing: Index  # and those of which one is being made
     account_index: Index
     root_index: Index
     series_index: Index
@@ -84,9 +85,12 @@ class Tables(NamedTuple):
     dims: Array
     cells: Array
     members: Array
-    journal: Array
+    journal: Array  # the entries of `recent` in the order they came
     counters: Array
     key: Array  # u64[2]: of all hashes
+    runs: Array  # int64[3 r, 2]: a handle of the arrays of the runs (kernels/runs.py)
+    run_facts: Array  # int64[r, 8]
+    filter: Array  # u64[8 lines]: of all identities (kernels/bloom.py)
 
 
 # Odd constants without pattern: the primes of XXH64.
@@ -107,7 +111,8 @@ RECORD_TEXT_MAX = 64 * 1024 * 1024
 def make_tables(capacity: Capacity, key: tuple[int, int]) -> Tables:
     """Return empty tables that can grow to `capacity`, for hashes under `key`."""
     return Tables(
-        identities=make_index(capacity.identities, large_pages=True),
+        recent=make_index(capacity.recent + RECORD_ROWS_MAX, large_pages=True),
+        flushing=make_index(capacity.recent + RECORD_ROWS_MAX, large_pages=True),
         account_index=make_index(capacity.accounts),
         root_index=make_index(capacity.accounts),
         series_index=make_index(capacity.series),
@@ -119,9 +124,12 @@ def make_tables(capacity: Capacity, key: tuple[int, int]) -> Tables:
         dims=reserve((capacity.series * SERIES_DIMS_BYTES + RECORD_TEXT_MAX,), np.uint8),
         cells=reserve((capacity.cells + RECORD_ROWS_MAX, cell_rows.CELL_WORDS), np.int64),
         members=reserve((capacity.members + RECORD_ROWS_MAX, 3), np.uint64),
-        journal=reserve((capacity.journal + RECORD_ROWS_MAX, IDENTITY_WORDS), np.uint64),
+        journal=reserve((capacity.recent + RECORD_ROWS_MAX, IDENTITY_WORDS), np.uint64),
         counters=np.zeros(8, np.int64),
         key=np.array(key, np.uint64),
+        runs=np.zeros((0, 2), np.int64),
+        run_facts=np.zeros((0, run_kernels.FACT_WORDS), np.int64),
+        filter=np.zeros(0, np.uint64),
     )
 
 
@@ -135,15 +143,19 @@ def tables_at(handle: Array) -> Any:
         index_at(handle, 18),
         index_at(handle, 24),
         index_at(handle, 30),
-        rows_at(handle, 36, 4, np.int64),
-        column_at(handle, 37, np.uint8),
-        rows_at(handle, 38, 8, np.int64),
-        column_at(handle, 39, np.uint8),
-        rows_at(handle, 40, cell_rows.CELL_WORDS, np.int64),
-        rows_at(handle, 41, 3, np.uint64),
-        rows_at(handle, 42, IDENTITY_WORDS, np.uint64),
-        column_at(handle, 43, np.int64),
-        column_at(handle, 44, np.uint64),
+        index_at(handle, 36),
+        rows_at(handle, 42, 4, np.int64),
+        column_at(handle, 43, np.uint8),
+        rows_at(handle, 44, 8, np.int64),
+        column_at(handle, 45, np.uint8),
+        rows_at(handle, 46, cell_rows.CELL_WORDS, np.int64),
+        rows_at(handle, 47, 3, np.uint64),
+        rows_at(handle, 48, IDENTITY_WORDS, np.uint64),
+        column_at(handle, 49, np.int64),
+        column_at(handle, 50, np.uint64),
+        rows_at(handle, 51, 2, np.int64),
+        rows_at(handle, 52, run_kernels.FACT_WORDS, np.int64),
+        column_at(handle, 53, np.uint64),
     )
 
 

@@ -56,7 +56,7 @@ def reached(answers: list[dict[str, Any]]) -> int:
     return count
 
 
-def _merge(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def merge(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One flat object for each node."""
     return [
         {"address": row["address"], "reachable": True, **row["answer"]}
@@ -71,7 +71,7 @@ def status(session: Session) -> None:
     """Show node, actors, log and totals of every node named with -n."""
     answers = ask_nodes(session, lambda client: client.status())
     count = reached(answers)
-    document = {"reachable": count, "configured": len(answers), "nodes": _merge(answers)}
+    document = {"reachable": count, "configured": len(answers), "nodes": merge(answers)}
     session.console.show(document, lambda: _status_lines(document))
     if count < len(answers):
         raise SystemExit(AdminExit.PARTLY)
@@ -133,7 +133,7 @@ def scalar_text(value: object) -> str:
 
 def _health(session: Session) -> dict[str, Any]:
     """The health of all nodes as one document; its status is the worst, silence being `fail`."""
-    nodes = _merge(ask_nodes(session, lambda client: client.health()))
+    nodes = merge(ask_nodes(session, lambda client: client.health()))
     statuses = [node["status"] if node["reachable"] else "fail" for node in nodes]
     return {
         "status": max(statuses, key=STATUSES.index),

@@ -39,6 +39,7 @@ _EXIT_OF_CODE = {
     "import_conflict": AdminExit.REFUSED,
     "too_many_balances": AdminExit.REFUSED,
     "too_many_erasures": AdminExit.REFUSED,
+    "not_needed": AdminExit.REFUSED,
     "too_many_metrics": AdminExit.REFUSED,
     "overloaded": AdminExit.BUSY,
     "busy": AdminExit.BUSY,
@@ -46,7 +47,13 @@ _EXIT_OF_CODE = {
     "restarting": AdminExit.BUSY,
     "shutting_down": AdminExit.BUSY,
     "not_leader": AdminExit.BUSY,
+    "exists": AdminExit.REFUSED,
+    "store_failed": AdminExit.UNREACHABLE,
     "disk_stop": AdminExit.NO_SPACE,
+    "disk_full": AdminExit.NO_SPACE,
+    "refused": AdminExit.REFUSED,
+    "in_use": AdminExit.BUSY,
+    "boot_failed": AdminExit.CORRUPT,
     "corrupt": AdminExit.CORRUPT,
     "config": AdminExit.CONFIGURATION,
 }
@@ -54,7 +61,7 @@ _EXIT_OF_CODE = {
 _HINT_OF_CODE = {
     "metric_conflict": "--replace makes a new version, for events from now on",
     "unreachable": "is the node running? Name it with -n HOST:PORT",
-    "disk_stop": "free disk space; meterctl health shows how much is left",
+    "disk_stop": "free disk space; meterctl disk status says what uses it",
 }
 
 
@@ -102,9 +109,14 @@ class AdminError(Exception):
         self.hint = hint
 
 
+def exit_of(code: str) -> AdminExit:
+    """The exit code of an error's code."""
+    return _EXIT_OF_CODE.get(code, AdminExit.INTERNAL)
+
+
 def admin_error_of(error: MeterdError) -> AdminError:
     """How an error of the client ends the program."""
-    exit_code = _EXIT_OF_CODE.get(error.code, AdminExit.INTERNAL)
+    exit_code = exit_of(error.code)
     hint = _HINT_OF_CODE.get(error.code, error.hint)
     return AdminError(exit_code, error.code, error.message, hint)
 

@@ -235,6 +235,26 @@ def test_nodes_are_looked_at_also_when_one_is_away(shell):
     assert shell.json("version")["nodes"][0]["version"] == shell.json("version")["meterctl"]
 
 
+def test_the_disk_is_described_and_its_reserve_given_back(shell):
+    (found,) = shell.json("disk", "status")["nodes"]
+    assert found["state"] in ("ok", "warn")
+    assert {"log", "reserve", "checkpoints", "other"} <= {one["kind"] for one in found["kinds"]}
+    text = shell.run("-o", "table", "disk")
+    assert "GROWTH/DAY" in text and "not meterd" in text and f"next         {found['next']}" in text
+    assert "./run" in shell.run("-o", "table", "disk", "status", "--inodes")
+    deadline = time.monotonic() + 20
+    while not found["reserve"] and time.monotonic() < deadline:  # it is made a piece at a time
+        (found,) = shell.json("disk", "status")["nodes"]
+    (freed,) = shell.json("disk", "free-reserve")["nodes"]
+    assert freed["freed"] >= found["reserve"] > 0
+    again = shell.json("disk", "free-reserve", exit_code=6)
+    assert again["nodes"][0]["error"] == "not_needed"
+    nodes = shell.environment["METERCTL_NODES"] + f",127.0.0.1:{free_ports(1)[0]}"
+    both = shell.json("-n", nodes, "--timeout", 0.5, "disk", "status", exit_code=7)
+    assert (both["reachable"], both["configured"]) == (1, 2)
+    shell.run("-n", f"127.0.0.1:{free_ports(1)[0]}", "--timeout", 0.3, "disk", exit_code=3)
+
+
 @pytest.mark.parametrize(("batch", "durability"), [(1, "sync"), (200, "sync"), (500, "async")])
 def test_bench_verifies_every_total(shell, batch, durability):
     result = shell.json(

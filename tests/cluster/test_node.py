@@ -1,6 +1,7 @@
 """A whole node: it starts, says how it does, survives the death of every part, and stops."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from meterd.actors import start_checks
 from meterd.actors.catalog import ACTORS, FAMILIES, PREFIX
 from meterd.client import Event
 from tests.support.node import Node
@@ -44,6 +46,13 @@ def test_it_is_healthy_and_ready(node: Node) -> None:
     assert node.get("/readyz")[0] == 200
     assert node.get("/readyz?for=fun")[0] == 400
     assert node.get("/nonsense")[0] == 404
+
+
+def test_a_start_has_checked_everything_in_order(node: Node) -> None:
+    """Each check says how long it took; nothing is served before the last."""
+    checks = "|".join(start_checks.ORDER)
+    said = re.findall(rf": ({checks}|ready)\b.* seconds=\d+\.\d{{3}}$", node.log(), re.MULTILINE)
+    assert tuple(said) == (*start_checks.ORDER, "ready")
 
 
 def test_the_page_of_telemetry_has_every_family(node: Node) -> None:

@@ -7,6 +7,7 @@ find fault with a disk whose fdatasync, or whose sync of the directory, does not
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import struct
@@ -16,6 +17,9 @@ from random import Random
 import pytest
 
 from meterd.actors.disk import LocalDisk
+from meterd.actors.wal_log import Log
+from meterd.actors.wal_spare import Spare
+from meterd.core.log_scan import Groups
 from meterd.core.replica import Replica
 from meterd.protocol.errors import Corrupt, DiskFull
 from tests.support.crash_disk import CrashDisk, Crashed, TellsLies
@@ -140,6 +144,71 @@ def test_a_full_disk_delays_the_rotation_and_loses_nothing() -> None:
     life.acknowledged += as_read(entries)
     assert log.file_number == 3
     life.check()
+
+
+@pytest.mark.slow
+def test_no_room_for_names_delays_and_loses_nothing() -> None:
+    """Every create and rename may find no room, at any time; then a crash, at any time.
+
+    What waits meanwhile becomes a larger block, as in the WAL-writer.
+    """
+    delays = rotations = 0
+    for seed in range(300):
+        life = Life(seed)
+        for _ in range(LIVES):
+            seen = live_without_names(life)
+            delays, rotations = delays + seen[0], rotations + seen[1]
+        life.check_last()
+    assert delays > 1_000 and rotations > 500
+
+
+def live_without_names(life: Life) -> tuple[int, int]:
+    """Live as `Life.live` does; return how often there was no room, and how many files began."""
+    random, disk = life.random, life.disk
+    calls = random.randrange(120)
+    disk.calls_left = calls
+    delays = rotations = 0
+    try:
+        log, spare, groups = opened_at_last(disk, random)
+        disk.calls_left, left = None, disk.calls_left
+        disk.has_no_name = lambda: False
+        life.check()
+        disk.calls_left, disk.has_no_name = left, lambda: random.random() < 0.5
+        replica, first = Replica(groups), log.file_number
+        for _ in range(12):
+            entries = any_entries(replica, random)
+            while True:
+                life.in_flight = as_read(entries)
+                try:
+                    log.append(entries)
+                    break
+                except DiskFull:
+                    delays += 1
+                    with contextlib.suppress(DiskFull):
+                        if random.random() < 0.3:
+                            log.protect()
+                    if len(entries) < 20:
+                        entries += any_entries(replica, random)
+            life.acknowledged += life.in_flight
+            life.in_flight = []
+            rotations = log.file_number - first
+            with contextlib.suppress(DiskFull):
+                spare.prepare()
+            with contextlib.suppress(DiskFull):
+                if random.random() < 0.2:
+                    log.protect()
+    except Crashed:
+        pass
+    life.disk = disk.crashed(random)
+    return delays, rotations
+
+
+def opened_at_last(disk: CrashDisk, random: Random) -> tuple[Log, Spare, Groups]:
+    """Start again until the start finds room, as systemd does."""
+    disk.has_no_name = lambda: random.random() < 0.3
+    while True:
+        with contextlib.suppress(DiskFull):
+            return open_log(disk, SEGMENT_SIZE)
 
 
 def test_a_crash_while_the_disk_is_full_is_survived() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.actors import reading
+from meterd.actors import feed, reading
 from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
 from meterd.core.questions import Question
 from meterd.core.registry import Registry
@@ -87,16 +87,17 @@ class World:
             for events in records:
                 self.write(events)
             if place + 1 < len(files):
-                self.directory.seal(indexed=place % 2 == 0)
+                self.directory.seal(segmented=place % 2 == 0)
 
     def expire(self, count: int) -> int:
         """Delete the oldest `count` full files, one by one; return the horizon."""
         horizon = NOW
         for number in range(1, min(count, self.directory.builder.file_number - 1) + 1):
             if number in self.directory.waiting:
-                self.directory.write_index(number)
-            newest = self.directory.files.header(number).max_timestamp
-            horizon = max(horizon, newest + 1)
+                self.directory.make_segment(number)
+            self.directory.files.refresh()
+            (segment,) = self.directory.files.segments.chosen(number + 1, number - 1)
+            horizon = max(horizon, segment.header.max_timestamp + 1)
             self.directory.delete([number], self.registry, horizon)
         self.model.expire(horizon)
         return horizon
@@ -309,7 +310,7 @@ def test_a_feed_gives_every_stored_event_once(drawn, account, limit, data):
         seen: list[str] = []
         late = data.draw(st.lists(event_fields, min_size=1, max_size=3))
         while True:
-            steps = reading.read_feed(world.directory.view(), question, world.registry, I64_MIN)
+            steps = feed.read_feed(world.directory.view(), question, world.registry, I64_MIN)
             page = finish(steps)
             seen += [event["id"] for event in page["events"]]
             at_end = question.after == page["next"]

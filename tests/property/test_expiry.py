@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from meterd.actors import reading, totals_files
+from meterd.actors import feed, reading, totals_files
 from meterd.actors.log_files import LogFiles
 from meterd.actors.totals_files import Covered, TotalsFiles
 from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
@@ -135,18 +135,18 @@ class Expiry(RuleBasedStateMachine):
             self.model.stored.append(stored)
         self.log.write(rows, refused)
         if seal:
-            self.log.seal(indexed=self.count % 2 == 0)
+            self.log.seal(segmented=self.count % 2 == 0)
 
     @rule()
     def seal(self) -> None:
-        self.log.seal(indexed=True)
+        self.log.seal(segmented=True)
 
     @precondition(lambda self: self.through + 1 < self.log.builder.file_number)
     @rule(count=st.integers(1, 3), dies=st.booleans())
     def fold(self, count: int, dies: bool) -> None:
         for number in range(self.through + 1, self.log.builder.file_number)[:count]:
             if number in self.log.waiting:
-                self.log.write_index(number)
+                self.log.make_segment(number)
             self.log.fold([number], self.registry, self.horizon)
             self.through = number
             self.left_over.append(number)
@@ -169,7 +169,7 @@ class Expiry(RuleBasedStateMachine):
         totals_files.rewrite(str(self.path), files[first : last + 1], making)
         if tidy:
             stand = [Covered(one.first, one.last) for one in self.files()]
-            totals_files.remove_superseded(str(self.path), stand, at_once=True)
+            totals_files.remove_superseded(str(self.path), stand, 0.0)
         self.log.files.refresh()
 
     def files(self) -> Any:
@@ -290,7 +290,7 @@ class Expiry(RuleBasedStateMachine):
         left = {place.event.id for place in self.log.builder.placed}
         left &= {p.event.id for p in self.log.builder.placed if p.file_number > self.through}
         wanted = [e.id for e in self.model.stored if e.id in left and account in ("", e.account)]
-        page = finish(reading.read_feed(view, Question("feed", account), self.registry, I64_MIN))
+        page = finish(feed.read_feed(view, Question("feed", account), self.registry, I64_MIN))
         assert sorted(event["id"] for event in page["events"]) == sorted(wanted)
         if account:
             question = Question("events", account)
@@ -299,7 +299,7 @@ class Expiry(RuleBasedStateMachine):
         if self.through:
             gone = Question("feed", account, after=f"f.{self.through}.0")
             try:
-                finish(reading.read_feed(view, gone, self.registry, I64_MIN))
+                finish(feed.read_feed(view, gone, self.registry, I64_MIN))
             except RangeExpired as refusal:
                 assert f"f.{self.through + 1}.0" in refusal.message
             else:

@@ -53,7 +53,7 @@ def test_a_flipped_bit_is_corruption_with_file_and_offset(
     seed: int, blocks: int, data: st.DataObject
 ) -> None:
     disk = log_of(Random(seed), blocks)
-    names = [f"{DIRECTORY}/{name}" for name in disk.names(DIRECTORY)]
+    names = [f"{DIRECTORY}/{n}" for n in disk.names(DIRECTORY) if not n.endswith(".open")]
     path = data.draw(st.sampled_from(names))
     start, end = data.draw(st.sampled_from(parts(bytes(disk.content(path)), path)))
     at, bit = data.draw(st.integers(start, end - 1)), data.draw(st.integers(0, 7))

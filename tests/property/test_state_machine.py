@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -14,12 +15,17 @@ from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
 from meterd.core.balance_rows import import_commands
 from meterd.core.erasures import erasure_command
 from meterd.core.folded_cells import joined
+from meterd.core.identity_runs import Entries, Run
+from meterd.core.kernels.bloom import FILTER_WORDS, add_entries
+from meterd.core.kernels.index import clear
+from meterd.core.kernels.runs import ENTRIES_MARGIN
 from meterd.core.memory_cells import collect
 from meterd.core.partial_cells import PartialCells
 from meterd.core.questions import Question
 from meterd.core.state import StateMachine
 from meterd.protocol.errors import MetricVersionsDiffer
 from tests.support import model as oracle
+from tests.support.identities import entries_of, merge_of, run_of
 from tests.support.log_directory import finish
 from tests.support.periods import DAY, HOUR, Period
 from tests.support.pipeline import Pipeline
@@ -96,7 +102,8 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
     def begin(self) -> None:
         self.pipeline = Pipeline()
         self.model = oracle.Model(retention_days=10**6)
-        self.runs: list[Any] = []
+        self.runs: list[Run] = []
+        self.flushing: Entries | None = None
         self.now = NOW
         self.asked = self.erased = self.moment = 0
         self.cells_min = state_module.EVICT_CELLS_MIN
@@ -273,31 +280,51 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
 
     @rule()
     def save_and_restore(self) -> None:
+        self.end_flush()
         saved = self.pipeline.state.save()
-        self.runs.append(saved.identities.copy())
         fresh = StateMachine(self.pipeline.key, self.pipeline.capacity)
         fresh.restore(saved.state, saved.arrays)
-        for run in self.runs:
-            fresh.restore_identities(run)
+        fresh.use_runs(self.runs)
+        fresh.restore_identities(saved.identities)
         counts = self.pipeline.state.counts()
-        assert fresh.counts() | {"identities": 0} == counts | {"identities": 0}
-        assert fresh.unsaved() == 0
+        assert fresh.counts() == counts
         self.pipeline.state = fresh
 
     @rule()
     def save_and_go_on(self) -> None:
-        self.runs.append(self.pipeline.state.save().identities.copy())
+        self.pipeline.state.save()
+
+    @rule()
+    def begin_flush(self) -> None:
+        if self.flushing is None and self.pipeline.state.recent:
+            self.flushing = self.pipeline.state.begin_flush()
+
+    @rule()
+    def end_flush(self) -> None:
+        if self.flushing is not None:
+            self.runs.append(run_of(self.flushing))
+            self.pipeline.state.use_runs(self.runs)
+            clear(self.pipeline.state.end_flush())
+            self.flushing = None
+
+    @rule(lines=st.sampled_from([0, 1, 64]))
+    def use_another_filter(self, lines: int) -> None:
+        words = np.zeros(lines * FILTER_WORDS, np.uint64)
+        for run in self.runs:
+            add_entries(words, entries_of(run))
+        self.pipeline.state.use_filter(words)
+
+    @rule()
+    def merge(self) -> None:
+        if self.runs:
+            day = max(0, self.model.horizon // DAY)
+            merged = merge_of(self.runs, day)
+            self.runs = [merged] if len(merged.entries) > ENTRIES_MARGIN else []
+            self.pipeline.state.use_runs(self.runs)
 
     @rule()
     def evict(self) -> None:
         self.pipeline.state.evict()
-
-    @rule()
-    def purge(self) -> None:
-        while self.pipeline.state.purge():
-            pass
-        # Days are kept, not moments: the horizon is the beginning of one, so nothing differs.
-        assert self.pipeline.state.counts()["identities"] == len(self.model.identities)
 
     @rule()
     def replay(self) -> None:

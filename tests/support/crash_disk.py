@@ -12,6 +12,7 @@ as one that never ended, so crashing *before* each call covers every point in ti
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from random import Random
 
 import numpy as np
@@ -76,6 +77,8 @@ class CrashDisk:
     def __init__(self, lies: TellsLies = TellsLies.NOTHING) -> None:
         self.calls_left: int | None = None  # None: no crash
         self.room: int | None = None  # bytes for new files; None: endless
+        # Is there no room for a name, or for the inode of a new file, at this call?
+        self.has_no_name: Callable[[], bool] = lambda: False
         self._lies = lies
         self._names: dict[str, File] = {}
         self._durable_names: dict[str, File] = {}
@@ -110,6 +113,7 @@ class CrashDisk:
     def create(self, path: str, size: int, pace: Pace = at_once) -> int:
         self.remove(path)
         self._call()
+        self._need_name()
         if self.room is not None:
             if size > self.room:
                 raise DiskFull("no room in this test")
@@ -150,9 +154,14 @@ class CrashDisk:
 
     def rename(self, old: str, new: str) -> None:
         self._call()
+        self._need_name()
         names = dict(self._names)
         names[new] = names.pop(old)
         self._rename(names)
+
+    def link(self, path: str, other: str) -> None:
+        self._call()
+        self._rename({**self._names, other: self._names[path]})
 
     def remove(self, path: str) -> None:
         self._call()
@@ -170,6 +179,10 @@ class CrashDisk:
     def _rename(self, names: dict[str, File]) -> None:
         self._names = names
         self._changes.append(names)
+
+    def _need_name(self) -> None:
+        if self.has_no_name():
+            raise DiskFull("no room for a name in this test")
 
     def _opened(self, file: File) -> int:
         self._next_descriptor += 1

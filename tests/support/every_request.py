@@ -7,11 +7,14 @@ from typing import Any
 from uuid import UUID
 
 import msgpack
+import numpy as np
 
 from meterd.actors.checkpoints import Checkpoints
+from meterd.actors.identity_store import RUNS_PER_LEVEL, IdentityStore
 from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
 from meterd.core.balance_rows import import_commands
 from meterd.core.erasures import erasure_command
+from meterd.core.identity_runs import Entries
 from meterd.core.memory_cells import collect
 from meterd.core.questions import Question
 from meterd.core.state import StateMachine
@@ -38,7 +41,7 @@ def every_request(directory: str) -> None:
     _ask(pipeline.state)
     pipeline.command(NOW, op="metric_delete", code="sum")
     pipeline.command(NOW, op="expire", horizon=NOW - DAY, future_ns=DAY)
-    pipeline.state.purge()
+    pipeline.command(NOW, op="retention_set", days=90, horizon=NOW - DAY)
     balance = {"account": "a/b", "metric": "seats", "at": NOW, "count": 1, "members": ["x"]}
     value = {"account": "a/b", "metric": "unique", "at": NOW, "count": 1, "members": [5]}
     key = pipeline.state.tables.key
@@ -48,7 +51,7 @@ def every_request(directory: str) -> None:
     _ask(pipeline.state)
     command, partition = erasure_command(key, "a", True, "1")
     pipeline.account_command(NOW, partition, command)
-    _ask(_restored(pipeline, Checkpoints(directory), Path(directory)))
+    _ask(_restored(pipeline, Path(directory)))
     _ask(_replayed(pipeline))
 
 
@@ -100,17 +103,29 @@ def _ask(state: StateMachine) -> None:
             finish(answer_accounts(question, state.registry.versions(code), partial))
 
 
-def _restored(pipeline: Pipeline, checkpoints: Checkpoints, directory: Path) -> StateMachine:
-    checkpoints.save(pipeline.state.save(), {"position": []})
-    checkpoints.wait()
-    again = Checkpoints(str(directory))
-    found = again.load()
-    assert found is not None
+def _restored(pipeline: Pipeline, directory: Path) -> StateMachine:
+    """What a start makes of what was saved; the identities went through files twice."""
+    state = pipeline.state
+    store = IdentityStore(str(directory), state, flush_at=1)
+    checkpoints = Checkpoints(str(directory), store)
+    checkpoints.save(state.save(), {"position": []})
+    checkpoints.step(wait=True)
     fresh = StateMachine(pipeline.key, pipeline.capacity)
-    fresh.restore(*found)
-    for entries in again.identities():
-        fresh.restore_identities(entries)
+    opened = IdentityStore(str(directory), fresh, flush_at=1)
+    assert Checkpoints(str(directory), opened).load(fresh.restore)
+    for _ in range(RUNS_PER_LEVEL):
+        opened.step(0.0, may_flush=True)
+        opened.finish()
+        opened.finish()
+        fresh.restore_identities(saved_identities(state))
     return fresh
+
+
+def saved_identities(state: StateMachine) -> Entries:
+    """Other identities each time, so that runs are not empty."""
+    entries = state.save().identities.copy()
+    entries[:, 0] += np.uint64(1)
+    return entries
 
 
 def _replayed(pipeline: Pipeline) -> StateMachine:

@@ -1,6 +1,6 @@
 """A data directory with log files made by `LogBuilder`, as the readers of the log see one.
 
-Some files are full and have an index, some are full and wait for theirs, the last one is active:
+Some files are full and have a segment, some are full and wait for theirs, the last one is active:
 its file is longer than what has been written, as a preallocated one is.
 """
 
@@ -12,15 +12,14 @@ from pathlib import Path
 import lz4.block
 import numpy as np
 
-from meterd.actors.disk import atomic_write
-from meterd.actors.log_files import LogFiles, Refused, View, index_name
+from meterd.actors.log_files import LogFiles, Refused, View
+from meterd.actors.segment_making import SegmentMaker
 from meterd.actors.totals_files import Making, fold
 from meterd.core.erasures import none_erased
-from meterd.core.log_index import OpenIndex
 from meterd.core.registry import Registry
-from meterd.protocol.index_format import encode_index
 from meterd.protocol.limits import I64_MIN
 from meterd.protocol.log_format import ACTIVE_NAME, full_name
+from meterd.protocol.segment_format import SUFFIXES, SegmentName
 from tests.support.log_builder import IDENTITY_KEY, LogBuilder, LoggedEvent, Placed
 
 PREALLOCATED = 1 << 17
@@ -33,7 +32,7 @@ class LogDirectory:
         self.path = path
         self.builder = LogBuilder()
         self.refused: dict[int, set[int]] = {}
-        self.waiting: dict[int, int] = {1: 0}  # files without an index: rows in them
+        self.waiting: dict[int, int] = {1: 0}  # files without a segment: rows in them
         self.files = LogFiles(str(path), IDENTITY_KEY)
         self.erasures = none_erased(self.files.identity_key)
         self._save_active()
@@ -49,42 +48,39 @@ class LogDirectory:
         self._save_active()
         return placed
 
-    def seal(self, indexed: bool) -> int:
-        """End the active file, with an index or still without; return its number."""
+    def seal(self, segmented: bool) -> int:
+        """End the active file, with a segment or still without; return its number."""
         number = self.builder.file_number
         # As the WAL-writer does: whoever has it mapped sees it end.
         os.truncate(self.path / ACTIVE_NAME, len(self.builder.data))
         (self.path / ACTIVE_NAME).rename(self.path / full_name(number))
-        if indexed:
-            self.write_index(number)
+        if segmented:
+            self.make_segment(number)
         self.builder.next_file()
         self.waiting[number + 1] = 0
         self._save_active()
         return number
 
-    def write_index(self, number: int) -> None:
-        """Write the index beside a full file."""
-        data = np.frombuffer((self.path / full_name(number)).read_bytes(), np.uint8)
-        index = OpenIndex()
-        index.extend(data, len(data), self.files.identity_key, full_name(number))
-        sealed = index.seal(number, len(data), np.frombuffer(self.bitmap(number), np.uint8))
-        atomic_write(self.path / index_name(number), encode_index(sealed))
-        del self.waiting[number]
+    def make_segment(self, number: int) -> None:
+        """Make the segment of a full file."""
+        maker = SegmentMaker(str(self.path), self.files.identity_key)
+        maker.make(number, self.bitmap(number), self.waiting.pop(number), lambda done: None)
 
     def fold(self, numbers: list[int], registry: Registry, horizon: int) -> None:
-        """Fold the oldest full files; the totals horizon lies at `horizon`."""
+        """Fold the oldest segments; the totals horizon lies at `horizon`."""
         for number in numbers:
-            fold(str(self.path), self.files.sealed(number), registry, self.making(horizon))
+            fold(str(self.path), SegmentName(number, number), registry, self.making(horizon))
         self.files.refresh()
 
     def making(self, horizon: int) -> Making:
         return Making(horizon, self.erasures)
 
     def remove(self, numbers: list[int]) -> None:
-        """Remove files that were folded."""
+        """Remove log files and segments that were folded."""
         for number in numbers:
-            (self.path / full_name(number)).unlink()
-            (self.path / index_name(number)).unlink()
+            (self.path / full_name(number)).unlink(missing_ok=True)
+            for suffix in SUFFIXES:
+                (self.path / SegmentName(number, number).file(suffix)).unlink()
         self.files.refresh()
 
     def delete(self, numbers: list[int], registry: Registry, horizon: int = I64_MIN) -> None:

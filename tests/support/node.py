@@ -5,6 +5,7 @@ with Node() as node: the node is ready.  Its directory goes with it unless `data
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -119,6 +120,7 @@ class Node:
         if self.process is not None and self.process.poll() is None:
             self.kill9()
         shutil.rmtree(self.home)
+        shutil.rmtree(self.other_run_dir, ignore_errors=True)
 
     def _is_gone(self) -> bool:
         assert self.process is not None
@@ -132,16 +134,24 @@ class Node:
 
     def page(self) -> dict[str, Any]:
         """Return what the supervisor says about itself and its actors; empty before it does."""
-        try:
-            page: dict[str, Any] = json.loads((self.run_dir / "actors.json").read_text())
-        except FileNotFoundError:
-            return {}
-        # A file of the run before this one.
-        return page if self.process is not None and page["pid"] == self.process.pid else {}
+        for directory in (self.run_dir, self.other_run_dir):
+            try:
+                page: dict[str, Any] = json.loads((directory / "actors.json").read_text())
+            except (FileNotFoundError, json.JSONDecodeError):
+                continue
+            if self.process is not None and page["pid"] == self.process.pid:
+                return page  # else a file of the run before this one
+        return {}
 
     @property
     def run_dir(self) -> Path:
         return self.data_dir / "run"
+
+    @property
+    def other_run_dir(self) -> Path:
+        """Where the run directory lies when the data directory was full at the start."""
+        path = os.path.realpath(self.data_dir)
+        return Path(f"/tmp/meterd-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}")
 
     def pids(self) -> dict[str, int]:
         """Return the process of each actor by name, and of the supervisor."""

@@ -26,7 +26,7 @@ from meterd.protocol.log_format import Record
 from meterd.protocol.result import IngestResult
 
 KEY = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
-CAPACITY = Capacity(20_000, 2_000, 4_000, 20_000, 20_000, 20_000)
+CAPACITY = Capacity(20_000, 2_000, 4_000, 20_000, 20_000)
 
 
 class Pipeline:

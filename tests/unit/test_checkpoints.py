@@ -1,4 +1,4 @@
-"""Checkpoints: saved, merged, loaded, damaged, and interrupted at every call to the disk."""
+"""Checkpoints and identities: saved, flushed, merged, loaded, damaged, and interrupted anywhere."""
 
 from __future__ import annotations
 
@@ -9,53 +9,88 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meterd.actors.checkpoints import CURRENT, PREVIOUS, RUNS_PER_LEVEL, Checkpoints
-from meterd.actors.direct_file import PIECE_SIZE
-from meterd.core.state import DAY_NS, Saved
+from meterd.actors.checkpoints import CURRENT, PREVIOUS, Checkpoints
+from meterd.actors.identity_store import PARTS_MAX, RUNS_PER_LEVEL, IdentityStore
+from meterd.core.kernels.tables import Capacity
+from meterd.core.state import DAY_NS, StateMachine
 from meterd.protocol.errors import Corrupt, FsyncFailed
+from tests.support.identities import entries_of
 
-BEGINNING = -(2**63)
-
-
-def identities(number: int, count: int = 3, day: int = 100) -> np.ndarray:
-    """Identities that say which save they came with."""
-    rows = [[number, (place & 0xFFFF) << 48 | number << 16 | day] for place in range(1, count + 1)]
-    return np.array(rows, np.uint64).reshape(-1, 2)
+CAPACITY = Capacity(20_000, 1_000, 1_000, 1_000, 1_000)
+BATCH = 3
+NEVER = 1_000_000
 
 
-def saved(number: int, horizon: int = BEGINNING, entries: np.ndarray | None = None) -> Saved:
-    arrays = {"counters": np.full(8, number, np.int64), "text": np.zeros(number, np.uint8)}
-    if entries is None:
-        entries = identities(number)
-    newest = int((entries[:, 1] & 0xFFFF).max()) * DAY_NS if len(entries) else BEGINNING
-    state = {"number": number, "horizon": horizon, "newest_event": newest}
-    return Saved(state, arrays, entries)
+def identities(number: int, count: int = BATCH, day: int = 100) -> np.ndarray:
+    """Identities that say which batch they came with."""
+    rows = np.random.default_rng(number).integers(0, 2**64, (count, 2), np.uint64)
+    rows[:, 1] = rows[:, 1] >> np.uint64(48) << np.uint64(48)
+    rows[:, 1] |= np.uint64(number << 16 | day)
+    return rows
 
 
-def save(checkpoints: Checkpoints, number: int, **kwargs: Any) -> None:
-    checkpoints.save(saved(number, **kwargs), {"position": [number]})
-    checkpoints.wait()
+class Node:
+    """A state machine with everything that keeps it."""
+
+    def __init__(self, directory: Path, flush_at: int = NEVER) -> None:
+        self.state = StateMachine((1, 2), CAPACITY)
+        self.number = 0
+        self.store = IdentityStore(str(directory), self.state, flush_at)
+        self.checkpoints = Checkpoints(str(directory), self.store)
+        self.found = self.checkpoints.load(self._restore)
+
+    def _restore(self, state: dict[str, Any], arrays: dict[str, Any]) -> None:
+        self.state.restore(state, arrays)
+        self.number = state["number"]
+
+    def add(self, number: int, **kwargs: Any) -> None:
+        """Identities arrive; when there are enough they go to a run at once."""
+        self.state.restore_identities(identities(number, **kwargs))
+        self.work()
+
+    def work(self) -> None:
+        for _ in range(3):  # flush, empty the table, merge
+            self.store.step(0.0, may_flush=True)
+            self.store.finish()
+
+    def save(self, number: int) -> None:
+        self.checkpoints.save(self.state.save(), {"number": number})
+        assert self.checkpoints.step(wait=True)
+
+    def batches(self) -> list[int]:
+        """The numbers of the batches that are known, in memory or runs."""
+        rows = [self.state.tables.journal[: self.state.recent]]
+        rows += [entries_of(one.run) for one in self.store._runs]
+        numbers = (np.concatenate(rows)[:, 1] >> np.uint64(16) & np.uint64(0xFFFF_FFFF)).tolist()
+        assert len(numbers) == BATCH * len(set(numbers))
+        return sorted(set(numbers))
+
+    @property
+    def levels(self) -> list[int]:
+        return sorted(one.file.level for one in self.store._runs)
+
+
+def saved(directory: Path, count: int, **kwargs: Any) -> Node:
+    """A node after `count` batches, each saved."""
+    node = Node(directory, **kwargs)
+    for number in range(1, count + 1):
+        node.add(number)
+        node.save(number)
+    return node
 
 
 def load(directory: Path) -> tuple[int, list[int]]:
-    """What a start finds: the number of the checkpoint, and of the saves whose ids it has."""
-    checkpoints = Checkpoints(str(directory))
-    found = checkpoints.load()
-    if found is None:
-        return 0, []
-    state, arrays = found
-    number = state["number"]
-    assert state["position"] == [number]
-    assert arrays["counters"].tolist() == [number] * 8
-    assert len(arrays["text"]) == number
-    entries = [entry for run in checkpoints.identities() for entry in run.tolist()]
-    numbers = sorted({entry[0] for entry in entries})
-    assert len(entries) == 3 * len(numbers)
-    return number, numbers
+    """What a start finds: the number of the checkpoint, and the batches it knows."""
+    node = Node(directory)
+    return node.number, node.batches()
 
 
-def runs(directory: Path) -> set[str]:
-    return {path.name for path in directory.glob("ids-*.run")}
+def files(directory: Path) -> set[str]:
+    return {path.name for path in directory.glob("ids-*")}
+
+
+def named(state: dict[str, Any]) -> set[str]:
+    return {file[0] for kind in ("runs", "parts") for file in state[kind]}
 
 
 def flip(path: Path, at: int) -> None:
@@ -65,130 +100,113 @@ def flip(path: Path, at: int) -> None:
 
 
 def test_an_empty_directory_has_no_checkpoint(tmp_path):
-    assert Checkpoints(str(tmp_path)).load() is None
+    assert not Node(tmp_path).found
 
 
-def test_what_was_saved_is_loaded_and_only_needed_runs_stay(tmp_path):
-    checkpoints = Checkpoints(str(tmp_path))
-    named: list[set[str]] = [set()]
+@pytest.mark.parametrize("flush_at", [NEVER, BATCH, 4 * BATCH])
+def test_what_was_saved_is_loaded_and_only_needed_files_stay(tmp_path, flush_at):
+    node = Node(tmp_path, flush_at)
+    before: set[str] = set()
     for number in range(1, RUNS_PER_LEVEL**2 + 3):
-        save(checkpoints, number)
+        node.add(number)
+        node.save(number)
         assert load(tmp_path) == (number, list(range(1, number + 1)))
-        named.append({name for name, *_ in checkpoints.saved["runs"]})
-        assert runs(tmp_path) == named[-1] | named[-2]
-        assert len(named[-1]) < 2 * RUNS_PER_LEVEL
-    levels = [level for _, level, _ in checkpoints.saved["runs"]]
-    assert levels == [2, 0, 0]
+        now = named(node.checkpoints.saved)
+        assert files(tmp_path) == now | before
+        before = now
+    if flush_at == BATCH:
+        assert node.levels == [0, 0, 2]
+    elif flush_at == NEVER:
+        assert len(node.checkpoints.saved["parts"]) <= PARTS_MAX
 
 
 def test_a_start_goes_on_where_the_last_one_ended(tmp_path):
     for number in range(1, 20):
-        checkpoints = Checkpoints(str(tmp_path))
-        checkpoints.load()
-        save(checkpoints, number)
+        node = Node(tmp_path, 2 * BATCH)
+        node.add(number)
+        node.save(number)
     assert load(tmp_path) == (19, list(range(1, 20)))
-    assert sorted(level for _, level, _ in checkpoints.saved["runs"]) == [0, 0, 0, 1, 1]
+    assert node.levels == [0, 1]
 
 
-def test_a_save_without_new_identities_writes_no_run(tmp_path):
-    checkpoints = Checkpoints(str(tmp_path))
-    save(checkpoints, 1)
-    before = runs(tmp_path)
-    save(checkpoints, 2, entries=identities(2, 0))
-    assert runs(tmp_path) == before
+def test_a_save_without_new_identities_writes_no_file(tmp_path):
+    node = saved(tmp_path, 1)
+    before = files(tmp_path)
+    node.save(2)
+    assert files(tmp_path) == before
     assert load(tmp_path) == (2, [1])
 
 
-def test_merging_drops_what_has_expired_and_keeps_the_order(tmp_path):
-    checkpoints = Checkpoints(str(tmp_path))
+def test_what_is_flushed_and_not_yet_in_a_checkpoint_comes_again_from_the_log(tmp_path):
+    """The run that no checkpoint names is removed, and nothing else."""
+    node = saved(tmp_path, 3)
+    node = Node(tmp_path, flush_at=4 * BATCH)
+    node.add(4)
+    assert node.levels == [0]
+    again = Node(tmp_path)
+    assert again.batches() == [1, 2, 3]
+    again.save(5)
+    assert load(tmp_path) == (5, [1, 2, 3])
+    assert files(tmp_path) == named(again.checkpoints.saved)
+
+
+def test_merging_drops_what_has_expired(tmp_path):
+    node = Node(tmp_path, BATCH)
     for number in range(1, RUNS_PER_LEVEL):
-        save(checkpoints, number, entries=identities(number, day=number))
-    number = RUNS_PER_LEVEL
-    save(checkpoints, number, horizon=3 * DAY_NS, entries=identities(number, day=number))
-    ((name, level, count),) = checkpoints.saved["runs"]
-    assert (level, count) == (1, 3 * (RUNS_PER_LEVEL - 2))
-    again = Checkpoints(str(tmp_path))
-    again.load()
-    entries = np.concatenate(list(again.identities()))
-    wanted = [identities(n, day=n) for n in range(3, RUNS_PER_LEVEL + 1)]
-    assert np.array_equal(entries, np.concatenate(wanted))
-    assert (tmp_path / name).exists()
-
-
-def test_a_merge_copies_runs_larger_than_a_piece(tmp_path):
-    many = PIECE_SIZE // 16 + 5
-    checkpoints = Checkpoints(str(tmp_path))
-    for number in range(1, RUNS_PER_LEVEL + 1):
-        save(checkpoints, number, entries=identities(number, many + number))
-    again = Checkpoints(str(tmp_path))
-    again.load()
-    wanted = [identities(n, many + n) for n in range(1, RUNS_PER_LEVEL + 1)]
-    assert np.array_equal(np.concatenate(list(again.identities())), np.concatenate(wanted))
-    assert [run[1] for run in checkpoints.saved["runs"]] == [1]
-
-
-@pytest.mark.parametrize("how", ["missing", "front", "section", "another"])
-def test_a_run_that_does_not_check_is_not_merged(tmp_path, how):
-    checkpoints = Checkpoints(str(tmp_path))
-    for number in range(1, RUNS_PER_LEVEL):
-        save(checkpoints, number)
-    damaged = tmp_path / checkpoints.saved["runs"][2][0]
-    if how == "missing":
-        damaged.unlink()
-    elif how == "another":
-        checkpoints._write_run(3, identities(9, 1), 100)
-    else:
-        flip(damaged, 30 if how == "front" else damaged.stat().st_size - 64)
-    with pytest.raises(Corrupt) as caught:
-        save(checkpoints, RUNS_PER_LEVEL)
-    assert caught.value.path == str(damaged)
-    assert not list(tmp_path.glob("*.tmp"))
+        node.add(number, day=number)
+    node.state.horizon = 3 * DAY_NS
+    node.add(RUNS_PER_LEVEL, day=RUNS_PER_LEVEL)
+    assert node.batches() == list(range(3, RUNS_PER_LEVEL + 1))
+    node.state.horizon = 100 * DAY_NS
+    node.work()
+    assert node.levels == []
+    node.save(1)
+    assert files(tmp_path) == set()
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
-    checkpoints = Checkpoints(str(tmp_path))
-    for number in (1, 2, 3):
-        save(checkpoints, number)
+    saved(tmp_path, 3)
     flip(tmp_path / CURRENT, 100)
     assert load(tmp_path) == (2, [1, 2])
     assert "falling back" in caplog.text
 
 
+@pytest.mark.parametrize("flush_at", [NEVER, BATCH])
 @pytest.mark.parametrize("how", ["missing", "damaged", "another"])
-def test_a_checkpoint_whose_run_is_not_what_it_was_falls_back(tmp_path, how):
-    checkpoints = Checkpoints(str(tmp_path))
-    for number in (1, 2, 3):
-        save(checkpoints, number)
-    newest = tmp_path / checkpoints.saved["runs"][-1][0]
+def test_a_checkpoint_whose_file_is_not_what_it_was_falls_back(tmp_path, how, flush_at):
+    node = saved(tmp_path, 3, flush_at=flush_at)
+    newest = tmp_path / max(named(node.checkpoints.saved))
     if how == "missing":
         newest.unlink()
     elif how == "damaged":
-        flip(newest, newest.stat().st_size - 64)
+        flip(newest, 4096 if newest.suffix == ".run" else newest.stat().st_size - 64)
     else:
-        other = Checkpoints(str(tmp_path / ".."))
-        run = other._write_run(999, identities(9, 1), 100)
-        (tmp_path / ".." / run.name).replace(newest)
-    assert load(tmp_path) == (2, [1, 2])
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        other = Node(elsewhere, flush_at)
+        other.add(9, count=1)
+        other.work()
+        other.save(1)
+        (elsewhere / max(named(other.checkpoints.saved))).replace(newest)
+    assert load(tmp_path)[0] == 2
 
 
 def test_both_damaged_is_corruption(tmp_path):
-    checkpoints = Checkpoints(str(tmp_path))
-    for number in (1, 2):
-        save(checkpoints, number)
+    saved(tmp_path, 2)
     flip(tmp_path / CURRENT, 0)
     flip(tmp_path / PREVIOUS, 30)
     with pytest.raises(Corrupt) as caught:
-        Checkpoints(str(tmp_path)).load()
+        Node(tmp_path)
     assert caught.value.path == str(tmp_path / PREVIOUS)
 
 
 def test_every_damaged_byte_is_noticed(tmp_path):
-    checkpoints = Checkpoints(str(tmp_path))
-    save(checkpoints, 5)
-    save(checkpoints, 6)
+    node = saved(tmp_path, 1)
+    node.add(2)
+    node.save(2)
     whole = (tmp_path / CURRENT).read_bytes()
     answers = set()
-    for at in range(len(whole)):
+    for at in range(0, len(whole), 3):
         flip(tmp_path / CURRENT, at)
         answers.add(load(tmp_path)[0])
         (tmp_path / CURRENT).write_bytes(whole)
@@ -196,19 +214,17 @@ def test_every_damaged_byte_is_noticed(tmp_path):
             (tmp_path / CURRENT).write_bytes(whole[:at])
             answers.add(load(tmp_path)[0])
             (tmp_path / CURRENT).write_bytes(whole)
-    assert answers <= {5, 6}  # zeros between the sections carry nothing
-    assert load(tmp_path) == (6, [5, 6])
+    assert answers <= {1, 2}  # zeros between the sections carry nothing
+    assert load(tmp_path) == (2, [1, 2])
 
 
 def test_after_a_fall_back_the_whole_one_is_kept(tmp_path):
     """The damaged checkpoint must not take the place of the only one that is whole."""
-    checkpoints = Checkpoints(str(tmp_path))
-    for number in (1, 2, 3):
-        save(checkpoints, number)
+    saved(tmp_path, 3)
     flip(tmp_path / CURRENT, 100)
-    checkpoints = Checkpoints(str(tmp_path))
-    checkpoints.load()
-    save(checkpoints, 4)
+    node = Node(tmp_path)
+    node.add(4)
+    node.save(4)
     assert load(tmp_path) == (4, [1, 2, 4])
     flip(tmp_path / CURRENT, 100)
     assert load(tmp_path) == (2, [1, 2])
@@ -216,16 +232,37 @@ def test_after_a_fall_back_the_whole_one_is_kept(tmp_path):
 
 def test_the_previous_one_is_known_after_a_start(tmp_path):
     """Log files that only the previous checkpoint needs are not free to go."""
-    checkpoints = Checkpoints(str(tmp_path))
-    for number in (1, 2, 3):
-        save(checkpoints, number)
-    again = Checkpoints(str(tmp_path))
-    again.load()
+    saved(tmp_path, 3)
+    again = Node(tmp_path).checkpoints
     assert (again.saved["number"], again.previous["number"]) == (3, 2)
     flip(tmp_path / PREVIOUS, 100)
-    again = Checkpoints(str(tmp_path))
-    again.load()
+    again = Node(tmp_path).checkpoints
     assert (again.saved["number"], again.previous["number"]) == (3, 3)
+
+
+def test_a_full_disk_is_waited_for(tmp_path, monkeypatch):
+    """Neither a checkpoint nor a flush ends the node; what they would have kept stays known."""
+    node = saved(tmp_path, 2)
+    full = OSError(28, "No space left on device")
+
+    def refuse(*_: Any) -> int:
+        raise full
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", refuse)
+        node.add(3)
+        node.checkpoints.save(node.state.save(), {"number": 3})
+        assert not node.checkpoints.step(wait=True)
+        assert node.checkpoints.busy
+        node.store._flush_at = BATCH
+        node.work()
+        assert node.store.busy
+        assert node.levels == []
+    assert load(tmp_path) == (2, [1, 2])
+    node.store._retry_at = 0.0
+    node.work()
+    assert node.levels == [0]
+    assert node.batches() == [1, 2, 3]
 
 
 class Stopped(BaseException):
@@ -257,8 +294,8 @@ class Countdown:
 
 @pytest.mark.parametrize("damaged", [False, True])
 @pytest.mark.parametrize("error", [Stopped, OSError])
-def test_a_save_that_ends_anywhere_leaves_a_checkpoint(tmp_path, monkeypatch, damaged, error):
-    """Also the merge of runs, and a save after a fall back; then the next save works."""
+def test_work_that_ends_anywhere_leaves_a_checkpoint(tmp_path, monkeypatch, damaged, error):
+    """A flush, a merge and a save, also after a fall back; then the next save works."""
     countdown = Countdown(monkeypatch)
     countdown.error = error
     last = RUNS_PER_LEVEL
@@ -266,29 +303,29 @@ def test_a_save_that_ends_anywhere_leaves_a_checkpoint(tmp_path, monkeypatch, da
     for calls in range(1_000):
         directory = tmp_path / str(calls)
         directory.mkdir()
-        checkpoints = Checkpoints(str(directory))
-        for number in range(1, last):
-            save(checkpoints, number)
+        node = saved(directory, last - 1, flush_at=BATCH)
         newest = last - 1
         if damaged:
             flip(directory / CURRENT, 100)
-            checkpoints = Checkpoints(str(directory))
-            checkpoints.load()
+            node = Node(directory, BATCH)
             newest = last - 2
         old = list(range(1, newest + 1))
         countdown.left = calls
         try:
-            save(checkpoints, last)
+            node.add(last)
+            node.save(last)
         except (Stopped, OSError, FsyncFailed):
             ended += 1
         done = countdown.left > 0
         countdown.left = None
         found = load(directory)
         assert found in ((newest, old), (last, [*old, last]))
-        again = Checkpoints(str(directory))
-        again.load()
-        save(again, last + 1, entries=identities(last + 1))
+        again = Node(directory, BATCH)
+        again.add(last + 1)
+        again.save(last + 1)
         assert load(directory) == (last + 1, [*found[1], last + 1])
+        kept = named(again.checkpoints.saved) | named(again.checkpoints.previous)
+        assert files(directory) <= kept
         if done:
             assert found[0] == last
             break

@@ -14,7 +14,7 @@ from meterd.core.kernels.index import Index
 from meterd.core.kernels.memory import handle_of
 from meterd.core.kernels.tables import Capacity, Tables, make_tables
 
-TABLES = make_tables(Capacity(100, 100, 100, 100, 100, 100), (1, 2))
+TABLES = make_tables(Capacity(100, 100, 100, 100, 100), (1, 2))
 SCRATCH = make_scratch(100)
 METRICS = MetricTable(
     np.zeros((3, 8), np.int64),

@@ -21,13 +21,13 @@ def read_across_a_seal(path: Path) -> None:
     """Read the active file, let it become full at the end of a page, read what came since."""
     log = LogDirectory(path)
     log.write([LoggedEvent("acme", "0", 0, 1, 1)])
-    assert len(log.view().open(1).all_rows()) == 1
+    assert len(log.view().log_file(1).all_rows()) == 1
     count = 1
     while len(log.builder.data) % mmap.PAGESIZE:
         log.write([LoggedEvent("acme", f"{count}", 0, 1, 1)])
         count += 1
-    log.seal(indexed=False)
-    assert len(log.view().open(1).all_rows()) == count
+    log.seal(segmented=False)
+    assert len(log.view().log_file(1).all_rows()) == count
 
 
 def test_a_file_that_was_mapped_while_active_is_read_to_its_end_once_full(tmp_path: Path) -> None:
@@ -48,10 +48,10 @@ def test_a_file_that_was_mapped_while_active_is_read_to_its_end_once_full(tmp_pa
 def test_a_file_deleted_while_it_is_read_is_expired(tmp_path: Path) -> None:
     log = LogDirectory(tmp_path)
     log.write([LoggedEvent("acme", "before", 0, 1, 1)])
-    assert len(log.view().open(1).all_rows()) == 1
+    assert len(log.view().log_file(1).all_rows()) == 1
     log.write([LoggedEvent("acme", "after", 0, 1, 1)])
-    log.seal(indexed=False)
+    log.seal(segmented=False)
     view = log.view()
     (tmp_path / full_name(1)).unlink()
     with pytest.raises(RangeExpired):
-        view.open(1)
+        view.log_file(1)

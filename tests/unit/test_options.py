@@ -93,6 +93,11 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
         ("", {"METERD__PORT": "1"}, ["METERD__SECTION__KEY"]),
         ("[node]\nport = 9090\n", {}, ["node.http_port"]),
         ('[disk]\nstop_free = "9GiB"\n', {}, ["disk.stop_free"]),
+        ("[wal]\nmin_segments = 200\n", {}, ["wal.min_segments", "wal.max_segments"]),
+        ('[archive]\ntarget = "./copies"\n', {}, ["archive.target", "s3://"]),
+        ('[archive]\ntarget = "/a"\ncommand = "cp {path} /a"\n', {}, ["archive.command"]),
+        ('[archive]\ncommand = "cp x /a"\n', {}, ["archive.command", "{path}"]),
+        ('[archive]\nverify_command = "cat x"\n', {}, ["archive.verify_command", "{name}"]),
         ('[log]\nlevel = "loud"\n', {}, ["log.level", "debug"]),
     ],
 )

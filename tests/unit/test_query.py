@@ -104,28 +104,28 @@ def test_an_answer_is_as_of_its_question_whatever_is_written_meanwhile(node):
     assert sorted(int(body["value"]) for _, body in node.answers()) == [1, 11, 1_011]
 
 
-def test_a_file_may_become_full_and_indexed_between_questions(node):
+def test_a_file_may_become_full_and_segmented_between_questions(node):
     node.write("a", 1)
     assert node.answer(usage("a"))["value"] == "1"
-    number = node.log.seal(indexed=False)
+    number = node.log.seal(segmented=False)
     node.write("a", 2)
     assert node.answer(usage("a"))["value"] == "3"
-    node.log.write_index(number)
-    node.query.handle([b"indexed", str(number).encode()])
+    node.log.make_segment(number)
+    node.query.handle([b"segmented", str(number).encode()])
     assert node.answer(usage("a"))["value"] == "3"
 
 
-def test_a_full_file_that_lost_its_index_is_no_silent_gap(node):
+def test_a_full_file_that_lost_its_segment_is_no_silent_gap(node):
     node.write("a", 1)
-    number = node.log.seal(indexed=False)
+    number = node.log.seal(segmented=False)
     del node.log.waiting[number]  # the usage actor has forgotten the bitmap
     node.ask(usage("a"))
     ((status, body),) = node.answers()
     assert (status, body["code"]) == ("error", "internal")
 
 
-def test_a_full_file_without_events_needs_no_index(node):
-    node.log.seal(indexed=False)
+def test_a_full_file_without_events_needs_no_segment(node):
+    node.log.seal(segmented=False)
     del node.log.waiting[1]
     node.write("a", 1)
     assert node.answer(usage("a"))["value"] == "1"
@@ -133,10 +133,10 @@ def test_a_full_file_without_events_needs_no_index(node):
 
 def test_a_file_that_has_gone_without_totals_is_no_silent_gap(node):
     node.write("a", 1)
-    node.log.seal(indexed=True)
-    node.query.handle([b"indexed", b"1"])
+    node.log.seal(segmented=True)
+    node.query.handle([b"segmented", b"1"])
     node.ask(usage("a"))
-    for path in node.log.path.glob("wal-*1.*"):
+    for path in [*node.log.path.glob("wal-*1.*"), *node.log.path.glob("seg-*")]:
         path.unlink()
     ((status, body),) = node.answers()
     assert (status, body["code"]) == ("error", "internal")
@@ -144,8 +144,8 @@ def test_a_file_that_has_gone_without_totals_is_no_silent_gap(node):
 
 def test_a_file_that_is_folded_and_goes_meanwhile_is_read_from_its_totals(node):
     node.write("a", 1)
-    node.log.seal(indexed=True)
-    node.query.handle([b"indexed", b"1"])
+    node.log.seal(segmented=True)
+    node.query.handle([b"segmented", b"1"])
     node.write("a", 2)
     node.ask(usage("a"))
     node.log.delete([1], node.registry)

@@ -34,7 +34,7 @@ class Recorded(Usage):
 def usage(tmp_path: Path) -> Iterator[Recorded]:
     identity.claim(str(tmp_path), 7, "auto")
     reading, writing = os.pipe()
-    limits = dict.fromkeys(("accounts", "series", "cells", "identities"), 10_000)
+    limits = dict.fromkeys(("accounts", "series", "cells"), 10_000)
     options = Options.from_mapping({"node": {"data_dir": str(tmp_path), "id": 7}, "limits": limits})
     actor = Recorded(options, str(tmp_path), Lifeline(writing))
     actor.open()
@@ -53,7 +53,7 @@ def test_a_checkpoint_saved_on_the_way_begins_after_what_it_holds(
     for number in range(BLOCKS):
         log.write([LoggedEvent("acme", f"{number}", 0, 1, 1)])
         if number % 2:
-            log.seal(indexed=False)
+            log.seal(segmented=False)
     assert replay(usage, BLOCKS) == BLOCKS
     # A block here is one record: so many were applied, the next is expected.
     assert usage.__dict__["saved"] == [(number, number + 1) for number in range(1, BLOCKS + 1)]

@@ -1,4 +1,4 @@
-"""Which log files are past the retention."""
+"""Which segments are past the retention, and which ones are replaced."""
 
 from __future__ import annotations
 
@@ -6,34 +6,49 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterd.core import retention
-from meterd.core.retention import expired_files, limit_of
+from meterd.core.retention import (
+    Kept,
+    droppable_segments,
+    expired_segments,
+    superseded_segments,
+)
+from meterd.protocol.segment_format import SegmentName
 
 
-def test_the_limit_is_so_many_days_back():
-    assert limit_of(100 * retention.DAY_NS + 5, 90) == 10 * retention.DAY_NS + 5
+def kept(first: int, newest: int = 0, made_at: int = 0, last: int | None = None) -> Kept:
+    return Kept(SegmentName(first, first if last is None else last), newest, made_at, 1)
 
 
-def test_a_file_with_one_younger_event_stays_and_keeps_those_after_it():
-    assert expired_files([1, 2, 3], {1: 5, 2: 10, 3: 5}, 10) == [1]
+def test_a_segment_with_one_younger_event_stays_and_keeps_those_after_it():
+    segments = [kept(1, 5), kept(2, 10), kept(3, 5)]
+    assert expired_segments(segments, 10) == segments[:1]
 
 
-def test_a_file_without_an_index_stays():
-    assert expired_files([1, 2], {2: 0}, 10) == []
+@given(st.lists(st.integers(0, 20), max_size=12), st.integers(0, 20))
+def test_what_is_expired_is_old_and_what_stays_is_in_one_piece(newest, horizon):
+    segments = [kept(number, one) for number, one in enumerate(newest, 1)]
+    gone = expired_segments(segments, horizon)
+    assert gone == segments[: len(gone)]
+    assert all(one.newest < horizon for one in gone)
+    stays = segments[len(gone) :]
+    assert not stays or stays[0].newest >= horizon
+
+
+def test_a_segment_goes_after_its_log_files_the_checkpoints_and_the_pins():
+    segments = [kept(1, last=2), kept(3), kept(4)]
+    assert droppable_segments(segments, 9, [], []) == segments
+    assert droppable_segments(segments, 4, [], []) == segments[:2]
+    assert droppable_segments(segments, 9, [2, 3, 4], []) == []
+    assert droppable_segments(segments, 9, [], [3]) == segments[:1]
 
 
 def test_a_sweep_is_bounded(monkeypatch):
     monkeypatch.setattr(retention, "FILES_PER_SWEEP_MAX", 2)
-    assert expired_files([1, 2, 3], dict.fromkeys([1, 2, 3], 0), 10) == [1, 2]
+    segments = [kept(number) for number in (1, 2, 3)]
+    assert droppable_segments(segments, 9, [], []) == segments[:2]
 
 
-@given(
-    st.lists(st.integers(1, 50), unique=True).map(sorted),
-    st.dictionaries(st.integers(1, 50), st.integers(0, 20)),
-    st.integers(0, 20),
-)
-def test_what_goes_is_old_and_what_stays_is_in_one_piece(numbers, newest, limit):
-    gone = expired_files(numbers, newest, limit)
-    assert gone == numbers[: len(gone)]
-    assert all(newest[number] < limit for number in gone)
-    stays = numbers[len(gone) :]
-    assert not stays or newest.get(stays[0], limit) >= limit
+def test_a_segment_within_another_one_goes_when_that_has_been_there_for_long_enough():
+    segments = [kept(1), kept(2), kept(1, made_at=5, last=2), kept(3)]
+    assert superseded_segments(segments, 5) == []
+    assert superseded_segments(segments, 6) == segments[:2]

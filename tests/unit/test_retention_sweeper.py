@@ -1,7 +1,8 @@
-"""The retention sweeper: indexes, deletion, free space, refused events."""
+"""The retention sweeper: segments, deletion, free space, refused events."""
 
 from __future__ import annotations
 
+import os
 import time
 
 import lz4.block
@@ -10,7 +11,6 @@ import pytest
 
 from meterd.actors.bundle import bundle
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
-from meterd.actors.log_files import index_name
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.actors.totals_files import Covered, covered_by, read_totals
 from meterd.core.erasures import Erasures, erasure_command, erasure_of, none_erased
@@ -18,13 +18,14 @@ from meterd.core.registry import Registry
 from meterd.core.zones import UTC
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import DiskFull
-from meterd.protocol.index_format import parse_index
 from meterd.protocol.log_format import full_name
 from meterd.protocol.metric import MetricDefinition
+from meterd.protocol.segment_format import SUFFIXES, SegmentName
 from tests.support.log_builder import LoggedEvent
 from tests.support.log_directory import LogDirectory
 from tests.support.periods import DAY
 from tests.support.recording import answers, recorded, request
+from tests.support.waiting import eventually
 
 OLD = time.time_ns() - 200 * DAY
 
@@ -51,13 +52,13 @@ def sweeper(log):
     made.close()
 
 
-def write_full_file(log: LogDirectory, at: int, indexed: bool) -> int:
+def write_full_file(log: LogDirectory, at: int, segmented: bool) -> int:
     events = [
         LoggedEvent("a", f"{at}-1", 1, 5, at),
         LoggedEvent("a", f"{at}-2", 2, 0, at, "add", {"user": f"u{log.builder.file_number}"}),
     ]
     log.write(events, {0})
-    return log.seal(indexed)
+    return log.seal(segmented)
 
 
 def announce(sweeper, log: LogDirectory, number: int) -> None:
@@ -65,85 +66,97 @@ def announce(sweeper, log: LogDirectory, number: int) -> None:
     sweeper.handle([b"sealed", meta, lz4.block.compress(log.bitmap(number))])
 
 
-def test_a_sealed_file_gets_its_index_and_both_who_need_it_are_told(log, sweeper):
-    number = write_full_file(log, OLD, indexed=False)
+def finish_jobs(sweeper, now: float = 0.0) -> None:
+    """Let the sweeper run until nothing is in work."""
+    sweeper.tick(now)
+    # The first job of a test process may have to compile its kernels.
+    eventually(lambda: turn(sweeper, now) and sweeper.drained(), "no job runs", 120.0)
+    sweeper.tick(now)
+
+
+def turn(sweeper, now: float) -> bool:
+    """Let the sweeper do what is due, and look after its jobs."""
+    sweeper.jobs.turn(now)
+    sweeper.tick(now)
+    return True
+
+
+def segment_names(log: LogDirectory) -> set[str]:
+    return {path.name for path in log.path.glob("seg-*")}
+
+
+def names_of(*numbers: int) -> set[str]:
+    return {SegmentName(n, n).file(suffix) for n in numbers for suffix in SUFFIXES}
+
+
+def age(log: LogDirectory, number: int, seconds: int) -> None:
+    """Let a segment have been made so long ago."""
+    moment = time.time() - seconds
+    os.utime(log.path / SegmentName(number, number).file(".idx"), (moment, moment))
+
+
+def test_a_sealed_file_gets_its_segment_and_both_who_need_it_are_told(log, sweeper):
+    number = write_full_file(log, OLD, segmented=False)
     announce(sweeper, log, number)
-    sweeper.tick(0.0)
-    index = parse_index((log.path / index_name(number)).read_bytes())
-    assert index.refused.tolist() == [1]
-    assert index.header.has_operations
-    told = sweeper.take(b"indexed")
+    finish_jobs(sweeper)
+    (segment,) = sweeper.files.segments.complete()
+    assert (segment.header.row_count, segment.header.ordinal_count) == (1, 2)
+    assert segment.header.has_operations
+    told = sweeper.take(b"segmented")
     assert [to for to, _ in told] == ["query", "usage"]
-    assert all(frames == [b"indexed", b"1"] for _, frames in told)
+    assert all(frames == [b"segmented", b"1"] for _, frames in told)
 
 
-def test_an_index_that_is_there_is_announced_and_not_written_again(log, sweeper):
+def test_a_segment_that_is_there_is_announced_and_not_made_again(log, sweeper):
     """The usage actor was restarted before it had saved that it may forget the bitmap."""
-    number = write_full_file(log, OLD, indexed=False)
+    number = write_full_file(log, OLD, segmented=False)
     announce(sweeper, log, number)
-    sweeper.tick(0.0)
-    before = (log.path / index_name(number)).stat().st_ino
+    finish_jobs(sweeper)
+    index = log.path / SegmentName(number, number).file(".idx")
+    before = index.stat().st_ino
     announce(sweeper, log, number)
-    sweeper.tick(0.0)
-    assert (log.path / index_name(number)).stat().st_ino == before
-    assert len(sweeper.take(b"indexed")) == 4
+    finish_jobs(sweeper)
+    assert index.stat().st_ino == before
+    assert len(sweeper.take(b"segmented")) == 4
 
 
-def test_a_damaged_index_is_written_anew(log, sweeper):
-    number = write_full_file(log, OLD, indexed=False)
-    (log.path / index_name(number)).write_bytes(b"not an index")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_damaged_segment_is_made_anew(log, sweeper, suffix):
+    number = write_full_file(log, OLD, segmented=True)
+    log.waiting[number] = 2
+    (log.path / SegmentName(number, number).file(suffix)).write_bytes(b"no segment")
     announce(sweeper, log, number)
-    sweeper.tick(0.0)
-    parse_index((log.path / index_name(number)).read_bytes())
+    finish_jobs(sweeper)
+    assert len(sweeper.files.segments.complete()) == 1
 
 
-def test_a_file_that_has_gone_needs_no_index_any_more(log, sweeper):
-    """The node was killed after the deletion, and its checkpoint is from before the index."""
-    number = write_full_file(log, OLD, indexed=False)
-    (log.path / full_name(number)).unlink()
-    announce(sweeper, log, number)
-    sweeper.tick(0.0)
-    assert sweeper.take(b"indexed") == [("usage", [b"indexed", b"1"])]
-
-
-def test_an_index_that_finds_no_room_is_tried_again(log, sweeper, monkeypatch):
-    number = write_full_file(log, OLD, indexed=False)
+def test_a_segment_that_finds_no_room_is_tried_again(log, sweeper, monkeypatch):
+    number = write_full_file(log, OLD, segmented=False)
 
     def full(*_):
         raise DiskFull("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr("meterd.actors.indexing.atomic_write", full)
+        patched.setattr("meterd.actors.segment_making.atomic_write", full)
         announce(sweeper, log, number)
-        sweeper.tick(0.0)
-    assert sweeper.take(b"indexed") == []
-    sweeper.tick(1.0)
-    assert sweeper.take(b"indexed") == []
-    sweeper.tick(1_000.0)
-    assert len(sweeper.take(b"indexed")) == 2
+        finish_jobs(sweeper)
+    assert sweeper.take(b"segmented") == []
+    finish_jobs(sweeper, 1.0)
+    assert sweeper.take(b"segmented") == []
+    finish_jobs(sweeper, 1_000.0)
+    assert len(sweeper.take(b"segmented")) == 2
 
 
-def test_a_file_without_events_gets_an_index_by_itself(log, sweeper):
-    log.seal(indexed=False)
-    sweeper.tick(0.0)
-    sweeper.tick(0.0)
-    assert parse_index((log.path / index_name(1)).read_bytes()).header.row_count == 0
-
-
-def test_only_the_oldest_expired_files_are_asked_for(log, sweeper):
-    write_full_file(log, OLD, indexed=True)
-    write_full_file(log, OLD + DAY, indexed=True)
-    write_full_file(log, time.time_ns(), indexed=True)
-    write_full_file(log, OLD, indexed=True)
-    sweeper.tick(0.0)
-    ((to, frames),) = sweeper.take(b"remove")
-    asked = msgpack.unpackb(frames[1])
-    assert to == "usage"
-    assert asked["files"] == [1, 2]
-    assert asked["newest"] == {"1": OLD, "2": OLD + DAY}
+def test_a_file_without_events_gets_a_segment_by_itself(log, sweeper):
+    log.seal(segmented=False)
+    finish_jobs(sweeper)
+    finish_jobs(sweeper)
+    (segment,) = sweeper.files.segments.complete()
+    assert segment.header.ordinal_count == 0
 
 
 def standing(sweeper, horizon: int = -(2**63), erasures: Erasures | None = None) -> None:
+    """What the usage actor says of totals and erased accounts."""
     erasures = erasures or none_erased(sweeper.files.identity_key)
     said = {"horizon": horizon, "totals_horizon": horizon, "erasures": erasures.to_lists()}
     sweeper.handle([b"standing", msgpack.packb(said)])
@@ -154,153 +167,269 @@ def totals(log: LogDirectory) -> dict[Covered, int]:
     return {covered_by(path.name): read_totals(str(path)).events for path in log.path.glob("*.tot")}
 
 
-def finish_jobs(sweeper) -> None:
-    """Let the jobs there are run to their end."""
-    while not sweeper.jobs.drained(False):
-        for line in list(sweeper.jobs._lanes.values()):
-            if line:
-                line[0].thread.join()
-        sweeper.jobs.turn(time.monotonic())
-
-
-def remove(sweeper, numbers: list[int]) -> None:
-    sweeper.handle([b"removed", msgpack.packb({"files": numbers})])
-    finish_jobs(sweeper)
-
-
-def work(sweeper) -> None:
-    """Have the totals files brought up to date."""
-    (service,) = [one for one in sweeper._services if one.messages == (b"standing",)]
-    service.turn(time.monotonic())
-    finish_jobs(sweeper)
-
-
-def test_what_was_agreed_goes_and_its_totals_stay(log, sweeper):
-    for step in range(3):
-        write_full_file(log, OLD + step, indexed=True)
+def tell(sweeper, first_needed=100, days=90, horizon=None, **told) -> None:
+    """What the usage actor says: which files the checkpoints need, and the horizon."""
     standing(sweeper)
-    sweeper.take(b"removed")
-    remove(sweeper, [1, 2])
-    left = {path.name for path in log.path.glob("wal-*")}
-    assert left == {full_name(3), index_name(3)}
+    horizon = time.time_ns() - days * DAY if horizon is None else horizon
+    said = {"days": days, "set": False, "horizon": horizon, "first_needed": first_needed} | told
+    sweeper.handle([b"retention", msgpack.packb(said)])
+
+
+def asked(sweeper, kind: str, **body):
+    sweeper.handle([b"requests", *bundle([b"rid", *request(kind, body)])])
+    sweeper.flush()
+    ((status, answer),) = answers(sweeper)
+    assert status == "ok", answer
+    return answer
+
+
+def log_names(log: LogDirectory) -> set[str]:
+    return {path.name for path in log.path.glob("wal-*")}
+
+
+def test_the_oldest_expired_files_go_and_their_totals_stay(log, sweeper):
+    for at in (OLD, OLD + DAY, time.time_ns(), OLD):
+        write_full_file(log, at, segmented=True)
+    tell(sweeper)
+    finish_jobs(sweeper)
+    assert log_names(log) == {full_name(3), full_name(4)}
+    assert segment_names(log) == names_of(3, 4)
     assert totals(log) == {Covered(1, 1): 1, Covered(2, 2): 1}
-    assert sweeper.take(b"removed") == [("query", [b"removed", msgpack.packb({"files": [1, 2]})])]
+    assert sweeper.take(b"removed") == 2 * [("query", [b"removed"])]
+    assert [to for to, _ in sweeper.take(b"save")] == ["usage"]
+
+
+def test_nothing_goes_before_it_is_told_what_may(log, sweeper):
+    write_full_file(log, OLD, segmented=True)
+    finish_jobs(sweeper)
+    assert (log.path / full_name(1)).exists()
+    tell(sweeper)
+    finish_jobs(sweeper)
+    assert not (log.path / full_name(1)).exists()
 
 
 def test_nothing_goes_before_it_is_known_what_was_erased(log, sweeper):
-    write_full_file(log, OLD, indexed=True)
-    remove(sweeper, [1])
+    write_full_file(log, OLD, segmented=True)
+    said = {"days": 90, "set": False, "horizon": OLD + DAY, "first_needed": 100}
+    sweeper.handle([b"retention", msgpack.packb(said)])
+    finish_jobs(sweeper)
     assert (log.path / full_name(1)).exists()
     assert not totals(log)
 
 
-def test_a_file_that_was_folded_and_not_deleted_is_not_folded_again(log, sweeper):
-    write_full_file(log, OLD, indexed=True)
-    write_full_file(log, OLD, indexed=True)
-    log.fold([1], sweeper.registry.registry if sweeper.registry.read() else None, -(2**63))
-    standing(sweeper)
+def test_a_segment_that_was_folded_and_not_deleted_is_not_folded_again(log, sweeper):
+    for _ in range(2):
+        write_full_file(log, OLD, segmented=True)
+    assert sweeper.registry.read()
+    log.fold([1], sweeper.registry.registry, -(2**63))
     before = (log.path / Covered(1, 1).name).stat().st_ino
-    remove(sweeper, [1, 2])
+    tell(sweeper)
+    finish_jobs(sweeper)
     assert (log.path / Covered(1, 1).name).stat().st_ino == before
     assert totals(log) == {Covered(1, 1): 1, Covered(2, 2): 1}
-    assert not (log.path / full_name(1)).exists()
+    assert segment_names(log) == set()
+
+
+def test_a_segment_is_not_deleted_when_a_pin_comes_while_it_is_folded(log, sweeper):
+    write_full_file(log, OLD, segmented=True)
+    tell(sweeper)
+    sweeper.tick(0.0)
+    sweeper.pins.pin("backup", 0, time.time_ns() + DAY)
+    finish_jobs(sweeper)
+    assert totals(log) == {Covered(1, 1): 1}
+    assert segment_names(log) == names_of(1)
+    sweeper.pins.unpin("backup")
+    asked(sweeper, "retention_run")
+    finish_jobs(sweeper)
+    assert segment_names(log) == set()
 
 
 def test_totals_are_merged_coarsened_and_erased_accounts_leave_them(log, sweeper):
     for step in range(4):
-        write_full_file(log, OLD + step * DAY, indexed=True)
+        write_full_file(log, OLD + step * DAY, segmented=True)
     log.write([LoggedEvent("b", "b-1", 1, 5, OLD)])
-    log.seal(indexed=True)
-    standing(sweeper)
-    remove(sweeper, [1, 2, 3, 4, 5])
-    work(sweeper)
+    log.seal(segmented=True)
+    tell(sweeper)
+    finish_jobs(sweeper)
+    finish_jobs(sweeper)
     assert totals(log)[Covered(1, 5)] == 5
     key = sweeper.files.identity_key
     command, partition = erasure_command(key, "a", False, "once")
     erasures = Erasures([erasure_of(command, partition, 100, time.time_ns())], key)
     standing(sweeper, OLD + 10 * DAY, erasures)
-    work(sweeper)
+    finish_jobs(sweeper)
     assert totals(log) == {Covered(1, 5): 1}
     file = read_totals(str(log.path / Covered(1, 5).name))
     assert file.accounts((0, file.account_count)) == ["b"]
     assert file.next_timestamp == 2**63 - 1
 
 
-def test_nothing_goes_when_nothing_was_agreed(log, sweeper):
-    write_full_file(log, OLD, indexed=True)
-    standing(sweeper)
-    remove(sweeper, [])
-    assert (log.path / full_name(1)).exists()
+def test_what_a_checkpoint_needs_stays(log, sweeper):
+    for _ in range(3):
+        write_full_file(log, OLD, segmented=True)
+    tell(sweeper, first_needed=2)
+    finish_jobs(sweeper)
+    assert full_name(1) not in log_names(log)
+    assert {full_name(2), full_name(3)} <= log_names(log)
+    assert totals(log) == {Covered(1, 1): 1}
+    ran = asked(sweeper, "retention_run", dry_run=True)
+    assert (ran["files"], ran["held"]) == (0, {"checkpoint": 2})
+
+
+def test_what_is_pinned_stays_until_the_pin_ends(log, sweeper):
+    for _ in range(3):
+        write_full_file(log, OLD, segmented=True)
+    sweeper.pins.pin("backup-1", 2, time.time_ns() + DAY)
+    tell(sweeper)
+    finish_jobs(sweeper)
+    assert {full_name(2), full_name(3)} <= log_names(log)
+    assert full_name(1) not in log_names(log)
+    assert segment_names(log) == names_of(2, 3)
+    sweeper.pins.unpin("backup-1")
+    assert asked(sweeper, "retention_run")["files"] == 2
+    assert log_names(log) == set()
+    finish_jobs(sweeper)
+    assert segment_names(log) == set()
+
+
+def test_what_a_segment_covers_goes_when_nobody_else_needs_it(log):
+    """Its events are not past the retention: none of them is lost, nor a member."""
+    sweeper = recorded(RetentionSweeper, log.path, wal={"min_segments": 1, "retention_days": 0})
+    for _ in range(3):
+        write_full_file(log, time.time_ns(), segmented=True)
+    now = time.time_ns()
+    sweeper.holding.covered = lambda: {1: now - 2 * DAY, 2: now, 3: now - 2 * DAY}
+    tell(sweeper)
+    sweeper.tick(0.0)
+    assert full_name(1) not in log_names(log)
+    assert {full_name(2), full_name(3)} <= log_names(log)
     assert not totals(log)
+    assert sweeper.take(b"save") == []
+    held = asked(sweeper, "wal_status", holders=True)["segments"]
+    assert [(row["number"], row["held_by"]) for row in held] == [(2, ["grace"]), (3, ["count"])]
+    sweeper.close()
+
+
+def test_a_run_says_what_goes_and_a_dry_one_what_would(log, sweeper):
+    for at in (OLD, OLD, time.time_ns()):
+        write_full_file(log, at, segmented=True)
+    sweeper.tick(0.0)
+    tell(sweeper)
+    sizes = [(log.path / full_name(number)).stat().st_size for number in (1, 2)]
+    expected = {"files": 2, "bytes": sum(sizes), "events": 2, "first": 1, "last": 2}
+    dry = asked(sweeper, "retention_run", dry_run=True)
+    assert dry.items() >= (expected | {"dry_run": True, "remaining": 0}).items()
+    assert full_name(1) in log_names(log)
+    shown = asked(sweeper, "retention_show")
+    assert shown["expired"].items() >= expected.items()
+    assert (shown["days"], shown["origin"], shown["files"]) == (90, "option", 3)
+    real = asked(sweeper, "retention_run")
+    assert real.items() >= (expected | {"dry_run": False, "remaining": 0}).items()
+    assert log_names(log) == {full_name(3)}
+    again = asked(sweeper, "retention_run")
+    assert (again["files"], again["segments"]) == (0, 0)
+    finish_jobs(sweeper)
+    assert segment_names(log) == names_of(3)
+
+
+def test_a_sweep_is_bounded_and_the_rest_follows_at_once(log, sweeper, monkeypatch):
+    monkeypatch.setattr("meterd.core.retention.FILES_PER_SWEEP_MAX", 2)
+    for _ in range(3):
+        write_full_file(log, OLD, segmented=True)
+    sweeper.tick(0.0)
+    tell(sweeper)
+    assert asked(sweeper, "retention_run").items() >= {"files": 2, "remaining": 1}.items()
+    sweeper.tick(1.0)
+    assert log_names(log) == set()
+
+
+def test_nobody_is_told_what_is_past_before_the_horizon_is_known(sweeper):
+    sweeper.handle([b"requests", *bundle([b"rid", *request("retention_show", {})])])
+    sweeper.flush()
+    ((status, body),) = answers(sweeper)
+    assert (status, body["code"]) == ("error", "starting")
+
+
+def test_too_many_log_files_have_those_who_hold_them_go_on(log, caplog):
+    sweeper = recorded(RetentionSweeper, log.path, wal={"max_segments": 2, "min_segments": 1})
+    for _ in range(3):
+        write_full_file(log, time.time_ns(), segmented=True)
+    tell(sweeper, first_needed=1)
+    sweeper.tick(0.0)
+    assert [to for to, _ in sweeper.take(b"save")] == ["usage"]
+    assert "more log files are kept than wished for" in caplog.text
+    assert len(log_names(log)) == 3
+    sweeper.close()
+
+
+def test_the_log_status_says_what_there_is(log, sweeper):
+    for _ in range(2):
+        write_full_file(log, time.time_ns(), segmented=True)
+    sweeper.pins.pin("b", 2, time.time_ns() + DAY)
+    tell(sweeper, first_needed=2)
+    status = asked(sweeper, "wal_status")
+    sizes = [(log.path / full_name(number)).stat().st_size for number in (1, 2)]
+    assert (status["files"], status["bytes"]) == (2, sum(sizes))
+    assert (status["first"], status["last"]) == (1, 2)
+    assert "segments" not in status
+    held = {row["holder"]: (row["files"], row["bytes"]) for row in status["held"]}
+    assert held["checkpoint"] == held["pin"] == (1, sizes[1])
+    assert held["grace"] == held["age"] == held["count"] == (2, sum(sizes))
+    assert [pin["name"] for pin in status["pins"]] == ["b"]
+    assert status["archive"]["target"] == ""
 
 
 def test_nothing_goes_while_nobody_can_say_what_it_holds(log, sweeper):
     """The registry's file is damaged: what rows count for could not be kept."""
-    write_full_file(log, OLD, indexed=True)
-    standing(sweeper)
+    write_full_file(log, OLD, segmented=True)
     (log.path / REGISTRY_FILE).write_bytes(b"damaged")
-    remove(sweeper, [1])
+    tell(sweeper)
+    finish_jobs(sweeper)
     assert (log.path / full_name(1)).exists()
     assert not totals(log)
 
 
-def test_nothing_goes_while_the_registry_is_too_old_for_it(log, sweeper):
+def test_a_segment_stays_while_the_registry_is_too_old_for_it(log, sweeper):
     log.write([LoggedEvent("a", "1", 9, 5, OLD)])
-    log.seal(indexed=True)
-    standing(sweeper)
-    remove(sweeper, [1])
-    assert (log.path / full_name(1)).exists()
+    log.seal(segmented=True)
+    tell(sweeper)
+    finish_jobs(sweeper)
+    assert segment_names(log) == names_of(1)
     assert not totals(log)
 
 
-def test_nothing_goes_while_totals_are_damaged(log, sweeper):
-    for step in range(2):
-        write_full_file(log, OLD + step, indexed=True)
-    standing(sweeper)
-    remove(sweeper, [1])
-    path = log.path / Covered(1, 1).name
-    raw = bytearray(path.read_bytes())
-    raw[64] ^= 1
-    path.unlink()
-    path.write_bytes(raw)
-    remove(sweeper, [2])
-    assert (log.path / full_name(2)).exists()
+def test_a_segment_stays_while_the_totals_before_it_are_damaged(log, sweeper):
+    write_full_file(log, OLD, segmented=True)
+    tell(sweeper)
+    finish_jobs(sweeper)
+    write_full_file(log, OLD, segmented=True)
+    (log.path / Covered(1, 1).name).write_bytes(b"damaged")
+    asked(sweeper, "retention_run")
+    finish_jobs(sweeper)
+    assert segment_names(log) == names_of(2)
 
 
-def test_refused_events_of_an_erased_account_are_forgotten(log, sweeper):
-    common = {"id": "secret", "timestamp": 7, "metric": 1, "value": 1250, "reason": "too_old"}
-    refused = [common | {"account": "a"}, common | {"account": "b"}]
-    sweeper.handle([b"refused_events", msgpack.packb(refused)])
-    key = sweeper.files.identity_key
-    command, partition = erasure_command(key, "a", False, "once")
-    erasures = Erasures([erasure_of(command, partition, 1, time.time_ns())], key)
-    standing(sweeper, erasures=erasures)
-    sweeper.handle([b"refused_events", msgpack.packb([common | {"account": "c"}])])
-    sweeper.handle([b"requests", *bundle([b"rid", *request("rejected", {})])])
-    sweeper.flush()
-    ((_, page),) = answers(sweeper)
-    assert [event["account"] for event in page["events"]] == ["c", "b", "(erased)"]
-    assert (log.path / "refused.log").read_bytes().count(b"secret") == 2
-
-
-def test_a_damaged_log_file_gets_no_index_and_stops_nobody(log, sweeper):
-    number = write_full_file(log, OLD, indexed=False)
-    second = write_full_file(log, OLD, indexed=False)
+def test_a_damaged_log_file_gets_no_segment_and_stops_nobody(log, sweeper):
+    number = write_full_file(log, OLD, segmented=False)
+    second = write_full_file(log, OLD, segmented=False)
     path = log.path / full_name(number)
     path.write_bytes(path.read_bytes()[:4096] + bytes([1]) * 512)
     announce(sweeper, log, number)
     announce(sweeper, log, second)
-    for _ in range(2):
-        sweeper.tick(0.0)
-    assert {path.name for path in log.path.glob("*.idx")} == {index_name(second)}
+    finish_jobs(sweeper)
+    eventually(
+        lambda: turn(sweeper, 0.0) and segment_names(log) == names_of(second),
+        "the second file has its segment",
+    )
 
 
-def test_an_index_whose_file_is_gone_is_litter(log):
-    write_full_file(log, OLD, indexed=True)
-    write_full_file(log, OLD, indexed=True)
-    (log.path / full_name(1)).unlink()
+def test_what_a_crash_has_left_is_litter(log):
+    write_full_file(log, OLD, segmented=True)
+    write_full_file(log, OLD, segmented=True)
+    (log.path / SegmentName(1, 1).file(".idx")).unlink()
+    (log.path / (SegmentName(3, 3).file(".seg") + ".tmp")).write_bytes(b"half")
     recorded(RetentionSweeper, log.path).close()
-    assert {path.name for path in log.path.glob("*.idx")} == {index_name(2)}
+    assert segment_names(log) == names_of(2)
 
 
 def test_too_little_space_refuses_events_and_a_new_router_is_told(log):
@@ -315,7 +444,7 @@ def test_too_little_space_refuses_events_and_a_new_router_is_told(log):
     assert len(sweeper.take(b"admission")) == 1
     assert sweeper.tick(0.0) <= 1.0
     assert sweeper.take(b"admission") == []
-    small = {"warn_free": 0, "stop_free": 0, "resume_margin": 0}
+    small = {"warn_free": 0, "stop_free": 0, "resume_margin": 0, "resume_hold": 0}
     sweeper.reload(sweeper.options.from_mapping({"disk": small}))
     sweeper.tick(1_000.0)
     ((_, frames),) = sweeper.take(b"admission")

@@ -18,6 +18,7 @@ from meterd.core.questions import Question
 from meterd.core.state import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.errors import InvariantViolation
+from tests.support.identities import flush
 from tests.support.periods import DAY
 from tests.support.pipeline import CAPACITY, KEY, Pipeline
 
@@ -118,8 +119,8 @@ def test_a_metric_that_comes_back_knows_its_events():
     assert statuses(pipeline, EVENT, EVENT | {"id": "2"}) == ["duplicate", "stored"]
 
 
-@pytest.mark.parametrize("purged", [False, True])
-def test_an_identity_lives_as_long_as_the_day_of_its_event(purged):
+@pytest.mark.parametrize("flushed", [False, True])
+def test_an_identity_lives_as_long_as_the_day_of_its_event(flushed):
     pipeline = new_pipeline()
     midnight = 20_000 * DAY
     old = EVENT | {"timestamp": midnight - 1}
@@ -127,24 +128,30 @@ def test_an_identity_lives_as_long_as_the_day_of_its_event(purged):
     assert statuses(pipeline, old, at_midnight) == ["stored", "stored"]
     pipeline.command(NOW, op="expire", horizon=midnight + DAY - 1, future_ns=DAY)
     assert pipeline.state.horizon == midnight
-    if purged:
-        pipeline.state.purge()
-        assert pipeline.state.counts()["identities"] == 1
+    if flushed:
+        flush(pipeline.state)
     assert statuses(pipeline, old, at_midnight) == ["too_old", "duplicate"]
     assert statuses(pipeline, EVENT) == ["stored"]
-    assert pipeline.state.counts()["identities"] == 2
     pipeline.command(NOW, op="expire", horizon=0, future_ns=DAY)
     assert pipeline.state.horizon == midnight
 
 
-def test_only_a_new_horizon_makes_work_for_a_purge():
+def test_the_retention_that_was_set_moves_the_horizon_and_never_back():
     pipeline = new_pipeline()
-    events = [EVENT | {"id": str(n), "timestamp": NOW - n % 2 * DAY} for n in range(1_000)]
-    statuses(pipeline, *events)
-    assert pipeline.state.purge() == 0
-    pipeline.command(NOW, op="expire", horizon=NOW, future_ns=DAY)
-    assert pipeline.state.purge() == 0
-    assert pipeline.state.counts()["identities"] == 500
+    assert pipeline.state.retention_days is None
+    old = EVENT | {"timestamp": NOW - 30 * DAY}
+    assert statuses(pipeline, old) == ["stored"]
+    midnight = 20_000 * DAY
+    result = pipeline.command(NOW, op="retention_set", days=7, horizon=NOW - 7 * DAY)
+    assert result == {"days": 7, "horizon": midnight - 7 * DAY}
+    assert statuses(pipeline, old) == ["too_old"]
+    result = pipeline.command(NOW, op="retention_set", days=90, horizon=NOW - 90 * DAY)
+    assert result == {"days": 90, "horizon": midnight - 7 * DAY}
+    assert statuses(pipeline, old) == ["too_old"]
+    fresh = StateMachine(pipeline.key, pipeline.capacity)
+    saved = pipeline.state.save()
+    fresh.restore(saved.state, saved.arrays)
+    assert (fresh.retention_days, fresh.horizon) == (90, midnight - 7 * DAY)
 
 
 def test_the_edges_of_time():
@@ -268,7 +275,7 @@ def test_a_full_table_stops_before_it_is_written_over():
 
 @pytest.mark.parametrize(
     ("name", "counts"),
-    [("accounts", 40), ("series", 40), ("cells", 40), ("journal", 40)],
+    [("accounts", 40), ("series", 40), ("cells", 40)],
 )
 def test_fill_is_that_of_the_fullest_table(name, counts):
     pipeline = new_pipeline(CAPACITY._replace(**{name: 50}))

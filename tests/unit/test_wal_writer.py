@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -76,9 +77,9 @@ def opened(writer: Recorded) -> dict[str, Any]:
     return end
 
 
-def give(writer: Recorded, entries: list[Entry]) -> None:
-    for sequence, head, payload in entries:
-        writer.handle([b"append", sequence.to_bytes(8, "little"), head, bytes(payload)])
+def give(writer: Recorded, entries: list[Entry], kinds: Sequence[bytes] = (b"append",)) -> None:
+    for (sequence, head, payload, _), kind in zip(entries, cycle(kinds), strict=False):
+        writer.handle([kind, sequence.to_bytes(8, "little"), head, bytes(payload)])
     writer.flush()
 
 
@@ -118,6 +119,26 @@ def test_what_waits_becomes_one_block_and_is_reported_record_by_record(writer: R
     for entry, (sequence, file_number, at, first_row) in zip(entries, rows, strict=True):
         assert (sequence, file_number, at, first_row) == (entry.sequence, 1, offset, 0)
         offset += len(entry.head) + len(entry.payload)
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        ([b"append_commit"], ["usage", "replication"]),
+        ([b"append"], ["replication"]),
+        ([b"append_commit", b"append", b"append_commit"], ["replication"]),
+    ],
+)
+def test_usage_is_told_of_a_block_when_nobody_else_need_have_any_of_it(
+    writer: Recorded, kinds: list[bytes], told: list[str]
+) -> None:
+    opened(writer)
+    give(writer, entries_of(Replica(Groups()), 3), kinds)
+    sent = writer.taken()
+    assert [to for to, *_ in sent] == told
+    assert [kind for _, kind, *_ in sent] == [b"commit", b"durable"][-len(told) :]
+    assert len({(located, place) for *_, located, place in sent}) == 1  # they are told the same
     writer.close()
 
 
@@ -192,7 +213,8 @@ def test_a_full_disk_stops_admission_and_acknowledges_nothing(
     opened(writer)
     entries = entries_of(Replica(Groups()), 20, size=300_000)
     give(writer, entries)
-    *durable, (actor, kind, body) = writer.taken()
+    *durable, (actor, kind, body), no_room = writer.taken()
+    assert no_room == ("retention_sweeper", b"no_room", b"wal_writer", b"1")
     assert {sent[1] for sent in durable} == {b"durable"}
     assert (actor, kind) == ("router", b"admission")
     assert msgpack.unpackb(body) == {
@@ -202,11 +224,12 @@ def test_a_full_disk_stops_admission_and_acknowledges_nothing(
     }
     assert not writer.drained()
     writer.tick(1.0)
-    assert [frames[1] for frames in writer.taken()] == [b"admission"]
+    assert [frames[1] for frames in writer.taken()] == [b"admission", b"no_room"]
     disk.room = 4 * SEGMENT_SIZE
     writer.tick(2.0)
-    *more, (_, kind, body) = writer.taken()
+    *more, (_, kind, body), no_room = writer.taken()
     assert (kind, msgpack.unpackb(body)["code"]) == (b"admission", None)
+    assert no_room[-1] == b"0"
     sequences = reported(durable + more)[:, 0].tolist()
     assert sequences == [entry.sequence for entry in entries]
     assert writer.drained()

@@ -33,8 +33,10 @@ def compiled():
 warm()
 before = compiled()
 from tests.support.every_request import every_request
-with tempfile.TemporaryDirectory() as directory:
-    every_request(directory)
+from tests.support.every_segment import every_segment
+for use in (every_request, every_segment):
+    with tempfile.TemporaryDirectory() as directory:
+        use(directory)
 after = compiled()
 assert sum(before.values()) > 20
 grown = [name for name in after if after[name] != before[name]]

@@ -1,0 +1,1 @@
+"""Backups: made from a running node, verified and restored without one."""

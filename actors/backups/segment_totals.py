@@ -1,0 +1,23 @@
+"""Control totals of a segment, which holds stored rows only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from meterd.actors.segment_files import read_segment
+from meterd.core.control_totals import ControlTotals
+from meterd.core.kernels.gather import ENTRY, NUMBER, VALUE
+from meterd.core.segment_reader import EVERYTHING
+from meterd.protocol.backup_manifest import TotalsMap
+from meterd.protocol.segment_format import SegmentName
+
+
+def segment_totals(directory: str, first: int, last: int) -> TotalsMap:
+    """Count the segment that covers these log files.  Raises Corrupt."""
+    reader, counted = read_segment(directory, SegmentName(first, last)), ControlTotals()
+    for runs in reader.runs(EVERYTHING):
+        for matches, _ in reader.found(runs, EVERYTHING):
+            partition = runs.accounts.partition[matches[:, ENTRY] >> 32]
+            number = matches[:, NUMBER].astype(np.uint16)
+            counted.add(partition.astype(np.uint16), number, matches[:, VALUE])
+    return counted.totals

@@ -1,0 +1,137 @@
+"""Reads a feed: stored events in log order, from segments and log files alike.
+
+A cursor names a log file and a row in it, also where a segment has taken its place, so it stays
+good whatever is merged meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from meterd.actors.log_files import LogFile, Part, View
+from meterd.actors.reading import Steps, keys_of
+from meterd.core import segment_listing
+from meterd.core.gathering import find_matches
+from meterd.core.kernels.gather import ENTRY, NUMBER, ROW
+from meterd.core.listing import (
+    PAGE_BYTES_MAX,
+    Place,
+    event_of,
+    feed_cursor,
+    parse_feed_cursor,
+    wanted_events,
+)
+from meterd.core.log_index import Rows
+from meterd.core.questions import Question
+from meterd.core.registry import Registry
+from meterd.core.segment_reader import SegmentReader
+from meterd.protocol.errors import RangeExpired
+from meterd.protocol.limits import I64_MAX, I64_MIN
+
+# Rows of the log that one request looks at.
+FEED_ROWS_MAX = 200_000
+# Events that are looked up at once.
+EVENTS_AT_ONCE = 512
+
+
+def read_feed(view: View, question: Question, registry: Registry, horizon: int) -> Steps:
+    """Return stored events in log order, looking at a bounded number of rows.
+
+    Raises RangeExpired when the cursor's place is gone.
+    """
+    if question.after == "end":
+        end = Place(view.end_file, view.log_file(view.end_file).row_count)
+        return {"events": [], "next": feed_cursor(end)}
+    oldest = Place(view.parts[0].first, 0)
+    place = parse_feed_cursor(question.after) if question.after else oldest
+    if place < oldest:
+        raise RangeExpired(
+            f"events behind this cursor have expired; the oldest left is {feed_cursor(oldest)}"
+        )
+    feed = _Feed(view, question, registry, horizon)
+    while not feed.is_full and place.file_number <= view.end_file:
+        place = feed.read(place)
+        yield
+    return {"events": feed.events, "next": feed_cursor(place)}
+
+
+class _Feed:
+    """One page of a feed."""
+
+    def __init__(self, view: View, question: Question, registry: Registry, horizon: int) -> None:
+        self._view = view
+        self._question = question
+        self._registry = registry
+        self._wanted = wanted_events(question, registry, horizon)
+        self._rows_left = FEED_ROWS_MAX
+        self._bytes_left = PAGE_BYTES_MAX
+        self._at_end = False
+        self.events: list[dict[str, Any]] = []
+
+    @property
+    def is_full(self) -> bool:
+        full = len(self.events) >= self._question.limit
+        return full or self._at_end or self._rows_left <= 0 or self._bytes_left <= 0
+
+    def read(self, place: Place) -> Place:
+        """Read on in one part of the log; return where to go on."""
+        part = next(part for part in self._view.parts if part.last >= place.file_number)
+        if part.segment is not None:
+            return self._read_segment(part, self._view.segment(part.segment), place)
+        return self._read_log(self._view.log_file(place.file_number), place)
+
+    def _read_log(self, file: LogFile, place: Place) -> Place:
+        rows = self._rows(file, place.row)[: self._rows_left]
+        matches, looked_at = find_matches(
+            file.rows,
+            rows,
+            self._wanted,
+            self._question.limit - len(self.events),
+            self._view.erasures,
+        )
+        self._rows_left -= looked_at
+        for match in matches.tolist():
+            self._add(file.rows.data, match)
+            if self._bytes_left <= 0:
+                return Place(place.file_number, match[ROW] + 1)
+        if looked_at < len(rows) or len(rows) == self._rows_left + looked_at:
+            last = int(rows[looked_at - 1]) if looked_at else place.row - 1
+            return Place(place.file_number, last + 1)
+        if place.file_number < self._view.end_file:
+            return Place(place.file_number + 1, 0)
+        self._at_end = True
+        return Place(place.file_number, file.row_count)
+
+    def _rows(self, file: LogFile, first: int) -> Rows:
+        if not self._question.account:
+            return file.all_rows(first)
+        rows = file.rows_of(keys_of(self._view, self._question, []), I64_MIN, I64_MAX)
+        return rows[rows.searchsorted(first) :]
+
+    def _read_segment(self, part: Part, reader: SegmentReader, place: Place) -> Place:
+        low = reader.ordinal_of(*place)
+        high = min(low + self._rows_left, reader.header.ordinal_count)
+        pairs = segment_listing.in_log_order(reader, self._wanted, low, high)
+        while len(pairs) and not self.is_full:
+            room = min(self._question.limit - len(self.events), EVENTS_AT_ONCE)
+            some, pairs = pairs[:room], pairs[room:]
+            matches, ordinals = segment_listing.matches_of(
+                reader, some, self._wanted, self._view.erasures
+            )
+            heap, starts = reader.event_entries(matches[:, ROW])
+            matches[:, ENTRY] = starts
+            for match, ordinal in zip(matches.tolist(), ordinals.tolist(), strict=True):
+                self._add(heap, match)
+                if self._bytes_left <= 0:
+                    return Place(*reader.place_of(ordinal + 1))
+            if len(self.events) >= self._question.limit:
+                return Place(*reader.place_of(int(some[-1, 0]) + 1))
+        self._rows_left -= high - low
+        if high == reader.header.ordinal_count:
+            return Place(part.last + 1, 0)
+        return Place(*reader.place_of(high))
+
+    def _add(self, heap: Any, match: list[int]) -> None:
+        event, size = event_of(heap, match, self._registry.entry(match[NUMBER]))
+        self.events.append(event)
+        self._bytes_left -= size

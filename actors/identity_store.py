@@ -1,0 +1,316 @@
+"""Keeps the identities of a data directory: what memory holds, and the runs of all older ones.
+
+Identities that are in no run yet lie in memory (`StateMachine.recent`) and, as far as a checkpoint
+covers them, in *parts*, `ids-<n>.part`, in the order they came.  When there are enough they become
+a run, `ids-<n>.run`; eight runs of one level become one of the next.  So memory is bounded however
+many events are stored, and each identity is written a few times.  Neither kind of file ever
+changes; a checkpoint names those it needs, and what neither checkpoint nor memory uses is removed.
+
+The work is done beside the actor's loop, which calls `step`: flushing in one thread, merging in
+another.  Checkpoints copy from the memory that is flushed, so only one of the two is under way.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from meterd.actors import disk, run_files
+from meterd.actors.background import Background
+from meterd.actors.direct_file import Staging
+from meterd.core import identity_runs
+from meterd.core.identity_runs import Entries, Facts, MemorySource, MergeSource, Run, Source
+from meterd.core.kernels import bloom
+from meterd.core.kernels import runs as kernels
+from meterd.core.kernels.index import clear
+from meterd.core.kernels.memory import reserve
+from meterd.core.kernels.tables import DAY_NS
+from meterd.core.state import StateMachine
+from meterd.protocol import checkpoint_format
+from meterd.protocol.errors import Corrupt, DiskFull
+from meterd.protocol.log_format import Damaged
+
+# So many runs of one level become one of the next.
+RUNS_PER_LEVEL = 8
+# So many parts become one, so that saves of few events do not leave a file each.
+PARTS_MAX = 8
+# Identities that a filter is made for at least: 16 MiB, or twice that.
+FILTER_MIN = 8_000_000
+# What found no room on the disk is tried again after so long.
+RETRY_SECONDS = 10.0
+NAME = re.compile(r"ids-([0-9]{12})\.(run|part)")
+
+logger = logging.getLogger(__name__)
+
+# What the loop is to do when work beside it has ended.
+Done = Callable[[], None]
+State = dict[str, Any]
+
+
+class FileName(NamedTuple):
+    """A file as a checkpoint names it; of parts the level says nothing."""
+
+    name: str
+    level: int
+    count: int  # type: ignore[assignment]
+
+
+class OpenRun(NamedTuple):
+    """A run in use."""
+
+    file: FileName
+    run: Run
+
+
+class Opened(NamedTuple):
+    """What a checkpoint names: checked, and not yet in use."""
+
+    runs: list[OpenRun]
+    parts: list[FileName]
+    entries: list[Entries]  # of the parts
+
+
+class IdentityStore:
+    """See the module."""
+
+    def __init__(self, directory: str, state: StateMachine, flush_at: int) -> None:
+        """`flush_at`: how many identities in memory are enough for a run."""
+        self._directory = Path(directory)
+        self._state = state
+        self._flush_at = flush_at
+        self._runs: list[OpenRun] = []
+        self._parts: list[FileName] = []  # what of those in memory is durable
+        self._next = 1 + max(map(_number, self._directory.glob("ids-*")), default=0)
+        self._unfinished: set[str] = set()  # files that are made and not in use yet
+        self._flushing: Entries | None = None
+        self._room: Entries | None = None
+        self._retry_at = 0.0
+        self._flusher: Background[Done] = Background("flush")
+        self._merger: Background[Done] = Background("merge")
+        self._staging = Staging()
+
+    def open(self, named: State) -> Opened:
+        """Return what a checkpoint names.  Raises Corrupt when a part of it is damaged."""
+        parts = [FileName(*file) for file in named["parts"]]
+        return Opened(
+            [self._open(FileName(*file)) for file in named["runs"]],
+            parts,
+            [self._read_part(part) for part in parts],
+        )
+
+    def take_over(self, opened: Opened) -> None:
+        """Use what was opened, in the state that was restored with it."""
+        self._use(opened.runs)
+        self._parts = opened.parts
+        for entries in opened.entries:
+            self._state.restore_identities(entries)
+
+    def _open(self, file: FileName) -> OpenRun:
+        path = self._directory / file.name
+        run = run_files.open_run(path, check=True)
+        if int(run.facts[kernels.COUNT]) != file.count:
+            raise Corrupt(str(path), 0, f"a checkpoint says it has {file.count} identities")
+        return OpenRun(file, run)
+
+    def _read_part(self, part: FileName) -> Entries:
+        path = self._directory / part.name
+        try:
+            entries: Entries = checkpoint_format.decode(path.read_bytes())[1]["identities"]
+            if len(entries) != part.count:
+                raise Damaged(0, f"a checkpoint says it has {part.count} identities")
+        except FileNotFoundError:
+            raise Corrupt(str(path), 0, "a checkpoint names it, and it is missing") from None
+        except Damaged as damage:
+            raise Corrupt(str(path), damage.offset, damage.reason) from damage
+        return entries
+
+    # For a checkpoint, in the thread that saves it
+
+    def save_part(self, entries: Entries) -> State:
+        """Make durable what of the identities in memory is not; return the names of all files.
+
+        `entries` are those in memory, oldest first.  Raises DiskFull, FsyncFailed, OSError.
+        """
+        parts, durable = self._parts, sum(part.count for part in self._parts)
+        if len(entries) > durable:
+            if len(parts) >= PARTS_MAX:
+                parts, durable = [], 0
+            name = self._new_name("part")
+            held = {"identities": entries[durable:]}
+            encoded = checkpoint_format.encode({"kind": "identities"}, held)
+            disk.atomic_write(self._directory / name, encoded, self._staging)
+            self._parts = [*parts, FileName(name, 0, len(entries) - durable)]
+            self._unfinished.discard(name)
+        return self._named()
+
+    def remove_others(self, checkpoints: Iterable[State]) -> None:
+        """Remove the files that none of these checkpoints names, and memory does not use."""
+        kept = set(self._unfinished)
+        for named in (self._named(), *checkpoints):
+            kept |= {file[0] for kind in ("runs", "parts") for file in named[kind]}
+        for path in self._directory.glob("ids-*"):
+            if NAME.fullmatch(path.name) and path.name not in kept:
+                path.unlink()
+
+    def _named(self) -> State:
+        return {
+            "runs": [list(one.file) for one in self._runs],
+            "parts": [list(part) for part in self._parts],
+        }
+
+    # Beside the loop
+
+    @property
+    def busy(self) -> bool:
+        """Are identities on their way from memory to a run?  Then no checkpoint may begin."""
+        return self._flushing is not None
+
+    def step(self, now: float, may_flush: bool, wait: bool = False) -> None:
+        """Take over what has ended and begin what is due.
+
+        `may_flush`: no checkpoint is under way; `wait`: for a flush.  Raises FsyncFailed, Corrupt.
+        """
+        self._take(self._flusher, wait)
+        self._take(self._merger, wait=False)
+        if now < self._retry_at:
+            return
+        if not self._flusher.busy:
+            if self._flushing is not None:  # the last try found no room
+                self._flush(self._flushing)
+            elif may_flush and self._state.recent >= self._flush_at:
+                self._flush(self._state.begin_flush())
+        if not self._merger.busy:
+            self._drop_expired()
+            if self._state.filter_is_full:
+                self._renew_filter()
+            else:
+                self._merge()
+
+    def finish(self) -> None:
+        """Wait for what is under way, and take it over.  Raises FsyncFailed, Corrupt."""
+        self._take(self._flusher, wait=True)
+        self._take(self._merger, wait=True)
+
+    def _take(self, lane: Background[Done], wait: bool) -> None:
+        try:
+            done = lane.take(wait)
+        except DiskFull as full:
+            logger.warning("no room for a run of identities: %s", full)
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+        else:
+            if done is not None:
+                done()
+
+    def _flush(self, entries: Entries) -> None:
+        """Make a run of identities that memory has set aside."""
+        self._flushing, self._parts = entries, []
+        name = self._new_name("run")
+
+        def work() -> Done:
+            facts = identity_runs.facts_of_entries(entries)
+            if self._room is None:
+                self._room = reserve(self._state.tables.journal.shape, np.uint64)
+            made = self._make(name, 0, facts, MemorySource(entries, facts, self._room))
+            return lambda: self._flushed(made)
+
+        self._flusher.start(work)
+
+    def _flushed(self, made: list[OpenRun]) -> None:
+        """Use a new run, and have the table that it takes the place of emptied."""
+        self._use([*self._runs, *made])
+        flushed = self._state.end_flush()
+        self._flushing = None
+
+        def work() -> Done:
+            clear(flushed)
+            return lambda: None
+
+        self._flusher.start(work)
+
+    def _drop_expired(self) -> None:
+        """Use no run any more of which everything has expired."""
+        day = self._horizon_day
+        kept = [one for one in self._runs if int(one.run.facts[kernels.NEWEST_DAY]) >= day]
+        if len(kept) < len(self._runs):
+            self._use(kept)
+
+    def _merge(self) -> None:
+        """Begin to merge the oldest runs of the lowest level that has enough."""
+        levels = [one.file.level for one in self._runs]
+        due = [level for level in set(levels) if levels.count(level) >= RUNS_PER_LEVEL]
+        if not due:
+            return
+        level, day = min(due), self._horizon_day
+        old = [one for one in self._runs if one.file.level == level][:RUNS_PER_LEVEL]
+        name = self._new_name("run")
+
+        def work() -> Done:
+            runs = [one.run for one in old]
+            facts = identity_runs.facts_of_merge(runs, day)
+            made = self._make(name, level + 1, facts, MergeSource(runs, day))
+            kept = {one.file.name for one in old}
+            return lambda: self._use(
+                [*(one for one in self._runs if one.file.name not in kept), *made]
+            )
+
+        self._merger.start(work)
+
+    def _renew_filter(self) -> None:
+        """Make a filter for twice as many identities as there are."""
+        count = max(FILTER_MIN, self._state.counts()["identities"])
+        lines = 1 << (2 * count // bloom.FILTER_KEYS - 1).bit_length()
+        words = reserve((lines * bloom.FILTER_WORDS,), np.uint64, large_pages=True)
+        self._fill_filter(words, set())
+
+    def _fill_filter(self, words: Any, done: set[str]) -> None:
+        """Add the runs that are not in it yet to a new filter, and use it when it has all."""
+        runs, day = [one for one in self._runs if one.file.name not in done], self._horizon_day
+
+        def work() -> Done:
+            for one in runs:
+                for entries in identity_runs.blocks_of(one.run, day):
+                    bloom.add_entries(words, entries)
+            return finish
+
+        def finish() -> None:
+            known = done | {one.file.name for one in runs}
+            if any(one.file.name not in known for one in self._runs):  # a flush has ended meanwhile
+                self._fill_filter(words, known)
+            else:
+                self._state.use_filter(words)
+
+        self._merger.start(work)
+
+    def _make(self, name: str, level: int, facts: Facts, source: Source) -> list[OpenRun]:
+        """Write a run and open it; no run when nothing has not expired."""
+        path = self._directory / name
+        count = run_files.write_run(path, facts, source)
+        if count == 0:
+            return []
+        return [OpenRun(FileName(name, level, count), run_files.open_run(path, check=False))]
+
+    def _use(self, runs: list[OpenRun]) -> None:
+        self._runs = runs
+        self._unfinished -= {one.file.name for one in runs}
+        self._state.use_runs([one.run for one in runs])
+
+    @property
+    def _horizon_day(self) -> int:
+        return max(0, self._state.horizon // DAY_NS)
+
+    def _new_name(self, kind: str) -> str:
+        name = f"ids-{self._next:012d}.{kind}"
+        self._next += 1
+        self._unfinished.add(name)
+        return name
+
+
+def _number(path: Path) -> int:
+    match = NAME.fullmatch(path.name)
+    return int(match[1]) if match else 0

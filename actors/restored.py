@@ -1,0 +1,70 @@
+"""What a restored directory says about itself (`restored.json`), and what follows: nothing expires.
+
+Data that was restored is often older than the retention; deleting it at the first sweep would undo
+the restore.  So until `retention.grace_after_restore` is over, the horizon does not move and no
+file is deleted.  A shorter grace (reloadable) releases it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from crc32c import crc32c
+
+from meterd.actors.disk import atomic_write
+from meterd.protocol.errors import Corrupt
+
+FILE_NAME = "restored.json"
+MAGIC = "meterd restored"
+SIZE_MAX = 64 * 1024
+NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The restore that made a directory."""
+
+    backup: str
+    restored: int  # UTC ns
+    sequence: int  # of the last record that came back
+    incarnation: int  # of the node that the backup was made of
+
+
+def write(directory: str, restored: Restored) -> None:
+    """Say that a directory was restored.  Raises DiskFull, FsyncFailed, OSError."""
+    body = {"magic": MAGIC, **asdict(restored)}
+    raw = json.dumps({**body, "crc32c": _checksum(body)}, indent=1).encode() + b"\n"
+    atomic_write(os.path.join(directory, FILE_NAME), raw)
+
+
+def read(directory: str) -> Restored | None:
+    """Return the restore that made a directory; None when none did.  Raises Corrupt."""
+    path = Path(directory, FILE_NAME)
+    try:
+        with path.open("rb") as file:
+            body = json.loads(file.read(SIZE_MAX))
+        crc = body.pop("crc32c")
+        if body.get("magic") != MAGIC or crc != _checksum(body):
+            raise ValueError("its checksum does not match")
+        del body["magic"]
+        return Restored(**body)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Corrupt(str(path), 0, str(error)) from error
+
+
+def held_until(directory: str, grace: float) -> int:
+    """Return the moment (UTC ns) until which nothing may expire; 0 when nothing was restored.
+
+    `grace` is in seconds.  Raises Corrupt.
+    """
+    found = read(directory)
+    return 0 if found is None else found.restored + int(grace * NS)
+
+
+def _checksum(body: dict[str, object]) -> int:
+    return crc32c(json.dumps(body, sort_keys=True).encode())

@@ -1,0 +1,130 @@
+"""Knows every kind of file in a data directory, by its name: how it changes, what a copy needs.
+
+Names carry the truth (docs/STORAGE.md): a file whose kind never changes has the same bytes for as
+long as it exists, so it can be read at any time and shared between backups.
+
+Does not know: what is in a file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+from meterd.protocol.log_format import number_of
+
+
+class Change(Enum):
+    """How a file changes."""
+
+    IMMUTABLE = "never"
+    REPLACED = "atomic replace"
+    GROWING = "append"
+    SCRATCH = "no copy needs it"
+
+
+class FileKind(NamedTuple):
+    """What a name says about its file."""
+
+    change: Change
+    folder: str  # of a backup
+
+
+# The first that matches the whole name counts.  What nobody knows is small, newer than this
+# table, and replaced whole: everything that is read again at a start is one of these kinds.
+_KINDS: Final = (
+    (r"checkpoint(\.prev)?\.bin", FileKind(Change.REPLACED, "checkpoint")),
+    (r"ids-\d+\.\w+", FileKind(Change.IMMUTABLE, "checkpoint")),
+    (r"seg-\d+-\d+\.\w+", FileKind(Change.IMMUTABLE, "segments")),
+    (r"wal-\d{20}\.(log|idx)", FileKind(Change.IMMUTABLE, "wal")),
+    (r"wal\.log", FileKind(Change.GROWING, "wal")),
+    (r"totals-\d+-\d+\.tot|erased\.bin", FileKind(Change.REPLACED, "meta")),
+    (r"refused(\.1)?\.log|alert_log\.bin", FileKind(Change.GROWING, "meta")),
+    (
+        r"wal-\d{20}\.open|wal\.spare|lock|run|ballast.*|(pins|last_backup)\.bin|restored\.json",
+        FileKind(Change.SCRATCH, ""),
+    ),
+    (r".*\.(tmp|new|incomplete|partial|spare)|\..*", FileKind(Change.SCRATCH, "")),
+)
+_KNOWN: Final = tuple((re.compile(pattern), kind) for pattern, kind in _KINDS)
+_OTHER: Final = FileKind(Change.REPLACED, "meta")
+_SEGMENT: Final = re.compile(r"seg-(\d+)-(\d+)\.(\w+)")
+SEGMENT_PARTS: Final = frozenset({"seg", "idx", "props"})
+
+
+def kind_of(name: str) -> FileKind:
+    """Return what kind of file a name belongs to."""
+    for pattern, kind in _KNOWN:
+        if pattern.fullmatch(name):
+            return kind
+    return _OTHER
+
+
+def identity_files(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return the files of identities that the state of a checkpoint names."""
+    return [name for kind in ("runs", "parts") for name, *_ in checkpoint[kind]]
+
+
+def segment_range(name: str) -> tuple[int, int] | None:
+    """Return the log files that a part of a segment covers, first and last; None for another."""
+    match = _SEGMENT.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def segment_name(first: int, last: int) -> str:
+    """Return the name of the file of a segment that holds its rows."""
+    return f"seg-{first:012d}-{last:012d}.seg"
+
+
+def whole_segments(names: Iterable[str]) -> list[tuple[int, int]]:
+    """Return the ranges of log files that segments with all their parts cover, rising.
+
+    A segment whose range lies within another's has been superseded and is left out.
+    """
+    parts: dict[tuple[int, int], set[str]] = {}
+    for name in names:
+        match = _SEGMENT.fullmatch(name)
+        if match:
+            parts.setdefault((int(match[1]), int(match[2])), set()).add(match[3])
+    whole = [found for found, held in parts.items() if held >= SEGMENT_PARTS]
+    return sorted(
+        (first, last)
+        for first, last in whole
+        if not any(a <= first and last <= b and (a, b) != (first, last) for a, b in whole)
+    )
+
+
+def immutable_files(names: Iterable[str], first_log: int, end_log: int) -> list[str]:
+    """Return the files that never change and that a copy needs, cut within log file `end_log`.
+
+    Log files from `first_log` on are replayed; before it those count that no segment covers.
+    Files of identities are left out: the checkpoint names those it needs.
+    """
+    names = sorted(names)
+    # One that reaches behind the cut holds too much; what it supersedes is still there.
+    within = [name for name in names if (segment_range(name) or (0, 0))[1] < end_log]
+    segments = whole_segments(within)
+    needed = []
+    for name in names:
+        kind = kind_of(name)
+        if kind.change is not Change.IMMUTABLE or kind.folder == "checkpoint":
+            continue
+        covers = segment_range(name)
+        if covers is not None:
+            if covers in segments:
+                needed.append(name)
+            continue
+        number = log_number(name)
+        covered = any(first <= number <= last for first, last in segments)
+        if number < end_log and (number >= first_log or not covered):
+            needed.append(name)
+    return needed
+
+
+def log_number(name: str) -> int:
+    """Return the number of a full log file, from its name or that of the index beside it."""
+    number = number_of(name.rpartition(".")[0] + ".log")
+    assert number is not None, f"{name} belongs to no log file"
+    return number

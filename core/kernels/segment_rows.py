@@ -1,0 +1,401 @@
+"""Takes the stored rows out of a full log file and puts them in the order of a segment.
+
+A row is six words (int64[n, 6]), so that one line of the cache holds it; accounts and property sets
+are interned while the log is read from front to back, then whole rows are ordered by (partition,
+account, metric number, timestamp, ordinal).  The ordinal is the row's number in the log, so rows of
+one series and moment keep the order in which they were stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from meterd.core.kernels.entries import account_hash, entry_parts, same_bytes
+from meterd.core.kernels.hashing import load_u32, load_u64, prefetch, sip_text, tail_word
+from meterd.core.kernels.index import MISSING, Index, find, insert, payload_at
+from meterd.core.kernels.scan import (
+    AT,
+    BLOCK_AT,
+    EVENTS,
+    HEADER_SIZE,
+    ROW,
+    SLICE_SIZE,
+    columns_at,
+    is_refused,
+    next_record,
+)
+from meterd.core.kernels.text import copy_bytes
+
+Array = Any
+_U64 = np.uint64
+
+# Words of a row.  KEY: account << 32 | metric number << 16 | operation << 8 | id is text.
+# PLACE: property set << 32 | ordinal.  A text id is (start, end) in the heap of texts.
+TIMESTAMP, VALUE, ID_0, ID_1, KEY, PLACE = range(6)
+ROW_WORDS = 6
+TEXT_ID = 1
+# Rows asked for ahead of their use, when they are visited in order.
+AHEAD = 12
+# Slots of the tables of texts seen last (int64, number + 1); a power of two.
+SEEN = 1 << 14
+# What has been taken (int64[7]).
+ROWS, ACCOUNTS, TEXT, SETS, SET_BYTES, ID_TEXT, SLICES = range(7)
+
+
+class Intake(NamedTuple):
+    """Everything taken from log files; see the module."""
+
+    rows: Array  # int64[n, 6]
+    account_index: Index
+    text: Array  # u8: accounts' texts
+    text_end: Array  # int64[a]
+    partition: Array  # int64[a]
+    set_index: Index
+    sets: Array  # u8: property sets, as in heap entries
+    set_end: Array  # int64[s]
+    id_text: Array  # u8
+    slices: Array  # int64[k, 4]: group, first ordinal, index, term
+    digests: Array  # u64[k, 2]
+    metric_rows: Array  # int64[65536]: rows of each metric number
+    counters: Array  # int64[7]
+    seen_accounts: Array  # int64[SEEN]
+    seen_sets: Array  # int64[SEEN]
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def take_records(
+    data: Array, end: int, state: Array, refused: Array, key: Array, base: int, intake: Any
+) -> None:
+    """Take all records up to `end`, which `list_records` has found and the caller has checked.
+
+    `base` is the ordinal of the file's first row.  There is room: the caller knows how many rows,
+    slices and bytes the file holds.
+    """
+    k0, k1 = key[0], key[1]
+    while True:
+        first_row = state[ROW]
+        record = next_record(data, end, state)
+        if record < 0:
+            return
+        _take_slices(data, record, base + first_row, intake)
+        if data[record + 5] == EVENTS:
+            _take_rows(data, record, first_row, refused, k0, k1, base, intake)
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def list_records(data: Array, end: int, state: Array, out: Array) -> Any:
+    """Write (offset, size, offset of its block) of all records up to `end` into out int64[r, 3].
+
+    Returns how many, or -1 where the bytes are no log.
+    """
+    found = np.int64(0)
+    while True:
+        record = next_record(data, end, state)
+        if record == -2:
+            return np.int64(-1)
+        if record < 0:
+            return found
+        out[found, 0], out[found, 1], out[found, 2] = record, state[AT] - record, state[BLOCK_AT]
+        found += 1
+
+
+@njit(cache=True, _nrt=False)
+def _take_slices(data: Array, record: int, ordinal: int, intake: Any) -> None:
+    """Take the slice table of a record."""
+    counters = intake.counters
+    at = record + HEADER_SIZE
+    for _ in range(np.int64(load_u32(data, record + 12))):
+        k = counters[SLICES]
+        intake.slices[k, 0] = np.int64(data[at]) | np.int64(data[at + 1]) << 8
+        intake.slices[k, 1] = ordinal
+        intake.slices[k, 2] = np.int64(load_u64(data, at + 8))
+        intake.slices[k, 3] = np.int64(load_u32(data, at + 32))
+        intake.digests[k, 0], intake.digests[k, 1] = (
+            load_u64(data, at + 16),
+            load_u64(data, at + 24),
+        )
+        ordinal += np.int64(load_u32(data, at + 4))
+        counters[SLICES] = k + 1
+        at += SLICE_SIZE
+
+
+@njit(cache=True, _nrt=False)
+def _take_rows(
+    data: Array,
+    record: int,
+    first_row: int,
+    refused: Array,
+    k0: Any,
+    k1: Any,
+    base: int,
+    intake: Any,
+) -> None:
+    """Take the stored rows of a record of events."""
+    counters, rows = intake.counters, intake.rows
+    n, heap_end, metric_at, operation_at, heap = columns_at(data, record)
+    entry = heap
+    s, slice_end, partition = -1, np.int64(0), np.int64(0)
+    for i in range(n):
+        entry_end = heap + np.int64(load_u32(data, heap_end + 4 * i))
+        while i >= slice_end:
+            s += 1
+            at = record + HEADER_SIZE + SLICE_SIZE * s
+            partition = np.int64(data[at]) | np.int64(data[at + 1]) << 8
+            slice_end += np.int64(load_u32(data, at + 4))
+        if is_refused(refused, first_row + i):
+            entry = entry_end
+            continue
+        account_end, id_end = entry_parts(data, entry)
+        number = np.int64(data[metric_at + 2 * i]) | np.int64(data[metric_at + 2 * i + 1]) << 8
+        account = _account(data, entry + 2, account_end, partition, k0, k1, intake)
+        properties = _set(data, id_end, entry_end, k0, k1, intake)
+        row = rows[counters[ROWS]]
+        row[TIMESTAMP] = np.int64(load_u64(data, heap_end - 16 * n + 8 * i))
+        row[VALUE] = np.int64(load_u64(data, heap_end - 8 * n + 8 * i))
+        is_text = np.int64(0)
+        if data[entry + 1]:
+            is_text = np.int64(TEXT_ID)
+            start = counters[ID_TEXT]
+            counters[ID_TEXT] = copy_bytes(intake.id_text, start, data, account_end, id_end)
+            row[ID_0], row[ID_1] = start, counters[ID_TEXT]
+        else:
+            row[ID_0] = np.int64(load_u64(data, account_end))
+            row[ID_1] = np.int64(load_u64(data, account_end + 8))
+        operation = np.int64(data[operation_at + i])
+        row[KEY] = account << 32 | number << 16 | operation << 8 | is_text
+        row[PLACE] = properties << 32 | (base + first_row + i)
+        intake.metric_rows[number] += 1
+        counters[ROWS] += 1
+        entry = entry_end
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _slot(data: Array, start: int, end: int) -> Any:
+    """Return where a text would stand among those seen last.
+
+    No hash that resists an enemy: texts that meet here cost time, and are then told apart.
+    """
+    mixed = _U64(end - start)
+    at = start
+    while at + 8 <= end:
+        mixed = (mixed ^ load_u64(data, at)) * _U64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> _U64(29)
+        at += 8
+    mixed = (mixed ^ tail_word(data, at, end)) * _U64(0x9E3779B97F4A7C15)
+    return np.int64((mixed ^ mixed >> _U64(32)) & _U64(SEEN - 1))
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _is(texts: Array, ends: Array, number: int, data: Array, start: int, end: int) -> Any:
+    """Return whether a text is the one of a number."""
+    first = ends[number - 1] if number else np.int64(0)
+    return ends[number] - first == end - start and same_bytes(
+        texts, first, data, start, end - start
+    )
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _account(
+    data: Array, start: int, end: int, partition: int, k0: Any, k1: Any, intake: Any
+) -> Any:
+    """Return the number of an account, giving it one if it is new."""
+    place = _slot(data, start, end)
+    known = intake.seen_accounts[place] - 1
+    if known >= 0 and _is(intake.text, intake.text_end, known, data, start, end):
+        return known
+    number = _account_in_full(data, start, end, partition, k0, k1, intake)
+    intake.seen_accounts[place] = number + 1
+    return number
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _account_in_full(
+    data: Array, start: int, end: int, partition: int, k0: Any, k1: Any, intake: Any
+) -> Any:
+    a0, a1 = account_hash(k0, k1, data, start, end)
+    slot = find(intake.account_index, a0, a1)
+    if slot != MISSING:
+        return np.int64(payload_at(intake.account_index, slot))
+    counters = intake.counters
+    number = counters[ACCOUNTS]
+    counters[TEXT] = copy_bytes(intake.text, counters[TEXT], data, start, end)
+    intake.text_end[number] = counters[TEXT]
+    intake.partition[number] = partition
+    counters[ACCOUNTS] = number + 1
+    insert(intake.account_index, a0, a1, _U64(number))
+    return number
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _set(data: Array, start: int, end: int, k0: Any, k1: Any, intake: Any) -> Any:
+    """Return the number of a property set, giving it one if it is new."""
+    place = _slot(data, start, end)
+    known = intake.seen_sets[place] - 1
+    if known >= 0 and _is(intake.sets, intake.set_end, known, data, start, end):
+        return known
+    number = _set_in_full(data, start, end, k0, k1, intake)
+    intake.seen_sets[place] = number + 1
+    return number
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _set_in_full(data: Array, start: int, end: int, k0: Any, k1: Any, intake: Any) -> Any:
+    s0, s1 = sip_text(k0, k1, data, start, end)
+    slot = find(intake.set_index, s0, s1)
+    if slot != MISSING:
+        return np.int64(payload_at(intake.set_index, slot))
+    counters = intake.counters
+    number = counters[SETS]
+    counters[SET_BYTES] = copy_bytes(intake.sets, counters[SET_BYTES], data, start, end)
+    intake.set_end[number] = counters[SET_BYTES]
+    counters[SETS] = number + 1
+    insert(intake.set_index, s0, s1, _U64(number))
+    return number
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _swapped(word: Any) -> Any:
+    """Return a word whose bytes stand the other way round: then texts compare as numbers."""
+    m1, m2 = _U64(0x00FF00FF00FF00FF), _U64(0x0000FFFF0000FFFF)
+    word = ((word >> _U64(8)) & m1) | ((word & m1) << _U64(8))
+    word = ((word >> _U64(16)) & m2) | ((word & m2) << _U64(16))
+    return (word >> _U64(32)) | (word << _U64(32))
+
+
+@njit(cache=True, _nrt=False)
+def text_before(text: Array, a: int, a_end: int, b: int, b_end: int) -> Any:
+    """Return whether the text at a..a_end comes before the one at b..b_end."""
+    while a + 8 <= a_end and b + 8 <= b_end:
+        left, right = load_u64(text, a), load_u64(text, b)
+        if left != right:
+            return _swapped(left) < _swapped(right)
+        a += 8
+        b += 8
+    while a < a_end and b < b_end:
+        if text[a] != text[b]:
+            return text[a] < text[b]
+        a += 1
+        b += 1
+    return a_end - a < b_end - b
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def order_accounts(
+    text: Array, text_end: Array, partition: Array, order: Array, spare: Array
+) -> None:
+    """Sort account numbers (order: int64, 0, 1, 2 …) by (partition, text): a merge sort."""
+    n = len(order)
+    width = 1
+    is_spare = False  # where the last pass has left them
+    source, target = order, spare
+    while width < n:
+        for low in range(0, n, 2 * width):
+            middle, high = min(low + width, n), min(low + 2 * width, n)
+            i, j = low, middle
+            for k in range(low, high):
+                take_right = i == middle
+                if not take_right and j < high:
+                    a, b = source[i], source[j]
+                    if partition[a] != partition[b]:
+                        take_right = partition[b] < partition[a]
+                    else:
+                        a_start = text_end[a - 1] if a else np.int64(0)
+                        b_start = text_end[b - 1] if b else np.int64(0)
+                        take_right = text_before(text, b_start, text_end[b], a_start, text_end[a])
+                if take_right:
+                    target[k] = source[j]
+                    j += 1
+                else:
+                    target[k] = source[i]
+                    i += 1
+        source, target = target, source
+        is_spare = not is_spare
+        width *= 2
+    if is_spare:
+        for k in range(n):
+            order[k] = spare[k]
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def order_rows(
+    rows: Array, metric_rows: Array, rank: Array, starts: Array, spare: Array, order: Array
+) -> None:
+    """Write the rows' numbers in order into `order` (int64[n]).
+
+    rank int64[a]: where each account stands among all.  metric_rows and starts (int64[a + 1]) are
+    used up.  Two stable distributions, by metric and by account, then each series by time, which
+    most series have already.
+    """
+    n = len(rows)
+    at = np.int64(0)
+    for number in range(len(metric_rows)):
+        count = metric_rows[number]
+        metric_rows[number] = at
+        at += count
+    for i in range(n):
+        number = (rows[i, KEY] >> 16) & 0xFFFF
+        spare[metric_rows[number]] = i
+        metric_rows[number] += 1
+        starts[rank[rows[i, KEY] >> 32] + 1] += 1
+    for account in range(1, len(starts)):
+        starts[account] += starts[account - 1]
+    for k in range(n):
+        i = spare[k]
+        place = rank[rows[i, KEY] >> 32]
+        order[starts[place]] = i
+        starts[place] += 1
+    first = 0
+    while first < n:
+        series = rows[order[first], KEY] >> 16
+        last = first + 1
+        rising = True
+        before = rows[order[first], TIMESTAMP]
+        while last < n:
+            prefetch(rows, order[min(last + AHEAD, n - 1)])
+            if rows[order[last], KEY] >> 16 != series:
+                break
+            at = rows[order[last], TIMESTAMP]
+            rising = rising and at >= before
+            before = at
+            last += 1
+        if not rising:
+            _order_by_time(rows, order, spare, first, last)
+        first = last
+
+
+@njit(cache=True, _nrt=False)
+def _order_by_time(rows: Array, order: Array, spare: Array, first: int, last: int) -> None:
+    """Sort order[first:last] by timestamp, keeping the order of equal ones: a merge sort."""
+    for low in range(first, last, 8):
+        for k in range(low + 1, min(low + 8, last)):
+            i = order[k]
+            at = rows[i, TIMESTAMP]
+            j = k
+            while j > low and rows[order[j - 1], TIMESTAMP] > at:
+                order[j] = order[j - 1]
+                j -= 1
+            order[j] = i
+    width = 8
+    while width < last - first:
+        for low in range(first, last, 2 * width):
+            middle, high = min(low + width, last), min(low + 2 * width, last)
+            if (
+                middle == high
+                or rows[order[middle - 1], TIMESTAMP] <= rows[order[middle], TIMESTAMP]
+            ):
+                continue
+            for k in range(low, middle):
+                spare[k] = order[k]
+            i, j, k = low, middle, low
+            while i < middle:
+                if j < high and rows[order[j], TIMESTAMP] < rows[spare[i], TIMESTAMP]:
+                    order[k] = order[j]
+                    j += 1
+                else:
+                    order[k] = spare[i]
+                    i += 1
+                k += 1
+        width *= 2

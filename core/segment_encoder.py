@@ -1,0 +1,347 @@
+"""Encodes sorted rows as the three files of a segment, a batch at a time.
+
+Whoever has rows in the order of a segment (from a log file: `core/log_intake.py`, or from segments
+that are merged) gives them in batches of whole blocks; the bytes of `.seg` come out at once, those
+of `.props` and `.idx` at the end.  Memory: a batch, the index so far (about two bytes a row), and
+the property sets.
+
+Does not know: files, where rows come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import lz4.block
+import numpy as np
+from crc32c import crc32c
+from numpy.typing import NDArray
+
+from meterd.core.kernels import segment_blocks as kernels
+from meterd.core.kernels.packing import CHUNK_SIZE_MAX
+from meterd.core.kernels.segment_rows import KEY
+from meterd.protocol import segment_format as fmt
+from meterd.protocol.errors import InvariantViolation
+from meterd.protocol.limits import I64_MAX, I64_MIN
+from meterd.protocol.log_format import GROUP_COUNT, Bytes
+from meterd.protocol.segment_format import (
+    BLOCK_ROWS,
+    PAGE_ACCOUNTS,
+    SET_BLOCK_COUNT,
+    FileHeader,
+    SegmentHeader,
+)
+
+# Column blocks that lie together, before the ids of the same rows: totals read only the former.
+BLOCKS_TOGETHER: Final = 16
+BLOCK_SIZE_MAX: Final = (
+    kernels.HEAD_SIZE
+    + kernels.TAIL_SIZE
+    + 8
+    + kernels.COLUMN_COUNT * (CHUNK_SIZE_MAX * (BLOCK_ROWS // fmt.CHUNK_ROWS))
+)
+ID_SIZE_MAX: Final = 256
+# Compressed bytes are kept when they save at least an eighth.
+WORTH_IT: Final = 8
+
+Ints = NDArray[np.int64]
+Raw = NDArray[np.uint8]
+
+
+class Batch(NamedTuple):
+    """Rows in the order of a segment; all batches but the last hold whole blocks.
+
+    An account may go on in the next batch, under any number.
+    """
+
+    rows: Ints  # (n, 6): core/kernels/segment_rows.py
+    order: Ints  # n: their order
+    id_text: Raw  # text ids
+    text: Raw  # texts of the accounts, one after another
+    text_end: Ints
+    sets: Raw  # property sets, as in heap entries
+    set_end: Ints
+    set_map: Ints  # number in the segment of each, or -1; written here
+
+
+class SegmentLog(NamedTuple):
+    """What a segment keeps of the log it was made from, besides rows."""
+
+    files: NDArray[np.void]  # segment_format.FILE
+    ordinal_count: int
+    slices: Ints  # (k, 4): group, first ordinal, index, term; in log order within each group
+    digests: NDArray[np.uint64]  # (k, 2)
+
+
+class Encoded(NamedTuple):
+    """The bytes of `.props` and `.idx`."""
+
+    header: SegmentHeader
+    props: list[Bytes]
+    idx: list[Bytes]
+
+
+class SegmentEncoder:
+    """Encodes one segment: `begin`, `add` for every batch, `end`, `finish`."""
+
+    def __init__(self, header: FileHeader) -> None:
+        self._header = header
+        self._seg_header = fmt.encode_file_header(".seg", header)
+        self._size = len(self._seg_header)
+        self._blocks: list[tuple[Any, ...]] = []
+        self._waiting: list[tuple[bytes, bytes, Ints, int, int]] = []
+        self._columns = np.empty((kernels.COLUMN_COUNT, BLOCK_ROWS), np.int64)
+        self._out = (
+            np.empty(BLOCK_SIZE_MAX, np.uint8),
+            np.empty(BLOCK_ROWS * ID_SIZE_MAX, np.uint8),
+        )
+        self._series = _Series()
+        self._sets = _Sets(fmt.encode_file_header(".props", header))
+        self._row_count = 0
+
+    def begin(self) -> bytes:
+        """Return the first bytes of `.seg`."""
+        return self._seg_header
+
+    def add(self, batch: Batch) -> Iterator[bytes]:
+        """Yield the next bytes of `.seg`."""
+        if self._row_count % BLOCK_ROWS:
+            raise InvariantViolation("a batch follows one that did not fill its last block")
+        self._series.add(batch)
+        for first in range(0, len(batch.order), BLOCK_ROWS):
+            self._encode(batch, batch.order[first : first + BLOCK_ROWS])
+            self._sets.take(batch)
+            if len(self._waiting) == BLOCKS_TOGETHER:
+                yield from self._flush()
+        self._row_count += len(batch.order)
+
+    def end(self) -> Iterator[bytes]:
+        """Yield the last bytes of `.seg`."""
+        yield from self._flush()
+
+    def finish(self, log: SegmentLog) -> Encoded:
+        """Return the other two files; `.seg` has ended."""
+        props = self._sets.finish()
+        props_size = sum(map(len, props))
+        blocks = fmt.directory(fmt.BLOCK, self._blocks)
+        groups, packed, digests = _pack_log(log)
+        accounts, pages = self._series.pages()
+        header = SegmentHeader(
+            *self._header,
+            self._row_count,
+            log.ordinal_count,
+            self._series.account_count,
+            self._series.run_count,
+            self._sets.count,
+            len(log.slices),
+            int(blocks["min_timestamp"].min()) if len(blocks) else I64_MAX,
+            int(blocks["max_timestamp"].max()) if len(blocks) else I64_MIN,
+            bool((blocks["flags"] & fmt.BLOCK_OPERATIONS).any()),
+            self._size,
+            fmt.header_crc(self._seg_header),
+            props_size,
+            fmt.header_crc(props[0]),
+        )
+        sections = {
+            "files": log.files,
+            "groups": groups,
+            "blocks": blocks,
+            "pages": pages,
+            "set_blocks": fmt.directory(fmt.SET_BLOCK, self._sets.blocks),
+            "slices": packed,
+            "accounts": accounts,
+            "digests": digests,
+        }
+        return Encoded(header, props, fmt.encode_index(header, sections))
+
+    def _encode(self, batch: Batch, order: Ints) -> None:
+        facts = np.zeros(6, np.int64)
+        sets = (batch.set_map, self._sets.given, self._sets.state)
+        kernels.encode_block(
+            batch.rows, order, batch.id_text, sets, self._columns, self._out, facts
+        )
+        size, id_size = int(facts[kernels.SIZE]), int(facts[kernels.ID_SIZE])
+        ids, flags = self._out[1][:id_size].tobytes(), 0
+        if facts[kernels.HAS_TEXT]:
+            ids, compressed = _compressed(ids)
+            flags |= fmt.BLOCK_TEXT_IDS | (fmt.BLOCK_LZ4 if compressed else 0)
+        if facts[kernels.HAS_OPERATIONS]:
+            flags |= fmt.BLOCK_OPERATIONS
+        block = self._out[0][:size].tobytes()
+        self._waiting.append((block, ids, facts, id_size, flags))
+
+    def _flush(self) -> Iterator[bytes]:
+        """Yield the blocks that wait: columns, then ids."""
+        id_at = self._size + sum(len(block) for block, *_ in self._waiting)
+        for block, ids, facts, id_size, flags in self._waiting:
+            low, high = int(facts[kernels.MIN_AT]), int(facts[kernels.MAX_AT])
+            self._blocks.append(
+                (
+                    self._size,
+                    len(block),
+                    crc32c(block),
+                    id_at,
+                    len(ids),
+                    crc32c(ids),
+                    low,
+                    high,
+                    id_size,
+                    flags,
+                )
+            )
+            yield block
+            self._size += len(block)
+            id_at += len(ids)
+        for _, ids, *_ in self._waiting:
+            yield ids
+        self._size = id_at
+        self._waiting.clear()
+
+
+class _Series:
+    """Accounts and their series so far: what the pages of the index are made of."""
+
+    def __init__(self) -> None:
+        self.account_count = self.run_count = 0
+        self._text: list[Raw] = []  # of the accounts of each batch
+        self._ends: list[Ints] = []
+        self._runs: list[Ints] = []  # metric number, rows
+        self._first_run: list[Ints] = []
+        self._last_account = b""
+
+    def add(self, batch: Batch) -> None:
+        """Take the rows of a batch."""
+        if not len(batch.order):
+            return
+        first = int(batch.rows[batch.order[0], KEY]) >> 16
+        account = self._text_of(batch, first >> 16)
+        goes_on = self.account_count > 0 and account == self._last_account
+        known = -1
+        if goes_on:
+            # The last run goes on if its metric does; else a new run of the same account begins.
+            number = int(self._runs[-1][-1, 0])
+            known = (first >> 16) << 16 | number
+        count, accounts = kernels.measure_series(batch.rows, batch.order, known)
+        runs, state = np.zeros((count + 1, 2), np.int64), np.zeros(2, np.int64)
+        firsts, numbers = np.empty(accounts, np.int64), np.empty(accounts, np.int64)
+        state[0] = 1  # row 0 is the run that goes on
+        kernels.list_series(batch.rows, batch.order, known, (runs, firsts, numbers, state))
+        if goes_on:
+            self._runs[-1][-1, 1] += runs[0, 1]
+        if count:
+            self._runs.append(runs[1:])
+        self._first_run.append(firsts - 1 + self.run_count)
+        starts = np.where(numbers > 0, batch.text_end[numbers - 1], 0)
+        sizes = batch.text_end[numbers] - starts
+        ends = np.cumsum(sizes)
+        moves = np.repeat(starts - ends + sizes, sizes)
+        self._text.append(batch.text[np.arange(len(moves)) + moves])
+        base = int(self._ends[-1][-1]) if self._ends else 0
+        if accounts:
+            self._ends.append(ends + base)
+        self.run_count += int(count)
+        self.account_count += int(accounts)
+        self._last_account = self._text_of(batch, int(batch.rows[batch.order[-1], KEY]) >> 32)
+
+    def pages(self) -> tuple[Raw, NDArray[np.void]]:
+        """Return the pages' bytes and their directory."""
+        text, ends = _joined(self._text, np.uint8), _joined(self._ends, np.int64)
+        first_run = np.append(_joined(self._first_run, np.int64), self.run_count)
+        runs = np.concatenate(self._runs) if self._runs else np.empty((0, 2), np.int64)
+        count = -(-self.account_count // PAGE_ACCOUNTS)
+        out = np.empty(len(text) + 8 * self.account_count + 8 * self.run_count + 64, np.uint8)
+        rows = np.zeros((count, 6), np.int64)
+        size = kernels.write_pages(text, ends, first_run, runs, PAGE_ACCOUNTS, (out, rows))
+        pages = np.zeros(count, fmt.PAGE)
+        names = ("offset", "size", "first_row", "runs", "partition", "text_size")
+        for column, name in enumerate(names):
+            pages[name] = rows[:, column]
+        pages["accounts"] = PAGE_ACCOUNTS
+        if count:
+            pages["accounts"][-1] = self.account_count - (count - 1) * PAGE_ACCOUNTS
+        for page in pages:
+            page["crc"] = crc32c(out[page["offset"] : page["offset"] + page["size"]].data)
+        return out[:size], pages
+
+    @staticmethod
+    def _text_of(batch: Batch, account: int) -> bytes:
+        start = int(batch.text_end[account - 1]) if account else 0
+        return batch.text[start : int(batch.text_end[account])].tobytes()
+
+
+class _Sets:
+    """Property sets in the order of their numbers, in blocks."""
+
+    def __init__(self, header: bytes) -> None:
+        self.state = np.zeros(2, np.int64)  # how many have a number, and got it in this block
+        self.given = np.empty(BLOCK_ROWS, np.int64)  # those of this block, as the batch has them
+        self.blocks: list[tuple[Any, ...]] = []
+        self._pieces: list[Bytes] = [header]
+        self._size = len(header)
+        self._waiting: list[bytes] = []
+
+    @property
+    def count(self) -> int:
+        return int(self.state[0])
+
+    def take(self, batch: Batch) -> None:
+        """Keep the bytes of the sets that a block of rows has given a number."""
+        for place in self.given[: int(self.state[1])].tolist():
+            start = int(batch.set_end[place - 1]) if place else 0
+            self._waiting.append(batch.sets[start : int(batch.set_end[place])].tobytes())
+            if len(self._waiting) == SET_BLOCK_COUNT:
+                self._flush()
+
+    def finish(self) -> list[Bytes]:
+        """Return the bytes of `.props`."""
+        if self._waiting:
+            self._flush()
+        return self._pieces
+
+    def _flush(self) -> None:
+        ends = np.cumsum([len(one) for one in self._waiting]).astype("<u4").tobytes()
+        raw = ends + b"".join(self._waiting)
+        stored, compressed = _compressed(raw)
+        flags = fmt.BLOCK_LZ4 if compressed else 0
+        self.blocks.append((self._size, len(stored), crc32c(stored), len(raw), flags))
+        self._pieces.append(stored)
+        self._size += len(stored)
+        self._waiting = []
+
+
+_NONE: Final = np.empty(0, np.uint8)
+
+
+def _compressed(raw: bytes) -> tuple[bytes, bool]:
+    """Return bytes as they are stored, and whether that is LZ4."""
+    packed = lz4.block.compress(raw, store_size=False)
+    if len(packed) <= len(raw) - len(raw) // WORTH_IT:
+        return packed, True
+    return raw, False
+
+
+def _joined(parts: list[Any], dtype: Any) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.empty(0, dtype)
+
+
+def _pack_log(log: SegmentLog) -> tuple[NDArray[np.void], Raw, NDArray[np.uint64]]:
+    """Return the directory of the groups, their packed slices, and the digests in that order."""
+    order = np.argsort(log.slices[:, 0], kind="stable")
+    bounds = np.searchsorted(log.slices[order, 0], np.arange(GROUP_COUNT + 1))
+    groups = np.zeros(GROUP_COUNT, fmt.GROUP)
+    packed: list[Raw] = []
+    at = 0
+    for group in range(GROUP_COUNT):
+        first, last = int(bounds[group]), int(bounds[group + 1])
+        count = last - first
+        if count:
+            out = np.empty(3 * (CHUNK_SIZE_MAX * (count // 128 + 1)) + 8, np.uint8)
+            columns = np.empty((3, count), np.int64)
+            size = kernels.pack_slices(log.slices, order[first:last], columns, out)
+            packed.append(out[:size])
+        size = len(packed[-1]) if count else 0
+        crc = crc32c(packed[-1].data) if count else 0
+        groups[group] = (at, size, crc, first, count)
+        at += size
+    return groups, _joined(packed, np.uint8), log.digests[order].reshape(-1)
