@@ -1,29 +1,24 @@
 """What the usage actor tells others about expiry: horizons, and which accounts are erased.
 
-`erased.bin` repeats the list of erasures outside the state, so that a node whose state is older (a
-restored backup beside which this file was kept) knows what it must erase again.  It is written
-before the answer to an erasure leaves, and only ever grows.
+`erased.bin` (`erased_file.py`) is written before the answer to an erasure leaves.  A start erases
+again what the file knows and the state does not.
 """
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgpack
 
-from meterd.actors.disk import atomic_write
+from meterd.actors.erased_file import FILE_NAME, add_erasures, read_erasures
 from meterd.actors.sockets import Frame
-from meterd.core.erasures import Erasure
-from meterd.protocol import checkpoint_format, log_format
-from meterd.protocol.errors import Corrupt, DiskFull
-from meterd.protocol.log_format import Damaged
+from meterd.protocol import log_format
+from meterd.protocol.errors import DiskFull
 
 if TYPE_CHECKING:
     from meterd.actors.usage import Usage
 
-FILE_NAME = "erased.bin"
 # Checkpoints to be saved after an erasure, until none is left that holds what was erased.
 SAVES = 2
 
@@ -35,7 +30,7 @@ class Standing:
 
     def __init__(self, usage: Usage) -> None:
         self._usage = usage
-        self._path = Path(usage.options.node.data_dir, FILE_NAME)
+        self._directory = usage.options.node.data_dir
         self._written = 0  # erasures in the file that the state knows
         self._waits = False  # for room
         self._answers: list[Frame] = []  # that may leave when the file is written
@@ -49,7 +44,7 @@ class Standing:
         This is proposed before anybody may propose events.  Raises Corrupt.
         """
         state = self._usage.state
-        known = read_erasures(self._path)
+        known = read_erasures(self._directory)
         missing = [one for one in known if not state.erasures.knows(one.id)]
         self.missing = {erasure.id for erasure in missing}
         for erasure in missing:
@@ -80,7 +75,7 @@ class Standing:
         count = len(self._usage.state.erasures)
         if count != self._written:
             try:
-                self._write()
+                add_erasures(self._directory, self._usage.state.erasures)
             except DiskFull as full:
                 if not self._waits:
                     logger.warning("no room for %s; it is written later: %s", FILE_NAME, full)
@@ -112,21 +107,3 @@ class Standing:
             "erasures": state.erasures.to_lists(),
         }
         self._usage.send("retention_sweeper", [b"standing", msgpack.packb(said)])
-
-    def _write(self) -> None:
-        """Write the list, with what the file knows beyond it."""
-        erasures = self._usage.state.erasures
-        beyond = [one for one in read_erasures(self._path) if not erasures.knows(one.id)]
-        state = {"kind": "erasures", "erasures": [one.to_list() for one in (*erasures, *beyond)]}
-        atomic_write(str(self._path), checkpoint_format.encode(state, {}))
-
-
-def read_erasures(path: Path) -> list[Erasure]:
-    """Return the erasures that a file knows; none when there is no file.  Raises Corrupt."""
-    try:
-        state: dict[str, Any] = checkpoint_format.read_state(path.read_bytes())
-    except FileNotFoundError:
-        return []
-    except Damaged as damage:
-        raise Corrupt(str(path), damage.offset, damage.reason) from damage
-    return [Erasure.from_list(fields) for fields in state["erasures"]]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from meterd.actors import identity, restored
+from meterd.actors import erased_file, identity, restored
 from meterd.actors.backups.shelf import Contents, Shelf
 from meterd.actors.backups.verifying import Finding, Level, Progress, check_directory, fetch
 from meterd.actors.disk import DirectoryLock, sync_directory
@@ -211,7 +211,7 @@ def _clear(data_dir: str) -> None:
 
 
 def _settle(todo: Plan) -> None:
-    """Make what was fetched a directory of its own: identity, origin, owner."""
+    """Make what was fetched a directory of its own: identity, origin, erasures, owner."""
     who = identity.read(todo.new_dir)
     identity.write(todo.new_dir, who)
     cut = todo.manifest.cut
@@ -219,6 +219,8 @@ def _settle(todo: Plan) -> None:
         todo.manifest.name, time.time_ns(), cut.sequence, todo.manifest.incarnation
     )
     restored.write(todo.new_dir, origin)
+    # What was erased since the backup was made is erased again when the node starts.
+    erased_file.carry_over(todo.data_dir, todo.new_dir)
     model = todo.data_dir if os.path.isdir(todo.data_dir) else os.path.dirname(todo.data_dir)
     owner = os.stat(model)
     if os.geteuid() == 0 and owner.st_uid != 0:

@@ -214,7 +214,6 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
         self.model.erase(account, subtree)
         if len(account) > 2:  # not a part of anything else
             saved = self.pipeline.state.save()
-            self.runs.append(saved.identities.copy())
             assert account.encode() not in saved.arrays["text"].tobytes() or not subtree
 
     @rule(
