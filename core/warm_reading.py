@@ -140,7 +140,8 @@ def _erasures(key: Words) -> Erasures:
 
 def _fold(segment: SegmentReader, registry: Registry, key: Words) -> None:
     """Fold all rows as the retention sweeper does before a segment goes."""
-    question = fold_question(registry.entries, 0, 0)
+    header = segment.header
+    question = fold_question(registry.entries, header.min_timestamp, header.max_timestamp)
     gathering = Gathering(question, registry.entries, key, _erasures(key))
     for runs in segment.runs(gathering.wanted):
         for chunk in segment.chunks(runs, gathering.wanted, True, True):

@@ -45,6 +45,7 @@ class Totals(Service):
         super().__init__(sweeper)
         self._making: Making | None = None  # until the usage actor has said
         self._checked: dict[Covered, int] = {}  # erasures after which a file holds nothing of them
+        self._is_behind = True  # what was folded or told since is still to be applied to the files
         self._superseded_go = False  # they may hold what was erased
         self._refusals_stay = False  # those of accounts erased since are still there
         for path in Path(self.directory).glob("totals-*.tmp"):
@@ -61,7 +62,10 @@ class Totals(Service):
         if before is None or len(before.erasures) != len(erasures):
             self._superseded_go = self._refusals_stay = changed = True
         if changed:
-            self.due = 0.0
+            self._ask_for_work()
+
+    def _ask_for_work(self) -> None:
+        self._is_behind, self.due = True, 0.0
 
     @property
     def through(self) -> int:
@@ -108,7 +112,7 @@ class Totals(Service):
 
         def ended(job: Job) -> None:
             then(job)
-            self.due = 0.0
+            self._ask_for_work()
 
         try:
             self.sweeper.jobs.start(FOLD, LANE, work, ended)
@@ -125,8 +129,12 @@ class Totals(Service):
             self.due = now + RETRY_SECONDS
             return
         self._forget_refusals(now)
+        if not self._is_behind or not totals_files.standing(os.listdir(self.directory)):
+            self._remove_superseded()
+            return
         try:
             self.sweeper.jobs.start(KIND, LANE, self._work, self._finished)
+            self._is_behind = False
         except Busy:
             logger.warning("totals files wait: too many jobs do")
 
@@ -173,14 +181,18 @@ class Totals(Service):
         return False
 
     def _finished(self, job: Job) -> None:
-        if job.state == "failed":
+        if self._is_behind:
+            self.due = 0.0  # something was told meanwhile
+        if job.state != "done":
+            self._is_behind = True
             self.due = min(self.due, time.monotonic() + RETRY_SECONDS)
-        removed = self._remove_superseded() if job.state == "done" else 0
-        if removed or any((job.result or {}).values()):
+            return
+        if any((job.result or {}).values()):
             self.sweeper.files.refresh()
             self.sweeper.send("query", [b"removed"])
+        self._remove_superseded()
 
-    def _remove_superseded(self) -> int:
+    def _remove_superseded(self) -> None:
         """Delete files that others cover; those that may hold what was erased at once.
 
         Not while somebody copies: what a copy has listed must stay.
@@ -192,4 +204,6 @@ class Totals(Service):
         self._superseded_go = self._superseded_go and not at_once
         if self._superseded_go:
             self.due = min(self.due, time.monotonic() + RETRY_SECONDS)
-        return len(removed)
+        if removed:
+            self.sweeper.files.refresh()
+            self.sweeper.send("query", [b"removed"])
