@@ -120,6 +120,26 @@ def test_a_restored_older_copy_erases_again(node):
     assert value(node, "acme") == 1
 
 
+def test_a_restored_backup_erases_again(node, tmp_path):
+    """The restore carries the erasures over from the directory that it replaces."""
+    put(node)
+    with node.client() as client:
+        client.ingest([event("acme", 1), event("other", 2)])
+    backups = tmp_path / "backups"
+    backups.mkdir()
+    assert admin(node, "backup", "create", "--to", str(backups))[0] == 0
+    assert admin(node, "account", "erase", "acme", "--yes")[0] == 0
+    assert node.stop() == 0
+    where = ("--from", str(backups), "--data-dir", str(node.data_dir))
+    code, _, errors = admin(node, "restore", "node", *where, "--yes")
+    assert code == 0, errors
+    node.start()
+    assert value(node, "acme") == value(node, "acme", start=NOW - DAY, end=NOW + DAY) == 0
+    assert value(node, "other") == 1
+    with node.client() as client:
+        assert list(client.events("acme")) == []
+
+
 def test_balances_count_once(node, tmp_path):
     put(node)
     rows = [
@@ -200,6 +220,8 @@ def test_totals_outlive_the_log_files_that_they_were_in():
             return len(list(node.data_dir.glob("wal-0*.log"))) <= count
 
         eventually(lambda: folded(full - 3), "old log files are gone", 120)
+        first = f"seg-{1:012d}-*"
+        eventually(lambda: not list(node.data_dir.glob(first)), "segments are gone", 60)
         assert list(node.data_dir.glob("totals-*.tot"))
 
         def check() -> None:
