@@ -1,8 +1,9 @@
 """Fills a node with months of events and asks what an operator asks: `python -m bench.storage`.
 
 Events are made from a seed, block by block, so what each account must have, and any old event, can
-be made again without keeping it: random UUIDs, Zipf accounts, five metrics, three dimensions of ten
-values, timestamps that move through the days as events of a real system do.
+be made again without keeping it: random UUIDs, Zipf accounts, five metrics, three dimensions
+(region and plan belong to the account, the host is one of four), timestamps that move through the
+days as events of a real system do.
 
 Measured while it fills: rate and memory of each slice.  Then, after compaction: bytes on disk by
 kind, memory, listings and odd-range totals (cold: the page cache is emptied before each, where that
@@ -32,13 +33,13 @@ ACCOUNTS = 100_000
 ZIPF = 1.1
 METRICS = 5
 DIMENSIONS = ("region", "plan", "host")
-DIMENSION_VALUES = 10
+DIMENSION_VALUES = (5, 3, 4)
 BLOCK = 5_000
 IN_FLIGHT = 8
 SLICES = 10
 QUESTIONS = 200
 OLD_IDS = 10_000
-TEXTS = np.array([f"value-{number}" for number in range(DIMENSION_VALUES)])
+TEXTS = np.array([f"value-{number}" for number in range(max(DIMENSION_VALUES))])
 
 
 class Block(NamedTuple):
@@ -66,13 +67,15 @@ class Events:
         random = np.random.default_rng((20_261, number))
         n = min(BLOCK, self.count - number * BLOCK)
         at = self.begin + int(DAYS * DAY_NS * number / self.blocks)
+        account = np.minimum(np.searchsorted(self._edges, random.random(n)), ACCOUNTS - 1)
+        region, plan, host = DIMENSION_VALUES
         return Block(
-            np.minimum(np.searchsorted(self._edges, random.random(n)), ACCOUNTS - 1),
+            account,
             random.integers(0, METRICS, n),
             random.integers(-1_000, 100_000, n),
             at + random.integers(-DAY_NS // 24, DAY_NS // 24, n),
             random.integers(0, 256, (n, 16), np.uint8),
-            [random.integers(0, DIMENSION_VALUES, n) for _ in DIMENSIONS],
+            [account % region, account // region % plan, random.integers(0, host, n)],
         )
 
     def columns(self, number: int) -> dict[str, Any]:
