@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from meterd.actors import endings, run_files
 from meterd.actors.disk import atomic_write, sync_data, sync_directory, write_all
-from meterd.actors.held_checkpoint import PREFIX
+from meterd.actors.held_checkpoint import IN_TURN, PREFIX
 from meterd.core import inventory
 from meterd.core.log_scan import FileScan, Place
 from meterd.protocol import checkpoint_format, log_format
@@ -226,16 +226,19 @@ def _settle_checkpoints(directory: Path, last: _Found) -> None:
 
 
 def _take_held(directory: Path, last: _Found) -> bool:
-    """Use the checkpoint that `backup hold` kept, if the copy has it; clear its names."""
-    held = [name for name in os.listdir(directory) if name.startswith(PREFIX)]
-    path = directory / (PREFIX + CHECKPOINTS[0])
-    usable = path.exists() and _why_not(directory, path, last, PREFIX) is None
-    if usable:
-        logger.warning("the checkpoint of the backup hold is used")
+    """Use a checkpoint that was kept for copies, the newest that the copy has whole."""
+    kept = [(prefix, directory / (prefix + CHECKPOINTS[0])) for prefix in (PREFIX, *IN_TURN)]
+    kept = [one for one in kept if one[1].exists()]
+    for prefix, path in sorted(kept, key=lambda one: -one[1].stat().st_mtime):
+        if _why_not(directory, path, last, prefix) is not None:
+            continue
+        logger.warning("%s, kept for copies, is used", path.name)
+        held = [name for name in os.listdir(directory) if name.startswith(prefix)]
         # The checkpoint last: a crash before leaves it to be found again.
         for name in sorted(held, key=lambda name: name == path.name):
-            os.rename(directory / name, directory / name.removeprefix(PREFIX))
-    return usable
+            os.rename(directory / name, directory / name.removeprefix(prefix))
+        return True
+    return False
 
 
 def _why_not(directory: Path, path: Path, last: _Found, prefix: str = "") -> str | None:

@@ -66,6 +66,12 @@ class Ingest(Actor):
                     self._on_request(rid, raw_header, body)
         elif kind == b"registry":
             self._on_registry(frames)
+        elif kind == b"hello" and self._serving:  # the router has started after us
+            self._say_hello()
+
+    def _say_hello(self) -> None:
+        """Tell the router that the chain serves, and by the process id whether it is a new one."""
+        self.send("router", [b"hello", self.name.encode(), str(os.getpid()).encode()])
 
     def enough(self) -> bool:
         """Propose in portions, so that the disk and usage work while we decode the next."""
@@ -84,7 +90,7 @@ class Ingest(Actor):
             self._answers.add(answer)
         if not self._serving:
             self._serving = True
-            self.send("router", [b"hello", self.name.encode()])
+            self._say_hello()
             self.ready()
 
     def _on_request(self, rid: bytes, raw_header: bytes, body: Frame) -> None:

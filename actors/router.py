@@ -74,6 +74,7 @@ class Router(Actor):
         self._outgoing: dict[str, list[Frame]] = {}  # (ticket, header, body) repeated, by actor
         self._outgoing_size = 0
         self._serving = False
+        self._chain = ""  # process id of the ingest actor that serves
         self._halts: dict[str, MeterdError] = {}  # who wants events refused, and why
         self._stop_at = self._expiry_due = 0.0
         host = f"[{node.listen}]" if ":" in node.listen else node.listen
@@ -84,7 +85,7 @@ class Router(Actor):
         self._idle_poll = IdlePoll(node.idle_poll)
         self._map_unsaved = False
         self._write_map()
-        for actor in ("usage", "retention_sweeper"):
+        for actor in ("ingest", "retention_sweeper"):
             self.send(actor, [b"hello", self.name.encode()])
 
     def _write_map(self) -> None:
@@ -197,13 +198,21 @@ class Router(Actor):
                     if self._reply(answer):
                         self._guard.answered(waiting[5], answer)
         elif kind == b"hello":
-            self._on_hello(frames[1].decode())
+            self._on_hello(*(frame.decode() for frame in frames[1:]))
         elif kind == b"admission":
             self._on_admission(msgpack.unpackb(frames[1]))
 
-    def _on_hello(self, actor: str) -> None:
+    def _on_hello(self, actor: str, process: str = "") -> None:
         """An actor has (re)started: what it held is lost or undecided; its clients ask again."""
-        chain = actor != "query"  # the query actor answers questions that went to usage
+        chain = actor == "ingest"  # the query actor answers questions that went to usage
+        if chain:
+            if process == self._chain:
+                return  # it has said so before, and we had asked
+            first, self._chain = not self._chain, process
+            if first:  # nothing of what waits was with another one
+                self._serving = True
+                self.ready()
+                return
         for ticket, waiting in list(self._waiting.items()):
             rid, request_id, kind, size, *_ = waiting
             served_by = kind_of(kind).actor
@@ -212,9 +221,6 @@ class Router(Actor):
                 self._waiting_bytes -= size
                 error = Restarting(retry_after_ms=RESTARTING_RETRY_MS)
                 self._reply([rid, *error_frames(request_id, kind, error)])
-        if chain and not self._serving:
-            self._serving = True
-            self.ready()
 
     def _on_admission(self, said: dict[str, object]) -> None:
         source, code = str(said["source"]), said["code"]

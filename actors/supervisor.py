@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from meterd.actors import endings, journal, offspring
+from meterd.actors import disk, endings, journal, offspring
 from meterd.actors.actor import BEAT_SECONDS, OPTIONS_FILE, Actor
 from meterd.actors.notify import Notifier
 from meterd.actors.options import Options
@@ -37,6 +37,9 @@ from meterd.core.restart import RestartPolicy
 from meterd.protocol.errors import ConfigError
 
 ACTORS_FILE = "actors.json"
+# Files about the running node are as large as that, so that each fits in the place of the one
+# before; spaces behind JSON mean nothing.
+RUN_FILE_SIZE = 8 * 1024
 
 # A loop that was itself away for longer cannot judge others (the machine slept, SIGSTOP).
 LATE_SECONDS = 3.0
@@ -361,9 +364,17 @@ class Supervisor:
     def _replace(self, name: str, text: str) -> None:
         # About the running node only: nothing here need survive a power cut.
         path = os.path.join(self._run_dir, name)
-        with open(f"{path}.new", "w", encoding="utf-8") as file:
-            file.write(text)
-        os.rename(f"{path}.new", path)
+        page = text.encode().ljust(RUN_FILE_SIZE)
+        try:
+            with open(f"{path}.new", "wb") as file:
+                file.write(page)
+            os.rename(f"{path}.new", path)
+        except OSError as error:
+            if error.errno not in disk.FULL or os.stat(path).st_size < len(page):
+                raise
+            # Written over where it is: that takes no space.
+            with open(path, "rb+", buffering=0) as file:
+                file.write(page)
 
     def _on_reload(self) -> None:
         """Read the configuration again: all of it is taken, or nothing."""

@@ -213,9 +213,7 @@ class Usage(Actor):
         """Another actor has started after us: tell it what it has missed."""
         if not self.serving:
             return
-        if actor == "router":
-            self.send("router", [b"hello", self.name.encode()])
-        elif actor == "retention_sweeper":
+        if actor == "retention_sweeper":
             self._retention_told = None
             self._standing.forget_told()
             self._standing.announce()

@@ -91,7 +91,7 @@ class Backups(Service):
                 raise Internal(f"the checkpoint cannot be held: {error}") from error
             self.due = 0.0
             return {"hold": held._asdict()}
-        held_checkpoint.release(self.directory)
+        held_checkpoint.release(self.directory, held_checkpoint.PREFIX)
         return {"released": self._pins.unpin(HOLD) is not None}
 
     def handle(self, frames: list[Any]) -> None:
@@ -118,7 +118,7 @@ class Backups(Service):
         """Let the held checkpoint go when the hold has ended; return when to look again."""
         if any(pin.name == HOLD for pin in self._pins.active):
             return now + HOLD_LOOK_SECONDS
-        held_checkpoint.release(self.directory)
+        held_checkpoint.release(self.directory, held_checkpoint.PREFIX)
         return NEVER
 
     def _start(self, to: str, backup_type: BackupType) -> Job:

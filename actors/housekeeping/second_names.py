@@ -1,17 +1,20 @@
-"""Removes the second names of log files that have long been full (`wal-….open`).
+"""Keeps what copies of the directory need, and removes it when it is old.
 
-They exist for whoever copies the directory: a name that was listed must be found until the copy
-comes to it.  Copies without `-H` hold such a file twice, so an hour must be enough; `backup hold`
-keeps them for longer, and a disk that gets full ends them at once.
+A name that a copy has listed must be found until it comes to it: log files have a second name for
+an hour after they became full (`wal-….open`), and two checkpoints are kept in turn
+(`held_checkpoint.py`).  Copies without `-H` hold such files twice, so an hour must be enough;
+`backup hold` keeps them for longer, and a disk that gets full ends them at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from typing import TYPE_CHECKING
 
+from meterd.actors import held_checkpoint
 from meterd.actors.housekeeping.backups import HOLD
 from meterd.actors.housekeeping.service import Service
 from meterd.protocol.log_format import number_of_open, open_name
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 KEEP_SECONDS = 3_600.0
 LOOK_SECONDS = 30.0
 
+logger = logging.getLogger(__name__)
+
 
 class SecondNames(Service):
     """See the module."""
@@ -32,11 +37,13 @@ class SecondNames(Service):
         super().__init__(sweeper)
         self._pins = pins
         self._disk = disk
+        self._warned = False
 
     def turn(self, now: float) -> None:
         self.due = now + LOOK_SECONDS
         if any(pin.name == HOLD for pin in self._pins.active):
             return
+        self._keep_checkpoints()
         found = sorted(n for name in os.listdir(self.directory) if (n := number_of_open(name)))
         keep = min(KEEP_SECONDS, self.sweeper.options.storage.copy_grace)
         limit = time.time() - (keep if self._disk.standing.state == "ok" else 0.0)
@@ -45,3 +52,14 @@ class SecondNames(Service):
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(path).st_mtime <= limit:
                     os.unlink(path)
+
+    def _keep_checkpoints(self) -> None:
+        if self._disk.standing.state != "ok":
+            held_checkpoint.release(self.directory, *held_checkpoint.IN_TURN)
+            return
+        try:
+            held_checkpoint.renew(self.directory, time.time(), KEEP_SECONDS)
+        except OSError as error:  # no hard links here: `backup create` needs none
+            if not self._warned:
+                logger.warning("checkpoints cannot be kept for copies: %s", error)
+            self._warned = True

@@ -65,6 +65,8 @@ def test_it_says_hello_once_it_can_serve(ingest: Recorded) -> None:
     """At the hello the router tells all clients of the chain to send again."""
     ingest.handle([b"registry", Registry().to_bytes(), *bundle([])])
     assert ingest.taken() == [("router", b"hello")]
+    ingest.handle([b"hello", b"router"])  # the router has started again
+    assert ingest.taken() == [("router", b"hello")]
     ingest.handle(request("metric_put", {"code": "calls", "aggregation": "count"}))
     assert ingest.taken() == [("replication", b"propose")]
     ingest.handle(request("ingest", {"events": [EVENT]}))

@@ -1,0 +1,62 @@
+"""The router: what it does when another actor says that it has started."""
+
+from __future__ import annotations
+
+import pytest
+
+from meterd.actors.router import Router
+from meterd.protocol.body import unpack_answer
+from meterd.protocol.envelope import decode_answer
+from meterd.protocol.errors import exception_of
+from tests.support.node import free_ports
+from tests.support.recording import recorded
+
+
+@pytest.fixture
+def router(tmp_path):
+    made = recorded(Router, tmp_path, node={"port": free_ports(1)[0]})
+    made.replies = []
+    made._reply = lambda frames: made.replies.append(frames) or True
+    yield made
+    made.close()
+
+
+def restarting(router: Router) -> list[int]:
+    """The requests that were answered with `restarting`."""
+    found = []
+    for _, *answer in router.replies:
+        header, body = decode_answer(answer)
+        assert exception_of(unpack_answer(body)).code == "restarting"
+        found.append(header.id)
+    router.replies.clear()
+    return sorted(found)
+
+
+def wait(router: Router, number: int, kind: str) -> None:
+    router._waiting[b"%d" % number] = (b"rid", number, kind, 10, 1e18, 0)
+
+
+def test_it_asks_ingest_and_serves_when_that_does(router):
+    assert ("ingest", [b"hello", b"router"]) in router.take(b"hello")
+    assert not router._serving
+    router.handle([b"hello", b"ingest", b"100"])
+    assert router._serving
+
+
+def test_only_another_process_makes_what_waits_undecided(router):
+    router.handle([b"hello", b"ingest", b"100"])
+    for number, kind in enumerate(("ingest", "usage", "rejected")):
+        wait(router, number, kind)
+    router.handle([b"hello", b"ingest", b"100"])  # the answer to our hello, and its own
+    assert restarting(router) == []
+    router.handle([b"hello", b"ingest", b"101"])
+    assert restarting(router) == [0, 1]
+    assert list(router._waiting) == [b"2"]
+
+
+def test_questions_are_asked_again_when_the_query_actor_starts(router):
+    router.handle([b"hello", b"ingest", b"100"])
+    for number, kind in enumerate(("ingest", "usage")):
+        wait(router, number, kind)
+    router.handle([b"hello", b"query"])
+    assert restarting(router) == [1]
