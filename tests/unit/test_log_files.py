@@ -5,12 +5,18 @@ from __future__ import annotations
 import mmap
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from meterd.protocol.errors import RangeExpired
+from meterd.core.registry import Registry
+from meterd.core.zones import UTC
+from meterd.protocol.errors import Internal, RangeExpired
+from meterd.protocol.limits import I64_MIN
 from meterd.protocol.log_format import full_name
+from meterd.protocol.metric import MetricDefinition
+from meterd.protocol.segment_format import SUFFIXES, SegmentName
 from tests.support.log_builder import LoggedEvent
 from tests.support.log_directory import LogDirectory
 
@@ -55,3 +61,31 @@ def test_a_file_deleted_while_it_is_read_is_expired(tmp_path: Path) -> None:
     (tmp_path / full_name(1)).unlink()
     with pytest.raises(RangeExpired):
         view.log_file(1)
+
+
+def test_a_segment_merged_while_a_part_of_it_was_folded_stands_for_nothing(tmp_path: Path) -> None:
+    """What the totals hold is not counted twice, and what only it holds is no silent gap."""
+    log, registry = LogDirectory(tmp_path), Registry()
+    definition = MetricDefinition.from_map({"code": "m", "aggregation": "sum"})
+    registry.put(definition, UTC, False, 1)
+    number = registry.entries[0].number
+    for name in ("a", "b"):
+        log.write([LoggedEvent("acme", name, number, 1, 1)])
+        log.seal(segmented=True)
+    log.files.refresh()
+    second = log.files.segments.complete()[1]
+    merged = replace(second, name=SegmentName(1, 2), header=replace(second.header, first=1, last=2))
+
+    def parts() -> list[tuple[int, int]]:
+        log.files.segments._known[merged.name] = ((0, 0), merged)
+        return [(part.first, part.last) for part in log.view().parts]
+
+    assert parts() == [(1, 2), (3, 3)]
+    log.fold([1], registry, I64_MIN)
+    assert parts() == [(2, 2), (3, 3)]
+    for suffix in SUFFIXES:
+        (tmp_path / SegmentName(2, 2).file(suffix)).unlink()
+    (tmp_path / full_name(2)).unlink()
+    log.files.refresh()
+    with pytest.raises(Internal, match="log file 2 is missing"):
+        parts()
