@@ -82,7 +82,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def save(usage: Any) -> None:
     """Try to save, and take over what became of it."""
-    usage._save()
+    usage.save()
     usage._checkpoints.step(wait=True)
 
 
