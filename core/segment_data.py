@@ -56,6 +56,7 @@ class SegmentData:
         self._seg, self._props = seg, props
         self._check_companions()
         self._offsets = index.blocks["offset"].astype(np.int64)
+        self._first_rows = index.pages["first_row"].astype(np.int64)
         flags = index.blocks["flags"] & fmt.BLOCK_OPERATIONS
         self.times = np.empty((len(self._offsets), 3), np.int64)
         self.times[:, 0] = index.blocks["min_timestamp"]
@@ -133,6 +134,17 @@ class SegmentData:
 
     def id_block(self, block: int) -> tuple[NDArray[np.bool_], Ints, Raw]:
         """Return the ids of a block: which are UUIDs, where each ends, their bytes."""
+        raw, has_text = self.raw_ids(block)
+        rows = min(self.header.row_count - block * BLOCK_ROWS, BLOCK_ROWS)
+        if not has_text:
+            return np.ones(rows, np.bool_), np.arange(16, 16 * rows + 16, 16), raw
+        sizes = raw[:rows].astype(np.int64)
+        is_uuid = sizes == 0
+        sizes[is_uuid] = 16
+        return is_uuid, np.cumsum(sizes), raw[rows:]
+
+    def raw_ids(self, block: int) -> tuple[Raw, bool]:
+        """Return the bytes of a block of ids, and whether it begins with the size of each."""
         found = self.index.blocks[block]
         at = int(found["id_offset"])
         raw = self._seg[at : at + int(found["id_size"])]
@@ -140,16 +152,12 @@ class SegmentData:
             if crc32c(raw.data) != int(found["id_crc"]):
                 self._corrupt(".seg", at, "block of ids")
             self._unchecked_ids[block] = False
-        rows = min(self.header.row_count - block * BLOCK_ROWS, BLOCK_ROWS)
         if not found["flags"] & fmt.BLOCK_TEXT_IDS:
-            return np.ones(rows, np.bool_), np.arange(16, 16 * rows + 16, 16), raw
+            return raw, False
         if found["flags"] & fmt.BLOCK_LZ4:
             whole = lz4.block.decompress(raw.data, uncompressed_size=int(found["id_raw_size"]))
             raw = np.frombuffer(whole, np.uint8)
-        sizes = raw[:rows].astype(np.int64)
-        is_uuid = sizes == 0
-        sizes[is_uuid] = 16
-        return is_uuid, np.cumsum(sizes), raw[rows:]
+        return raw, True
 
     # Slices and property sets
 

@@ -120,8 +120,11 @@ class SegmentEncoder:
         """Yield the last bytes of `.seg`."""
         yield from self._flush()
 
-    def finish(self, log: SegmentLog) -> Encoded:
-        """Return the other two files; `.seg` has ended."""
+    def finish(self, log: SegmentLog, is_thinned: bool = False) -> Encoded:
+        """Return the other two files; `.seg` has ended.
+
+        is_thinned: rows that had expired were left out.
+        """
         props = self._sets.finish()
         props_size = sum(map(len, props))
         blocks = fmt.directory(fmt.BLOCK, self._blocks)
@@ -142,6 +145,7 @@ class SegmentEncoder:
             fmt.header_crc(self._seg_header),
             props_size,
             fmt.header_crc(props[0]),
+            is_thinned,
         )
         sections = {
             "files": log.files,
