@@ -92,19 +92,22 @@ class SegmentData:
         start, end = span or (0, 1)
         kernels.mark_blocks(runs.rows, times, start, end, members, wanted)
         for block in np.flatnonzero(wanted & self._unchecked).tolist():
-            found = self.index.blocks[block]
-            at = int(found["offset"])
-            if crc32c(self._seg[at : at + int(found["size"])].data) != int(found["crc"]):
-                self._corrupt(".seg", at, "column block")
-            self._unchecked[block] = 0
+            self._check_block(block)
         return Columns(self._seg, self._offsets, wanted, self._scratch)
 
     def block(self, number: int) -> tuple[Ints, int]:
         """Return the columns of a block, int64[6, rows] valid until the next call, and its rows."""
-        run = np.array([[number * BLOCK_ROWS, 1, 0, 0]], np.int64)
-        self.columns_of(Runs(run, NO_ACCOUNTS))
+        if self._unchecked[number]:
+            self._check_block(number)
         count = blocks.decode_block(self._seg, int(self._offsets[number]), True, self._scratch)
         return self._scratch[:, : int(count)], int(count)
+
+    def _check_block(self, number: int) -> None:
+        found = self.index.blocks[number]
+        at = int(found["offset"])
+        if crc32c(self._seg[at : at + int(found["size"])].data) != int(found["crc"]):
+            self._corrupt(".seg", at, "column block")
+        self._unchecked[number] = 0
 
     def property_set(self, number: int) -> bytes:
         """Return a property set as it stands in a heap entry."""

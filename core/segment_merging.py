@@ -21,10 +21,10 @@ from meterd.core.kernels import segment_blocks as blocks
 from meterd.core.kernels import segment_merge as kernels
 from meterd.core.kernels.index import make_index
 from meterd.core.kernels.memory import reserve
-from meterd.core.kernels.segment_match import Accounts
+from meterd.core.kernels.segment_match import COUNT, FIRST, Accounts
 from meterd.core.kernels.segment_rows import ROW_WORDS, order_accounts
 from meterd.core.segment_encoder import ID_SIZE_MAX, Batch, SegmentLog
-from meterd.core.segment_reader import SegmentReader
+from meterd.core.segment_reader import PAGES_AT_ONCE, SegmentReader
 from meterd.protocol.errors import InvariantViolation
 from meterd.protocol.limits import I64_MIN
 from meterd.protocol.segment_format import BLOCK_ROWS, PAGE_ACCOUNTS, SET_BLOCK_COUNT, SegmentName
@@ -68,11 +68,14 @@ class Merge:
         self.key = key
         self._expiry = expiry
         self.bytes_read = 0
+        # Rows of the segments, expired ones included.
+        self.row_count = sum(reader.header.row_count for reader in readers)
         self._accounts = _Accounts([reader.all_accounts() for reader in readers], key)
         self._sets = _Sets(readers, key)
         offsets = np.cumsum([0, *(reader.header.ordinal_count for reader in readers)])
         self._offsets = offsets.tolist()
         self._next_block = [0] * len(readers)
+        self._runs = [_Runs(reader) for reader in readers]
         self._facts = np.zeros((len(readers), kernels.FACT_WORDS), np.int64)
         self._facts[:, kernels.IN_ORDER] = 1
         self._facts[:, kernels.LAST_KEY] = -1
@@ -83,11 +86,6 @@ class Merge:
     def name(self) -> SegmentName:
         """The log files that all of them cover."""
         return SegmentName(self._readers[0].name.first, self._readers[-1].name.last)
-
-    @property
-    def row_count(self) -> int:
-        """Rows of the segments, expired ones included."""
-        return sum(reader.header.row_count for reader in self._readers)
 
     def facts(self) -> Facts:
         """Return what was taken so far.  Raises InvariantViolation when it was in no order."""
@@ -136,13 +134,11 @@ class Merge:
         found = reader.index.blocks[block]
         self.bytes_read += int(found["size"]) + int(found["id_size"])
         raw, has_text = reader.raw_ids(block)
-        first = block * BLOCK_ROWS
-        runs = reader.runs_between(first, first + count)
-        account = reader.page_of(first) * PAGE_ACCOUNTS
+        runs, account = self._runs[number].between(block * BLOCK_ROWS, count)
         base = number * BLOCK_ROWS
         kept = kernels.take_block(
             np.ascontiguousarray(columns),
-            runs.rows,
+            runs,
             self._accounts.ranks[number][account:],
             (raw, has_text),
             (self._sets.numbers[number], self._sets.hashes),
@@ -175,41 +171,61 @@ class Merge:
         )
 
 
+class _Runs:
+    """The runs of a segment, from front to back, some pages at once."""
+
+    def __init__(self, reader: SegmentReader) -> None:
+        self._reader = reader
+        self._account = self._end = 0  # of the first account listed; behind the last row
+        self._rows = np.empty((0, 4), np.int64)
+        self._first = np.empty(0, np.int64)
+
+    def between(self, first: int, count: int) -> tuple[Ints, int]:
+        """Return the runs of some rows, cut to them, and which account they call 0."""
+        if first + count > self._end:
+            page = self._reader.page_of(first)
+            last = max(self._reader.page_of(first + count - 1) + 1, page + PAGES_AT_ONCE)
+            self._rows = self._reader.runs_of_pages(page, last).rows
+            self._first = self._rows[:, FIRST].copy()
+            self._end = int(self._rows[-1, FIRST] + self._rows[-1, COUNT])
+            self._account = page * PAGE_ACCOUNTS
+        low = int(np.searchsorted(self._first, first, side="right")) - 1
+        high = int(np.searchsorted(self._first, first + count, side="left"))
+        runs = self._rows[low:high].copy()
+        runs[0, COUNT] -= first - runs[0, FIRST]
+        runs[0, FIRST] = first
+        runs[-1, COUNT] = first + count - runs[-1, FIRST]
+        return runs, self._account
+
+
 class _Accounts:
     """The accounts of all segments, and the rank of each segment's own among them."""
 
     def __init__(self, parts: Sequence[Accounts], key: Words) -> None:
-        sizes = [0, *(len(part.text) for part in parts)]
-        bases = np.cumsum(sizes)[:-1]
-        text = np.concatenate([*(part.text for part in parts), np.zeros(8, np.uint8)])
-        starts = np.concatenate([_starts(part.text_end) + base for part, base in _both(parts, bases)])
-        ends = np.concatenate([part.text_end + base for part, base in _both(parts, bases)])
-        partition = np.concatenate([part.partition for part in parts])
-        order, spare = np.arange(len(ends)), np.empty(len(ends), np.int64)
-        order_accounts(text, ends, partition, order, spare)
+        text, ends = _joined_texts(parts)
         hashes = np.empty((len(ends), 2), np.uint64)
         kernels.hash_texts(key, text, ends, hashes)
+        order, rank = np.arange(len(ends)), np.arange(len(ends))
         is_first = np.ones(len(ends), np.bool_)
-        is_first[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
-        rank = np.empty(len(ends), np.int64)
-        rank[order] = np.cumsum(is_first) - 1
+        if len(parts) > 1:
+            partition = np.concatenate([part.partition for part in parts])
+            order_accounts(text, ends, partition, order, np.empty(len(ends), np.int64))
+            is_first[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
+            rank[order] = np.cumsum(is_first) - 1
         self.ranks = np.split(rank, np.cumsum([len(part.text_end) for part in parts])[:-1])
         firsts = order[is_first]
         self.hashes = hashes[firsts]
-        first, size = starts[firsts], ends[firsts] - starts[firsts]
-        self.text_end = np.cumsum(size)
-        moves = np.repeat(first - self.text_end + size, size)
-        self.text = np.append(text[np.arange(len(moves)) + moves], np.zeros(8, np.uint8))
+        self.text = np.empty(len(text), np.uint8)
+        self.text_end = np.empty(len(firsts), np.int64)
+        kernels.copy_texts(text, ends, firsts, self.text, self.text_end)
 
 
-def _both(parts: Sequence[Accounts], bases: Ints) -> list[tuple[Accounts, int]]:
-    return list(zip(parts, bases.tolist(), strict=True))
-
-
-def _starts(ends: Ints) -> Ints:
-    starts = np.zeros(len(ends), np.int64)
-    starts[1:] = ends[:-1]
-    return starts
+def _joined_texts(parts: Sequence[Accounts]) -> tuple[Raw, Ints]:
+    """Return the texts of all accounts, one after another, and where each ends."""
+    text = np.concatenate([*(part.text for part in parts), np.zeros(8, np.uint8)])
+    bases = np.cumsum([0, *(len(part.text) for part in parts)]).tolist()
+    ends = [part.text_end + base for part, base in zip(parts, bases[:-1], strict=True)]
+    return text, np.concatenate(ends)
 
 
 class _Sets:

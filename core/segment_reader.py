@@ -169,17 +169,9 @@ class SegmentReader(SegmentData):
 
     # Whole segments
 
-    def runs_between(self, first: int, last: int) -> Runs:
-        """Return all runs of the rows from first to before last, cut to them."""
-        pages = np.arange(self.page_of(first), self.page_of(last - 1) + 1)
-        found = self._list(pages, EVERYTHING)
-        starts = found.rows[:, kernels.FIRST]
-        ends = starts + found.rows[:, kernels.COUNT]
-        inside = (ends > first) & (starts < last)
-        rows = found.rows[inside]
-        rows[:, kernels.FIRST] = np.maximum(starts[inside], first)
-        rows[:, kernels.COUNT] = np.minimum(ends[inside], last) - rows[:, kernels.FIRST]
-        return Runs(rows, found.accounts)
+    def runs_of_pages(self, first: int, last: int) -> Runs:
+        """Return all runs of the pages from first to before last.  Raises Corrupt."""
+        return self._list(np.arange(first, min(last, len(self.index.pages))), EVERYTHING)
 
     def page_of(self, row: int) -> int:
         """Return the page of the index in which the account of a row stands."""
@@ -189,8 +181,7 @@ class SegmentReader(SegmentData):
         """Return all accounts, in their order.  Raises Corrupt."""
         texts, ends, partitions, base = [], [], [], 0
         for first in range(0, len(self.index.pages), PAGES_AT_ONCE):
-            last = min(first + PAGES_AT_ONCE, len(self.index.pages))
-            found = self._list(np.arange(first, last), EVERYTHING).accounts
+            found = self.runs_of_pages(first, first + PAGES_AT_ONCE).accounts
             size = int(found.text_end[-1])
             texts.append(found.text[:size])
             ends.append(found.text_end + base)

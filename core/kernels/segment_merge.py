@@ -63,6 +63,17 @@ def hash_texts(key: Array, text: Array, text_end: Array, out: Array) -> None:
 
 
 @njit(cache=True, nogil=True, _nrt=False)
+def copy_texts(text: Array, text_end: Array, chosen: Array, out: Array, out_end: Array) -> None:
+    """Copy the chosen texts (numbers int64) to `out` one after another, and say where each ends."""
+    at = np.int64(0)
+    for k in range(len(chosen)):
+        number = chosen[k]
+        start = text_end[number - 1] if number else np.int64(0)
+        at = copy_bytes(out, at, text, start, text_end[number])
+        out_end[k] = at
+
+
+@njit(cache=True, nogil=True, _nrt=False)
 def number_sets(key: Array, raw: Array, count: int, index: Any, out: Any) -> Any:
     """Give each set of a block (ends u32[count], then bytes) a number among all sets.
 
