@@ -37,6 +37,7 @@ class Merged(NamedTuple):
     """What became of a merge."""
 
     name: SegmentName
+    parts: int
     rows: int
     expired: int  # rows left out
     read: int  # bytes
@@ -91,7 +92,7 @@ class SegmentMerger:
         read = self._prove(Merge([whole], merge.key), facts, pace)
         self._replace(name, ".idx", index)
         written = encoded.header.seg_size + encoded.header.props_size + len(index)
-        return Merged(name, facts.rows, facts.expired, merge.bytes_read + read, written)
+        return Merged(name, len(parts), facts.rows, facts.expired, merge.bytes_read + read, written)
 
     def _prove(self, whole: Merge, facts: Facts, pace: Pace) -> int:
         """Read the whole back; return how many bytes.  Raises Corrupt when it has other rows."""
