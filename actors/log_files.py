@@ -97,7 +97,9 @@ class View:
     @property
     def is_complete(self) -> bool:
         """Whether no stored row of the log has been deleted yet."""
-        thinned = any(one.segment is not None and one.segment.header.is_thinned for one in self.parts)
+        thinned = any(
+            one.segment is not None and one.segment.header.is_thinned for one in self.parts
+        )
         return self.parts[0].first == 1 and not thinned
 
     def opening(self) -> Opening:

@@ -204,9 +204,7 @@ class Compaction:
         86_400.0, "and so often for fewer than min_files", 1.0, 30 * 86_400.0, reloadable=True
     )
     min_files: int = _count(4, "merge so many segments of like size", 2, 32, reloadable=True)
-    target_file: int = _size(
-        256 * MIB, "but make none larger", 1 * MIB, 64 * GIB, reloadable=True
-    )
+    target_file: int = _size(256 * MIB, "but make none larger", 1 * MIB, 64 * GIB, reloadable=True)
     io_limit: int = _size(
         32 * MIB, "read and write so many bytes a second", 64 * KIB, 64 * GIB, reloadable=True
     )

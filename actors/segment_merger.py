@@ -11,14 +11,15 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from meterd.actors.direct_file import Staging
+from meterd.actors.direct_file import PIECE_SIZE, Staging
 from meterd.actors.disk import atomic_write
 from meterd.actors.mapped import map_file
-from meterd.core.segment_encoder import Encoded, SegmentEncoder, SegmentLog
+from meterd.core.segment_encoder import SegmentEncoder
 from meterd.core.segment_merging import Expiry, Facts, Merge, joined_log, same_log
 from meterd.core.segment_reader import SegmentReader
 from meterd.protocol.errors import Corrupt, InvariantViolation
@@ -57,7 +58,7 @@ class SegmentMerger:
         Raises Corrupt, DiskFull, FsyncFailed, OSError, and what `pace` raises.
         """
         name = SegmentName(names[0].first, names[-1].last)
-        if len(names) < 2 or any(a.last + 1 != b.first for a, b in zip(names, names[1:])):
+        if len(names) < 2 or any(a.last + 1 != b.first for a, b in pairwise(names)):
             raise InvariantViolation("segments that are merged do not follow each other")
         parts = [self._open(one) for one in names]
         key = np.frombuffer(os.urandom(16), np.uint64).copy()
@@ -82,7 +83,7 @@ class SegmentMerger:
         facts = merge.facts()
         was_thinned = any(part.header.is_thinned for part in parts)
         encoded = encoder.finish(log, was_thinned or facts.expired > 0)
-        self._replace(name, ".props", encoded.props)
+        self._replace(name, ".props", _slowly(encoded.props, WRITTEN, pace))
         if facts.rows + facts.expired != merge.row_count or encoded.header.row_count != facts.rows:
             raise InvariantViolation("rows were lost in a merge of segments")
         index = b"".join(encoded.idx)
@@ -90,7 +91,7 @@ class SegmentMerger:
         if not same_log(whole.log(), log):
             raise Corrupt(self._path(name, ".idx"), 0, "it does not keep the log of its parts")
         read = self._prove(Merge([whole], merge.key), facts, pace)
-        self._replace(name, ".idx", index)
+        self._replace(name, ".idx", _slowly([index], 1.0, pace))
         written = encoded.header.seg_size + encoded.header.props_size + len(index)
         return Merged(name, len(parts), facts.rows, facts.expired, merge.bytes_read + read, written)
 
@@ -122,6 +123,16 @@ class SegmentMerger:
 
     def _path(self, name: SegmentName, suffix: str) -> str:
         return os.path.join(self._directory, name.file(suffix))
+
+
+def _slowly(pieces: Iterable[Bytes], done: float, pace: Pace) -> Iterator[Bytes]:
+    """Yield the same bytes, at the pace that is given."""
+    for piece in pieces:
+        view = memoryview(piece)
+        for at in range(0, len(view), PIECE_SIZE):
+            part = view[at : at + PIECE_SIZE]
+            pace(done, len(part))
+            yield part
 
 
 def _paced(merge: Merge, encoder: SegmentEncoder, pace: Pace) -> Iterator[bytes]:

@@ -17,7 +17,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.core.kernels import segment_blocks as blocks
 from meterd.core.kernels import segment_merge as kernels
 from meterd.core.kernels.index import make_index
 from meterd.core.kernels.memory import reserve
@@ -256,8 +255,10 @@ class _Sets:
 
     def tables(self, rows: int) -> tuple[Ints, Ints, Ints]:
         """Return what `merge` needs to number the sets of a batch."""
-        return np.full(self._total, -1, np.int64), np.empty(self._total, np.int64), np.empty(
-            rows, np.int64
+        return (
+            np.full(self._total, -1, np.int64),
+            np.empty(self._total, np.int64),
+            np.empty(rows, np.int64),
         )
 
     def packed(self, number: int) -> bytes:
@@ -286,7 +287,7 @@ def same_log(one: SegmentLog, two: SegmentLog) -> bool:
     return (
         np.array_equal(one.files, two.files)
         and one.ordinal_count == two.ordinal_count
-        and np.array_equal(*(_sorted_slices(log) for log in (one, two)))
+        and np.array_equal(_sorted_slices(one), _sorted_slices(two))
     )
 
 

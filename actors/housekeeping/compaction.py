@@ -43,6 +43,7 @@ LOWEST_PRIORITY = 19
 LOOK_SECONDS = 0.2
 # Segments that could not be merged are left alone for so long, unless an operator asks.
 AVOID_SECONDS = 3_600.0
+STEPS_A_SECOND = 10
 # A merge takes as much space as its parts, and a little more for a worse fit.
 ROOM_RATIO = 1.1
 # What totals of an expired row are made of is kept elsewhere; others say who was a member, or
@@ -213,7 +214,10 @@ class Compaction(Service):
         def pace(now_done: float, moved: int) -> None:
             nonlocal done
             done = now_done
-            limited.took(moved)
+            while moved > 0:  # in steps so short that the job can be cancelled between them
+                step_size = min(moved, self.sweeper.options.compaction.io_limit // STEPS_A_SECOND)
+                limited.took(step_size)
+                moved -= step_size
 
         return pace
 

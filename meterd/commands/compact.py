@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from meterd.commands.console import Row, field_lines
-from meterd.commands.jobs import ask, await_job, end_with, show_job
+from meterd.commands.jobs import LISTING, ask, await_job, end_with, show_job
 from meterd.commands.moments import format_duration
 from meterd.commands.session import AdminGroup, Session, command
 from meterd.commands.storage import format_size
@@ -38,14 +38,21 @@ def run(
     was cancelled; 8: the time is over and the job goes on; 9: a segment is damaged; 11: there is
     too little space.
     """
-    for one in session.each_node() if every else [session]:
+    sessions = session.each_node() if every else [session]
+    jobs: list[Any] = []
+    for one in sessions:
         with one.connect() as client:
-            job: Any = ask(client, "compact", aggressive=aggressive)["job"]
-        if not no_wait:
-            job = await_job(one, job, compact_timeout)
-        show_job(one, job)
-        if not no_wait:
-            end_with(job)
+            jobs.append(ask(client, "compact", aggressive=aggressive)["job"])
+    if not no_wait:
+        jobs = [
+            await_job(one, job, compact_timeout) for one, job in zip(sessions, jobs, strict=True)
+        ]
+    if every:
+        session.console.show_listing(LISTING, jobs)
+    else:
+        show_job(session, jobs[0])
+    for job in jobs if not no_wait else ():
+        end_with(job)
 
 
 @command("status", short_help="Show what there is to merge.")

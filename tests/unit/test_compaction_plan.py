@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -108,13 +109,13 @@ def test_merging_ends_and_keeps_the_chain(found, rule, gaps, effort):
         assert pending(segments, rule, effort) > 0
         assert whole_plan(segments, rule, effort)[0] == parts
         segments = merged(segments, parts)
-        for one, two in zip(segments, segments[1:], strict=False):
+        for one, two in pairwise(segments):
             assert one.name.last < two.name.first
     assert {n for one in segments for n in range(one.name.first, one.name.last + 1)} == covered
     assert whole_plan(segments, rule, effort) == []
     assert pending(segments, rule, effort) == 0
     if effort is Effort.AGGRESSIVE:
-        for one, two in zip(segments, segments[1:], strict=False):
+        for one, two in pairwise(segments):
             follows = one.name.last + 1 == two.name.first
             assert not follows or one.size + two.size > rule.target_size
 

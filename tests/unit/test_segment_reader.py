@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from meterd.core import segment_merging
 from meterd.core.gathering import Gathering
 from meterd.core.kernels import gather
 from meterd.core.kernels.gather import LogRows
 from meterd.core.log_index import OpenIndex
-from meterd.core import segment_merging
 from meterd.core.questions import Question
 from meterd.core.segment_encoder import SegmentEncoder
 from meterd.core.segment_merging import Merge
