@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,6 +58,14 @@ def written(path: Path, files: int = 4, rows: int = 30) -> LogDirectory:
         )
         log.seal(segmented=True)
     return log
+
+
+def copy_of(log: LogDirectory, path: Path) -> LogDirectory:
+    """The same files somewhere else."""
+    shutil.copytree(log.path, path)
+    other = copy.copy(log)
+    other.path, other.files = path, LogFiles(str(path), IDENTITY_KEY)
+    return other
 
 
 @pytest.fixture
@@ -277,7 +287,7 @@ def test_a_merge_that_ends_anywhere_leaves_the_parts_or_the_whole(tmp_path, monk
         monkeypatch.setattr(os, name, counted(getattr(os, name)))
     ended = 0
     for calls in range(200):
-        log = written(tmp_path / str(calls))
+        log = copy_of(template, tmp_path / str(calls))
         left[0] = calls
         try:
             SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, freely)
