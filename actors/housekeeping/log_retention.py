@@ -141,7 +141,7 @@ class LogRetention(Service):
         if files:
             self._holding.delete(files, assessment.expired)
         if dropped:
-            freed = self.delete_segments(dropped)
+            freed = self.delete_segments([*self._parts_of(dropped), *dropped])
             telemetry.add("retention_segments_deleted_total", len(dropped))
             telemetry.add("retention_bytes_freed_total", freed)
             self.sweeper.send("usage", [b"save"])
@@ -157,6 +157,14 @@ class LogRetention(Service):
         needed = 0 if self._told is None else self._told["first_needed"]
         pins = [pin.first_file for pin in self.sweeper.pins.active]
         return retention.droppable_segments(self._expired, needed, left, pins)
+
+    def _parts_of(self, merged: Sequence[Kept]) -> list[Kept]:
+        """Return what was merged into segments and is still there: it goes first, or it counted."""
+        return [
+            _kept(one)
+            for one in self.sweeper.files.segments.complete()
+            if any(two.name != one.name and two.name.covers(one.name) for two in merged)
+        ]
 
     def delete_segments(self, segments: Iterable[Kept]) -> int:
         """Delete segments, durably; return how many bytes they held."""

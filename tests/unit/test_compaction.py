@@ -113,8 +113,8 @@ class Sweeper:
         assert status == "ok", answer
         return self.ended(answer["job"]["id"])
 
-    def tell(self, horizon: int) -> None:
-        told = {"days": 90, "set": False, "horizon": horizon, "first_needed": 0}
+    def tell(self, horizon: int, first_needed: int = 0) -> None:
+        told = {"days": 90, "set": False, "horizon": horizon, "first_needed": first_needed}
         self.actor.handle([b"retention", msgpack.packb(told)])
 
     @property
@@ -456,6 +456,17 @@ def test_merged_segments_stay_for_those_who_copy_and_are_then_deleted(log, start
     sweep[0]._delete_superseded()
     assert not any((log.path / name.file(".seg")).exists() for name in NAMES)
     assert all_answers(log, *EVERYTHING) == before
+
+
+def test_the_parts_of_what_has_expired_go_with_it(log, start):
+    sweeper = start()
+    sweeper.run()
+    (sweep,) = [
+        one for one in sweeper.actor._services if isinstance(one, log_retention.LogRetention)
+    ]
+    sweeper.tell(NOW + DAY, first_needed=100)
+    sweep.turn(time.monotonic())
+    assert not list(log.path.glob("seg-*"))
 
 
 def test_many_blocks_go_through_small_windows(tmp_path):
