@@ -96,8 +96,11 @@ class View:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing of the log has been deleted yet."""
-        return self.parts[0].first == 1
+        """Whether no stored row of the log has been deleted yet."""
+        thinned = any(
+            one.segment is not None and one.segment.header.is_thinned for one in self.parts
+        )
+        return self.parts[0].first == 1 and not thinned
 
     def opening(self) -> Opening:
         """Return who was a member when the oldest rows were deleted."""

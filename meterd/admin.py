@@ -16,6 +16,7 @@ import meterd
 from meterd.commands import (
     backup,
     bench,
+    compact,
     completion,
     disk,
     drill,
@@ -47,6 +48,7 @@ COMMANDS: tuple[click.Command, ...] = (
     storage.checkpoint,
     storage.retention,
     storage.wal,
+    compact.compact,
     jobs.jobs,
     disk.disk,
     backup.backup,
