@@ -71,6 +71,9 @@ def containers(directory: str) -> Iterator[Finding]:
         path = Path(directory, name)
         if path.exists():
             yield from _refused(path)
+    spare = Path(directory, log_format.SPARE_NAME)
+    if spare.exists():
+        yield from _spare(spare)
 
 
 def container(path: Path) -> Iterator[Finding]:
@@ -124,6 +127,21 @@ def _refused(path: Path) -> Iterator[Finding]:
     if walk.end < len(data):
         said = "what follows is no entry; a start cuts it off"
         yield Finding(WARNING, path.name, walk.end, said)
+
+
+def _spare(path: Path) -> Iterator[Finding]:
+    """The next log file is zeros, and perhaps the header of one; a start makes it anew."""
+    data = map_file(str(path))
+    begin = 0
+    if data[:1].any():
+        try:
+            log_format.parse_file_header(data.data)
+            begin = log_format.FILE_HEADER_SIZE
+        except Damaged:
+            pass
+    stray = stray_byte(data, [(0, begin)])
+    if stray is not None:
+        yield Finding(WARNING, path.name, stray, "not zero; a start makes it anew")
 
 
 # Log files
@@ -198,7 +216,9 @@ def segments(directory: str) -> Iterator[Finding]:
 
 
 def _segment(directory: str, name: SegmentName) -> Iterator[Finding]:
-    idx, seg, props = (_bytes(directory, name.file(suffix)) for suffix in (".idx", ".seg", ".props"))
+    idx, seg, props = (
+        _bytes(directory, name.file(suffix)) for suffix in (".idx", ".seg", ".props")
+    )
     try:
         index = fmt.parse_index(idx.data)
     except Damaged as damage:

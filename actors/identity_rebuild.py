@@ -1,8 +1,9 @@
-"""Rebuilds the identities of a data directory that no node uses, when runs or parts of them are lost.
+"""Rebuilds the identities of a data directory, when runs or parts of them are lost.
 
 A checkpoint without its identities cannot be used: a node would count an event twice.  Everything
 that an identity is made of lies in segments and log files, so they are read up to the position of
-the checkpoint, and new runs and a checkpoint that names them are written.  Nothing else changes.
+the checkpoint, and new runs are written and a checkpoint that names them, which takes the place of
+both that could not be used.  Nothing else changes.
 
 Done only when asked for (`meterctl fsck --rebuild-identities`), never by a start.
 """
@@ -80,8 +81,9 @@ def rebuild(directory: str, report: Callable[[str], None], batch: int = BATCH) -
         path = os.path.join(directory, found.name)
         raise Corrupt(path, 0, f"it names {named} identities, and the log has {count}")
     state = state | {"runs": runs, "parts": []}
-    target = os.path.join(directory, CURRENT)
-    disk.atomic_write(target, checkpoint_format.encode(state, found.arrays))
+    encoded = checkpoint_format.encode(state, found.arrays)
+    for name in (CURRENT, PREVIOUS):  # neither could be used as it was
+        disk.atomic_write(os.path.join(directory, name), encoded)
     return Rebuilt(found.damage, found.name, count, named, [name for name, _, _ in runs])
 
 

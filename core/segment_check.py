@@ -58,10 +58,7 @@ def damages(index: SegmentIndex, idx: Raw, seg: Raw, props: Raw) -> Iterator[Pla
         index.checked_digests()
     except Damaged as damage:
         yield Place(".idx", damage.offset, damage.reason)
-    sections = [
-        (places[name], getattr(index, name).nbytes)
-        for name, _ in fmt.SECTIONS
-    ]
+    sections = [(places[name], getattr(index, name).nbytes) for name, _ in fmt.SECTIONS]
     known = {
         ".idx": (idx, [(0, fmt.INDEX_HEADER_SIZE), *sections]),
         ".seg": (seg, [(0, fmt.HEADER_SIZE), *_spans(columns), *_spans(ids)]),

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -54,18 +55,27 @@ def fsck(session: Session, data_dir: str, level: str, rebuild_identities: bool) 
     --rebuild-identities is for a node that does not start because a run or part of identities is
     damaged or missing. It writes new ones, and a checkpoint that names them.
     """
-    # What fsck finds it says itself, and the code that it shares with a start would say it again.
-    logging.disable(logging.CRITICAL)
     from meterd.actors import fsck as checks
 
     try:
-        with checks.locked(data_dir):
+        with checks.locked(data_dir), _silence():
             if rebuild_identities:
                 _rebuild(session, data_dir)
             else:
                 _check(session, data_dir, level)
     except Busy as busy:
         raise AdminError(AdminExit.REFUSED, "refused", busy.message, "stop the node") from None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep code that is shared with a start from logging: what it finds is in the result."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _check(session: Session, data_dir: str, level: str) -> None:
@@ -75,12 +85,14 @@ def _check(session: Session, data_dir: str, level: str) -> None:
     for check in checks.Fsck(data_dir, level).run():  # type: ignore[arg-type]
         findings = [finding._asdict() for finding in check.findings]
         worst = _worst(findings)
-        rows.append({
-            "check": check.name,
-            "result": worst or "ok",
-            "seconds": round(check.seconds, 3),
-            "findings": findings,
-        })
+        rows.append(
+            {
+                "check": check.name,
+                "result": worst or "ok",
+                "seconds": round(check.seconds, 3),
+                "findings": findings,
+            }
+        )
     worst = _worst([finding for row in rows for finding in row["findings"]])
     document = {"data_dir": data_dir, "level": level, "result": worst or "clean", "checks": rows}
     if session.console.is_table:
@@ -124,10 +136,15 @@ def _rebuild(session: Session, data_dir: str) -> None:
         "named_before": done.named,
         "files": done.files,
     }
-    session.console.show(document, lambda: field_lines([
-        ("damage", done.damage.message),
-        ("checkpoint", done.checkpoint),
-        ("identities", group_thousands(done.identities)),
-        ("named before", group_thousands(done.named)),
-        ("files", ", ".join(done.files)),
-    ]))
+    session.console.show(
+        document,
+        lambda: field_lines(
+            [
+                ("damage", done.damage.message),
+                ("checkpoint", done.checkpoint),
+                ("identities", group_thousands(done.identities)),
+                ("named before", group_thousands(done.named)),
+                ("files", ", ".join(done.files)),
+            ]
+        ),
+    )
