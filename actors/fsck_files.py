@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -172,7 +172,7 @@ def log_files(directory: str) -> Iterator[Finding]:
         last = yield from _blocks(name, map_file(path).data, scan)
 
 
-def _blocks(name: str, data: memoryview, scan: FileScan) -> Iterator[Finding]:  # type: ignore[misc]
+def _blocks(name: str, data: memoryview, scan: FileScan) -> Generator[Finding, None, Place | None]:
     """Check the blocks of a file; return its end, None when it is not known for damage."""
     whole = True
     while True:

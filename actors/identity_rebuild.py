@@ -68,7 +68,8 @@ def rebuild(directory: str, report: Callable[[str], None], batch: int = BATCH) -
     words = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
     registry = Registry.from_bytes(state["registry"])
     work = IdentityRebuild(words, registry, state["leader_time"], state["horizon"], batch)
-    number, runs = identity_store.next_number(names), []
+    number = identity_store.next_number(names)
+    runs: list[list[Any]] = []
     for rows in _rows(directory, key, state, report):
         work.take(rows)
         if work.full:
