@@ -289,8 +289,42 @@ def coverage(directory: str, named: list[dict[str, Any]]) -> Iterator[Finding]:
     if deleted and deleted > _members_through(directory):
         said = f"no file says that log files up to {deleted} were deleted"
         yield Finding(DAMAGE, full_name(deleted), 0, said)
+    yield from _unknown_rows(directory, named, found)
     if first_needed > last:
         yield Finding(DAMAGE, full_name(first_needed), 0, "a checkpoint needs it; it is missing")
+
+
+def _unknown_rows(
+    directory: str, named: list[dict[str, Any]], found: SegmentFiles
+) -> Iterator[Finding]:
+    """Name log files without a segment of which nobody knows which rows were stored."""
+    if not named:
+        return
+    newest = named[0]
+    covered = {
+        number for one in found.complete() for number in range(one.name.first, one.name.last + 1)
+    }
+    for name in sorted(os.listdir(directory)):
+        number = number_of(name)
+        if number is None or number in covered or number in newest["refused"]:
+            continue
+        if number < newest["position"][0] and _has_rows(os.path.join(directory, name)):
+            said = "its segment is gone, and with it which of its events were stored"
+            yield Finding(DAMAGE, name, 0, said)
+
+
+def _has_rows(path: str) -> bool:
+    data = map_file(path).data
+    at = log_format.FILE_HEADER_SIZE
+    while at < len(data):
+        try:
+            header, _ = log_format.parse_block(data, at)
+        except Damaged:
+            return False  # that was said
+        if header.row_count:
+            return True
+        at += header.block_size
+    return False
 
 
 def _active_number(directory: str) -> int | None:

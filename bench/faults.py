@@ -118,7 +118,7 @@ class Campaign:
         found = self._fsck(name)
         if fault == "bit" and path.name not in found:
             self.violations.append(f"{name}: fsck does not name it")
-        outcome = self._start(name) if changed else "unchanged"
+        outcome = self._start(name, seed) if changed else "unchanged"
         self.outcomes[f"{fault}: {outcome}"] += 1
         self._mend()
 
@@ -134,11 +134,11 @@ class Campaign:
             self.violations.append(f"{name}: fsck ended with {error!r}")
         return found
 
-    def _start(self, name: str) -> str:
+    def _start(self, name: str, seed: int) -> str:
         """Open the directory and ask for everything."""
         try:
             with OfflineNode(self.directory, NOW) as node:
-                if node.answers() != self.expected:
+                if node.answers(listed=seed) != self.expected:
                     self.violations.append(f"{name}: a wrong answer")
                     return "wrong answer"
                 if node.send_again(self.sample) != {1}:
@@ -175,8 +175,8 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @click.command()
-@click.option("--seeds", default=200, show_default=True, help="of bit flips, for each kind")
-@click.option("--others", default=40, show_default=True, help="of every other fault")
+@click.option("--seeds", default=200, show_default=True, help="of bit flips, for each kind of file")
+@click.option("--others", default=40, show_default=True, help="of every other fault, for each kind")
 @click.option("--first", default=0, show_default=True, help="the first seed")
 @click.option("--keep/--no-keep", default=True, help="write a result file")
 def main(seeds: int, others: int, first: int, keep: bool) -> None:
@@ -188,7 +188,7 @@ def main(seeds: int, others: int, first: int, keep: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="mfault") as home:
         for gone in (False, True):
             campaign = Campaign(Path(home, str(gone)), gone)
-            runs = _run(campaign, seeds, others, first)
+            runs = _run(campaign, seeds // 2, others // 2, first)
             violations += campaign.violations
             said = "segments alone" if gone else "segments and their log files"
             result[said] = {"runs": runs, "outcomes": dict(sorted(campaign.outcomes.items()))}

@@ -150,6 +150,13 @@ def test_a_lost_file_is_found(directory, kind):
     assert any(one.severity == DAMAGE for one in findings(directory, "quick"))
 
 
+def test_a_log_file_whose_segment_is_lost_cannot_be_counted(directory):
+    """Which of its rows were stored was only in the segment."""
+    (directory / "seg-000000000002-000000000002.idx").unlink()
+    found = [one for one in findings(directory) if one.severity == DAMAGE]
+    assert [one.file for one in found] == [full_name(2)]
+
+
 def test_a_torn_tail_is_a_warning_and_stays(directory, capsys):
     path = directory / "wal.log"
     data = path.read_bytes()
