@@ -129,6 +129,9 @@ class Fsck:
             yield Finding(severity, identity.FILE_NAME, 0, failure.reason)
         else:
             self._owner = Owner(who.node_id, who.cluster_id, who.identity_key)
+            if identity.is_copy(self._directory, who):
+                said = "a copy: its first start settles what it caught half"
+                yield Finding(NOTE, identity.FILE_NAME, None, said)
 
     def _check_checkpoints(self) -> Iterator[Finding]:
         try:

@@ -6,16 +6,16 @@ Every function yields what it finds and goes on behind it as far as the format l
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from meterd.actors import restored
 from meterd.actors.mapped import map_file
 from meterd.actors.segment_files import SegmentFiles
-from meterd.core import opening
+from meterd.core import inventory, opening
 from meterd.core.log_scan import FileScan, Place
 from meterd.core.segment_check import damages, stray_byte
 from meterd.protocol import checkpoint_format, log_format, refused_format, run_format
@@ -34,14 +34,12 @@ CONTAINERS: Final = (
     "archive.bin",
     "pins.bin",
     "disk_history.bin",
+    "last_backup.bin",
 )
 REFUSED: Final = ("refused.log", "refused.1.log")
-# What else a node makes; all of it may be gone at any time.
-OTHERS: Final = ("node.json", "wal.log", "wal.spare", "lock", "ballast", "run", "lost+found")
-NAMED: Final = re.compile(
-    r"wal-\d{20}\.log|seg-\d{12}-\d{12}\.(seg|idx|props)|ids-\d{12}\.(run|part)"
-    r"|checkpoint(\.prev)?\.bin|.*\.(tmp|new|spare)"
-)
+# What else is in a directory that `inventory` knows by no pattern of its own.
+OTHERS: Final = ("node.json", "lost+found")
+LEFTOVERS: Final = (".tmp", ".new", ".incomplete", ".partial")
 
 
 class Finding(NamedTuple):
@@ -71,6 +69,10 @@ def containers(directory: str) -> Iterator[Finding]:
         path = Path(directory, name)
         if path.exists():
             yield from _refused(path)
+    try:
+        restored.read(directory)
+    except Corrupt as error:
+        yield of_corrupt(error)
     spare = Path(directory, log_format.SPARE_NAME)
     if spare.exists():
         yield from _spare(spare)
@@ -353,11 +355,11 @@ def names(directory: str, named: Iterable[dict[str, Any]]) -> Iterator[Finding]:
         parsed = fmt.parse_name(name)
         if name in (*CONTAINERS, *REFUSED, *OTHERS):
             continue
-        if not NAMED.fullmatch(name):
+        if not inventory.is_known(name):
             yield Finding(WARNING, name, None, "no node makes such a file; it is left alone")
         elif name.startswith("ids-") and name not in wanted:
             yield Finding(NOTE, name, None, "no checkpoint names it; a node removes it")
-        elif name.endswith((".tmp", ".new")):
-            yield Finding(NOTE, name, None, "a crash left it; it is replaced")
+        elif name.endswith(LEFTOVERS):
+            yield Finding(NOTE, name, None, "left behind; it is replaced, or kept for an operator")
         elif parsed is not None and parsed[0].file(".idx") not in present:
             yield Finding(NOTE, name, None, "of a segment that was not finished")

@@ -48,6 +48,9 @@ class ReadingDisk:
     def rename(self, old: str, new: str) -> None:
         self.renamed[new] = old
 
+    def link(self, old: str, new: str) -> None:
+        pass
+
     def remove(self, path: str) -> None:
         raise InvariantViolation(f"{path} is to be removed by those who only read")
 
