@@ -16,6 +16,7 @@ import shutil
 import tarfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,10 @@ def add_small_files(data_dir: Path) -> None:
     files = LogFiles(str(data_dir), identity.read(str(data_dir)).identity_key)
     registry = Registry.from_bytes(state["registry"])
     save_members(str(data_dir), files, registry, [files.segments.complete()[0].name])
+    # That segment stays, and its events have not expired: nothing says that it may be missing.
+    opening = replace(LogFiles(str(data_dir), bytes(16)).opening(), through=0)
+    encoded = checkpoint_format.encode(*opening.to_file())
+    (data_dir / "members.bin").write_bytes(b"".join(encoded))
 
 
 def _all_covered(data_dir: Path) -> bool:
@@ -186,6 +191,16 @@ def open_archive(folder: Path, target: Path) -> dict[str, Any]:
         archive.extractall(target, filter="data")
     found: dict[str, Any] = json.loads((folder / EXPECTED).read_text())
     return found
+
+
+def pack(data_dir: Path, archive_path: Path) -> None:
+    """Make the archive of a directory."""
+    with (
+        lzma.open(archive_path, "wb", preset=9) as packed,
+        tarfile.open(fileobj=packed, mode="w") as archive,
+    ):
+        for path in sorted(data_dir.iterdir()):
+            archive.add(path, f"data/{path.name}")
 
 
 def store(folder: Path = FOLDER) -> None:
@@ -210,12 +225,7 @@ def store(folder: Path = FOLDER) -> None:
         assert all(found[name] == wanted[name] for name in wanted), (found, wanted)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / EXPECTED).write_text(json.dumps(found, indent=1) + "\n")
-        with (
-            lzma.open(folder / ARCHIVE, "wb", preset=9) as packed,
-            tarfile.open(fileobj=packed, mode="w") as archive,
-        ):
-            for path in sorted(copy.iterdir()):
-                archive.add(path, f"data/{path.name}")
+        pack(copy, folder / ARCHIVE)
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
