@@ -123,9 +123,12 @@ def _rest(path: Path, data: Any, spans: list[tuple[int, int]], end: int) -> Iter
 def _refused(path: Path) -> Iterator[Finding]:
     """Entries prove nothing and are not synced, so a bad end is no damage."""
     data = path.read_bytes()
-    walk = refused_format.Walk(data)
-    for _ in walk:
-        pass
+    walk, last = refused_format.Walk(data), 0
+    for offset, number in walk:
+        if last and number != last + 1:
+            said = f"entry {number} where {last + 1} belongs"
+            yield Finding(WARNING, path.name, offset, said)
+        last = number
     if walk.end < len(data):
         said = "what follows is no entry; a start cuts it off"
         yield Finding(WARNING, path.name, walk.end, said)
