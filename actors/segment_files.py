@@ -91,6 +91,10 @@ class SegmentFiles:
                 return found
         return None
 
+    def damaged(self) -> list[Corrupt]:
+        """Return what is wrong with all segments that do not check, by range."""
+        return [one for _, (_, one) in sorted(self._known.items()) if isinstance(one, Corrupt)]
+
     def first_damaged(self) -> int | None:
         """Return the number of the first log file of which a damaged segment is known."""
         damaged = [name.first for name, (_, one) in self._known.items() if isinstance(one, Corrupt)]
