@@ -65,6 +65,7 @@ class Checkpoints:
         Raises Corrupt when there are some and none is whole.
         """
         damage: Corrupt | None = None
+        lost = False  # identities, of a checkpoint that is whole otherwise
         for name in (CURRENT, PREVIOUS):
             path = self._directory / name
             if not path.exists():
@@ -76,6 +77,7 @@ class Checkpoints:
                 damage = Corrupt(str(path), error.offset, error.reason)
             except Corrupt as error:  # of a file that it names
                 damage = error
+                lost = True
             else:
                 self._current_whole = name == CURRENT
                 self.saved = state
@@ -85,6 +87,8 @@ class Checkpoints:
                 self._store.take_over(opened)
                 return True
             logger.warning("%s; falling back", damage)
+        if lost:
+            logger.error("identities are lost; meterctl fsck --rebuild-identities makes them anew")
         if damage is not None:
             raise damage
         return False

@@ -86,7 +86,8 @@ class IdentityStore:
         self._flush_at = flush_at
         self._runs: list[OpenRun] = []
         self._parts: list[FileName] = []  # what of those in memory is durable
-        self._next = 1 + max(map(_number, self._directory.glob("ids-*")), default=0)
+        names = (path.name for path in self._directory.glob("ids-*"))
+        self._next = next_number(names)
         self._unfinished: set[str] = set()  # files that are made and not in use yet
         self._flushing: Entries | None = None
         self._room: Entries | None = None
@@ -97,12 +98,7 @@ class IdentityStore:
 
     def open(self, named: State) -> Opened:
         """Return what a checkpoint names.  Raises Corrupt when a part of it is damaged."""
-        parts = [FileName(*file) for file in named["parts"]]
-        return Opened(
-            [self._open(FileName(*file)) for file in named["runs"]],
-            parts,
-            [self._read_part(part) for part in parts],
-        )
+        return open_named(self._directory, named)
 
     def take_over(self, opened: Opened) -> None:
         """Use what was opened, in the state that was restored with it."""
@@ -110,25 +106,6 @@ class IdentityStore:
         self._parts = opened.parts
         for entries in opened.entries:
             self._state.restore_identities(entries)
-
-    def _open(self, file: FileName) -> OpenRun:
-        path = self._directory / file.name
-        run = run_files.open_run(path, check=True)
-        if int(run.facts[kernels.COUNT]) != file.count:
-            raise Corrupt(str(path), 0, f"a checkpoint says it has {file.count} identities")
-        return OpenRun(file, run)
-
-    def _read_part(self, part: FileName) -> Entries:
-        path = self._directory / part.name
-        try:
-            entries: Entries = checkpoint_format.decode(path.read_bytes())[1]["identities"]
-            if len(entries) != part.count:
-                raise Damaged(0, f"a checkpoint says it has {part.count} identities")
-        except FileNotFoundError:
-            raise Corrupt(str(path), 0, "a checkpoint names it, and it is missing") from None
-        except Damaged as damage:
-            raise Corrupt(str(path), damage.offset, damage.reason) from damage
-        return entries
 
     # For a checkpoint, in the thread that saves it
 
@@ -311,6 +288,40 @@ class IdentityStore:
         return name
 
 
-def _number(path: Path) -> int:
-    match = NAME.fullmatch(path.name)
-    return int(match[1]) if match else 0
+def open_named(directory: Path, named: State) -> Opened:
+    """Return what a checkpoint names, all of it checked.  Raises Corrupt."""
+    parts = [FileName(*file) for file in named["parts"]]
+    return Opened(
+        [open_run(directory, FileName(*file)) for file in named["runs"]],
+        parts,
+        [read_part(directory, part) for part in parts],
+    )
+
+
+def open_run(directory: Path, file: FileName) -> OpenRun:
+    """Return a run, all of it checked.  Raises Corrupt."""
+    path = directory / file.name
+    run = run_files.open_run(path, check=True)
+    if int(run.facts[kernels.COUNT]) != file.count:
+        raise Corrupt(str(path), 0, f"a checkpoint says it has {file.count} identities")
+    return OpenRun(file, run)
+
+
+def read_part(directory: Path, part: FileName) -> Entries:
+    """Return the identities of a part.  Raises Corrupt."""
+    path = directory / part.name
+    try:
+        entries: Entries = checkpoint_format.decode(path.read_bytes())[1]["identities"]
+        if len(entries) != part.count:
+            raise Damaged(0, f"a checkpoint says it has {part.count} identities")
+    except FileNotFoundError:
+        raise Corrupt(str(path), 0, "a checkpoint names it, and it is missing") from None
+    except Damaged as damage:
+        raise Corrupt(str(path), damage.offset, damage.reason) from damage
+    return entries
+
+
+def next_number(names: Iterable[str]) -> int:
+    """Return the number of the next file beside these."""
+    matches = map(NAME.fullmatch, names)
+    return 1 + max((int(match[1]) for match in matches if match), default=0)

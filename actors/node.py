@@ -15,7 +15,16 @@ from collections.abc import Callable, Sequence
 
 from numba.core import config as numba_config
 
-from meterd.actors import copies, directory, endings, identity, journal, restored, start_checks
+from meterd.actors import (
+    copies,
+    directory,
+    endings,
+    identity,
+    journal,
+    restored,
+    start_checks,
+    storage_versions,
+)
 from meterd.actors.actor import Actor
 from meterd.actors.ballast import Ballast
 from meterd.actors.housekeeping.disk_watch import limits_of, space_of
@@ -72,6 +81,7 @@ def _prepare(options: Options, notifier: Notifier) -> str:
         directory.take(node.data_dir)
     with timed(start_checks.IDENTITY, node_id=node.id):
         who, new = identity.claim(node.data_dir, node.id, node.bootstrap)
+        storage_versions.refuse_newer(node.data_dir)
     if new:
         logger.info("made a new cluster", extra={"fields": {"cluster_id": who.cluster_id_hex}})
     elif identity.is_copy(node.data_dir, who):

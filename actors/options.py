@@ -191,6 +191,29 @@ class Backup:
 
 
 @dataclass(frozen=True)
+class Compaction:
+    """How small segments become large ones, in the background."""
+
+    enabled: str = _text(
+        "true",
+        "true: merge by itself; false: only when an operator asks",
+        choices=("true", "false"),
+        reloadable=True,
+    )
+    merge_interval: float = _duration(
+        30.0, "look for segments to merge so often", 0.1, 86_400.0, reloadable=True
+    )
+    interval: float = _duration(
+        86_400.0, "and so often for fewer than min_files", 1.0, 30 * 86_400.0, reloadable=True
+    )
+    min_files: int = _count(4, "merge so many segments of like size", 2, 32, reloadable=True)
+    target_file: int = _size(256 * MIB, "but make none larger", 1 * MIB, 64 * GIB, reloadable=True)
+    io_limit: int = _size(
+        32 * MIB, "read and write so many bytes a second", 64 * KIB, 64 * GIB, reloadable=True
+    )
+
+
+@dataclass(frozen=True)
 class Disk:
     """When space runs short, in bytes, as part of the file system, and in inodes."""
 
@@ -296,6 +319,7 @@ class Options:
     storage: Storage = Storage()
     retention: Retention = Retention()
     backup: Backup = Backup()
+    compaction: Compaction = Compaction()
     disk: Disk = Disk()
     limits: Limits = Limits()
     ingest: Ingest = Ingest()

@@ -12,6 +12,7 @@ from meterd.actors.answering import Answers
 from meterd.actors.bundle import unbundle
 from meterd.actors.housekeeping.archive import Archive
 from meterd.actors.housekeeping.backups import Backups
+from meterd.actors.housekeeping.compaction import Compaction
 from meterd.actors.housekeeping.disk_report import DiskReport
 from meterd.actors.housekeeping.disk_watch import DiskWatch
 from meterd.actors.housekeeping.jobs import Jobs
@@ -67,6 +68,7 @@ class RetentionSweeper(Actor):
             self.pins,
             totals,
             retention,
+            Compaction(self, retention),
             self.archive,
             LogStatus(self, retention),
             self._refusals,
@@ -82,6 +84,11 @@ class RetentionSweeper(Actor):
     def holds_still(self) -> bool:
         """Is the disk so full that only what makes room may write?  Every service asks this."""
         return self._disk.standing.state == "hard"
+
+    @property
+    def is_short_of_space(self) -> bool:
+        """Is so little space left that what nobody needs should go at once?"""
+        return self._disk.standing.state != "ok"
 
     def handle(self, frames: list[bytes]) -> None:
         if frames[0] == b"requests":

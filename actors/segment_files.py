@@ -34,6 +34,7 @@ class Segment:
     name: SegmentName
     header: SegmentHeader
     made_at: int  # UTC ns: when its index was written
+    size: int  # bytes of its three files
 
 
 class SegmentFiles:
@@ -92,6 +93,10 @@ class SegmentFiles:
                 return found
         return None
 
+    def damaged(self) -> list[Corrupt]:
+        """Return what is wrong with all segments that do not check, by range."""
+        return [one for _, (_, one) in sorted(self._known.items()) if isinstance(one, Corrupt)]
+
     def open(self, segment: Segment) -> SegmentReader:
         """Return the reader of a segment.  Raises Corrupt; JustDeleted when it has gone."""
         known = self._open.get(segment.name)
@@ -127,7 +132,8 @@ class SegmentFiles:
             logger.error("segment is damaged: %s", corrupt)
             self._known[name] = (stamp, corrupt)
             return
-        self._known[name] = (stamp, Segment(name, header, found.st_mtime_ns))
+        size = header.seg_size + header.props_size + found.st_size
+        self._known[name] = (stamp, Segment(name, header, found.st_mtime_ns, size))
 
     def _check(self, name: SegmentName, header: SegmentHeader) -> None:
         """Raise Damaged when the three files do not belong together."""

@@ -69,6 +69,12 @@ def standing(names: Iterable[str]) -> list[Covered]:
     return stand
 
 
+def through(directory: str) -> int:
+    """Return the last log file that totals files stand for, by their names."""
+    stand = standing(os.listdir(directory))
+    return stand[-1].last if stand else 0
+
+
 class TotalsFiles:
     """Opens totals files; each stays open until it is replaced or superseded."""
 

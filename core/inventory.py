@@ -62,6 +62,11 @@ def kind_of(name: str) -> FileKind:
     return _OTHER
 
 
+def is_known(name: str) -> bool:
+    """Whether a pattern of this table knows the name."""
+    return kind_of(name) is not _OTHER
+
+
 def identity_files(checkpoint: Mapping[str, Any]) -> list[str]:
     """Return the files of identities that the state of a checkpoint names."""
     return [name for kind in ("runs", "parts") for name, *_ in checkpoint[kind]]

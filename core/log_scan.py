@@ -188,7 +188,7 @@ class FileScan:
         self.end = start or Place(FILE_HEADER_SIZE, first_block, 0, previous_crc)
         self.torn: Torn | None = None
         self._buffer = buffer
-        self._active = active or copied
+        self.is_active = active or copied
         self._copied = copied
 
     def __iter__(self) -> Iterator[Block]:
@@ -224,7 +224,7 @@ class FileScan:
     def _classify(self, offset: int, damage: Damaged) -> Torn | None:
         """Say what a block that does not check is: the end (None) or torn.  Raises Corrupt."""
         corrupt = Corrupt(self.path, damage.offset, damage.reason)
-        if not self._active or (not self._copied and self._later_block(offset)):
+        if not self.is_active or (not self._copied and self._later_block(offset)):
             raise corrupt from damage
         if not any(self._buffer[offset : offset + BLOCK_HEADER_SIZE]):
             return self._classify_headless(offset, corrupt)

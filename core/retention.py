@@ -45,12 +45,19 @@ def droppable_segments(
     return list(takewhile(lambda one: one.name.last < end, expired))[:FILES_PER_SWEEP_MAX]
 
 
-def superseded_segments(segments: Sequence[Kept], since: int) -> list[Kept]:
-    """Return the segments that lie within another one that was made before `since`."""
+def superseded_segments(
+    segments: Sequence[Kept], since: int, pinned: Sequence[int] = ()
+) -> list[Kept]:
+    """Return the segments that lie within another one that was made before `since`.
+
+    Nobody reads on from one of the files `pinned`.
+    """
+    end = min(pinned, default=1 << 62)
     return [
         one
         for one in segments
-        if any(
+        if one.name.last < end
+        and any(
             other.name != one.name and other.name.covers(one.name) and other.made_at < since
             for other in segments
         )

@@ -56,6 +56,7 @@ class SegmentData:
         self._seg, self._props = seg, props
         self._check_companions()
         self._offsets = index.blocks["offset"].astype(np.int64)
+        self._first_rows = index.pages["first_row"].astype(np.int64)
         flags = index.blocks["flags"] & fmt.BLOCK_OPERATIONS
         self.times = np.empty((len(self._offsets), 3), np.int64)
         self.times[:, 0] = index.blocks["min_timestamp"]
@@ -91,19 +92,22 @@ class SegmentData:
         start, end = span or (0, 1)
         kernels.mark_blocks(runs.rows, times, start, end, members, wanted)
         for block in np.flatnonzero(wanted & self._unchecked).tolist():
-            found = self.index.blocks[block]
-            at = int(found["offset"])
-            if crc32c(self._seg[at : at + int(found["size"])].data) != int(found["crc"]):
-                self._corrupt(".seg", at, "column block")
-            self._unchecked[block] = 0
+            self._check_block(block)
         return Columns(self._seg, self._offsets, wanted, self._scratch)
 
     def block(self, number: int) -> tuple[Ints, int]:
         """Return the columns of a block, int64[6, rows] valid until the next call, and its rows."""
-        run = np.array([[number * BLOCK_ROWS, 1, 0, 0]], np.int64)
-        self.columns_of(Runs(run, NO_ACCOUNTS))
+        if self._unchecked[number]:
+            self._check_block(number)
         count = blocks.decode_block(self._seg, int(self._offsets[number]), True, self._scratch)
         return self._scratch[:, : int(count)], int(count)
+
+    def _check_block(self, number: int) -> None:
+        found = self.index.blocks[number]
+        at = int(found["offset"])
+        if crc32c(self._seg[at : at + int(found["size"])].data) != int(found["crc"]):
+            self._corrupt(".seg", at, "column block")
+        self._unchecked[number] = 0
 
     def property_set(self, number: int) -> bytes:
         """Return a property set as it stands in a heap entry."""
@@ -133,6 +137,17 @@ class SegmentData:
 
     def id_block(self, block: int) -> tuple[NDArray[np.bool_], Ints, Raw]:
         """Return the ids of a block: which are UUIDs, where each ends, their bytes."""
+        raw, has_text = self.raw_ids(block)
+        rows = min(self.header.row_count - block * BLOCK_ROWS, BLOCK_ROWS)
+        if not has_text:
+            return np.ones(rows, np.bool_), np.arange(16, 16 * rows + 16, 16), raw
+        sizes = raw[:rows].astype(np.int64)
+        is_uuid = sizes == 0
+        sizes[is_uuid] = 16
+        return is_uuid, np.cumsum(sizes), raw[rows:]
+
+    def raw_ids(self, block: int) -> tuple[Raw, bool]:
+        """Return the bytes of a block of ids, and whether it begins with the size of each."""
         found = self.index.blocks[block]
         at = int(found["id_offset"])
         raw = self._seg[at : at + int(found["id_size"])]
@@ -140,16 +155,12 @@ class SegmentData:
             if crc32c(raw.data) != int(found["id_crc"]):
                 self._corrupt(".seg", at, "block of ids")
             self._unchecked_ids[block] = False
-        rows = min(self.header.row_count - block * BLOCK_ROWS, BLOCK_ROWS)
         if not found["flags"] & fmt.BLOCK_TEXT_IDS:
-            return np.ones(rows, np.bool_), np.arange(16, 16 * rows + 16, 16), raw
+            return raw, False
         if found["flags"] & fmt.BLOCK_LZ4:
             whole = lz4.block.decompress(raw.data, uncompressed_size=int(found["id_raw_size"]))
             raw = np.frombuffer(whole, np.uint8)
-        sizes = raw[:rows].astype(np.int64)
-        is_uuid = sizes == 0
-        sizes[is_uuid] = 16
-        return is_uuid, np.cumsum(sizes), raw[rows:]
+        return raw, True
 
     # Slices and property sets
 

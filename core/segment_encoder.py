@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from meterd.core.kernels import segment_blocks as kernels
 from meterd.core.kernels.packing import CHUNK_SIZE_MAX
+from meterd.core.kernels.segment_merge import copy_texts
 from meterd.core.kernels.segment_rows import KEY
 from meterd.protocol import segment_format as fmt
 from meterd.protocol.errors import InvariantViolation
@@ -120,8 +121,11 @@ class SegmentEncoder:
         """Yield the last bytes of `.seg`."""
         yield from self._flush()
 
-    def finish(self, log: SegmentLog) -> Encoded:
-        """Return the other two files; `.seg` has ended."""
+    def finish(self, log: SegmentLog, is_thinned: bool = False) -> Encoded:
+        """Return the other two files; `.seg` has ended.
+
+        is_thinned: rows that had expired were left out.
+        """
         props = self._sets.finish()
         props_size = sum(map(len, props))
         blocks = fmt.directory(fmt.BLOCK, self._blocks)
@@ -142,6 +146,7 @@ class SegmentEncoder:
             fmt.header_crc(self._seg_header),
             props_size,
             fmt.header_crc(props[0]),
+            is_thinned,
         )
         sections = {
             "files": log.files,
@@ -232,11 +237,10 @@ class _Series:
         if count:
             self._runs.append(runs[1:])
         self._first_run.append(firsts - 1 + self.run_count)
-        starts = np.where(numbers > 0, batch.text_end[numbers - 1], 0)
-        sizes = batch.text_end[numbers] - starts
-        ends = np.cumsum(sizes)
-        moves = np.repeat(starts - ends + sizes, sizes)
-        self._text.append(batch.text[np.arange(len(moves)) + moves])
+        sizes = batch.text_end[numbers] - np.where(numbers > 0, batch.text_end[numbers - 1], 0)
+        text, ends = np.empty(int(sizes.sum()), np.uint8), np.empty(accounts, np.int64)
+        copy_texts(batch.text, batch.text_end, numbers, text, ends)
+        self._text.append(text)
         base = int(self._ends[-1][-1]) if self._ends else 0
         if accounts:
             self._ends.append(ends + base)

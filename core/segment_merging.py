@@ -1,96 +1,270 @@
-"""Reads whole segments back in sorted order, for those who merge them.
+"""Merges segments that follow each other into one, in bounded memory, and proves the result.
 
-`rows_in_order` gives the rows of one segment as batches that `SegmentEncoder.add` takes: the same
-six words a row, with accounts, text ids and property sets of the batch.  Merging is left to the
-caller: take batches of several segments, give ordinals their offset (PLACE), intern accounts and
-sets, order the rows, and cut batches at whole blocks.  `joined_log` adds up what segments that
-follow each other keep of the log.
+`Merge.batches` reads each segment once, from front to back, and gives what `SegmentEncoder.add`
+takes; `joined_log` adds up what the segments keep of the log.  Rows that have expired can be left
+out.  `read_all` takes the rows of the result as those of the parts were taken; when the facts are
+the same, so are the rows.  Memory: a batch, a block of each segment, the texts of the accounts, and
+40 bytes for each property set.
+
+Does not know: files, when to merge (`core/compaction_plan.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.core.kernels import segment_blocks as blocks
-from meterd.core.kernels import segment_match as kernels
-from meterd.core.kernels.segment_rows import (
-    ID_0,
-    ID_1,
-    KEY,
-    PLACE,
-    ROW_WORDS,
-    TEXT_ID,
-    TIMESTAMP,
-    VALUE,
-)
-from meterd.core.segment_encoder import Batch, SegmentLog
-from meterd.core.segment_reader import SegmentReader
+from meterd.core.kernels import segment_merge as kernels
+from meterd.core.kernels.index import make_index
+from meterd.core.kernels.memory import reserve
+from meterd.core.kernels.segment_match import COUNT, FIRST, Accounts
+from meterd.core.kernels.segment_rows import ROW_WORDS, order_accounts
+from meterd.core.segment_encoder import ID_SIZE_MAX, Batch, SegmentLog
+from meterd.core.segment_reader import PAGES_AT_ONCE, SegmentReader
 from meterd.protocol.errors import InvariantViolation
-from meterd.protocol.segment_format import BLOCK_ROWS
+from meterd.protocol.limits import I64_MIN
+from meterd.protocol.segment_format import BLOCK_ROWS, PAGE_ACCOUNTS, SET_BLOCK_COUNT, SegmentName
+
+Ints = NDArray[np.int64]
+Raw = NDArray[np.uint8]
+Words = NDArray[np.uint64]
+
+# Rows of a batch: whole blocks.
+BATCH_ROWS: Final = 32 * BLOCK_ROWS
+METRIC_NUMBERS: Final = 1 << 16
+WINDOW_TEXT: Final = BLOCK_ROWS * ID_SIZE_MAX
 
 
-def rows_in_order(reader: SegmentReader, at_once: int) -> Iterator[Batch]:
-    """Yield all rows of a segment in order, `at_once` (whole blocks) in a batch.  Raises Corrupt.
+class Expiry(NamedTuple):
+    """Which rows are left out: those before the horizon, of some metrics, that say no member."""
 
-    A set that the encoder gave a number in one batch has it in the next ones.
-    """
-    if at_once % BLOCK_ROWS:
-        raise InvariantViolation("batches of a segment are whole blocks")
-    given = np.full(reader.header.set_count, -1, np.int64)
-    for first in range(0, reader.header.row_count, at_once):
-        last = min(first + at_once, reader.header.row_count)
-        batch, numbers = _batch(reader, first, last)
-        batch.set_map[:] = given[numbers]
-        yield batch
-        given[numbers] = batch.set_map
+    horizon: int  # UTC ns
+    metrics: Raw  # u8[65536]: 1 for the numbers of those metrics
 
 
-def _batch(reader: SegmentReader, first: int, last: int) -> tuple[Batch, NDArray[np.int64]]:
-    """Return rows as a batch, and which sets of the segment those of the batch are."""
-    runs = reader.runs_between(first, last)
-    rows = np.empty((last - first, ROW_WORDS), np.int64)
-    counts = runs.rows[:, kernels.COUNT]
-    series = runs.rows[:, kernels.ACCOUNT] << 32 | runs.rows[:, kernels.METRIC] << 16
-    rows[:, KEY] = np.repeat(series, counts)
-    sets = np.empty(last - first, np.int64)
-    texts: list[bytes] = []
-    text_at = 0
-    for block in range(first // BLOCK_ROWS, -(-last // BLOCK_ROWS)):
+NOTHING_EXPIRES: Final = Expiry(I64_MIN, np.zeros(METRIC_NUMBERS, np.uint8))
+
+
+class Facts(NamedTuple):
+    """What was taken from segments."""
+
+    rows: int
+    expired: int  # rows left out
+    digest: int  # of the former
+
+
+class Merge:
+    """Merges segments, or reads one.  `key` u64[2] is random, so that nobody can foresee hashes."""
+
+    def __init__(
+        self, readers: Sequence[SegmentReader], key: Words, expiry: Expiry = NOTHING_EXPIRES
+    ) -> None:
+        """`readers`: of segments that follow each other.  Raises Corrupt."""
+        self._readers = readers
+        self.key = key
+        self._expiry = expiry
+        self.bytes_read = 0
+        # Rows of the segments, expired ones included.
+        self.row_count = sum(reader.header.row_count for reader in readers)
+        self._accounts = _Accounts([reader.all_accounts() for reader in readers], key)
+        self._sets = _Sets(readers, key)
+        offsets = np.cumsum([0, *(reader.header.ordinal_count for reader in readers)])
+        self._offsets = offsets.tolist()
+        self._next_block = [0] * len(readers)
+        self._runs = [_Runs(reader) for reader in readers]
+        self._facts = np.zeros((len(readers), kernels.FACT_WORDS), np.int64)
+        self._facts[:, kernels.IN_ORDER] = 1
+        self._facts[:, kernels.LAST_KEY] = -1
+        self._rows = np.empty((len(readers) * BLOCK_ROWS, ROW_WORDS), np.int64)
+        self._text = reserve((len(readers) * WINDOW_TEXT,), np.uint8)
+
+    @property
+    def name(self) -> SegmentName:
+        """The log files that all of them cover."""
+        return SegmentName(self._readers[0].name.first, self._readers[-1].name.last)
+
+    def facts(self) -> Facts:
+        """Return what was taken so far.  Raises InvariantViolation when it was in no order."""
+        if not self._facts[:, kernels.IN_ORDER].all():
+            raise InvariantViolation("the rows of a segment are in no order")
+        digest = self._facts[:, kernels.DIGEST].view(np.uint64).sum(dtype=np.uint64)
+        totals = self._facts.sum(axis=0)
+        return Facts(int(totals[kernels.TAKEN]), int(totals[kernels.EXPIRED]), int(digest))
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield all rows in order.  Each batch must have been encoded when the next is asked for.
+
+        Raises Corrupt.
+        """
+        windows = np.zeros((len(self._readers), 3), np.int64)
+        windows[:, kernels.MORE] = [reader.header.row_count > 0 for reader in self._readers]
+        rows = np.empty((BATCH_ROWS, ROW_WORDS), np.int64)
+        text = reserve((BATCH_ROWS * ID_SIZE_MAX,), np.uint8)
+        state = np.zeros(4, np.int64)
+        out, sets = (rows, text, state), self._sets.tables(BATCH_ROWS)
+        answer = kernels.FULL
+        while answer != kernels.DONE:
+            answer = int(kernels.merge(self._rows, self._text, windows, sets, out))
+            if answer >= 0:
+                windows[answer] = self._fill(answer)
+            elif state[kernels.OUT_ROWS]:
+                numbers = sets[2][: state[kernels.OUT_SETS]]
+                batch = self._batch(rows[: state[kernels.OUT_ROWS]], text, numbers)
+                yield batch
+                self._sets.given[numbers] = batch.set_map
+                state[:3] = 0
+                state[kernels.OUT_BATCH] += 1
+
+    def read_all(self) -> Iterator[float]:
+        """Read all rows for their facts alone; yield how much is done, 0 to 1.  Raises Corrupt."""
+        for number, reader in enumerate(self._readers):
+            for block in range(len(reader.index.blocks)):
+                self._fill(number)
+                yield (number + block / len(reader.index.blocks)) / len(self._readers)
+
+    def _fill(self, number: int) -> tuple[int, int, bool]:
+        """Take the next block of a segment into its window; return where its rows lie there."""
+        reader, block = self._readers[number], self._next_block[number]
+        self._next_block[number] += 1
         columns, count = reader.block(block)
-        start = block * BLOCK_ROWS - first
-        part = rows[start : start + count]
-        part[:, TIMESTAMP], part[:, VALUE] = columns[blocks.AT], columns[blocks.AMOUNT]
-        part[:, KEY] |= columns[blocks.OPERATION] << 8
-        part[:, PLACE] = columns[blocks.ORDINAL]
-        sets[start : start + count] = columns[blocks.SET]
-        is_uuid, ends, raw = reader.id_block(block)
-        starts = ends - np.diff(ends, prepend=0)
-        uuids = np.flatnonzero(is_uuid)
-        words = raw[starts[uuids][:, None] + np.arange(16)].reshape(-1).view("<i8")
-        part[uuids, ID_0], part[uuids, ID_1] = words[0::2], words[1::2]
-        for place in np.flatnonzero(~is_uuid).tolist():
-            texts.append(raw[int(starts[place]) : int(ends[place])].tobytes())
-            part[place, ID_0], part[place, ID_1] = text_at, text_at + len(texts[-1])
-            part[place, KEY] |= TEXT_ID
-            text_at += len(texts[-1])
-    numbers, local = np.unique(sets, return_inverse=True)
-    rows[:, PLACE] |= local << 32
-    packed = [reader.property_set(number) for number in numbers.tolist()]
-    accounts = int(runs.rows[-1, kernels.ACCOUNT]) + 1
-    batch = Batch(
-        rows,
-        np.arange(last - first),
-        np.frombuffer(b"".join(texts) + bytes(8), np.uint8).copy(),
-        runs.accounts.text,
-        runs.accounts.text_end[:accounts],
-        np.frombuffer(b"".join(packed) + bytes(8), np.uint8).copy(),
-        np.cumsum([len(one) for one in packed]),
-        np.full(len(numbers), -1, np.int64),
-    )
-    return batch, numbers
+        found = reader.index.blocks[block]
+        self.bytes_read += int(found["size"]) + int(found["id_size"])
+        raw, has_text = reader.raw_ids(block)
+        runs, account = self._runs[number].between(block * BLOCK_ROWS, count)
+        base = number * BLOCK_ROWS
+        kept = kernels.take_block(
+            np.ascontiguousarray(columns),
+            runs,
+            self._accounts.ranks[number][account:],
+            (raw, has_text),
+            (self._sets.numbers[number], self._sets.hashes),
+            (self.key, self._accounts.hashes, self._offsets[number], *self._expiry),
+            (
+                self._rows[base : base + BLOCK_ROWS],
+                self._text,
+                number * WINDOW_TEXT,
+                self._facts[number],
+            ),
+        )
+        more = self._next_block[number] < len(reader.index.blocks)
+        return base, base + int(kept), more
+
+    def _batch(self, rows: Ints, text: Raw, numbers: Ints) -> Batch:
+        given = self._sets.given[numbers]
+        packed = [
+            self._sets.packed(number) if known < 0 else b""
+            for number, known in zip(numbers.tolist(), given.tolist(), strict=True)
+        ]
+        return Batch(
+            rows,
+            np.arange(len(rows)),
+            text,
+            self._accounts.text,
+            self._accounts.text_end,
+            np.frombuffer(b"".join(packed) + bytes(8), np.uint8).copy(),
+            np.cumsum([len(one) for one in packed]),
+            given,
+        )
+
+
+class _Runs:
+    """The runs of a segment, from front to back, some pages at once."""
+
+    def __init__(self, reader: SegmentReader) -> None:
+        self._reader = reader
+        self._account = self._end = 0  # of the first account listed; behind the last row
+        self._rows = np.empty((0, 4), np.int64)
+        self._first = np.empty(0, np.int64)
+
+    def between(self, first: int, count: int) -> tuple[Ints, int]:
+        """Return the runs of some rows, cut to them, and which account they call 0."""
+        if first + count > self._end:
+            page = self._reader.page_of(first)
+            last = max(self._reader.page_of(first + count - 1) + 1, page + PAGES_AT_ONCE)
+            self._rows = self._reader.runs_of_pages(page, last).rows
+            self._first = self._rows[:, FIRST].copy()
+            self._end = int(self._rows[-1, FIRST] + self._rows[-1, COUNT])
+            self._account = page * PAGE_ACCOUNTS
+        low = int(np.searchsorted(self._first, first, side="right")) - 1
+        high = int(np.searchsorted(self._first, first + count, side="left"))
+        runs = self._rows[low:high].copy()
+        runs[0, COUNT] -= first - runs[0, FIRST]
+        runs[0, FIRST] = first
+        runs[-1, COUNT] = first + count - runs[-1, FIRST]
+        return runs, self._account
+
+
+class _Accounts:
+    """The accounts of all segments, and the rank of each segment's own among them."""
+
+    def __init__(self, parts: Sequence[Accounts], key: Words) -> None:
+        text, ends = _joined_texts(parts)
+        hashes = np.empty((len(ends), 2), np.uint64)
+        kernels.hash_texts(key, text, ends, hashes)
+        order, rank = np.arange(len(ends)), np.arange(len(ends))
+        is_first = np.ones(len(ends), np.bool_)
+        if len(parts) > 1:
+            partition = np.concatenate([part.partition for part in parts])
+            order_accounts(text, ends, partition, order, np.empty(len(ends), np.int64))
+            is_first[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
+            rank[order] = np.cumsum(is_first) - 1
+        self.ranks = np.split(rank, np.cumsum([len(part.text_end) for part in parts])[:-1])
+        firsts = order[is_first]
+        self.hashes = hashes[firsts]
+        self.text = np.empty(len(text), np.uint8)
+        self.text_end = np.empty(len(firsts), np.int64)
+        kernels.copy_texts(text, ends, firsts, self.text, self.text_end)
+
+
+def _joined_texts(parts: Sequence[Accounts]) -> tuple[Raw, Ints]:
+    """Return the texts of all accounts, one after another, and where each ends."""
+    text = np.concatenate([*(part.text for part in parts), np.zeros(8, np.uint8)])
+    bases = np.cumsum([0, *(len(part.text) for part in parts)]).tolist()
+    ends = [part.text_end + base for part, base in zip(parts, bases[:-1], strict=True)]
+    return text, np.concatenate(ends)
+
+
+class _Sets:
+    """The distinct property sets of all segments, by number."""
+
+    def __init__(self, readers: Sequence[SegmentReader], key: Words) -> None:
+        self._readers = readers
+        total = sum(reader.header.set_count for reader in readers)
+        self.numbers = [np.empty(reader.header.set_count, np.int64) for reader in readers]
+        self.hashes = np.empty(total, np.uint64)
+        # Where the bytes of each lie: segment, number there.
+        self._origin = np.empty((total, 2), np.int64)
+        # The number that it has in the segment that is made, or -1.
+        self.given = np.full(total, -1, np.int64)
+        self._total = total
+        index, known = make_index(total + 1), np.zeros(1, np.int64)
+        for place, reader in enumerate(readers):
+            for first in range(0, reader.header.set_count, SET_BLOCK_COUNT):
+                raw = np.frombuffer(reader.set_block(first // SET_BLOCK_COUNT) + bytes(8), np.uint8)
+                numbers = self.numbers[place][first : first + SET_BLOCK_COUNT]
+                before = int(known[0])
+                out = (numbers, self.hashes, known)
+                if kernels.number_sets(key, raw, len(numbers), index, out):
+                    new, where = np.unique(numbers, return_index=True)
+                    places = where[new >= before] + first
+                    self._origin[before : int(known[0]), 0] = place
+                    self._origin[before : int(known[0]), 1] = places
+
+    def tables(self, rows: int) -> tuple[Ints, Ints, Ints]:
+        """Return what `merge` needs to number the sets of a batch."""
+        return (
+            np.full(self._total, -1, np.int64),
+            np.empty(self._total, np.int64),
+            np.empty(rows, np.int64),
+        )
+
+    def packed(self, number: int) -> bytes:
+        """Return a set as it stands in heap entries."""
+        place, own = self._origin[number].tolist()
+        return self._readers[place].property_set(own)
 
 
 def joined_log(logs: Sequence[SegmentLog]) -> SegmentLog:
@@ -106,3 +280,18 @@ def joined_log(logs: Sequence[SegmentLog]) -> SegmentLog:
         offset += log.ordinal_count
     digests = np.concatenate([log.digests for log in logs])
     return SegmentLog(np.concatenate(files), offset, np.concatenate(slices), digests)
+
+
+def same_log(one: SegmentLog, two: SegmentLog) -> bool:
+    """Whether two segments keep the same of the log; slices may lie in another order."""
+    return (
+        np.array_equal(one.files, two.files)
+        and one.ordinal_count == two.ordinal_count
+        and np.array_equal(_sorted_slices(one), _sorted_slices(two))
+    )
+
+
+def _sorted_slices(log: SegmentLog) -> NDArray[np.uint64]:
+    order = np.argsort(log.slices[:, 0], kind="stable")
+    slices = np.concatenate([log.slices.view(np.uint64), log.digests.reshape(-1, 2)], axis=1)
+    return slices[order]

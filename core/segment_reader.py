@@ -18,7 +18,7 @@ from meterd.core.kernels import segment_match as kernels
 from meterd.core.kernels.gather import ANY_ACCOUNT, ENTRY, SUBTREE, Wanted
 from meterd.core.kernels.hashing import partition_of
 from meterd.core.kernels.segment_match import Accounts
-from meterd.core.segment_data import NO_SETS, Ints, Raw, Runs, SegmentData, set_bytes
+from meterd.core.segment_data import NO_ACCOUNTS, NO_SETS, Ints, Raw, Runs, SegmentData, set_bytes
 from meterd.protocol import segment_format as fmt
 from meterd.protocol.limits import I64_MAX, I64_MIN
 from meterd.protocol.segment_format import BLOCK_ROWS
@@ -27,6 +27,7 @@ from meterd.protocol.segment_format import BLOCK_ROWS
 MATCHES_MAX: Final = 1 << 15
 ROWS_AT_ONCE: Final = 1 << 16
 RUNS_AT_ONCE: Final = 1 << 15
+PAGES_AT_ONCE: Final = 64
 # Rows that are counted without being looked at one by one: a few milliseconds.
 FOLDED_AT_ONCE: Final = 1 << 18
 # Heap entries of one chunk.
@@ -123,8 +124,7 @@ class SegmentReader(SegmentData):
 
     def runs_of_rows(self, rows: Ints, wanted: Wanted) -> Runs:
         """Return the runs of single rows (rising) whose metric is wanted."""
-        first_rows = self.index.pages["first_row"].astype(np.int64)
-        pages = np.unique(np.searchsorted(first_rows, rows, side="right") - 1)
+        pages = np.unique(np.searchsorted(self._first_rows, rows, side="right") - 1)
         found = self._list(pages, wanted)
         place = np.searchsorted(found.rows[:, kernels.FIRST], rows, side="right") - 1
         there = place >= 0
@@ -169,18 +169,27 @@ class SegmentReader(SegmentData):
 
     # Whole segments
 
-    def runs_between(self, first: int, last: int) -> Runs:
-        """Return all runs of the rows from first to before last, cut to them."""
-        first_rows = self.index.pages["first_row"].astype(np.int64)
-        low, high = np.searchsorted(first_rows, [first, last - 1], side="right") - 1
-        found = self._list(np.arange(low, high + 1), EVERYTHING)
-        starts = found.rows[:, kernels.FIRST]
-        ends = starts + found.rows[:, kernels.COUNT]
-        inside = (ends > first) & (starts < last)
-        rows = found.rows[inside]
-        rows[:, kernels.FIRST] = np.maximum(starts[inside], first)
-        rows[:, kernels.COUNT] = np.minimum(ends[inside], last) - rows[:, kernels.FIRST]
-        return Runs(rows, found.accounts)
+    def runs_of_pages(self, first: int, last: int) -> Runs:
+        """Return all runs of the pages from first to before last.  Raises Corrupt."""
+        return self._list(np.arange(first, min(last, len(self.index.pages))), EVERYTHING)
+
+    def page_of(self, row: int) -> int:
+        """Return the page of the index in which the account of a row stands."""
+        return int(np.searchsorted(self._first_rows, row, side="right")) - 1
+
+    def all_accounts(self) -> Accounts:
+        """Return all accounts, in their order.  Raises Corrupt."""
+        texts, ends, partitions, base = [], [], [], 0
+        for first in range(0, len(self.index.pages), PAGES_AT_ONCE):
+            found = self.runs_of_pages(first, first + PAGES_AT_ONCE).accounts
+            size = int(found.text_end[-1])
+            texts.append(found.text[:size])
+            ends.append(found.text_end + base)
+            partitions.append(found.partition)
+            base += size
+        if not texts:
+            return NO_ACCOUNTS
+        return Accounts(np.concatenate(texts), np.concatenate(ends), np.concatenate(partitions))
 
     # Pages of the index
 

@@ -357,9 +357,10 @@ class StateMachine:
         table_kernels.rebuild_indexes(self.handle)
         self.registry = Registry.from_bytes(state["registry"])
         self.horizon, self.future_ns = state["horizon"], state["future_ns"]
-        self.totals_horizon = state["totals_horizon"]
-        self.erasures = Erasures(map(Erasure.from_list, state["erasures"]), tables.key)
-        self.balances.restore(state["balances"], arrays)
+        self.totals_horizon = state.get("totals_horizon", BEGINNING)  # absent in older files
+        self.erasures = Erasures(map(Erasure.from_list, state.get("erasures", ())), tables.key)
+        if "balances" in state:
+            self.balances.restore(state["balances"], arrays)
         self.retention_days = state.get("retention_days")
         self.leader_time, self.stored = state["leader_time"], state["stored"]
         self.newest_event = state["newest_event"]

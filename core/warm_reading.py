@@ -24,6 +24,7 @@ from meterd.core.log_intake import LogIntake
 from meterd.core.questions import Question
 from meterd.core.registry import Registry
 from meterd.core.segment_encoder import SegmentEncoder
+from meterd.core.segment_merging import Merge, joined_log
 from meterd.core.segment_reader import SegmentReader
 from meterd.protocol import log_format
 from meterd.protocol.limits import I64_MAX, I64_MIN
@@ -64,6 +65,7 @@ def warm_reading(records: Sequence[bytes], registry: Registry, key: tuple[int, i
     _list(registry, identity_key, active, log)
     _list_segment(registry, segment, identity_key)
     _fold(segment, registry, identity_key)
+    _merge(segment, identity_key)
     copy_entries(make_index(1), make_index(2))
 
 
@@ -85,6 +87,14 @@ def _segment(
         np.frombuffer(seg, np.uint8),
         np.frombuffer(props, np.uint8),
     )
+
+
+def _merge(segment: SegmentReader, key: Words) -> None:
+    merge = Merge([segment, segment], key)
+    encoder = SegmentEncoder(SegmentFileHeader(1, 1, 2, 0))
+    for batch in merge.batches():
+        list(encoder.add(batch))
+    encoder.finish(joined_log([segment.log(), segment.log()]))
 
 
 def _file(records: Sequence[bytes]) -> bytes:

@@ -109,14 +109,19 @@ def read_state(buffer: Bytes) -> dict[str, Any]:
 def decode(buffer: Bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Return state and arrays (views of the buffer) of a checkpoint.  Raises Damaged."""
     state, sections = read_front(buffer)
-    view = memoryview(buffer)
     arrays = {}
     for section in sections:
-        raw = view[section.offset : section.offset + section.size]
-        if len(raw) != section.size or crc32c(raw) != section.crc:
-            raise damaged_section(section)
+        raw = check_section(buffer, section)
         arrays[section.name] = np.frombuffer(raw, section.dtype).reshape(section.shape)
     return state, arrays
+
+
+def check_section(buffer: Bytes, section: Section) -> memoryview:
+    """Return the bytes of a section.  Raises Damaged."""
+    raw = memoryview(buffer)[section.offset : section.offset + section.size]
+    if len(raw) != section.size or crc32c(raw) != section.crc:
+        raise damaged_section(section)
+    return raw
 
 
 def damaged_section(section: Section) -> Damaged:

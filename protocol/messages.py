@@ -174,6 +174,13 @@ _KINDS = (
         },
     ),
     Kind("backup_release", "retention_sweeper", "ends that"),
+    Kind(
+        "compact",
+        "retention_sweeper",
+        "starts a job that merges small segments",
+        _flag("aggressive"),
+    ),
+    Kind("compact_status", "retention_sweeper", "says how many segments there are and wait"),
     Kind("job_list", "retention_sweeper", "lists the jobs, the newest first"),
     Kind("job_show", "retention_sweeper", "says how far a job is, or what became of it", JOB),
     Kind("job_cancel", "retention_sweeper", "cancels a job", JOB),

@@ -37,7 +37,7 @@ SET_BLOCK_COUNT: Final = 256
 # Behind packed columns, so that eight bytes can be loaded anywhere in them.
 TAIL_SIZE: Final = 8
 
-HAS_OPERATIONS: Final = 1
+HAS_OPERATIONS, THINNED = 1, 2
 # Of a block: a row adds or removes a member; an id is text; the ids, a property block are LZ4.
 BLOCK_OPERATIONS, BLOCK_TEXT_IDS, BLOCK_LZ4 = 1, 2, 4
 
@@ -160,6 +160,7 @@ class SegmentHeader:
     seg_crc: int  # of its header
     props_size: int
     props_crc: int
+    is_thinned: bool = False  # whether stored rows that had expired were left out
 
     @property
     def name(self) -> SegmentName:
@@ -222,7 +223,7 @@ def encode_index(header: SegmentHeader, sections: Mapping[str, NDArray[Any]]) ->
     fixed = _INDEX_HEADER.pack(
         MAGIC[".idx"],
         VERSION,
-        HAS_OPERATIONS if header.has_operations else 0,
+        HAS_OPERATIONS * header.has_operations | THINNED * header.is_thinned,
         BLOCK_ROWS,
         header.set_id,
         header.first,
@@ -286,6 +287,7 @@ def parse_header(buffer: Bytes) -> SegmentHeader:
         seg_crc,
         props_size,
         props_crc,
+        bool(flags & THINNED),
     )
 
 

@@ -121,11 +121,11 @@ class Jobs(Service):
 
     def active(self, kind: str) -> Job | None:
         """Return the job of a kind that runs or waits, if there is one."""
-        for line in self._lanes.values():
-            for job in line:
-                if job.kind == kind:
-                    return job
-        return None
+        return next(iter(self.unfinished(kind)), None)
+
+    def unfinished(self, kind: str) -> list[Job]:
+        """Return the jobs of a kind that run or wait."""
+        return [job for line in self._lanes.values() for job in line if job.kind == kind]
 
     def answer(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
         if kind == "job_list":

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 # How often to look while there are more log files than are wished for.
 CROWDED_SECONDS = 60.0
 STARTING_RETRY_MS = 200
+# A question that began before segments were merged may still read the parts.
+QUESTION_SECONDS = 60.0
 NO_HORIZON = -(2**63)
 # The order in which the files of a segment go.
 DELETE_ORDER = (".idx", ".seg", ".props")
@@ -102,18 +104,22 @@ class LogRetention(Service):
         if oldest is not None:
             moment = oldest / SECOND_NS
             self.sweeper.telemetry.set("retention_oldest_event_timestamp_seconds", moment)
-        horizon = NO_HORIZON if self._told is None or self.held_until else self._told["horizon"]
-        self._expired = retention.expired_segments(self._kept, horizon)
+        self._expired = retention.expired_segments(self._kept, self.horizon)
         last = self._expired[-1].name.last if self._expired else 0
         return self._holding.assess([number for number in files.full_numbers if number <= last])
 
+    @property
+    def horizon(self) -> int:
+        """Before which moment (UTC ns) events have expired."""
+        return NO_HORIZON if self._told is None or self.held_until else int(self._told["horizon"])
+
     def _covered(self) -> dict[int, int]:
         """Return since when (UTC ns) each log file's events are in a segment too."""
-        return {
-            number: one.made_at
-            for one in self._kept
-            for number in range(one.name.first, one.name.last + 1)
-        }
+        since: dict[int, int] = {}
+        for one in self.sweeper.files.segments.complete():
+            for number in range(one.name.first, one.name.last + 1):
+                since[number] = min(one.made_at, since.get(number, one.made_at))
+        return since
 
     def _oldest_event(self) -> int | None:
         segments = self.sweeper.files.segments.chosen(1 << 62)
@@ -156,6 +162,14 @@ class LogRetention(Service):
         pins = [pin.first_file for pin in self.sweeper.pins.active]
         return retention.droppable_segments(self._expired, needed, left, pins)
 
+    def _parts_of(self, merged: Sequence[Kept]) -> list[Kept]:
+        """Return what was merged into segments and is still there: it goes first, or it counted."""
+        return [
+            _kept(one)
+            for one in self.sweeper.files.segments.complete()
+            if any(two.name != one.name and two.name.covers(one.name) for two in merged)
+        ]
+
     def delete_segments(self, segments: Iterable[Kept]) -> int:
         """Delete segments, durably; return how many bytes they held."""
         freed = 0
@@ -170,14 +184,20 @@ class LogRetention(Service):
         return freed
 
     def _delete_superseded(self) -> None:
-        since = time.time_ns() - int(self.sweeper.options.storage.copy_grace * SECOND_NS)
+        """Delete segments that were merged, when nobody copies or asks them any more."""
+        grace = self.sweeper.options.storage.copy_grace
+        if self.sweeper.is_short_of_space:
+            grace = 0.0
+        since = time.time_ns() - int(max(grace, QUESTION_SECONDS) * SECOND_NS)
+        pins = [pin.first_file for pin in self.sweeper.pins.active]
         kept = [_kept(one) for one in self.sweeper.files.segments.complete()]
         # One that was merged while a part of it was folded stands for nothing.
         through = self._totals.through
         half_folded = [one for one in kept if one.name.first <= through < one.name.last]
         kept = [one for one in kept if one not in half_folded]
-        superseded = retention.superseded_segments(kept, since)
-        superseded += [one for one in half_folded if self._is_covered(through, one.name.last)]
+        superseded = retention.superseded_segments(kept, since, pins)
+        if not pins:
+            superseded += [one for one in half_folded if self._is_covered(through, one.name.last)]
         if superseded:
             self.delete_segments(superseded)
 
@@ -205,7 +225,7 @@ class LogRetention(Service):
         through = self._totals.through
         dropped = [one for one in self._droppable(assessment, []) if one.name.last <= through]
         if dropped:
-            freed = self.delete_segments(dropped)
+            freed = self.delete_segments([*self._parts_of(dropped), *dropped])
             self.sweeper.telemetry.add("retention_segments_deleted_total", len(dropped))
             self.sweeper.telemetry.add("retention_bytes_freed_total", freed)
             self.sweeper.send("usage", [b"save"])

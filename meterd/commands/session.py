@@ -85,6 +85,10 @@ class Session:
 
         return Client(list(self.nodes), timeout=timeout or self.timeout)
 
+    def each_node(self) -> "list[Session]":
+        """The same session for each of its nodes alone."""
+        return [replace(self, nodes=(node,)) for node in self.nodes]
+
     def patience(self, default: float) -> float:
         """The timeout of a command that waits longer than others unless told otherwise."""
         return self.timeout if self.timeout_given else default

@@ -138,7 +138,7 @@ def test_a_flipped_bit_anywhere_is_found_and_its_file_named(shelf, tool):
             found = tool.run("backup", "verify", "--from", store, exit_code=9)
             raw[at] ^= 16
             files = {one["file"] for row in found["backups"] for one in row["findings"]}
-            assert str(path.relative_to(store)) in files
+            assert str(path.relative_to(store)) in files, (path, at)
         path.write_bytes(raw)
     tool.run("backup", "verify", "--from", store)
 

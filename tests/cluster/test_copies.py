@@ -104,6 +104,6 @@ def test_a_hold_gives_any_copier_a_checkpoint_that_fits(tmp_path):
     for path in (tmp_path / "copy").glob("wal-00000000000000000001.*"):
         path.unlink()
     with Node(data_dir=tmp_path / "copy", environment=SETTINGS) as node:
-        assert "the checkpoint of the backup hold is used" in node.log()
+        assert "kept for copies, is used" in node.log()
         with Client([node.address], timeout=60) as client:
             assert client.status()["totals"]["events"] >= acknowledged

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from meterd.actors import feed, reading
+from meterd.actors.segment_merger import SegmentMerger
 from meterd.core.questions import Question
-from meterd.core.segment_merging import rows_in_order
+from meterd.core.segment_merging import METRIC_NUMBERS, Expiry
 from meterd.protocol.limits import I64_MAX, I64_MIN
-from meterd.protocol.segment_format import BLOCK_ROWS
+from meterd.protocol.segment_format import SegmentName
 from tests.support.log_builder import LoggedEvent
 from tests.support.log_directory import LogDirectory, finish
 from tests.support.segments import registry_of
@@ -44,7 +47,9 @@ def every_segment(directory: str) -> None:
     for account in ("", "a"):
         question = Question("feed", account, start=I64_MIN, end=I64_MAX, limit=10)
         finish(feed.read_feed(view, question, registry, I64_MIN))
-    part = view.parts[0]
-    assert part.segment is not None
-    reader = view.segment(part.segment)
-    assert [len(batch.rows) for batch in rows_in_order(reader, BLOCK_ROWS)] == [4]
+    log.write([LoggedEvent("b", "text", 1, 1, 1)])
+    log.seal(segmented=True)
+    names = [SegmentName(1, 1), SegmentName(2, 2)]
+    expiry = Expiry(1, np.ones(METRIC_NUMBERS, np.uint8))
+    merged = SegmentMerger(directory).merge(names, expiry, lambda done, moved: None)
+    assert (merged.rows, merged.expired) == (3, 2)

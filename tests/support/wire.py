@@ -197,6 +197,8 @@ def _messages() -> Iterator[tuple[str, str, list[bytes]]]:
         "backup_create": {"to": "/var/backups/meterd", "type": "incr"},
         "backup_hold": {"seconds": 7_200},
         "backup_release": {},
+        "compact": {"aggressive": True},
+        "compact_status": {},
         "job_list": {},
         "job_show": {"id": 1_769_817_600},
         "job_cancel": {"id": 1_769_817_600},

@@ -43,6 +43,8 @@ def test_the_table_says_who_serves_what():
         "backup_create": "retention_sweeper",
         "backup_hold": "retention_sweeper",
         "backup_release": "retention_sweeper",
+        "compact": "retention_sweeper",
+        "compact_status": "retention_sweeper",
         "job_list": "retention_sweeper",
         "job_show": "retention_sweeper",
         "job_cancel": "retention_sweeper",

@@ -14,7 +14,7 @@ from tests.support.recording import recorded
 
 @pytest.fixture
 def router(tmp_path):
-    made = recorded(Router, tmp_path, node={"port": free_ports(1)[0]})
+    made = recorded(Router, tmp_path, node={"data_dir": str(tmp_path), "port": free_ports(1)[0]})
     made.replies = []
     made._reply = lambda frames: made.replies.append(frames) or True
     yield made

@@ -9,13 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from meterd.core import segment_merging
 from meterd.core.gathering import Gathering
 from meterd.core.kernels import gather
 from meterd.core.kernels.gather import LogRows
 from meterd.core.log_index import OpenIndex
 from meterd.core.questions import Question
 from meterd.core.segment_encoder import SegmentEncoder
-from meterd.core.segment_merging import rows_in_order
+from meterd.core.segment_merging import Merge
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.segment_format import BLOCK_ROWS, FileHeader
 from tests.support.log_builder import LoggedEvent
@@ -178,14 +179,18 @@ def test_a_damaged_block_stops_those_who_need_it_and_nobody_else(world):
     assert counted(hurt, other, REGISTRY) == counted(reader, other, REGISTRY)
 
 
-def test_all_rows_in_order_make_the_same_segment_again(world):
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_all_rows_in_order_make_the_same_segment_again(world, batch, monkeypatch):
     """What a merge of segments needs: rows, ids, sets, accounts and slices come back whole."""
+    monkeypatch.setattr(segment_merging, "BATCH_ROWS", batch * BLOCK_ROWS)
     *_, files, reader = world
+    merge = Merge([reader], np.array([1, 2], np.uint64))
     encoder = SegmentEncoder(FileHeader(7, 7, 7, 0))
     seg = [encoder.begin()]
-    for batch in rows_in_order(reader, 3 * BLOCK_ROWS):
+    for batch in merge.batches():
         seg += encoder.add(batch)
     seg += encoder.end()
+    assert merge.facts().rows == reader.header.row_count
     again = encoder.finish(reader.log())
     assert b"".join(seg) == files[".seg"]
     assert b"".join(again.props) == files[".props"]

@@ -1,0 +1,148 @@
+"""Merges segments on disk: reads the parts, writes the whole, proves it, and only then names it.
+
+`.idx` is written last, as for every segment: before it the parts count, after it the whole does,
+and nothing in between.  The parts stay where they are; others delete them later.  What is given up
+(cancelled, no room, damage) leaves no file behind; what a crash leaves is litter without `.idx`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from meterd.actors.direct_file import PIECE_SIZE, Staging
+from meterd.actors.disk import atomic_write
+from meterd.actors.mapped import map_file
+from meterd.core.segment_encoder import SegmentEncoder
+from meterd.core.segment_merging import Expiry, Facts, Merge, joined_log, same_log
+from meterd.core.segment_reader import SegmentReader
+from meterd.protocol.errors import Corrupt, InvariantViolation
+from meterd.protocol.log_format import Bytes, Damaged
+from meterd.protocol.segment_format import FileHeader, SegmentName, parse_index
+
+# How much of the work is done when the whole is written, and its proof begins.
+WRITTEN = 0.75
+
+# Told how much is done, 0 to 1, and how many bytes were read and written since it was told last;
+# may wait, and ends the work by raising.
+Pace = Callable[[float, int], None]
+
+
+class Merged(NamedTuple):
+    """What became of a merge."""
+
+    name: SegmentName
+    parts: int
+    rows: int
+    expired: int  # rows left out
+    read: int  # bytes
+    written: int
+
+
+class SegmentMerger:
+    """Merges segments of one directory, one merge at a time; may be used in a thread of its own."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._staging = Staging()
+
+    def merge(self, names: Sequence[SegmentName], expiry: Expiry, pace: Pace) -> Merged:
+        """Merge complete segments that follow each other, durably.
+
+        Raises Corrupt, DiskFull, FsyncFailed, OSError, and what `pace` raises.
+        """
+        name = SegmentName(names[0].first, names[-1].last)
+        if len(names) < 2 or any(a.last + 1 != b.first for a, b in pairwise(names)):
+            raise InvariantViolation("segments that are merged do not follow each other")
+        parts = [self._open(one) for one in names]
+        key = np.frombuffer(os.urandom(16), np.uint64).copy()
+        try:
+            return self._write(name, Merge(parts, key, expiry), parts, pace)
+        except BaseException:
+            # Nothing named them yet, and the space may be needed.
+            if not os.path.exists(self._path(name, ".idx")):
+                for suffix in (".seg", ".props"):
+                    with suppress(FileNotFoundError):
+                        os.unlink(self._path(name, suffix))
+            raise
+
+    def _write(
+        self, name: SegmentName, merge: Merge, parts: list[SegmentReader], pace: Pace
+    ) -> Merged:
+        """Write the three files, `.idx` when the others have proved good."""
+        set_id = int.from_bytes(os.urandom(8), "little")
+        header = FileHeader(set_id, name.first, name.last, time.time_ns())
+        encoder, log = SegmentEncoder(header), joined_log([part.log() for part in parts])
+        self._replace(name, ".seg", _paced(merge, encoder, pace))
+        facts = merge.facts()
+        was_thinned = any(part.header.is_thinned for part in parts)
+        encoded = encoder.finish(log, was_thinned or facts.expired > 0)
+        self._replace(name, ".props", _slowly(encoded.props, WRITTEN, pace))
+        if facts.rows + facts.expired != merge.row_count or encoded.header.row_count != facts.rows:
+            raise InvariantViolation("rows were lost in a merge of segments")
+        index = b"".join(encoded.idx)
+        whole = self._read(name, index)
+        if not same_log(whole.log(), log):
+            raise Corrupt(self._path(name, ".idx"), 0, "it does not keep the log of its parts")
+        read = self._prove(Merge([whole], merge.key), facts, pace)
+        self._replace(name, ".idx", _slowly([index], 1.0, pace))
+        written = encoded.header.seg_size + encoded.header.props_size + len(index)
+        return Merged(name, len(parts), facts.rows, facts.expired, merge.bytes_read + read, written)
+
+    def _prove(self, whole: Merge, facts: Facts, pace: Pace) -> int:
+        """Read the whole back; return how many bytes.  Raises Corrupt when it has other rows."""
+        read = 0
+        for done in whole.read_all():
+            pace(WRITTEN + (1 - WRITTEN) * done, whole.bytes_read - read)
+            read = whole.bytes_read
+        found = whole.facts()
+        if found != facts._replace(expired=0):
+            path = self._path(whole.name, ".seg")
+            raise Corrupt(path, 0, f"{found.rows} rows that are not the {facts.rows} of its parts")
+        return whole.bytes_read
+
+    def _open(self, name: SegmentName) -> SegmentReader:
+        return self._read(name, map_file(self._path(name, ".idx")).data)
+
+    def _read(self, name: SegmentName, index: Bytes) -> SegmentReader:
+        path = self._path(name, ".idx")
+        try:
+            seg, props = (map_file(self._path(name, suffix)) for suffix in (".seg", ".props"))
+            return SegmentReader(parse_index(index), seg, props)
+        except Damaged as damage:
+            raise Corrupt(path, damage.offset, damage.reason) from damage
+
+    def _replace(self, name: SegmentName, suffix: str, data: bytes | Iterable[Bytes]) -> None:
+        atomic_write(self._path(name, suffix), data, self._staging)
+
+    def _path(self, name: SegmentName, suffix: str) -> str:
+        return os.path.join(self._directory, name.file(suffix))
+
+
+def _slowly(pieces: Iterable[Bytes], done: float, pace: Pace) -> Iterator[Bytes]:
+    """Yield the same bytes, at the pace that is given."""
+    for piece in pieces:
+        view = memoryview(piece)
+        for at in range(0, len(view), PIECE_SIZE):
+            part = view[at : at + PIECE_SIZE]
+            pace(done, len(part))
+            yield part
+
+
+def _paced(merge: Merge, encoder: SegmentEncoder, pace: Pace) -> Iterator[bytes]:
+    """Yield the bytes of `.seg`, at the pace that is given."""
+    read = taken = 0
+    yield encoder.begin()
+    for batch in merge.batches():
+        for piece in encoder.add(batch):
+            moved, read = len(piece) + merge.bytes_read - read, merge.bytes_read
+            pace(WRITTEN * taken / max(merge.row_count, 1), moved)
+            yield piece
+        taken += len(batch.rows)
+    yield from encoder.end()

@@ -1,0 +1,490 @@
+"""Compaction: the service and its job, whenever it ends, whatever is wrong with a segment."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+
+from meterd.actors import catalog
+from meterd.actors.bundle import bundle
+from meterd.actors.housekeeping import compaction, log_retention
+from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
+from meterd.actors.log_files import LogFiles
+from meterd.actors.retention_sweeper import RetentionSweeper
+from meterd.actors.segment_merger import SegmentMerger
+from meterd.core.compaction_plan import Effort
+from meterd.core.segment_merging import METRIC_NUMBERS, NOTHING_EXPIRES, Expiry
+from meterd.protocol import checkpoint_format
+from meterd.protocol.errors import Corrupt, DiskFull, FsyncFailed, InvariantViolation
+from meterd.protocol.segment_format import BLOCK_ROWS, SUFFIXES, SegmentName
+from tests.property.test_segments import answers as all_answers
+from tests.support.log_builder import IDENTITY_KEY, LoggedEvent
+from tests.support.log_directory import LogDirectory
+from tests.support.periods import DAY
+from tests.support.recording import answers, recorded, request
+from tests.support.segments import registry_of
+from tests.support.waiting import eventually
+
+NOW = time.time_ns()
+NAMES = [SegmentName(number, number) for number in (1, 2, 3, 4)]
+WHOLE = SegmentName(1, 4)
+EVERYTHING = ("a", True, (-(2**63), 2**63 - 1), 4)
+
+
+def written(path: Path, files: int = 4, rows: int = 30) -> LogDirectory:
+    path.mkdir(exist_ok=True)
+    state = {"kind": "registry", "registry": registry_of(40).to_bytes()}
+    (path / REGISTRY_FILE).write_bytes(b"".join(checkpoint_format.encode(state, {})))
+    log = LogDirectory(path)
+    for number in range(files):
+        log.write(
+            [
+                LoggedEvent(
+                    f"a/{n % 7}", f"{number}-{n}", 1 + n % 2, n, NOW - DAY * (number + 1) + n
+                )
+                for n in range(rows)
+            ],
+            {1},
+        )
+        log.seal(segmented=True)
+    return log
+
+
+def copy_of(log: LogDirectory, path: Path) -> LogDirectory:
+    """The same files somewhere else."""
+    shutil.copytree(log.path, path)
+    other = copy.copy(log)
+    other.path, other.files = path, LogFiles(str(path), IDENTITY_KEY)
+    return other
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> LogDirectory:
+    return written(tmp_path / "data")
+
+
+def freely(done: float, moved: int) -> None:
+    """A pace that never waits."""
+
+
+def names_of(log: LogDirectory) -> list[SegmentName]:
+    log.files.refresh()
+    return [one.name for one in log.files.segments.chosen(1 << 62)]
+
+
+class Sweeper:
+    """A retention sweeper, and what can be seen of it."""
+
+    def __init__(self, log: LogDirectory, **options: Any) -> None:
+        sections = {"compaction": {"enabled": "false"} | options}
+        sections["disk"] = {"warn_free": 0, "warn_free_ratio": 0.0, "stop_free": 0, "hard_free": 0}
+        self.actor = recorded(RetentionSweeper, log.path, **sections)
+
+    def ask(self, kind: str, **body: Any) -> tuple[str, Any]:
+        self.actor.handle([b"requests", *bundle([b"rid", *request(kind, body)])])
+        self.actor.flush()
+        (found,) = answers(self.actor)
+        return found
+
+    def ended(self, number: int) -> dict[str, Any]:
+        """Wait until a job has ended."""
+
+        def job() -> dict[str, Any] | None:
+            self.actor.tick(time.monotonic())
+            found = self.ask("job_show", id=number)[1]["job"]
+            return found if found["finished"] is not None else None
+
+        found = eventually(job, "the job ends")
+        assert found is not None
+        return found
+
+    def run(self, **fields: Any) -> dict[str, Any]:
+        status, answer = self.ask("compact", **fields)
+        assert status == "ok", answer
+        return self.ended(answer["job"]["id"])
+
+    def tell(self, horizon: int, first_needed: int = 0) -> None:
+        standing = {"horizon": horizon, "totals_horizon": horizon, "erasures": []}
+        self.actor.handle([b"standing", msgpack.packb(standing)])
+        told = {"days": 90, "set": False, "horizon": horizon, "first_needed": first_needed}
+        self.actor.handle([b"retention", msgpack.packb(told)])
+
+    @property
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("compact_status")[1]
+        return found
+
+    def counted(self, name: str) -> int:
+        return self.actor.telemetry._counters.get(name, 0)
+
+
+@pytest.fixture
+def start(log: LogDirectory) -> Iterator[Callable[..., Sweeper]]:
+    made = []
+
+    def start(**options: Any) -> Sweeper:
+        made.append(Sweeper(log, **options))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.actor.close()
+
+
+def test_an_operator_has_segments_merged(log, start):
+    sweeper = start()
+    before = all_answers(log, *EVERYTHING)
+    assert sweeper.status["pending"] == 4
+    job = sweeper.run()
+    assert job["state"] == "done"
+    result = job["result"]
+    assert (result["merges"], result["files_merged"], result["events"]) == (1, 4, 116)
+    assert names_of(log) == [WHOLE]
+    assert all_answers(log, *EVERYTHING) == before
+    status = sweeper.status
+    assert (status["segments"], status["superseded"], status["pending"]) == (1, 4, 0)
+    assert status["last"]["id"] == job["id"]
+    assert ("query", [b"removed"]) in sweeper.actor.sent
+    assert sweeper.counted("compaction_files_merged_total") == 4
+    assert sweeper.counted("compaction_bytes_written_total") == result["bytes_written"]
+    again = sweeper.run()
+    assert again["state"] == "done"
+    assert again["result"]["merges"] == 0
+
+
+def test_all_telemetry_is_known(log, start):
+    sweeper = start()
+    sweeper.run(aggressive=True)
+    sweeper.actor.tick(time.monotonic() + 100)
+    telemetry = sweeper.actor.telemetry
+    used = {name.split("{")[0] for name in [*telemetry._counters, *telemetry._gauges]}
+    assert {name for name in used if name.startswith("compaction")} <= set(catalog.BY_NAME)
+    assert "compaction_pending_files" in used
+
+
+def test_it_merges_by_itself_when_enough_wait(log, start):
+    sweeper = start(enabled="true", merge_interval="100ms")
+
+    def merged() -> bool:
+        sweeper.actor.tick(time.monotonic())
+        return names_of(log) == [WHOLE]
+
+    eventually(merged, "the segments are merged")
+
+
+def test_fewer_are_merged_once_a_day(log, start):
+    sweeper = start(enabled="true", merge_interval="100ms", min_files=5)
+    (service,) = [one for one in sweeper.actor._services if isinstance(one, compaction.Compaction)]
+    now = time.monotonic()
+    service.turn(now)
+    assert sweeper.actor.jobs.active("compact") is None
+    service._thorough_due = now
+    service.turn(now)
+    job = sweeper.actor.jobs.active("compact")
+    assert service._efforts[job.id] is Effort.ASKED
+    assert sweeper.ended(job.id)["state"] == "done"
+    assert names_of(log) == [WHOLE]
+
+
+def test_a_full_disk_holds_it_still(log, start, monkeypatch):
+    sweeper = start(enabled="true", merge_interval="100ms")
+    (service,) = [one for one in sweeper.actor._services if isinstance(one, compaction.Compaction)]
+    monkeypatch.setattr(RetentionSweeper, "holds_still", True)
+    service.turn(time.monotonic())
+    assert sweeper.actor.jobs.active("compact") is None
+    job = service._start(Effort.ASKED, frozenset())
+    assert sweeper.ended(job.id)["error"]["code"] == "disk_full"
+    assert names_of(log) == NAMES
+
+
+def test_too_little_space_is_refused(log, start, monkeypatch):
+    sweeper = start()
+    monkeypatch.setattr(compaction, "room", lambda sweeper: 3_000)
+    job = sweeper.run()
+    assert (job["state"], job["error"]["code"]) == ("failed", "disk_full")
+    monkeypatch.setattr(compaction, "room", lambda sweeper: -1)
+    status, error = sweeper.ask("compact")
+    assert (status, error["code"]) == ("error", "disk_stop")
+    assert names_of(log) == NAMES
+    assert sweeper.counted("compaction_errors_total") == 1
+
+
+def test_a_cancelled_job_leaves_nothing_behind(log, start):
+    """At a limit so low that it waits between any two pieces."""
+    sweeper = start(io_limit="64KiB")
+    before = sorted(os.listdir(log.path))
+    answer = sweeper.ask("compact", aggressive=True)[1]
+    number = answer["job"]["id"]
+    assert sweeper.ask("compact", aggressive=True)[1]["job"]["id"] == number
+    sweeper.ask("job_cancel", id=number)
+    job = sweeper.ended(number)
+    assert job["state"] == "cancelled"
+    assert sorted(os.listdir(log.path)) == before
+    assert names_of(log) == NAMES
+    assert sweeper.run()["state"] == "done"
+
+
+def test_a_merge_that_is_cancelled_anywhere_leaves_nothing_behind(log):
+    """Progress never falls; whenever it ends, the parts are all there is."""
+
+    class Cancelled(Exception):
+        pass
+
+    before = sorted(os.listdir(log.path))
+    for calls in range(100):
+        left, done = [calls], [0.0]
+
+        def pace(now_done: float, moved: int, left=left, done=done) -> None:
+            assert done[0] <= now_done <= 1
+            done[0] = now_done
+            if left[0] == 0:
+                raise Cancelled
+            left[0] -= 1
+
+        try:
+            SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, pace)
+        except Cancelled:
+            assert sorted(os.listdir(log.path)) == before
+        else:
+            break
+    assert names_of(log) == [WHOLE]
+    assert calls > 0
+
+
+CALLS = ("open", "pwrite", "ftruncate", "fsync", "fdatasync", "rename", "unlink")
+
+
+class Stopped(BaseException):
+    """The process has ended here."""
+
+
+@pytest.mark.parametrize("error", [Stopped, OSError])
+def test_a_merge_that_ends_anywhere_leaves_the_parts_or_the_whole(tmp_path, monkeypatch, error):
+    """At any call of the file system; then the next start merges them."""
+    template = written(tmp_path / "template")
+    before = all_answers(template, *EVERYTHING)
+    left: list[int | None] = [None]
+
+    def counted(call: Any) -> Any:
+        def wrapped(*args: Any, **more: Any) -> Any:
+            if left[0] is not None:
+                if left[0] == 0:
+                    raise error
+                left[0] -= 1
+            return call(*args, **more)
+
+        return wrapped
+
+    for name in CALLS:
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    ended = 0
+    for calls in range(200):
+        log = copy_of(template, tmp_path / str(calls))
+        left[0] = calls
+        try:
+            SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, freely)
+        except (Stopped, OSError, FsyncFailed):
+            ended += 1
+        done, left[0] = left[0] > 0, None
+        assert names_of(log) in (NAMES, [WHOLE])
+        assert all_answers(log, *EVERYTHING) == before
+        if names_of(log) == NAMES:
+            recorded(RetentionSweeper, log.path).close()  # a start removes what was left behind
+            assert not [name for name in os.listdir(log.path) if name.startswith(WHOLE.file(""))]
+            SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, freely)
+        assert names_of(log) == [WHOLE]
+        assert all_answers(log, *EVERYTHING) == before
+        if done:
+            break
+    assert ended > 20
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_bit_of_a_part_is_checked(tmp_path, suffix):
+    """Damage is told with file and offset, or changes nothing; the parts stay as they are."""
+    log = written(tmp_path / "data")
+    path = log.path / NAMES[1].file(suffix)
+    whole = path.read_bytes()
+    SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, freely)
+    before = all_answers(log, *EVERYTHING)
+    found = 0
+    for at in range(0, len(whole), 11 if len(whole) < 3_000 else 67):
+        for name in SUFFIXES:
+            (log.path / WHOLE.file(name)).unlink(missing_ok=True)
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(bytes(damaged))
+        try:
+            SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, freely)
+        except Corrupt as corrupt:
+            assert NAMES[1].file("") in corrupt.path
+            assert not [name for name in os.listdir(log.path) if name.startswith(WHOLE.file(""))]
+            found += 1
+            continue
+        log.files.refresh()
+        assert all_answers(log, *EVERYTHING) == before
+    assert found > 5
+    assert path.read_bytes() == bytes(damaged)
+
+
+def test_a_damaged_segment_is_left_alone_and_named(log, start):
+    sweeper = start()
+    path = log.path / NAMES[2].file(".seg")
+    damaged = bytearray(path.read_bytes())
+    damaged[100] ^= 1
+    path.write_bytes(bytes(damaged))
+    job = sweeper.run()
+    assert (job["state"], job["error"]["code"]) == ("failed", "corrupt")
+    assert NAMES[2].file(".seg") in job["error"]["message"]
+    assert "offset 64" in job["error"]["message"]
+    assert sweeper.status["avoided"] == 4
+    assert names_of(log) == NAMES
+    assert path.read_bytes() == bytes(damaged)
+
+
+def test_a_whole_that_differs_is_never_named(log, monkeypatch):
+    """What was written is read back: here the disk has changed a bit of it."""
+    real = SegmentMerger._replace
+
+    def replace(self, name, suffix, data) -> None:
+        real(self, name, suffix, data)
+        if suffix == ".seg":
+            path = log.path / name.file(suffix)
+            raw = bytearray(path.read_bytes())
+            raw[70] ^= 1
+            path.write_bytes(bytes(raw))
+
+    monkeypatch.setattr(SegmentMerger, "_replace", replace)
+    with pytest.raises(Corrupt):
+        SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, freely)
+    assert names_of(log) == NAMES
+    assert not (log.path / WHOLE.file(".seg")).exists()
+
+
+def test_only_neighbours_are_merged(log):
+    merger = SegmentMerger(str(log.path))
+    for names in ([NAMES[0]], [NAMES[0], NAMES[2]], [NAMES[1], NAMES[0]]):
+        with pytest.raises(InvariantViolation):
+            merger.merge(names, NOTHING_EXPIRES, freely)
+
+
+def test_a_full_disk_frees_what_was_written(log, monkeypatch):
+    before = sorted(os.listdir(log.path))
+    real = os.pwrite
+    written_bytes = [0]
+
+    def pwrite(descriptor: int, data: Any, offset: int) -> int:
+        written_bytes[0] += len(data)
+        if written_bytes[0] > 4_000:
+            raise OSError(28, "no space")
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(DiskFull):
+        SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, freely)
+    assert sorted(os.listdir(log.path)) == before
+
+
+def test_an_aggressive_run_leaves_out_what_has_expired(log, start):
+    """Rows that add or remove members, and those of kinds that are carried over, stay."""
+    sweeper = start()
+    horizon = NOW - 2 * DAY
+    expected = [
+        event for event in all_answers(log, *EVERYTHING)[-1] if event["timestamp"] >= horizon
+    ]
+    sweeper.tell(horizon)
+    job = sweeper.run(aggressive=True)
+    assert job["state"] == "done"
+    # Files 3 and 4 have expired whole, and go whole; file 2 is half expired.
+    assert job["result"]["merges"] == 1
+    assert names_of(log)[0] == SegmentName(1, 2)
+    left = [event for event in all_answers(log, *EVERYTHING)[-1] if event["timestamp"] >= horizon]
+    assert left == expected
+
+
+def test_rows_are_left_out_only_where_it_is_allowed(tmp_path):
+    log = LogDirectory(tmp_path)
+    for number in range(2):
+        log.write(
+            [
+                LoggedEvent("a", f"{number}-old", 1, 1, 5),
+                LoggedEvent("a", f"{number}-kept", 2, 2, 5),
+                LoggedEvent("a", f"{number}-member", 1, 3, 5, "add"),
+                LoggedEvent("b", f"{number}-new", 1, 4, 10),
+            ]
+        )
+        log.seal(segmented=True)
+    metrics = np.zeros(METRIC_NUMBERS, np.uint8)
+    metrics[1] = 1
+    merged = SegmentMerger(str(tmp_path)).merge(NAMES[:2], Expiry(10, metrics), freely)
+    assert (merged.rows, merged.expired) == (6, 2)
+    log.files.refresh()
+    ids = [event["id"] for event in all_answers(log, *EVERYTHING)[-1]]
+    assert ids == [f"{n}-{kind}" for n in range(2) for kind in ("kept", "member", "new")]
+
+
+def test_merged_segments_stay_for_those_who_copy_and_are_then_deleted(log, start, monkeypatch):
+    sweeper = start()
+    sweeper.run()
+    sweep = [one for one in sweeper.actor._services if isinstance(one, log_retention.LogRetention)]
+    before = all_answers(log, *EVERYTHING)
+    sweep[0]._delete_superseded()
+    assert (log.path / NAMES[0].file(".seg")).exists()
+    monkeypatch.setattr(RetentionSweeper, "is_short_of_space", True)
+    monkeypatch.setattr(log_retention, "QUESTION_SECONDS", 0.0)
+    sweeper.actor.pins.pin("copy", 3, time.time_ns() + DAY)
+    sweep[0]._delete_superseded()
+    there = [(log.path / name.file(".seg")).exists() for name in NAMES]
+    assert there == [False, False, True, True]
+    sweeper.actor.pins.unpin("copy")
+    sweep[0]._delete_superseded()
+    assert not any((log.path / name.file(".seg")).exists() for name in NAMES)
+    assert all_answers(log, *EVERYTHING) == before
+
+
+def test_the_parts_of_what_has_expired_go_with_it(log, start):
+    sweeper = start()
+    sweeper.run()
+    (sweep,) = [
+        one for one in sweeper.actor._services if isinstance(one, log_retention.LogRetention)
+    ]
+    sweeper.tell(NOW + DAY, first_needed=100)
+    sweep.turn(time.monotonic())
+    (job,) = sweeper.actor.jobs.unfinished("fold")
+    assert sweeper.ended(job.id)["state"] == "done"
+    assert not list(log.path.glob("seg-*"))
+
+
+def test_many_blocks_go_through_small_windows(tmp_path):
+    """Segments of several blocks whose accounts interleave."""
+    log = LogDirectory(tmp_path)
+    for number in range(3):
+        rows = 2 * BLOCK_ROWS + 17 * number
+        for first in range(0, rows, 1_000):
+            log.write(
+                [
+                    LoggedEvent(
+                        f"a/{n % 301}", f"{number}-{n}", 1, n, n // 3, "none", {"k": str(n % 9)}
+                    )
+                    for n in range(first, min(first + 1_000, rows))
+                ]
+            )
+        log.seal(segmented=True)
+    before = all_answers(log, "a", True, (0, 3_000), 4_000)
+    merged = SegmentMerger(str(tmp_path)).merge(NAMES[:3], NOTHING_EXPIRES, freely)
+    assert merged.rows == 6 * BLOCK_ROWS + 51
+    log.files.refresh()
+    assert all_answers(log, "a", True, (0, 3_000), 4_000) == before
+    segments = LogFiles(str(tmp_path), IDENTITY_KEY).segments
+    (found,) = segments.chosen(1 << 62)
+    assert found.header.set_count == 9
+    assert found.header.account_count == 301
