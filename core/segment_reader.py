@@ -173,6 +173,17 @@ class SegmentReader(SegmentData):
         """Return all runs of the pages from first to before last.  Raises Corrupt."""
         return self._list(np.arange(first, min(last, len(self.index.pages))), EVERYTHING)
 
+    def runs_between(self, first: int, last: int) -> Runs:
+        """Return all runs of the rows from first to before last, cut to them.  Raises Corrupt."""
+        found = self.runs_of_pages(self.page_of(first), self.page_of(last - 1) + 1)
+        starts = found.rows[:, kernels.FIRST]
+        ends = starts + found.rows[:, kernels.COUNT]
+        inside = (ends > first) & (starts < last)
+        rows = found.rows[inside]
+        rows[:, kernels.FIRST] = np.maximum(starts[inside], first)
+        rows[:, kernels.COUNT] = np.minimum(ends[inside], last) - rows[:, kernels.FIRST]
+        return Runs(rows, found.accounts)
+
     def page_of(self, row: int) -> int:
         """Return the page of the index in which the account of a row stands."""
         return int(np.searchsorted(self._first_rows, row, side="right")) - 1
