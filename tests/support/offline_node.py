@@ -111,7 +111,7 @@ class OfflineNode:
         view = View(self._files, end, refused)
         if kind == "events":
             return finish(reading.read_events(view, question, state.registry, state.horizon))
-        partial = finish(reading.read_cells(view, question, state.registry, state.horizon))
+        partial = finish(reading.read_cells(view, question, state.registry))
         return self._answer(question, partial)
 
     def _answer(self, question: Question, partial: Any) -> dict[str, Any]:
