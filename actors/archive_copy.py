@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import re
 import select
 import shlex
 import signal
@@ -44,6 +45,8 @@ RESULTS = (
     "different",  # other bytes are stored under the name
     "damaged",  # the log file itself does not check
 )
+# What the parts of a command may hold, for a path or a name to take its place.
+PLACEHOLDER = re.compile(r"\{(?:path|name)\}")
 # How often to look whether a command has ended.
 LOOK_SECONDS = 0.05
 # So much of what a command wrote to standard error is repeated.
@@ -159,11 +162,10 @@ class CommandCopier:
     @contextlib.contextmanager
     def _started(self, command: str, path: str, name: str, output: int) -> Iterator[Command]:
         values = {"{path}": path, "{name}": name}
-        arguments = []
-        for part in shlex.split(command):
-            for placeholder, value in values.items():
-                part = part.replace(placeholder, value)
-            arguments.append(part)
+        # At once: what a path itself holds in braces is no placeholder.
+        arguments = [
+            PLACEHOLDER.sub(lambda found: values[found[0]], part) for part in shlex.split(command)
+        ]
         with tempfile.TemporaryFile() as errors:
             deadline = time.monotonic() + self._timeout
             running = Command(arguments, output, errors, deadline)

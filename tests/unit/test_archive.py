@@ -14,7 +14,7 @@ import msgpack
 import pytest
 
 from meterd.actors import archive_state, catalog
-from meterd.actors.archive_copy import RESULTS
+from meterd.actors.archive_copy import RESULTS, STORED, CommandCopier
 from meterd.actors.archive_state import ArchiveState, Gap
 from meterd.actors.bundle import bundle
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
@@ -557,3 +557,11 @@ def test_a_bucket_is_an_archive(log, start, server, monkeypatch):
 
 def test_the_errors_of_stores_are_for_clients_too() -> None:
     assert (Exists("x").code, StoreFailed("x").code) == ("exists", "store_failed")
+
+
+def test_braces_in_a_path_are_no_placeholders(tmp_path):
+    source, target = tmp_path / "{name}.log", tmp_path / "copy of {path}"
+    source.write_bytes(b"log")
+    copier = CommandCopier("cp {path} {name}", "cat {name}", 20.0)
+    assert copier.copy(str(source), str(target), lambda done: None) == STORED
+    assert target.read_bytes() == b"log"
