@@ -215,8 +215,14 @@ class Creation:
         for name in self._files.keys() - set(names):
             # Superseded since it was copied: a restore would not need it.
             if inventory.kind_of(name).folder in ("segments", "wal"):
-                del self._files[name]
+                self._drop(self._files.pop(name))
         return names
+
+    def _drop(self, file: BackupFile) -> None:
+        """Remove a copy made in vain, so that a backup holds nothing that its manifest does not."""
+        if file.backup == self.name:
+            name = f"{self._shelf.place(self.name)}/{file.folder}/{file.name}"
+            self._shelf.store.delete(name)
 
     def _copy_active(self, cut: Cut) -> None:
         """Copy the log file in which the cut lies, up to there; it may be full by now."""
