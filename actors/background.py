@@ -23,6 +23,17 @@ class Background(Generic[T]):
         """Is something under way, or its result not taken yet?"""
         return self._thread is not None
 
+    @property
+    def working(self) -> bool:
+        """Is something under way that has not ended?"""
+        return self._thread is not None and self._thread.is_alive()
+
+    def ended(self, wait: bool = False) -> bool:
+        """Is there a result to take?  With `wait`: once what is under way has ended."""
+        if self._thread is not None and wait:
+            self._thread.join()
+        return self.busy and not self.working
+
     def start(self, work: Callable[[], T]) -> None:
         """Begin a piece of work; only when not busy."""
         self._result = self._failure = None
@@ -31,9 +42,8 @@ class Background(Generic[T]):
 
     def take(self, wait: bool = False) -> T | None:
         """Return the result of work that has ended; None when there is none (yet)."""
-        if self._thread is None or (self._thread.is_alive() and not wait):
+        if not self.ended(wait):
             return None
-        self._thread.join()
         self._thread = None
         if self._failure is not None:
             raise self._failure

@@ -64,6 +64,10 @@ class CheckpointRequests:
         if usage.may_save and any(one.save > self._begun for one in self._waiting):
             usage.save()
 
+    def spoiled(self) -> None:
+        """The save that was begun last came to nothing: who waits for it waits for the next."""
+        self._begun -= 1
+
     def failed(self) -> None:
         """The save that was begun last has found no room on the disk."""
         for one in self._take_ended():

@@ -267,7 +267,7 @@ def _is_whole(path: Path) -> bool:
             return True
         with _mapped(path) as buffer:
             _, sections = checkpoint_format.read_front(_front(buffer))
-            return all(one.offset + one.size <= len(buffer) for one in sections)
+            return all(one.offset + one.whole_size <= len(buffer) for one in sections)
     except (Corrupt, Damaged, FileNotFoundError):
         return False
 

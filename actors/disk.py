@@ -41,6 +41,8 @@ from meterd.protocol.errors import DiskFull, FsyncFailed
 FILL_SIZE = 512 * 1024
 
 FILE_MODE = 0o640
+# Large files become shorter by so much at a time before they are deleted.
+REMOVE_STEP = 16 * 1024 * 1024
 
 # What a system call says when bytes, inodes or a quota have run out.
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -259,6 +261,23 @@ def atomic_write(
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_directory(os.path.dirname(target) or ".")
+
+
+def remove_in_steps(path: Path) -> None:
+    """Delete a file that nobody reads any more, if it is there; raises OSError.
+
+    Giving a gigabyte back at once can hold up every sync for 0.2 s: a file system mounted with
+    `discard` tells the device of each block.
+    """
+    try:
+        with _opened(os.fspath(path), os.O_WRONLY) as descriptor:
+            found = os.fstat(descriptor)
+            if found.st_nlink == 1:
+                for size in range(found.st_size - REMOVE_STEP, 0, -REMOVE_STEP):
+                    os.ftruncate(descriptor, size)
+        path.unlink()
+    except FileNotFoundError:
+        return
 
 
 def prepare_write(path: str | os.PathLike[str], size: int) -> bool:

@@ -40,7 +40,7 @@ CONTAINERS: Final = (
 REFUSED: Final = ("refused.log", "refused.1.log")
 # What else is in a directory that `inventory` knows by no pattern of its own.
 OTHERS: Final = ("node.json", "lost+found")
-LEFTOVERS: Final = (".tmp", ".new", ".incomplete", ".partial")
+LEFTOVERS: Final = (".tmp", ".new", ".old", ".incomplete", ".partial")
 
 
 class Finding(NamedTuple):
@@ -91,9 +91,9 @@ def container(path: Path) -> Iterator[Finding]:
     manifest = int.from_bytes(data[12:16].tobytes(), "little")
     spans, end = [(0, checkpoint_format.HEAD_SIZE + manifest)], start
     for section in sections:
-        spans.append((section.offset, section.size))
-        padded = log_format.padded(section.size, checkpoint_format.ALIGNMENT)
-        end = max(end, section.offset + padded)
+        checksum = checkpoint_format.CRC_SIZE if section.crc is None else 0
+        spans.append((section.offset, section.size + checksum))
+        end = max(end, section.offset + section.whole_size)
         try:
             checkpoint_format.check_section(data.data, section)
         except Damaged as damage:

@@ -10,16 +10,18 @@ is started (`actors/copies.py`).
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
+from meterd.actors import disk
 from meterd.core import inventory
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import Internal
 
 PREFIX = "held."
 IN_TURN = ("held-0.", "held-1.")
+# The checkpoint that a backup reads.
+READ = "held-read."
 CHECKPOINT = "checkpoint.bin"
 ATTEMPTS = 20
 
@@ -71,8 +73,7 @@ def release(directory: str, *prefixes: str) -> None:
     """Remove links."""
     for name in os.listdir(directory):
         if name.startswith(prefixes):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(directory, name))
+            disk.remove_in_steps(Path(directory, name))
 
 
 def _front(path: Path) -> bytes:

@@ -65,6 +65,8 @@ FILL_MAX = 0.95
 FULL_RETRY_MS = 10_000
 # How often to look whether a checkpoint that somebody waits for is durable.
 SAVING_SECONDS = 0.01
+# How soon to go on with what is done in turns.
+BUSY_SECONDS = 0.001
 DURATION = 'ingest_duration_seconds{mode="sync"}'
 # What counts events that were not stored, by status; with the reason, where it has that label.
 COUNTERS = {
@@ -111,7 +113,8 @@ class Usage(Actor):
         self._identities = IdentityStore(directory, self.state, RECENT_FLUSH)
         self._checkpoints = Checkpoints(directory, self._identities)
         self._checkpoint_requests = CheckpointRequests(self)
-        self._records_unsaved = self._events_unsaved = 0
+        self._records_unsaved = self._events_unsaved = self._events_handed = 0
+        self._busy = False  # is there more to do, of a checkpoint or an eviction?
         self._retention_told: dict[str, Any] | None = None
         self.serving = False
         self._expire_due = 0.0
@@ -368,6 +371,8 @@ class Usage(Actor):
         if self._checkpoints.saved_at:
             moment = self._checkpoints.saved_at
             self.telemetry.set("checkpoint_last_success_timestamp_seconds", moment)
+        if self._busy:
+            return BUSY_SECONDS
         return SAVING_SECONDS if self._checkpoint_requests.busy else BEAT_SECONDS
 
     def _expire(self) -> None:
@@ -460,7 +465,8 @@ class Usage(Actor):
     # Checkpoints
 
     def maybe_save(self) -> None:
-        """Take over what was saved beside the loop, and begin what is due."""
+        """Take over what was saved beside the loop, go on with that, and begin what is due."""
+        self._hand_over()
         full = self.state.recent >= RECENT_WAIT  # in a replay nothing else slows down
         self._take_saved(wait=full)
         self._identities.step(time.monotonic(), not self._checkpoints.busy, wait=full)
@@ -480,9 +486,22 @@ class Usage(Actor):
 
     def _take_saved(self, wait: bool) -> None:
         """Take over a checkpoint that was saved beside the loop."""
-        if not self._checkpoints.step(wait):
+        failure = self._checkpoints.step(wait)
+        if failure == "no room":
             self.telemetry.add("checkpoint_errors_total")
             self._checkpoint_requests.failed()
+        elif failure == "spoiled":
+            self._records_unsaved = CHECKPOINT_RECORDS  # so that another is due
+            self._checkpoint_requests.spoiled()
+
+    def _hand_over(self) -> None:
+        """Do a turn of the checkpoint that is being saved, or else of an eviction."""
+        if self._checkpoints.saving:
+            events = self._events_unsaved - self._events_handed
+            self._busy = self._checkpoints.turn(events)
+            self._events_handed = self._events_unsaved
+        else:
+            self._busy = self.state.evict() is not None
 
     @property
     def may_save(self) -> bool:
@@ -501,15 +520,13 @@ class Usage(Actor):
 
     def save(self) -> None:
         """Begin to save a checkpoint; none may be under way."""
-        if self.state.evict():
-            logger.info("dropped totals of past periods", extra={"fields": self.state.counts()})
         position = {
             "log": {"file_number": self.position.file_number, **self.groups.packed()},
             "position": list(self.position),
             "refused": self.refused.to_map(),
         }
-        self._checkpoints.save(self.state.save(), position)
-        self._records_unsaved = self._events_unsaved = 0
+        self._checkpoints.save(self.state, position)
+        self._records_unsaved = self._events_unsaved = self._events_handed = 0
         self._saved_at = time.monotonic()
         self._checkpoint_requests.begun()
         self.telemetry.add("checkpoint_runs_total")

@@ -46,7 +46,7 @@ _KINDS: Final = (
         r"held[.-].*|wal-\d{20}\.open|wal\.spare|lock|run|ballast.*|(pins|last_backup)\.bin|restored\.json",
         FileKind(Change.SCRATCH, ""),
     ),
-    (r".*\.(tmp|new|incomplete|partial|spare)|\..*", FileKind(Change.SCRATCH, "")),
+    (r".*\.(tmp|new|old|incomplete|partial|spare)|\..*", FileKind(Change.SCRATCH, "")),
 )
 _KNOWN: Final = tuple((re.compile(pattern), kind) for pattern, kind in _KINDS)
 _OTHER: Final = FileKind(Change.REPLACED, "meta")

@@ -4,13 +4,12 @@ Identities, totals, the metric registry and the horizon change here and nowhere 
 Nothing outside the log decides anything: a record brings its leader's time, the number of each
 event's metric version, and the time zone transitions of a definition.
 
-Changed only through `apply_events`, `apply_command`, `judge`, `restore` and what moves identities
-from memory to runs (`begin_flush`, `use_runs`, `end_flush`).
+Changed only through `apply_events`, `apply_command`, `judge`, `restore`, `evict` and what moves
+identities from memory to runs (`begin_flush`, `use_runs`, `end_flush`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -28,8 +27,9 @@ from meterd.core.kernels.bloom import FILTER_KEYS, FILTER_WORDS, add_entries
 from meterd.core.kernels.index import ENTRIES, Index
 from meterd.core.kernels.memory import handle_of, reserve
 from meterd.core.kernels.tables import Capacity, Tables, make_tables
-from meterd.core.metric_table import make_book
+from meterd.core.metric_table import MetricBook, make_book
 from meterd.core.registry import Registry
+from meterd.core.snapshot import CELLS, Snapshot
 from meterd.core.staging import Refusals, code_hash
 from meterd.protocol import log_format
 from meterd.protocol.errors import InvariantViolation, MeterdError, TooManyErasures, error_body
@@ -40,19 +40,15 @@ from meterd.protocol.metric import MetricDefinition
 ROWS_MAX = table_kernels.RECORD_ROWS_MAX
 DAY_NS = table_kernels.DAY_NS
 BEGINNING = -(2**63)
+# A counter that is always 0.
+NONE_FREE = table_kernels.COUNTERS - 1
 # Commands of an account: nothing about metrics changes.
 ACCOUNT_OPS = ("account_erase", "balance_import")
-# Fewer cells are not worth a look for ones to drop.
-EVICT_CELLS_MIN = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """A copy of the state, to be written while apply goes on."""
-
-    state: dict[str, Any]
-    arrays: dict[str, NDArray[Any]]
-    identities: Entries  # in no run yet; valid until they are flushed
+# How many cells one turn of an eviction looks at: about a millisecond when it frees none, and the
+# worst, when it frees all, is bounded by EVICT_FREED_MAX.
+EVICT_ROWS = 65_536
+EVICT_ROWS_AT_ONCE = 256
+EVICT_FREED_MAX = 512
 
 
 class StateMachine:
@@ -64,17 +60,15 @@ class StateMachine:
         self._capacity = capacity
         text = capacity.accounts * table_kernels.ACCOUNT_TEXT_BYTES
         dims = capacity.series * table_kernels.SERIES_DIMS_BYTES
-        # What each counter may reach, and the setting that says so.
+        # What each counter, less that of free rows, may reach, and the setting that says so.
         self._fills = (
-            (table_kernels.ACCOUNTS, capacity.accounts, "accounts"),
-            (table_kernels.TEXT_USED, text, "accounts"),
-            (table_kernels.SERIES_COUNT, capacity.series, "series"),
-            (table_kernels.DIMS_USED, dims, "series"),
-            (table_kernels.CELLS, capacity.cells, "cells"),
-            (table_kernels.MEMBERS, capacity.members, "cells"),
+            (table_kernels.ACCOUNTS, NONE_FREE, capacity.accounts, "accounts"),
+            (table_kernels.TEXT_USED, NONE_FREE, text, "accounts"),
+            (table_kernels.SERIES_COUNT, NONE_FREE, capacity.series, "series"),
+            (table_kernels.DIMS_USED, NONE_FREE, dims, "series"),
+            (table_kernels.CELLS, table_kernels.FREE_CELLS, capacity.cells, "cells"),
+            (table_kernels.MEMBERS, table_kernels.FREE_MEMBERS, capacity.members, "cells"),
         )
-        # Where `save` copies to: pages taken once, for a fresh page costs more than the copy.
-        self._copies = {name: reserve(array.shape, array.dtype) for name, array, _ in self._rows()}
         # What takes the place of `recent` and its journal while they are flushed.
         self._spare_journal = reserve(self.tables.journal.shape, np.uint64)
         self._flushing: Entries = self._spare_journal[:0]
@@ -89,7 +83,11 @@ class StateMachine:
         self.leader_time = 0
         self.stored = 0  # events counted, ever
         self.newest_event = BEGINNING
-        self._cells_kept = 0
+        self._snapshot: Snapshot | None = None
+        # Before the periods of this book there is no cell; and of an eviction that is under way,
+        # the next row and the book when it began.
+        self._evicted: MetricBook | None = None
+        self._eviction: tuple[int, MetricBook] | None = None
         self._scratch = kernels.make_scratch(ROWS_MAX)
         self._scratch_handle = handle_of(self._scratch)
         self._book = make_book(self.registry, 0, self.future_ns, identity_key)
@@ -122,8 +120,9 @@ class StateMachine:
 
     def _check_room(self) -> None:
         """Raise when a table is over its capacity: another record might not fit behind it."""
-        for used, capacity, key in self._fills:
-            if self.tables.counters[used] > capacity:
+        counters = self.tables.counters
+        for used, free, capacity, key in self._fills:
+            if counters[used] - counters[free] > capacity:
                 raise InvariantViolation(f"the tables are full; raise limits.{key}")
 
     def apply_command(self, record: Record) -> dict[str, Any]:
@@ -177,6 +176,8 @@ class StateMachine:
     def _erase(self, command: dict[str, Any], record: Record) -> dict[str, Any]:
         """Forget what an account has, but for its identities.  Raises TooManyErasures."""
         if not self.erasures.knows(command["id"]):
+            if self._snapshot is not None:
+                self._snapshot.spoiled = True
             if len(self.erasures) >= ERASURES_MAX:
                 raise TooManyErasures(f"there is room for {ERASURES_MAX} erased accounts")
             erasure = erasure_of(command, *_place(record), record.leader_time)
@@ -219,22 +220,45 @@ class StateMachine:
 
     # Housekeeping
 
-    def evict(self) -> bool:
-        """Drop cells of periods that memory no longer keeps, once they may be half of all."""
-        cells = int(self.tables.counters[table_kernels.CELLS])
-        if cells < max(EVICT_CELLS_MIN, 2 * self._cells_kept):
-            return False
+    def evict(self) -> int | None:
+        """Free cells of periods that memory no longer keeps: one turn of it, about a millisecond.
+
+        Returns how many, None when there is nothing (more) to do.  Not while a snapshot is taken.
+        """
+        if self._eviction is None:
+            if self._evicted is self._book:
+                return None
+            self._eviction = (0, self._book)
+        (first, begun), before = self._eviction, self._first_kept()
+        end, freed = min(self._cells_used, first + EVICT_ROWS), 0
+        while first < end and freed < EVICT_FREED_MAX:
+            last = min(end, first + EVICT_ROWS_AT_ONCE)
+            freed += int(table_kernels.evict_cells(self.handle, before, first, last))
+            first = last
+        self._eviction = (first, begun)
+        if first == self._cells_used:
+            self._eviction, self._evicted = None, begun
+        return freed
+
+    def _first_kept(self) -> NDArray[np.int64]:
+        """Return the beginning of the oldest period that memory keeps, by metric number."""
         first_kept = np.full(len(self.registry.entries) + 1, BEGINNING, np.int64)
         for number, edges in self._book.bounds.items():
             first_kept[number] = edges[0]
-        table_kernels.evict_cells(self.handle, first_kept)
-        self._cells_kept = int(self.tables.counters[table_kernels.CELLS])
-        return True
+        return first_kept
+
+    @property
+    def _cells_used(self) -> int:
+        """How many rows of cells there are, free ones counted."""
+        return int(self.tables.counters[table_kernels.CELLS])
 
     def fill(self) -> float:
         """Return how full the fullest table is, 0 to 1."""
         counters = self.tables.counters
-        return max(int(counters[used]) / capacity for used, capacity, _ in self._fills)
+        return max(
+            int(counters[used] - counters[free]) / capacity
+            for used, free, capacity, _ in self._fills
+        )
 
     @property
     def recent(self) -> int:
@@ -293,8 +317,8 @@ class StateMachine:
         return {
             "accounts": int(counters[table_kernels.ACCOUNTS]),
             "series": int(counters[table_kernels.SERIES_COUNT]),
-            "cells": int(counters[table_kernels.CELLS]),
-            "members": int(counters[table_kernels.MEMBERS]),
+            "cells": int(counters[table_kernels.CELLS] - counters[table_kernels.FREE_CELLS]),
+            "members": int(counters[table_kernels.MEMBERS] - counters[table_kernels.FREE_MEMBERS]),
             "identities": self.recent + in_runs,
             "events": self.stored,
         }
@@ -318,21 +342,19 @@ class StateMachine:
 
     # Saving
 
-    def save(self) -> Saved:
-        """Return a copy of everything but what runs hold.
+    def save(self) -> Snapshot:
+        """Return everything but what runs hold, as it is now; apply may go on.
 
-        It lies in memory kept for it, so it is valid until the next one is taken.
+        Not again before `end_save`.
         """
+        if self._snapshot is not None:
+            raise InvariantViolation("two snapshots at once")
         tables, counters = self.tables, self.tables.counters
         identities = tables.journal[: self.recent]
-        arrays = {}
-        for name, array, used in self._rows():
-            count = int(counters[used])
-            arrays[name] = self._copies[name][:count]
-            arrays[name][:] = array[:count]
-        arrays["counters"] = counters.copy()
+        growing = {name: rows[: int(counters[used])] for name, rows, used in self._growing()}
+        fixed = {"counters": counters.copy()}
         balances, balance_arrays = self.balances.save()
-        arrays |= balance_arrays
+        fixed |= balance_arrays
         state = {
             "registry": self.registry.to_bytes(),
             "horizon": self.horizon,
@@ -345,16 +367,24 @@ class StateMachine:
             "stored": self.stored,
             "newest_event": self.newest_event,
         }
-        return Saved(state, arrays, identities)
+        self._snapshot = Snapshot(state, growing, fixed, identities, tables, self._cells_used)
+        return self._snapshot
+
+    def end_save(self) -> None:
+        """The snapshot is not used any more."""
+        if self._snapshot is not None:
+            self._snapshot.end()
+            self._snapshot = None
 
     def restore(self, state: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
-        """Take over what `save` gave (but the identities); only on a new state machine."""
-        tables = self.tables
-        tables.counters[:] = arrays["counters"]
+        """Take over what a snapshot gave (but the identities); only on a new state machine."""
+        tables, saved = self.tables, arrays["counters"]
+        tables.counters[: len(saved)] = saved  # there were fewer in older files
         tables.counters[table_kernels.RECENT] = 0
-        for name, array, used in self._rows():
-            array[: int(tables.counters[used])] = arrays[name]
-        table_kernels.rebuild_indexes(self.handle)
+        for name, rows, used in [*self._growing(), (CELLS, tables.cells, table_kernels.CELLS)]:
+            rows[: int(tables.counters[used])] = arrays[name]
+        members = int(tables.counters[table_kernels.MEMBERS])
+        table_kernels.rebuild(self.handle, np.zeros(members, np.uint8))
         self.registry = Registry.from_bytes(state["registry"])
         self.horizon, self.future_ns = state["horizon"], state["future_ns"]
         self.totals_horizon = state.get("totals_horizon", BEGINNING)  # absent in older files
@@ -375,14 +405,14 @@ class StateMachine:
         )
         tables.counters[table_kernels.RECENT] = first + len(entries)
 
-    def _rows(self) -> list[tuple[str, NDArray[Any], int]]:
+    def _growing(self) -> list[tuple[str, NDArray[Any], int]]:
+        """Return the tables whose rows stay what they are, but for chains, and their counters."""
         tables = self.tables
         return [
             ("accounts", tables.accounts, table_kernels.ACCOUNTS),
             ("text", tables.text, table_kernels.TEXT_USED),
             ("series", tables.series, table_kernels.SERIES_COUNT),
             ("dims", tables.dims, table_kernels.DIMS_USED),
-            ("cells", tables.cells, table_kernels.CELLS),
             ("members", tables.members, table_kernels.MEMBERS),
         ]
 

@@ -16,7 +16,7 @@ from meterd.core import identity_runs, periods
 from meterd.core.balance_rows import import_commands
 from meterd.core.erasures import erasure_command
 from meterd.core.identity_runs import Facts, MemorySource, MergeSource, Run, RunMaker, Source
-from meterd.core.kernels import bloom, runs, sectors, tables
+from meterd.core.kernels import bloom, runs, sectors
 from meterd.core.kernels.index import clear
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import FileScan, Groups, verify_chain
@@ -167,12 +167,13 @@ class _Pipeline:
                 question = Question("usage", account, subtree, code, start, end, whole_period=True)
                 collect(self.state, question)
                 self.state.balances.partial(question, [entry])
-        kept = np.zeros(len(self.state.registry.entries) + 1, np.int64)
-        tables.evict_cells(self.state.handle, kept)
+        while self.state.evict() is not None:
+            pass
         saved = self.state.save()
         fresh = StateMachine(KEY, CAPACITY)
-        fresh.restore(saved.state, saved.arrays)
+        fresh.restore(saved.state, saved.arrays())
         fresh.restore_identities(np.array(saved.identities))
+        self.state.end_save()
         entries = fresh.begin_flush()
         facts = identity_runs.facts_of_entries(entries)
         run = _run(facts, MemorySource(entries, facts, entries.copy()))

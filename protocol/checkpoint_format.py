@@ -2,14 +2,16 @@
 
 Layout (docs/STORAGE.md): magic, version, manifest size and checksum, the manifest (msgpack), zeros
 to a multiple of 64, then the sections one after another, each at a multiple of 64.  The manifest
-says where each section lies, of what type and shape it is, and its CRC-32C.
+says where each section lies, of what type and shape it is; its CRC-32C stands behind it, so that a
+section can be written while it is still being put together.  (In version 2 it stood in the
+manifest.)
 
 Invariant: any bytes give a checkpoint or Damaged; a section is handed out only when it checks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 from meterd.protocol.log_format import Bytes, Damaged, padded
 
 MAGIC = b"METERDCP"
-VERSION = 2
+VERSION = 3
+CRC_SIZE = 4
 ALIGNMENT = 64
 _HEAD = Struct(
     "<8sHHIII"
@@ -37,29 +40,44 @@ class Section(NamedTuple):
     name: str
     dtype: str
     shape: tuple[int, ...]
-    crc: int
     offset: int = 0  # in the file; where it is written follows from those before it
+    crc: int | None = None  # as the manifest of version 2 says it
 
     @property
     def size(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
+    @property
+    def whole_size(self) -> int:
+        """Its size with checksum and padding."""
+        return padded(self.size + (CRC_SIZE if self.crc is None else 0), ALIGNMENT)
+
+
+def section_of(name: str, array: NDArray[Any]) -> Section:
+    """Describe an array."""
+    return Section(name, array.dtype.str, array.shape)
+
 
 def encode(state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> list[Bytes]:
     """Return a checkpoint as buffers to be written one after another; arrays are not copied."""
-    raws = [_raw(array) for array in arrays.values()]
-    sections = [
-        Section(name, array.dtype.str, array.shape, crc32c(raw))
-        for (name, array), raw in zip(arrays.items(), raws, strict=True)
-    ]
-    buffers: list[Bytes] = [encode_front(state, sections)]
-    for section, raw in zip(sections, raws, strict=True):
-        buffers += [raw, padding(section)]
-    return buffers
+    sections = [(section_of(name, array), [_raw(array)]) for name, array in arrays.items()]
+    return list(encoded(state, sections))
 
 
-def encode_front(state: Mapping[str, Any], sections: Iterable[Section]) -> bytes:
-    """Return what stands before the sections, which follow in this order, each with `padding`."""
+def encoded(
+    state: Mapping[str, Any], sections: Sequence[tuple[Section, Iterable[Bytes]]]
+) -> Iterator[Bytes]:
+    """Yield a checkpoint piece by piece; what a section consists of is asked for in its turn."""
+    yield _front(state, [section for section, _ in sections])
+    for section, pieces in sections:
+        crc = 0
+        for piece in pieces:
+            crc = crc32c(piece, crc)
+            yield piece
+        yield crc.to_bytes(CRC_SIZE, "little").ljust(section.whole_size - section.size, b"\0")
+
+
+def _front(state: Mapping[str, Any], sections: Iterable[Section]) -> bytes:
     described = []
     at = 0
     for section in sections:
@@ -69,19 +87,13 @@ def encode_front(state: Mapping[str, Any], sections: Iterable[Section]) -> bytes
                 "dtype": section.dtype,
                 "shape": list(section.shape),
                 "offset": at,
-                "crc": section.crc,
             }
         )
-        at += padded(section.size, ALIGNMENT)
+        at += section.whole_size
     manifest = msgpack.packb({"state": dict(state), "sections": described})
     head = _HEAD.pack(MAGIC, VERSION, 0, len(manifest), crc32c(manifest), 0)[:_HEAD_CRC_AT]
     start = padded(_HEAD.size + len(manifest), ALIGNMENT)
     return (head + crc32c(head).to_bytes(4, "little") + manifest).ljust(start, b"\0")
-
-
-def padding(section: Section) -> bytes:
-    """Return the zeros behind a section."""
-    return bytes(padded(section.size, ALIGNMENT) - section.size)
 
 
 def front_size(head: Bytes) -> int:
@@ -93,7 +105,7 @@ def read_front(buffer: Bytes) -> tuple[dict[str, Any], list[Section]]:
     """Return the state of a checkpoint and what its sections are.  Raises Damaged."""
     manifest, start = _manifest(buffer)
     sections = [
-        Section(found["name"], found["dtype"], tuple(found["shape"]), found["crc"], at)
+        Section(found["name"], found["dtype"], tuple(found["shape"]), at, found.get("crc"))
         for found in manifest["sections"]
         for at in (start + found["offset"],)
     ]
@@ -118,15 +130,13 @@ def decode(buffer: Bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 def check_section(buffer: Bytes, section: Section) -> memoryview:
     """Return the bytes of a section.  Raises Damaged."""
-    raw = memoryview(buffer)[section.offset : section.offset + section.size]
-    if len(raw) != section.size or crc32c(raw) != section.crc:
-        raise damaged_section(section)
+    view, end = memoryview(buffer), section.offset + section.size
+    raw, crc = view[section.offset : end], section.crc
+    if crc is None:
+        crc = int.from_bytes(view[end : end + CRC_SIZE], "little")
+    if len(view) < end + CRC_SIZE * (section.crc is None) or crc32c(raw) != crc:
+        raise Damaged(section.offset, f"checkpoint section {section.name}")
     return raw
-
-
-def damaged_section(section: Section) -> Damaged:
-    """Return the error of a section whose bytes do not check."""
-    return Damaged(section.offset, f"checkpoint section {section.name}")
 
 
 def _sizes(view: memoryview) -> tuple[int, int]:
@@ -138,7 +148,7 @@ def _sizes(view: memoryview) -> tuple[int, int]:
         raise Damaged(0, "not a checkpoint (magic)")
     if head_crc != crc32c(view[:_HEAD_CRC_AT]) or size > MANIFEST_SIZE_MAX:
         raise Damaged(0, "checkpoint head checksum")
-    if version != VERSION:
+    if version not in (2, VERSION):
         raise Damaged(0, f"checkpoint version {version} is not known")
     return size, manifest_crc
 

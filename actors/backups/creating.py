@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import meterd
+from meterd.actors import held_checkpoint
 from meterd.actors.backups.counting import Counting, Refused
 from meterd.actors.backups.reading import Memory, Pace, Reading, Stamp
 from meterd.actors.backups.shelf import NAME_PREFIX, PARTIAL, Contents, Shelf
@@ -182,7 +183,7 @@ class Creation:
         """
         for _ in range(OPEN_ATTEMPTS):
             attempt = ExitStack()
-            opened = [attempt.enter_context(_opened(self._path(CHECKPOINT)))]
+            opened = [attempt.enter_context(self._held_checkpoint())]
             needed = set(inventory.identity_files(_checkpoint_state(opened)))
             for name in sorted(os.listdir(self._node.directory)):
                 kind = inventory.kind_of(name)
@@ -204,6 +205,19 @@ class Creation:
                 return opened
             attempt.close()
         raise Internal("the files that the checkpoint names could not be opened")
+
+    @contextmanager
+    def _held_checkpoint(self) -> Iterator[_Opened]:
+        """Open the newest checkpoint; a second name keeps its bytes for as long as it is read."""
+        directory = self._node.directory
+        held_checkpoint.release(directory, held_checkpoint.READ)
+        name = self._path(held_checkpoint.READ + CHECKPOINT)
+        os.link(self._path(CHECKPOINT), name)
+        try:
+            with _opened(name) as opened:
+                yield opened._replace(name=CHECKPOINT)
+        finally:
+            held_checkpoint.release(directory, held_checkpoint.READ)
 
     def _copy_immutable(self, first_log: int, end_log: int) -> list[str]:
         """Copy the files that never change, up to a log file; return their names."""

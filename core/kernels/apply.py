@@ -45,6 +45,7 @@ from meterd.core.kernels.index import (
 from meterd.core.kernels.memory import column_at, rows_at
 from meterd.core.kernels.runs import FOUND, NOT_FOUND, find_in_runs
 from meterd.core.kernels.scan import SLICE_SIZE, pad8
+from meterd.core.kernels.snapshot import before_change
 from meterd.core.kernels.tables import (
     DAY_MASK,
     DAY_MAX,
@@ -499,6 +500,7 @@ def _count(
                 index = np.int64(load_u64(slices, SLICE_SIZE * s + 8))
                 position = (index << POSITION_ROW_BITS) + place
                 value = _value(columns, i)
+                before_change(tables.snapshot, cells, cell)
                 update_cell(cells, cell, _timestamp(columns, i), position, value)
                 if unique:
                     _, properties = entry_parts(data, entry)

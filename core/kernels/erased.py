@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from meterd.core.kernels import cells as cell_rows
-from meterd.core.kernels.entries import MEMBER, account_hash, entry_parts, pair_hash
+from meterd.core.kernels.entries import account_hash, entry_parts
 from meterd.core.kernels.gather import ENTRY, POSITION
 from meterd.core.kernels.hashing import root_end
 from meterd.core.kernels.index import MISSING, Index, find, payload_at, remove, set_payload
@@ -19,13 +18,11 @@ from meterd.core.kernels.tables import (
     FIRST_SERIES,
     METRIC,
     NEXT_IN_ROOT,
-    NEXT_MEMBER,
     NEXT_SERIES,
-    NO_MEMBER,
     SEATS,
     TEXT_SIZE,
     TEXT_START,
-    cell_hash,
+    free_cell,
     series_hash,
     tables_at,
 )
@@ -102,7 +99,8 @@ def accounts_of_root(handle: Array, root: Array, out: Array) -> int:
 def erase_account(handle: Array, number: int) -> None:
     """Take an account's text, series, cells and members out of the tables.
 
-    Their rows stay, as rows of nothing: number 0 of a metric is given to none.
+    The rows of account and series stay, as rows of nothing: number 0 of a metric is given to none.
+    Not while a snapshot is under way that is to be kept.
     """
     tables = tables_at(handle)
     key, accounts, text = tables.key, tables.accounts, tables.text
@@ -111,7 +109,7 @@ def erase_account(handle: Array, number: int) -> None:
     a0, a1 = account_hash(key[0], key[1], text, start, end)
     series = accounts[number, FIRST_SERIES]
     while series >= 0:
-        _erase_series(handle, series, number, a0, a1)
+        _erase_series(handle, series, number)
         series = tables.series[series, NEXT_SERIES]
     remove(tables.account_index, a0, a1)
     r0, r1 = account_hash(key[0], key[1], text, start, root_end(text, start, end))
@@ -133,32 +131,14 @@ def erase_account(handle: Array, number: int) -> None:
 
 
 @njit(cache=True, _nrt=False)
-def _erase_series(handle: Array, number: int, account: int, a0: Any, a1: Any) -> None:
+def _erase_series(handle: Array, number: int, account: int) -> None:
     tables = tables_at(handle)
-    key, cells, dims, row = tables.key, tables.cells, tables.dims, tables.series[number]
+    key, dims, row = tables.key, tables.dims, tables.series[number]
+    while row[FIRST_CELL] >= 0:
+        free_cell(handle, row[FIRST_CELL])
     start = row[DIMS_START]
     end = start + row[DIMS_SIZE]
-    cell = row[FIRST_CELL]
-    while cell >= 0:
-        period = cells[cell, cell_rows.PERIOD_START]
-        c0, c1 = cell_hash(key[0], key[1], a0, a1, row[METRIC], period, dims, start, end)
-        remove(tables.cell_index, c0, c1)
-        member = cells[cell, cell_rows.FIRST_MEMBER]
-        while member >= 0:
-            m0, m1 = tables.members[member, 0], tables.members[member, 1]
-            h0, h1 = pair_hash(key[0], key[1], MEMBER, _U64(cell), m0, m1)
-            remove(tables.member_index, h0, h1)
-            following = tables.members[member, NEXT_MEMBER]
-            tables.members[member, 0] = tables.members[member, 1] = _U64(0)
-            tables.members[member, NEXT_MEMBER] = NO_MEMBER
-            member = np.int64(-1) if following == NO_MEMBER else np.int64(following)
-        following_cell = cells[cell, cell_rows.NEXT_CELL]
-        cell_rows.clear_cell(cells, cell)
-        cells[cell, cell_rows.SERIES] = number
-        cells[cell, cell_rows.PERIOD_START] = period
-        cell = following_cell
     s0, s1 = series_hash(key, account, row[METRIC], dims, start, end)
     remove(tables.series_index, s0, s1)
     dims[start:end] = 0
     row[METRIC] = row[SEATS] = row[DIMS_SIZE] = 0
-    row[FIRST_CELL] = MISSING

@@ -27,15 +27,16 @@ from meterd.core.kernels.hashing import root_end, sip_bytes, sip_finish, sip_sta
 from meterd.core.kernels.index import (
     MISSING,
     Index,
-    clear,
     find,
     index_at,
     insert,
     make_index,
     payload_at,
+    remove,
     set_payload,
 )
 from meterd.core.kernels.memory import column_at, reserve, rows_at
+from meterd.core.kernels.snapshot import CellSnapshot, before_change, make_snapshot, snapshot_at
 
 Array = Any
 _U64 = np.uint64
@@ -49,8 +50,13 @@ NO_METRIC = 0
 # Columns of a member (u64[n, 3]): two words of hash, next member of the cell (all ones: none).
 MEMBER_0, MEMBER_1, NEXT_MEMBER = range(3)
 NO_MEMBER = np.uint64(2**64 - 1)
-# Columns of the counters (int64[8]).
+# Columns of the counters (int64[16]); free rows of cells and members are chained, and used again.
 ACCOUNTS, TEXT_USED, SERIES_COUNT, DIMS_USED, CELLS, MEMBERS, RECENT = range(7)
+FREE_CELL, FREE_CELLS, FREE_MEMBER, FREE_MEMBERS = range(8, 12)
+COUNTERS = 16
+# A free row's series; its period is none there can be.
+NO_SERIES = -1
+NO_PERIOD = np.int64(-(2**63))
 
 # An identity's payload: 32 bits of its content's digest | the day of its event since 1970, 16 bits.
 DAY_NS = 86_400_000_000_000
@@ -91,6 +97,7 @@ class Tables(NamedTuple):
     runs: Array  # int64[3 r, 2]: a handle of the arrays of the runs (kernels/runs.py)
     run_facts: Array  # int64[r, 8]
     filter: Array  # u64[8 lines]: of all identities (kernels/bloom.py)
+    snapshot: CellSnapshot
 
 
 # Odd constants without pattern: the primes of XXH64.
@@ -125,12 +132,19 @@ def make_tables(capacity: Capacity, key: tuple[int, int]) -> Tables:
         cells=reserve((capacity.cells + RECORD_ROWS_MAX, cell_rows.CELL_WORDS), np.int64),
         members=reserve((capacity.members + RECORD_ROWS_MAX, 3), np.uint64),
         journal=reserve((capacity.recent + RECORD_ROWS_MAX, IDENTITY_WORDS), np.uint64),
-        counters=np.zeros(8, np.int64),
+        counters=_no_rows(),
         key=np.array(key, np.uint64),
         runs=np.zeros((0, 2), np.int64),
         run_facts=np.zeros((0, run_kernels.FACT_WORDS), np.int64),
         filter=np.zeros(0, np.uint64),
+        snapshot=make_snapshot(capacity.cells + RECORD_ROWS_MAX),
     )
+
+
+def _no_rows() -> Array:
+    counters = np.zeros(COUNTERS, np.int64)
+    counters[[FREE_CELL, FREE_MEMBER]] = MISSING
+    return counters
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
@@ -156,6 +170,7 @@ def tables_at(handle: Array) -> Any:
         rows_at(handle, 51, 2, np.int64),
         rows_at(handle, 52, run_kernels.FACT_WORDS, np.int64),
         column_at(handle, 53, np.uint64),
+        snapshot_at(handle, 54),
     )
 
 
@@ -294,9 +309,15 @@ def cell_hash(
 def add_cell(handle: Array, series: int, period_start: int, c0: Any, c1: Any) -> Any:
     """Make the cell of a series in a period under its hash; return its number."""
     tables = tables_at(handle)
-    number = tables.counters[CELLS]
-    tables.counters[CELLS] = number + 1
-    cells = tables.cells
+    counters, cells = tables.counters, tables.cells
+    number = counters[FREE_CELL]
+    if number >= 0:
+        before_change(tables.snapshot, cells, number)
+        counters[FREE_CELL] = cells[number, cell_rows.NEXT_CELL]
+        counters[FREE_CELLS] -= 1
+    else:
+        number = counters[CELLS]
+        counters[CELLS] = number + 1
     cell_rows.clear_cell(cells, number)
     cells[number, cell_rows.SERIES] = series
     cells[number, cell_rows.PERIOD_START] = period_start
@@ -314,8 +335,15 @@ def add_member(handle: Array, cell: int, m0: Any, m1: Any) -> None:
     h0, h1 = pair_hash(key[0], key[1], MEMBER, _U64(cell), m0, m1)
     if find(tables.member_index, h0, h1) != MISSING:
         return
-    number = tables.counters[MEMBERS]
-    tables.counters[MEMBERS] = number + 1
+    counters = tables.counters
+    number = counters[FREE_MEMBER]
+    if number >= 0:
+        following = tables.members[number, NEXT_MEMBER]
+        counters[FREE_MEMBER] = MISSING if following == NO_MEMBER else np.int64(following)
+        counters[FREE_MEMBERS] -= 1
+    else:
+        number = counters[MEMBERS]
+        counters[MEMBERS] = number + 1
     insert(tables.member_index, h0, h1, _U64(number))
     cells = tables.cells
     tables.members[number, MEMBER_0] = m0
@@ -326,92 +354,110 @@ def add_member(handle: Array, cell: int, m0: Any, m1: Any) -> None:
     cells[cell, cell_rows.UNIQUE] += 1
 
 
-@njit(cache=True, _nrt=False)
-def link_cell(handle: Array, number: int) -> None:
-    """Enter a cell and its members, whose rows are written, into the indexes."""
-    tables = tables_at(handle)
+@njit(cache=True, forceinline=True, _nrt=False)
+def key_of_cell(tables: Any, number: int) -> Any:
+    """Return the hash of a cell whose row is written."""
     key = tables.key
-    cells = tables.cells
-    row = tables.series[cells[number, cell_rows.SERIES]]
+    row = tables.series[tables.cells[number, cell_rows.SERIES]]
     account = tables.accounts[row[ACCOUNT]]
     start = account[TEXT_START]
     a0, a1 = account_hash(key[0], key[1], tables.text, start, start + account[TEXT_SIZE])
     start = row[DIMS_START]
-    c0, c1 = cell_hash(
+    return cell_hash(
         key[0],
         key[1],
         a0,
         a1,
         row[METRIC],
-        cells[number, cell_rows.PERIOD_START],
+        tables.cells[number, cell_rows.PERIOD_START],
         tables.dims,
         start,
         start + row[DIMS_SIZE],
     )
-    insert(tables.cell_index, c0, c1, _U64(number))
-    member = cells[number, cell_rows.FIRST_MEMBER]
-    while member >= 0:
-        m0, m1 = tables.members[member, MEMBER_0], tables.members[member, MEMBER_1]
-        h0, h1 = pair_hash(key[0], key[1], MEMBER, _U64(number), m0, m1)
-        insert(tables.member_index, h0, h1, _U64(member))
-        following = tables.members[member, NEXT_MEMBER]
-        member = np.int64(-1) if following == NO_MEMBER else np.int64(following)
-
-
-@njit(cache=True)
-def evict_cells(handle: Array, first_kept: Array) -> None:
-    """Drop the cells of periods before first_kept (int64[metric number]); renumber the others.
-
-    Cells of erased accounts go, too.  The rows move towards the front in their order, so each is
-    read before it is written over.
-    """
-    tables = tables_at(handle)
-    counters, series, cells, members = (
-        tables.counters,
-        tables.series,
-        tables.cells,
-        tables.members,
-    )
-    old_members = members[: counters[MEMBERS]].copy()
-    clear(tables.cell_index)
-    clear(tables.member_index)
-    series[: counters[SERIES_COUNT], FIRST_CELL] = MISSING
-    kept = kept_members = np.int64(0)
-    for c in range(counters[CELLS]):
-        s = cells[c, cell_rows.SERIES]
-        metric = series[s, METRIC]
-        if metric == NO_METRIC or cells[c, cell_rows.PERIOD_START] < first_kept[metric]:
-            continue
-        for word in range(cell_rows.CELL_WORDS):
-            cells[kept, word] = cells[c, word]
-        member = cells[c, cell_rows.FIRST_MEMBER]
-        cells[kept, cell_rows.FIRST_MEMBER] = kept_members if member >= 0 else MISSING
-        while member >= 0:
-            following = old_members[member, NEXT_MEMBER]
-            members[kept_members, MEMBER_0] = old_members[member, MEMBER_0]
-            members[kept_members, MEMBER_1] = old_members[member, MEMBER_1]
-            kept_members += 1
-            last = following == NO_MEMBER
-            members[kept_members - 1, NEXT_MEMBER] = NO_MEMBER if last else _U64(kept_members)
-            member = np.int64(MISSING) if last else np.int64(following)
-        cells[kept, cell_rows.NEXT_CELL] = series[s, FIRST_CELL]
-        series[s, FIRST_CELL] = kept
-        link_cell(handle, kept)
-        kept += 1
-    counters[CELLS], counters[MEMBERS] = kept, kept_members
 
 
 @njit(cache=True, _nrt=False)
-def rebuild_indexes(handle: Array) -> None:
-    """Make the indexes of accounts, series, cells and members from their rows (after a load)."""
+def free_cell(handle: Array, number: int) -> None:
+    """Take a cell and its members out of the tables; its rows are free.
+
+    Not while a snapshot is under way that is to be kept: what a free row of a member was is lost.
+    """
     tables = tables_at(handle)
-    key = tables.key
-    counters = tables.counters
-    for number in range(counters[ACCOUNTS]):
-        if tables.accounts[number, TEXT_SIZE]:
-            link_account(handle, number)
-    for number in range(counters[SERIES_COUNT]):
-        row = tables.series[number]
+    key, cells, members, counters = tables.key, tables.cells, tables.members, tables.counters
+    c0, c1 = key_of_cell(tables, number)
+    remove(tables.cell_index, c0, c1)
+    _unchain(tables, number)
+    member = cells[number, cell_rows.FIRST_MEMBER]
+    while member >= 0:
+        m0, m1 = members[member, MEMBER_0], members[member, MEMBER_1]
+        h0, h1 = pair_hash(key[0], key[1], MEMBER, _U64(number), m0, m1)
+        remove(tables.member_index, h0, h1)
+        following = members[member, NEXT_MEMBER]
+        free_member(members, counters, member)
+        member = np.int64(MISSING) if following == NO_MEMBER else np.int64(following)
+    _free_row(cells, counters, number)
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _unchain(tables: Any, number: int) -> None:
+    """Take a cell out of the chain of its series, which has few."""
+    series, cells = tables.series, tables.cells
+    s, following = cells[number, cell_rows.SERIES], cells[number, cell_rows.NEXT_CELL]
+    before = series[s, FIRST_CELL]
+    if before == number:
+        series[s, FIRST_CELL] = following
+        return
+    while cells[before, cell_rows.NEXT_CELL] != number:
+        before = cells[before, cell_rows.NEXT_CELL]
+    cells[before, cell_rows.NEXT_CELL] = following
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _free_row(cells: Array, counters: Array, number: int) -> None:
+    cells[number, :] = 0
+    cells[number, cell_rows.SERIES] = NO_SERIES
+    cells[number, cell_rows.PERIOD_START] = NO_PERIOD
+    cells[number, cell_rows.FIRST_MEMBER] = MISSING
+    cells[number, cell_rows.NEXT_CELL] = counters[FREE_CELL]
+    counters[FREE_CELL] = number
+    counters[FREE_CELLS] += 1
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def free_member(members: Array, counters: Array, member: int) -> None:
+    """Put the row of a member among the free ones."""
+    members[member, MEMBER_0] = members[member, MEMBER_1] = _U64(0)
+    following = counters[FREE_MEMBER]
+    members[member, NEXT_MEMBER] = NO_MEMBER if following < 0 else _U64(following)
+    counters[FREE_MEMBER] = member
+    counters[FREE_MEMBERS] += 1
+
+
+@njit(cache=True, _nrt=False)
+def evict_cells(handle: Array, first_kept: Array, first: int, last: int) -> Any:
+    """Free those of the cells first..last - 1 whose period is before first_kept[metric number].
+
+    Returns how many.  As with `free_cell`, not while a snapshot is under way.
+    """
+    tables = tables_at(handle)
+    cells, series = tables.cells, tables.series
+    freed = np.int64(0)
+    for c in range(first, last):
+        s = cells[c, cell_rows.SERIES]
+        if s >= 0 and cells[c, cell_rows.PERIOD_START] < first_kept[series[s, METRIC]]:
+            free_cell(handle, c)
+            freed += 1
+    return freed
+
+
+@njit(cache=True, _nrt=False)
+def _link_series(handle: Array) -> None:
+    """Enter all series into their index and their accounts' chains."""
+    tables = tables_at(handle)
+    key, accounts, series = tables.key, tables.accounts, tables.series
+    for number in range(tables.counters[SERIES_COUNT]):
+        row = series[number]
+        row[FIRST_CELL] = MISSING
         if row[METRIC] == NO_METRIC:
             continue
         start = row[DIMS_START]
@@ -419,6 +465,51 @@ def rebuild_indexes(handle: Array) -> None:
             key, row[ACCOUNT], row[METRIC], tables.dims, start, start + row[DIMS_SIZE]
         )
         insert(tables.series_index, h0, h1, _U64(number))
+        row[NEXT_SERIES] = accounts[row[ACCOUNT], FIRST_SERIES]
+        accounts[row[ACCOUNT], FIRST_SERIES] = number
+
+
+@njit(cache=True, _nrt=False)
+def _link_cell(handle: Array, number: int, used: Array) -> None:
+    """Enter a cell into its index and its series' chain; note which members' rows are used."""
+    tables = tables_at(handle)
+    key, cells, members = tables.key, tables.cells, tables.members
+    c0, c1 = key_of_cell(tables, number)
+    insert(tables.cell_index, c0, c1, _U64(number))
+    s = cells[number, cell_rows.SERIES]
+    cells[number, cell_rows.NEXT_CELL] = tables.series[s, FIRST_CELL]
+    tables.series[s, FIRST_CELL] = number
+    member = cells[number, cell_rows.FIRST_MEMBER]
+    while member >= 0:
+        used[member] = 1
+        m0, m1 = members[member, MEMBER_0], members[member, MEMBER_1]
+        h0, h1 = pair_hash(key[0], key[1], MEMBER, _U64(number), m0, m1)
+        insert(tables.member_index, h0, h1, _U64(member))
+        following = members[member, NEXT_MEMBER]
+        member = np.int64(MISSING) if following == NO_MEMBER else np.int64(following)
+
+
+@njit(cache=True, _nrt=False)
+def rebuild(handle: Array, used: Array) -> None:
+    """Make indexes, chains and free rows anew (after a load); used: u8[members], zeros.
+
+    What a checkpoint says of them counts for nothing: it is written while they change.
+    """
+    tables = tables_at(handle)
+    counters, cells = tables.counters, tables.cells
+    for number in range(counters[ACCOUNTS]):
+        tables.accounts[number, FIRST_SERIES] = MISSING
+        if tables.accounts[number, TEXT_SIZE]:
+            link_account(handle, number)
+    _link_series(handle)
+    counters[FREE_CELL] = counters[FREE_MEMBER] = MISSING
+    counters[FREE_CELLS] = counters[FREE_MEMBERS] = 0
     for number in range(counters[CELLS]):
-        if tables.series[tables.cells[number, cell_rows.SERIES], METRIC] != NO_METRIC:
-            link_cell(handle, number)
+        s = cells[number, cell_rows.SERIES]
+        if s < 0 or tables.series[s, METRIC] == NO_METRIC:
+            _free_row(cells, counters, number)
+        else:
+            _link_cell(handle, number, used)
+    for number in range(counters[MEMBERS]):
+        if not used[number]:
+            free_member(tables.members, counters, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from fractions import Fraction
 from typing import Any
 
@@ -10,18 +11,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from meterd.core import state as state_module
 from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
 from meterd.core.balance_rows import import_commands
 from meterd.core.erasures import erasure_command
 from meterd.core.folded_cells import joined
 from meterd.core.identity_runs import Entries, Run
 from meterd.core.kernels.bloom import FILTER_WORDS, add_entries
+from meterd.core.kernels.cells import CELL_WORDS
 from meterd.core.kernels.index import clear
 from meterd.core.kernels.runs import ENTRIES_MARGIN
+from meterd.core.kernels.tables import TEXT_USED
 from meterd.core.memory_cells import collect
 from meterd.core.partial_cells import PartialCells
 from meterd.core.questions import Question
+from meterd.core.snapshot import CELLS, Snapshot
 from meterd.core.state import StateMachine
 from meterd.protocol.errors import MetricVersionsDiffer
 from tests.support import model as oracle
@@ -95,6 +98,27 @@ def definition_of(metric: oracle.Metric) -> dict[str, Any]:
     }
 
 
+class Saving:
+    """A snapshot that is taken in turns, and what it must be."""
+
+    def __init__(self, snapshot: Snapshot, model: oracle.Model, counts: dict[str, int]) -> None:
+        self.snapshot, self.model, self.counts = snapshot, model, counts
+        self._pieces: list[Any] = []
+
+    def hand_over(self, rows: int) -> int:
+        out = np.empty((rows, CELL_WORDS), np.int64)
+        count = self.snapshot.copy_cells(out)
+        self._pieces.append(out[:count])
+        return count
+
+    def arrays(self) -> dict[str, Any]:
+        """All rows; those that only grow are read last, as late as a thread might."""
+        cells = np.concatenate(self._pieces)
+        assert len(cells) == self.snapshot.cells
+        growing = {name: rows.copy() for name, rows in self.snapshot.growing.items()}
+        return growing | self.snapshot.fixed | {CELLS: cells}
+
+
 class StateMachineAgainstModel(RuleBasedStateMachine):
     """Whatever is done to both, both say the same."""
 
@@ -106,14 +130,9 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
         self.flushing: Entries | None = None
         self.now = NOW
         self.asked = self.erased = self.moment = 0
-        self.cells_min = state_module.EVICT_CELLS_MIN
-        state_module.EVICT_CELLS_MIN = 1
+        self.saving: Saving | None = None
         for variants in VARIANTS.values():
             self.put(variants[0], False)
-
-    def teardown(self) -> None:
-        if hasattr(self, "cells_min"):
-            state_module.EVICT_CELLS_MIN = self.cells_min
 
     def leader_time(self) -> int:
         """The time that the next record gets."""
@@ -213,8 +232,9 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
         self.pipeline.account_command(self.now, partition, command)
         self.model.erase(account, subtree)
         if len(account) > 2:  # not a part of anything else
-            saved = self.pipeline.state.save()
-            assert account.encode() not in saved.arrays["text"].tobytes() or not subtree
+            tables = self.pipeline.state.tables
+            text = tables.text[: int(tables.counters[TEXT_USED])]
+            assert account.encode() not in text.tobytes() or not subtree
 
     @rule(
         brought=st.lists(events, min_size=1, max_size=6),
@@ -279,22 +299,56 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
 
     @rule()
     def save_and_restore(self) -> None:
+        """As a node that is stopped and started again."""
+        self.end_save()
         self.end_flush()
-        saved = self.pipeline.state.save()
-        fresh = StateMachine(self.pipeline.key, self.pipeline.capacity)
-        fresh.restore(saved.state, saved.arrays)
-        fresh.use_runs(self.runs)
-        fresh.restore_identities(saved.identities)
+        self.begin_save()
+        assert self.saving is not None
         counts = self.pipeline.state.counts()
-        assert fresh.counts() == counts
-        self.pipeline.state = fresh
+        self.pipeline.state = self.restored(self.saving)
+        self.saving = None
+        assert self.pipeline.state.counts() == counts
 
     @rule()
-    def save_and_go_on(self) -> None:
-        self.pipeline.state.save()
+    def begin_save(self) -> None:
+        if self.saving is None and self.flushing is None:
+            state = self.pipeline.state
+            self.saving = Saving(state.save(), deepcopy(self.model), state.counts())
+
+    @rule(rows=st.integers(1, 5))
+    def hand_over(self, rows: int) -> None:
+        """Whatever else is done before, between and behind: these are the rows of that moment."""
+        if self.saving is not None:
+            self.saving.hand_over(rows)
+
+    @rule()
+    def end_save(self) -> None:
+        """A snapshot taken in turns, among all else that happens, is the state of one moment."""
+        saving = self.saving
+        if saving is None:
+            return
+        fresh = None if saving.snapshot.spoiled else self.restored(saving)
+        self.saving = None
+        self.pipeline.state.end_save()
+        if fresh is not None:
+            assert fresh.counts() == saving.counts
+            now, self.model = self.model, saving.model
+            self.compare_all(fresh, fresh.leader_time)
+            self.model = now
+
+    def restored(self, saving: Saving) -> StateMachine:
+        while saving.hand_over(1_000):
+            pass
+        fresh = StateMachine(self.pipeline.key, self.pipeline.capacity)
+        fresh.restore(saving.snapshot.state, saving.arrays())
+        fresh.use_runs(self.runs)
+        fresh.restore_identities(saving.snapshot.identities)
+        return fresh
 
     @rule()
     def begin_flush(self) -> None:
+        if self.saving is not None:
+            return
         if self.flushing is None and self.pipeline.state.recent:
             self.flushing = self.pipeline.state.begin_flush()
 
@@ -323,7 +377,8 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
 
     @rule()
     def evict(self) -> None:
-        self.pipeline.state.evict()
+        if self.saving is None:
+            self.pipeline.state.evict()
 
     @rule()
     def replay(self) -> None:

@@ -96,11 +96,7 @@ class Pipeline:
         """Return a new state machine to which the same log was applied."""
         fresh = StateMachine(self.key, self.capacity)
         for append in self.appended:
-            record = log_format.parse_frames(append.head, bytes(append.payload))
-            if record.kind == log_format.EVENTS:
-                fresh.apply_events(record)
-            else:
-                fresh.apply_command(record)
+            apply(fresh, append)
         return fresh
 
     def _record(self, proposal: Proposal, now: int) -> Record:
@@ -111,6 +107,15 @@ class Pipeline:
         verify_chain(record, self._follower)
         self._follower.follow(record)
         return record
+
+
+def apply(state: StateMachine, append: Append) -> None:
+    """Apply a record of the log."""
+    record = log_format.parse_frames(append.head, bytes(append.payload))
+    if record.kind == log_format.EVENTS:
+        state.apply_events(record)
+    else:
+        state.apply_command(record)
 
 
 def proposal_of(packed: Packed, stage: Stage) -> Proposal:

@@ -128,8 +128,8 @@ def move_to_run(data_dir: Path) -> None:
     for _ in range(3):
         store.step(0.0, may_flush=True)
         store.finish()
-    checkpoints.save(state.save(), position)
-    assert checkpoints.step(wait=True)
+    checkpoints.save(state, position)
+    assert checkpoints.step(wait=True) is None
 
 
 def build(data_dir: Path, steps: tuple[int, ...] = (2_500, 4_500, 6_500, 7_000)) -> int:

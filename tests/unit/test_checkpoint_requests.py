@@ -128,3 +128,15 @@ def test_a_disk_without_room_is_said_to_those_who_wait_for_that_save(saver):
     saver.end()
     saver.requests.turn()
     assert saver.took() == [(2, 4)]
+
+
+def test_one_that_came_to_nothing_is_followed_by_another(saver):
+    saver.requests.ask(b"a", 1)
+    saver.applied = 4
+    saver.saving = False
+    saver.requests.spoiled()
+    saver.requests.turn()
+    assert saver.saving and saver.took() == []
+    saver.end()
+    saver.requests.turn()
+    assert saver.took() == [(1, 4)]

@@ -30,8 +30,8 @@ def small() -> Iterator[SmallDisk]:
 
 def save(node: Node, number: int) -> bool:
     """Try to save; return whether there was room."""
-    node.checkpoints.save(node.state.save(), {"number": number})
-    return node.checkpoints.step(wait=True)
+    node.checkpoints.save(node.state, {"number": number})
+    return node.checkpoints.step(wait=True) is None
 
 
 @pytest.mark.parametrize("error", FULL)

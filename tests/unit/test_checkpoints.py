@@ -54,8 +54,8 @@ class Node:
             self.store.finish()
 
     def save(self, number: int) -> None:
-        self.checkpoints.save(self.state.save(), {"number": number})
-        assert self.checkpoints.step(wait=True)
+        self.checkpoints.save(self.state, {"number": number})
+        assert self.checkpoints.step(wait=True) is None
 
     def batches(self) -> list[int]:
         """The numbers of the batches that are known, in memory or runs."""
@@ -251,8 +251,8 @@ def test_a_full_disk_is_waited_for(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", refuse)
         node.add(3)
-        node.checkpoints.save(node.state.save(), {"number": 3})
-        assert not node.checkpoints.step(wait=True)
+        node.checkpoints.save(node.state, {"number": 3})
+        assert node.checkpoints.step(wait=True) == "no room"
         assert node.checkpoints.busy
         node.store._flush_at = BATCH
         node.work()

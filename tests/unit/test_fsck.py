@@ -195,8 +195,8 @@ def test_a_directory_in_use_or_missing_is_refused(directory, tmp_path, capsys):
 def test_a_file_of_a_newer_version_is_refused_and_no_damage(directory, kind, capsys):
     path = min(directory.glob(kind))
     data = bytearray(path.read_bytes())
-    crc_at = storage_versions.FORMATS[bytes(data[:8])].crc_at
-    data[8] += 1
+    known = storage_versions.FORMATS[bytes(data[:8])]
+    crc_at, data[8] = known.crc_at, known.version + 1
     path.write_bytes(data)
     storage_versions.refuse_newer(str(directory))  # its checksum says that it is damage
     data[crc_at : crc_at + 4] = crc32c(bytes(data[:crc_at])).to_bytes(4, "little")

@@ -10,7 +10,6 @@ from numba import njit
 
 from meterd.core.kernels import apply, tables
 from meterd.core.kernels.apply import MetricTable, Scratch, make_scratch
-from meterd.core.kernels.index import Index
 from meterd.core.kernels.memory import handle_of
 from meterd.core.kernels.tables import Capacity, Tables, make_tables
 
@@ -47,7 +46,7 @@ def test_a_kernel_sees_what_the_handle_was_made_of(
     names: list[str] = []
     wanted: list[Any] = []
     for field, array in zip(arrays._fields, arrays, strict=True):
-        inner = array._asdict() if isinstance(array, Index) else {"": array}
+        inner = array._asdict() if isinstance(array, tuple) else {"": array}
         for name, part in inner.items():
             names.append(f"{field}.{name}".rstrip("."))
             wanted.append((part.ctypes.data, part.shape, part.itemsize))
