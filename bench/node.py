@@ -40,6 +40,7 @@ class Node:
 
     process: "subprocess.Popen[bytes]"
     address: str
+    http_port: int
     directory: Path
     ready_seconds: float
 
@@ -102,7 +103,7 @@ def meterd_node(directory: Path, settings: Mapping[str, str] | None = None) -> I
         begin = time.monotonic()
         with running(command, directory, {"env": environment}) as process:
             await_ready(process, notify, directory)
-            yield Node(process, f"127.0.0.1:{port}", directory, time.monotonic() - begin)
+            yield Node(process, f"127.0.0.1:{port}", http_port, directory, time.monotonic() - begin)
 
 
 @contextmanager

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from bench.node import Node, meterd_node, node_directory
 from bench.support import fdatasync_us, percentiles_us, write_result
 from meterd.client import AsyncClient, Client
+from meterd.core import inventory
+from meterd.protocol.checkpoint_format import read_state
 
 DAY_NS = 86_400_000_000_000
 DAYS = 89
@@ -39,6 +41,9 @@ IN_FLIGHT = 8
 SLICES = 10
 QUESTIONS = 200
 OLD_IDS = 10_000
+# What is kept for every event.
+STORED = ("seg", "idx", "props", "run", "part")
+INGEST = {"batch": 500, "warm_up": 3, "seconds": 8}
 TEXTS = np.array([f"value-{number}" for number in range(max(DIMENSION_VALUES))])
 
 
@@ -171,10 +176,24 @@ def compact(node: Node) -> dict[str, Any]:
 
 
 def disk_bytes(directory: Path) -> dict[str, int]:
-    """Allocated bytes by kind of file."""
-    kinds = {"seg": 0, "idx": 0, "props": 0, "run": 0, "part": 0, "log": 0, "other": 0}
+    """Allocated bytes by kind of file.
+
+    `replaced`: segments and identities that others have replaced, and that stay for
+    `storage.copy_grace`, and second names of what is counted already.
+    """
+    names = [path.name for path in directory.iterdir()]
+    state = read_state((directory / "checkpoint.bin").read_bytes())
+    live = set(inventory.identity_files(state))
+    live |= {
+        f"seg-{first:012d}-{last:012d}.{part}"
+        for first, last in inventory.whole_segments(names)
+        for part in inventory.SEGMENT_PARTS
+    }
+    kinds = dict.fromkeys(("seg", "idx", "props", "run", "part", "log", "replaced", "other"), 0)
     for path in directory.iterdir():
         kind = path.suffix[1:] if path.suffix[1:] in kinds else "other"
+        if kind in STORED and path.name not in live:
+            kind = "replaced"
         kinds[kind] += path.stat().st_blocks * 512
     return kinds
 
@@ -265,7 +284,7 @@ def main() -> None:
             if not options.no_compaction:
                 document["compaction"] = compact(node)
             document["disk_bytes"] = kinds = disk_bytes(data)
-            stored = sum(kinds[kind] for kind in ("seg", "idx", "props", "run", "part"))
+            stored = sum(kinds[kind] for kind in STORED)
             document["bytes_per_event"] = round(stored / options.events, 2)
             document["anonymous_bytes"] = anonymous_bytes(node)
             model = events.of_accounts(chosen)
@@ -275,7 +294,10 @@ def main() -> None:
         with meterd_node(directory) as node:
             document["restart_seconds"] = round(node.ready_seconds, 2)
             document["old_ids"] = old_ids(node, events)
-        print(document["restart_seconds"], document["old_ids"])
+            document["ingest"] = ingest = {"full": node.bench(**INGEST)["events_per_second"]}
+    with node_directory(options.directory) as directory, meterd_node(directory) as node:
+        ingest["empty"] = node.bench(**INGEST)["events_per_second"]
+    print({key: document[key] for key in list(document)[-3:]}, flush=True)
     print(f"wrote {write_result('storage', document)}")
 
 
