@@ -35,7 +35,6 @@ VERIFY_TIMEOUT = 60.0
 BAR_WIDTH = 20
 MISMATCHES_SHOWN = 5
 DURABILITIES = ("sync", "async")
-BATCH_LARGE, IN_FLIGHT_LARGE, IN_FLIGHT_SMALL = 100, 128, 256
 Totals = dict[tuple[str, str], int]
 
 
@@ -54,8 +53,8 @@ class Sample:
               help="Events in each request.")
 @click.option("--clients", type=click.IntRange(1, 256), default=1, show_default=True,
               help="Client processes.")
-@click.option("--in-flight", type=click.IntRange(1, 10_000),
-              help="Requests under way per client [default: 128, or 256 for batches below 100].")
+@click.option("--in-flight", type=click.IntRange(1, 10_000), default=256, show_default=True,
+              help="Requests under way per client.")
 @click.option("--durability", type=click.Choice(DURABILITIES), default="sync", show_default=True,
               help="sync: answered when stored; async: when taken.")
 @click.option("--seconds", type=click.FloatRange(0.1, 86_400), default=10.0, show_default=True,
@@ -70,7 +69,7 @@ class Sample:
               help="Neighbouring events of a request that share an account.")
 @click.option("--verify/--no-verify", default=True, show_default=True,
               help="Compare the accounts' totals with what was sent.")
-def bench(session: Session, in_flight: int | None, seconds: float, warm_up: float,
+def bench(session: Session, in_flight: int, seconds: float, warm_up: float,
           verify: bool, **shape: Any) -> None:
     """Measure a node: send random events for a while, then verify its totals.
 
@@ -80,8 +79,6 @@ def bench(session: Session, in_flight: int | None, seconds: float, warm_up: floa
     """
     from meterd.commands.bench_client import Load
 
-    small = shape["batch"] < BATCH_LARGE
-    in_flight = in_flight or (IN_FLIGHT_SMALL if small else IN_FLIGHT_LARGE)
     load = Load(nodes=session.nodes, in_flight=in_flight, timeout=session.patience(30.0), **shape)
     document = _run(session, load, seconds, warm_up, verify)
     session.console.show(document, lambda: _lines(document))
