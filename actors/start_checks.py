@@ -6,7 +6,7 @@
 | identity checked | `node` | it belongs to this node and version (`identity.py`) |
 | checkpoint checked | `wal_writer` | magic, version, checksums; a damaged newest falls back |
 | log checked | `wal_writer` | checksums and hash chain from the checkpoint on (`wal_recovery.py`) |
-| segments checked | `wal_writer` | size and header of the files that the log's check did not read |
+| segments checked | `wal_writer` | size and header of all log files, segments, totals files |
 
 Each is logged with its duration; the first that fails ends the start and names file and offset.
 Only then is the log announced, so nothing is served and nothing is appended before.
@@ -19,6 +19,7 @@ import os
 
 from meterd.actors.disk import Disk
 from meterd.actors.segment_files import SegmentFiles
+from meterd.actors.totals_files import standing
 from meterd.actors.wal_recovery import Owner, Start
 from meterd.core.log_scan import Groups
 from meterd.protocol import checkpoint_format, log_format
@@ -81,7 +82,19 @@ def check_segments(disk: Disk, directory: str, owner: Owner, start: Start | None
     damage = segments.lost(number for number in numbers if number is not None)
     if damage is not None:
         raise damage
+    for covered in standing(names):
+        _check_totals(disk, os.path.join(directory, covered.name))
     return len(older)
+
+
+def _check_totals(disk: Disk, path: str) -> None:
+    descriptor = disk.open(path)
+    try:
+        checkpoint_format.check_front(disk.view(descriptor))
+    except Damaged as damage:
+        raise Corrupt(path, damage.offset, damage.reason) from damage
+    finally:
+        disk.close(descriptor)
 
 
 def _check_full_file(disk: Disk, path: str, number: int, owner: Owner) -> None:

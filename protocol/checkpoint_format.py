@@ -112,6 +112,15 @@ def read_front(buffer: Bytes) -> tuple[dict[str, Any], list[Section]]:
     return manifest["state"], sections
 
 
+def check_front(buffer: Bytes) -> None:
+    """Check the front and the size, but not the bytes of sections.  Raises Damaged."""
+    _, sections = read_front(buffer)
+    ends = [section.offset + section.whole_size for section in sections]
+    end = max(ends, default=front_size(buffer))
+    if len(memoryview(buffer)) != end:
+        raise Damaged(min(len(memoryview(buffer)), end), f"not the {end} bytes that it says it has")
+
+
 def read_state(buffer: Bytes) -> dict[str, Any]:
     """Return the state of a checkpoint without its arrays.  Raises Damaged."""
     state: dict[str, Any] = _manifest(buffer)[0]["state"]

@@ -160,3 +160,17 @@ def test_a_file_of_another_node_or_number_is_found(directory):
     (directory / full_name(1)).write_bytes((directory / full_name(2)).read_bytes())
     with pytest.raises(Corrupt, match="file 2 where file 1 belongs"):
         start_checks.check_segments(disk, str(directory), owner, begin)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_totals_file_is_found(directory, lifeline, damage):
+    """What it stands for is nowhere else; a question must not be the first to find out."""
+    path = directory / "totals-000000000001-000000000002.tot"
+    raw = b"".join(checkpoint_format.encode({"kind": "totals"}, {"rows": np.arange(100)}))
+    path.write_bytes(raw)
+    start(directory, lifeline)
+    changed = {"cut": raw[:-64], "flip": raw[:30] + b"\xff" + raw[31:], "empty": b""}[damage]
+    path.write_bytes(changed)
+    with pytest.raises(Corrupt) as caught:
+        start(directory, lifeline)
+    assert caught.value.path == str(path)
