@@ -171,8 +171,9 @@ class Life:
         self._work("compact", lambda: self.node.job("compact", aggressive=True))
 
     def hold(self) -> None:
-        self.node.ask("backup_hold", seconds=60)
-        self.node.ask("backup_release")
+        with contextlib.suppress(Refusal):
+            self.node.ask("backup_hold", seconds=60)
+            self.node.ask("backup_release")
 
     def pause(self) -> None:
         """Nothing comes for some minutes."""

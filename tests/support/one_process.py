@@ -44,7 +44,7 @@ from meterd.protocol.messages import kind_of
 ACTORS = (WalWriter, Replication, Usage, Ingest, Query, RetentionSweeper)
 LOG_FILE_SIZE = 64 * 1024
 DEADLINE_SECONDS = 60.0
-PAUSE_SECONDS, AHEAD_SECONDS = 0.0005, 0.02
+PAUSE_SECONDS, AHEAD_SECONDS = 0.0005, 0.1
 SECTIONS: dict[str, dict[str, Any]] = {
     "wal": {"retention_days": 0, "min_segments": 1},
     "limits": dict.fromkeys(("accounts", "series", "cells"), 2_000),
