@@ -82,10 +82,10 @@ class Simulation:
         if kind == "torn write":
             image.tear(recorded.trace.calls[end - 1], random)
         image.write_to(self._image, random, kept)
-        return self.look(recorded, end, seed)
+        return self.look(recorded, end, seed, kind == "kill during backup")
 
-    def look(self, recorded: Recorded, end: int, seed: int) -> str:
-        """Judge what is in the image of a place in a life."""
+    def look(self, recorded: Recorded, end: int, seed: int, backups: bool = False) -> str:
+        """Judge what is in the image of a place in a life; `backups`: look at those, too."""
         book, restoring = recorded.book_at(end)
         data_dir = self._image / DATA
         if restoring is not None and (self._image / restoring.target / "restored.json").exists():
@@ -95,7 +95,7 @@ class Simulation:
             outcome = apart(lambda: judge(data_dir, book, seed))
         if restoring is not None:
             self._restore_again(restoring, seed)
-        elif (self._image / BACKUPS).exists():
+        elif (self._image / BACKUPS).exists() and (backups or seed % 5 == 0):
             apart(lambda: check_backups(self._image, seed))
         return outcome
 
@@ -152,22 +152,22 @@ def check_backups(home: Path, seed: int) -> None:
     """What is there as a backup is whole, and another one can be made.  Raises Violation."""
     logging.disable(logging.CRITICAL)
     store = str(home / BACKUPS)
-    verify_backups(store)
+    verify_backups(store, home)
     node = OneProcessNode(home / DATA, Random(seed)).start()
     node.job("backup_create", to=store, type=Random(seed).choice(("full", "incr")))
     node.stop()
-    verify_backups(store)
+    verify_backups(store, home)
     left = [name for name in os.listdir(store) if name.endswith(".partial")]
     if left:
         raise Violation(f"left behind: {left}")
 
 
-def verify_backups(store: str) -> None:
+def verify_backups(store: str, scratch: Path) -> None:
     shelf = Shelf.at(store)
     contents = shelf.contents()
     if contents.broken:
         raise Violation(f"a broken backup: {contents.broken}")
-    verification = Verification(shelf, contents, None, lambda _: None)
+    verification = Verification(shelf, contents, str(scratch), lambda _: None)
     for name in contents.manifests:
         findings = verification.verify(name, "replay")
         if findings:
@@ -242,6 +242,7 @@ def _live_with_error(life: Life, random: Random) -> str:
         # The machine runs on: what the kernel has given up still looks as if it were written.
         life.trace.fault = None
         life.start()
+        life.put_metrics()
         for _ in range(random.randrange(6)):
             life.send(RECENT)
         life.finish()
