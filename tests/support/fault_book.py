@@ -8,7 +8,6 @@ come from `model.py`, which shares nothing with the product.
 from __future__ import annotations
 
 import logging
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from random import Random
 from typing import Any
 
 from meterd.protocol.errors import BootFailed, Corrupt, DiskFull, MeterdError
+from tests.support.fault_campaign import NAMED
 from tests.support.model import Metric, Model, Question
 from tests.support.one_process import OneProcessNode, Refusal
 from tests.support.periods import DAY, Period
@@ -244,9 +244,6 @@ class Named(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
-
-
-NAMED = re.compile(r"[\w./-]+\.(log|bin|run|part|seg|idx|props|tot|json|spare|open)\S* at offset \d+")
 
 
 def judge(data_dir: Path, book: Book, seed: int, may_refuse: bool = False) -> str:

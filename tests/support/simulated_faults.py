@@ -18,9 +18,10 @@ from random import Random
 
 from meterd.actors.backups.shelf import Shelf
 from meterd.actors.backups.verifying import Verification
-from meterd.protocol.errors import BootFailed, DiskFull, FsyncFailed
+from meterd.protocol.errors import BootFailed, DiskFull, FsyncFailed, MeterdError
 from tests.support.disk_trace import Call, DiskImage
 from tests.support.fault_book import RECENT, Violation, judge
+from tests.support.fault_campaign import flip_bit, named_by_fsck
 from tests.support.fault_history import BACKUPS, DATA, Life, Recorded, Restoring, record, restore
 from tests.support.one_process import OneProcessNode, apart
 
@@ -45,6 +46,8 @@ WORKS = {
 CRASHES = ("torn write", "lost unsynced data", *(f"kill during {one}" for one in (*WINDOWS, *WORKS)))
 LIVE = ("full disk", "no inodes", "fsync error")
 KINDS = (*CRASHES, *LIVE)
+# Files in which a bit flips; `fault_campaign.py` has those of the stored directory.
+FLIPPED = ("totals-*.tot", "erased.bin", "pins.bin", "last_backup.bin", "restored.json")
 
 
 class Dead(BaseException):
@@ -110,6 +113,34 @@ class Simulation:
         if left:
             raise Violation(f"left behind: {left}")
 
+    def flip(self, pattern: str, seed: int) -> str:
+        """One bit flips in a file of a kind; return how it ended.  Raises Violation."""
+        random = Random(f"{pattern} {seed}")
+        recorded = self.life(seed // RUNS_PER_LIFE)
+        calls = recorded.trace.calls
+        end = len(calls) if pattern == "restored.json" else recorded.at["restore"][0][0]
+        DiskImage(recorded.trace, end).write_to(self._image, random, True)
+        book, restoring = recorded.book_at(end)
+        data_dir = self._image / (DATA if restoring is None else restoring.target)
+        path = random.choice(sorted(data_dir.glob(pattern)))
+        flip_bit(path, random)
+        if path.name not in apart(lambda: named_by_fsck(data_dir)):
+            raise Violation(f"fsck does not name {path.name}")
+        held = book if restoring is None else restoring.book
+        return apart(lambda: judge(data_dir, held, seed, may_refuse=True))
+
+    def flip_backup(self, seed: int) -> str:
+        """One bit flips in a file of a backup."""
+        random = Random(f"backup {seed}")
+        recorded = self.life(seed // RUNS_PER_LIFE)
+        end = recorded.at["restore"][0][0]
+        DiskImage(recorded.trace, end).write_to(self._image, random, True)
+        store = self._image / BACKUPS
+        path = random.choice([one for one in sorted(store.rglob("*")) if one.is_file()])
+        flip_bit(path, random)
+        apart(lambda: check_flipped(store, str(path.relative_to(store))))
+        return "found, file named"
+
     def _live(self, kind: str, random: Random, seed: int) -> str:
         life = self._home / "life"
         shutil.rmtree(life, ignore_errors=True)
@@ -160,6 +191,32 @@ def check_backups(home: Path, seed: int) -> None:
     left = [name for name in os.listdir(store) if name.endswith(".partial")]
     if left:
         raise Violation(f"left behind: {left}")
+
+
+def check_flipped(store: Path, name: str) -> None:
+    """A verification names the file, and no restore brings it back.  Raises Violation."""
+    shelf = Shelf.at(str(store))
+    contents = shelf.contents()
+    verification = Verification(shelf, contents, None, lambda _: None)
+    found = {
+        finding.file
+        for backup in (*contents.manifests, *contents.broken)
+        for finding in verification.verify(backup, "checksum")
+    }
+    if name not in found:
+        raise Violation(f"verification does not name {name}")
+    for backup in (*contents.manifests, *contents.broken):
+        if not verification.verify(backup, "checksum"):
+            continue
+        target = store.parent / "flipped"
+        try:
+            restore(target, store, backup)
+        except MeterdError:
+            pass
+        else:
+            raise Violation(f"{backup} was restored with a flipped bit in {name}")
+        if target.exists():
+            raise Violation("a part of a restore is in place")
 
 
 def verify_backups(store: str, scratch: Path) -> None:
