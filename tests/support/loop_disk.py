@@ -1,15 +1,12 @@
-"""A real ext4 whose device can fail: it lies in a file on a small tmpfs, which needs root.
+"""A real ext4 that can lose its power: it lies in a file on a small tmpfs, which needs root.
 
 * `cut_power` shuts the file system down at once: what was not synced is lost, the journal is as it
   lies on the device, and every call fails from then on, fsync first;
-* `thin` gives the device's zeros back to the tmpfs and fills that, so that the next writes fail
-  where the device runs out of space, in the middle of a block if it comes to that;
 * `mount_again` repairs what was done and mounts the file system as a machine does that starts.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import struct
@@ -36,7 +33,7 @@ class LoopDisk:
         self._home = Path(tempfile.mkdtemp(prefix="mloop", dir="/tmp"))
         self.path = self._home / "disk"
         self._device = self._home / "device"
-        self._image, self._filler = self._device / "image", self._device / "filler"
+        self._image = self._device / "image"
         self.data_dir = self.path / "data"
 
     def __enter__(self) -> Self:
@@ -78,17 +75,8 @@ class LoopDisk:
         finally:
             os.close(descriptor)
 
-    def thin(self, left: int) -> None:
-        """Let the device find room for so many bytes more where it holds zeros; nobody writes."""
-        os.sync()
-        assert _run("fallocate", "--dig-holes", str(self._image))
-        found = os.statvfs(self._device)
-        with self._filler.open("wb") as file, contextlib.suppress(OSError):
-            os.posix_fallocate(file.fileno(), 0, found.f_bavail * found.f_frsize - left)
-
     def mount_again(self) -> None:
         """Call it when the node is gone."""
-        self._filler.unlink(missing_ok=True)
         eventually(lambda: _run("umount", str(self.path)), "nobody uses the disk")
         assert self._mount(), "it cannot be mounted again"
 
