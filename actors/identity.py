@@ -155,7 +155,7 @@ def decode(raw: bytes, path: str) -> Identity:
         if {len(identity.cluster_id), len(identity.identity_key)} != {KEY_SIZE}:
             raise ValueError("a key has the wrong size")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BootFailed(endings.CORRUPT, f"{path} is damaged: {error}") from error
+        raise BootFailed(endings.CORRUPT, f"{path} at offset 0: it is damaged: {error}") from error
     return identity
 
 

@@ -79,16 +79,7 @@ def _prepare(options: Options, notifier: Notifier) -> str:
     node = options.node
     with timed(start_checks.DIRECTORY, path=os.path.abspath(node.data_dir)):
         directory.take(node.data_dir)
-    with timed(start_checks.IDENTITY, node_id=node.id):
-        who, new = identity.claim(node.data_dir, node.id, node.bootstrap)
-        storage_versions.refuse_newer(node.data_dir)
-    if new:
-        logger.info("made a new cluster", extra={"fields": {"cluster_id": who.cluster_id_hex}})
-    elif identity.is_copy(node.data_dir, who):
-        with timed("copied directory settled"):
-            copies.settle(node.data_dir)
-    if identity.is_elsewhere(node.data_dir, who):
-        identity.write(node.data_dir, who)
+    claim_directory(options)
     _say_restored(options)
     _make_room(options)
     run_dir = directory.make_run_dir(node.data_dir)
@@ -99,6 +90,24 @@ def _prepare(options: Options, notifier: Notifier) -> str:
     gc.collect()
     gc.freeze()
     return run_dir
+
+
+def claim_directory(options: Options) -> None:
+    """See whose directory it is, and make it fit to be used: a new one, a copy, one that was moved.
+
+    Raises BootFailed.
+    """
+    node = options.node
+    with timed(start_checks.IDENTITY, node_id=node.id):
+        who, new = identity.claim(node.data_dir, node.id, node.bootstrap)
+        storage_versions.refuse_newer(node.data_dir)
+    if new:
+        logger.info("made a new cluster", extra={"fields": {"cluster_id": who.cluster_id_hex}})
+    elif identity.is_copy(node.data_dir, who):
+        with timed("copied directory settled"):
+            copies.settle(node.data_dir)
+    if identity.is_elsewhere(node.data_dir, who):
+        identity.write(node.data_dir, who)
 
 
 def _make_room(options: Options) -> None:

@@ -30,7 +30,7 @@ from meterd.actors.log_files import LogFiles
 from meterd.actors.sockets import Frame
 from meterd.core.erasures import Erasures
 from meterd.protocol.envelope import decode_request_header
-from meterd.protocol.errors import MeterdError
+from meterd.protocol.errors import DiskFull, DiskStop, MeterdError
 from meterd.protocol.messages import check_request
 
 
@@ -119,6 +119,9 @@ class RetentionSweeper(Actor):
         try:
             fields = check_request(header.kind, body, header.lz4_size)
             result = self._servers[header.kind].answer(header.kind, fields)
+        except DiskFull as full:  # it is no bug, and there is a code for it
+            stop = DiskStop(f"there is no room for what {header.kind} writes: {full}")
+            self.answers.error(rid, header.id, header.kind, stop)
         except MeterdError as error:
             self.answers.error(rid, header.id, header.kind, error)
         else:

@@ -71,15 +71,16 @@ def write_run(path: Path, facts: Facts, source: Source) -> int:
     Raises DiskFull, FsyncFailed, OSError; then there is no file.
     """
     temporary = path.with_name(path.name + ".tmp")
-    descriptor = os.open(
-        temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, disk.FILE_MODE
-    )
+    with disk.full_disk_told():
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, disk.FILE_MODE)
     try:
         begin_direct(descriptor)
         header = _write(descriptor, facts, source)
         if header.count:
             disk.sync_file(descriptor)
-            os.rename(temporary, path)
+            with disk.full_disk_told():
+                os.rename(temporary, path)
             disk.sync_directory(path.parent)
     finally:
         os.close(descriptor)

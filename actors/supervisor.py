@@ -49,6 +49,8 @@ STARTING_PATIENCE = 6
 ABORT_SECONDS = 1.0
 # To stop, an actor has this long; usage saves a checkpoint in it.
 STOP_SECONDS = 30.0
+# When the node halts: who is gone already may be what others wait for, and the log has it all.
+HALT_SECONDS = 5.0
 # The router has the grace for requests in flight and a little to end.
 ROUTER_SPARE_SECONDS = 2.0
 # Who stops first: whoever takes work in, so that nothing is left behind for those that follow.
@@ -79,6 +81,7 @@ class Child:
     ready: bool = False
     abort_at: float | None = None  # when it was told to leave a trace
     rest: bytes = b""  # of an unfinished line
+    is_silent: bool = False  # its lifeline is closed
     failure: tuple[int, str] | None = None  # exit code and reason it gave
 
     @property
@@ -149,7 +152,7 @@ class Supervisor:
         except Halt as halt:
             logger.error("the node halts: %s", halt.reason)
             self._notifier.send(f"STATUS={halt.reason}", "STOPPING=1")
-            self._stop()
+            self._stop(HALT_SECONDS)
             logger.error("stopped", extra={"fields": {"exit_code": halt.code}})
             return halt.code
         logger.info("stopping")
@@ -197,7 +200,7 @@ class Supervisor:
         waking = [self._wake[0]]
         if self._state != "running":
             # A running node is asked once a second; while it starts every line matters at once.
-            waking += [child.lifeline for child in self._children()]
+            waking += [child.lifeline for child in self._children() if not child.is_silent]
         readable, _, _ = select.select(waking, [], [], seconds)
         return set(os.read(self._wake[0], 4096)) if self._wake[0] in readable else set()
 
@@ -221,6 +224,7 @@ class Supervisor:
         except BlockingIOError:
             return
         if not raw:
+            child.is_silent = True
             return  # closed: the process is ending, and reaping will tell
         child.heard_at = now
         *lines, child.rest = (child.rest + raw).split(b"\n")
@@ -398,19 +402,20 @@ class Supervisor:
 
     # The end
 
-    def _stop(self) -> None:
-        """End all actors in the order in which work flows, each within its bound."""
+    def _stop(self, seconds: float = STOP_SECONDS) -> None:
+        """End all actors in the order in which work flows, each within `seconds`, the router within
+        its grace."""
         self._state = "stopping"
         self._write_actors()
         pairs = [(unit, child) for unit in self._units for child in unit.children]
         for unit, child in sorted(pairs, key=lambda pair: _stop_rank(pair[1].name)):
-            self._end(child)
+            self._end(child, seconds)
             unit.children.remove(child)
 
-    def _end(self, child: Child) -> None:
+    def _end(self, child: Child, seconds: float) -> None:
         """Tell one actor to finish, and wait until it has."""
         grace = self._options.shutdown.grace + ROUTER_SPARE_SECONDS
-        give_up = time.monotonic() + (grace if child.name == "router" else STOP_SECONDS)
+        give_up = time.monotonic() + (grace if child.name == "router" else seconds)
         self._notifier.status(f"stopping {child.name}", extend=True)
         os.kill(child.pid, signal.SIGTERM)
         while self._reaped(child) is None:

@@ -141,9 +141,12 @@ def fold(
     """Make the totals file of one segment, durably; return the events in it.
 
     step: called now and then; what it raises ends the work.  Raises Corrupt; StorageError when not
-    every stored row could be counted.  Nothing is made then.
+    every stored row could be counted, or the segment has just gone.  Nothing is made then.
     """
-    reader = read_segment(directory, name)
+    try:
+        reader = read_segment(directory, name)
+    except FileNotFoundError as error:
+        raise StorageError(f"{name.file('.seg')} was merged meanwhile, and has gone") from error
     stored = reader.header.row_count
     parts: list[Folded] = []
     erased = 0

@@ -99,6 +99,20 @@ class Log:
         self._disk.link(self._path(ACTIVE_NAME), self._path(open_name(end.file_number)))
         self._descriptor = self._disk.open(self._path(ACTIVE_NAME))
         self._capacity = self._disk.size(self._descriptor)
+        self._write_again(end.last_block)
+
+    def _write_again(self, offset: int) -> None:
+        """Make the last block durable: it was read, but a sync before may have failed.
+
+        The kernel then takes for written what it has only in memory, and no later sync would write
+        it.  No block before it can be so, for none is begun until the one before is durable.
+        """
+        assert self._descriptor is not None
+        size = self.place.offset - offset
+        if size:
+            block = memoryview(page_memory(size))
+            block[:] = self._disk.view(self._descriptor)[offset : offset + size]
+            self._write_at(block, offset)
 
     def append(self, entries: Sequence[Entry]) -> bytes:
         """Write one block and put it on stable storage; no entries make an empty block.
@@ -170,9 +184,12 @@ class Log:
         )
 
     def _write(self, block: memoryview) -> None:
+        self._write_at(block, self.place.offset)
+
+    def _write_at(self, block: memoryview, offset: int) -> None:
         assert self._descriptor is not None, "the log is not open"
         try:
-            self._disk.write(self._descriptor, block, self.place.offset)
+            self._disk.write(self._descriptor, block, offset)
         except DiskFull as full:
             # The file was allocated whole, so this is no shortage that waiting can mend.
             raise OSError(errno.EIO, f"no room in an allocated file: {full}") from full

@@ -50,6 +50,7 @@ class End(NamedTuple):
 
     file_number: int  # of the active file
     file_crc: int
+    last_block: int  # where it begins in the active file; `place.offset` when it has none
     place: Place
     groups: Groups
     protected: bool  # no damage to the last record can pass for a torn tail
@@ -77,6 +78,7 @@ class Recovery:
         self._known_sequence = self._groups.sequence  # records up to here are in the checkpoint
         self._last_sequence = 0
         self._protected = True
+        self._last_block = 0  # where it begins in the file that was read last; 0: there is none
         self._scan: FileScan | None = None
 
     def run(self) -> End | None:
@@ -100,6 +102,7 @@ class Recovery:
         return End(
             scan.header.file_number,
             scan.crc,
+            self._last_block or scan.end.offset,
             scan.end,
             self._groups,
             self._protected,
@@ -125,10 +128,12 @@ class Recovery:
             scan = FileScan(self._path(name), buffer, active=name == ACTIVE_NAME)
             self._check_header(scan, name)
             self._protected = True  # the file before is full: it has no torn tail
+            self._last_block = 0
             for block in scan:
                 for record in block.records:
                     self._follow(scan.path, record)
                 self._protected = not block.records
+                self._last_block = block.offset
             self._scan = scan
             if scan.torn is not None:
                 self._repair(descriptor, scan.path, scan.torn)

@@ -28,9 +28,19 @@ class Kept(NamedTuple):
     rows: int
 
 
-def expired_segments(segments: Sequence[Kept], horizon: int) -> list[Kept]:
-    """Return the oldest segments (they rise) all of whose events are older than the horizon."""
-    return list(takewhile(lambda one: one.newest < horizon, segments))
+def expired_segments(segments: Sequence[Kept], horizon: int, through: int) -> list[Kept]:
+    """Return the oldest segments (they rise) all of whose events are older than the horizon.
+
+    Those behind log file `through`, up to which totals stand, follow each other: a log file that
+    has no segment yet keeps all after it.
+    """
+    expired, expected = [], through + 1
+    for one in segments:
+        if one.newest >= horizon or (one.name.last > through and one.name.first != expected):
+            break
+        expired.append(one)
+        expected = max(expected, one.name.last + 1)
+    return expired
 
 
 def droppable_segments(

@@ -27,7 +27,7 @@ from meterd.actors.housekeeping.jobs import Job, Task
 from meterd.actors.housekeeping.service import NEVER, Service
 from meterd.protocol import checkpoint_format
 from meterd.protocol.backup_manifest import BackupType, Manifest
-from meterd.protocol.errors import BadRequest, Busy, Internal, MeterdError
+from meterd.protocol.errors import BadRequest, Busy, DiskFull, Internal, MeterdError
 from meterd.protocol.log_format import Damaged
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ ANSWER_SECONDS_MAX = 600.0
 # The lease of a backup's pin; it is taken again while the backup runs.
 PIN_SECONDS = 3_600
 PIN_AGAIN_SECONDS = 600.0
+PIN_RETRY_SECONDS = 10.0
 NS = 1_000_000_000
 
 logger = logging.getLogger(__name__)
@@ -110,9 +111,17 @@ class Backups(Service):
             self.due = self._look_at_hold(now)
             return
         if now >= self._pin_due:
-            self._pins.pin(KIND, 0, time.time_ns() + PIN_SECONDS * NS)
-            self._pin_due = now + PIN_AGAIN_SECONDS
+            self._pin_due = now + self._pin_again()
         self.due = now + LOOK_SECONDS
+
+    def _pin_again(self) -> float:
+        """Make the lease last; return after how long to do so again."""
+        try:
+            self._pins.pin(KIND, 0, time.time_ns() + PIN_SECONDS * NS)
+        except DiskFull as full:  # the lease that there is lasts for long
+            logger.warning("the pin of the backup is made to last later: %s", full)
+            return PIN_RETRY_SECONDS
+        return PIN_AGAIN_SECONDS
 
     def _look_at_hold(self, now: float) -> float:
         """Let the held checkpoint go when the hold has ended; return when to look again."""

@@ -104,7 +104,7 @@ class LogRetention(Service):
         if oldest is not None:
             moment = oldest / SECOND_NS
             self.sweeper.telemetry.set("retention_oldest_event_timestamp_seconds", moment)
-        self._expired = retention.expired_segments(self._kept, self.horizon)
+        self._expired = retention.expired_segments(self._kept, self.horizon, through)
         last = self._expired[-1].name.last if self._expired else 0
         return self._holding.assess([number for number in files.full_numbers if number <= last])
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from meterd.actors.supervisor import STOP_SECONDS
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -220,3 +221,13 @@ def test_systemd_hears_ready_reload_and_stop(start: Callable[..., ToyNode]) -> N
         node.process.send_signal(signal.SIGTERM)
         hear("STOPPING=1")
         assert node.process.wait(20) == 0
+
+
+def test_a_node_that_halts_does_not_wait_long_for_those_who_wait_for_the_dead(start):
+    """Half of what an orderly stop may take would be too long."""
+    node = start("waits")
+    node.running()
+    (node.directory / "fail").touch()
+    eventually(lambda: node.process.poll() is not None, "it ends", STOP_SECONDS / 2)
+    assert node.process.returncode == 74
+    assert "first does not stop; killing it" in node.log()

@@ -21,7 +21,7 @@ from meterd.actors.wal_log import Log
 from meterd.actors.wal_spare import Spare
 from meterd.core.log_scan import Groups
 from meterd.core.replica import Replica
-from meterd.protocol.errors import Corrupt, DiskFull
+from meterd.protocol.errors import Corrupt, DiskFull, FsyncFailed
 from tests.support.crash_disk import CrashDisk, Crashed, TellsLies
 from tests.support.log_life import any_entries, as_read, open_log, read_all
 
@@ -122,6 +122,39 @@ def test_the_checker_finds_a_disk_that_does_not_sync(lies: TellsLies) -> None:
         except (Lost, Corrupt):
             found += 1
     assert found > 20, f"only {found} of 60 lives on a lying disk were found out"
+
+
+def test_a_sync_that_fails_loses_nothing_that_is_acknowledged_behind_it() -> None:
+    """The process starts again while the machine runs on; then the power goes.
+
+    What the sync has not written looks as if it were: the log must not build on it.
+    """
+    failed = 0
+    for seed in range(150):
+        life = Life(seed)
+        life.disk.syncs_left = life.random.randrange(40)
+        for _ in range(2):
+            try:
+                log, _, groups = open_log(life.disk, SEGMENT_SIZE)
+                life.check()
+                replica = Replica(groups)
+                for _ in range(life.random.randrange(12)):
+                    entries = any_entries(replica, life.random)
+                    life.in_flight = as_read(entries)
+                    log.append(entries)
+                    life.acknowledged += life.in_flight
+                    life.in_flight = []
+            except FsyncFailed:
+                failed += 1
+        life.disk.syncs_left = None
+        open_log(life.disk, SEGMENT_SIZE)
+        life.check()
+        life.disk = life.disk.crashed(life.random)
+        try:
+            life.check_last()
+        except (Lost, Corrupt) as failure:
+            pytest.fail(f"seed {seed}: {failure!r}")
+    assert failed > 50
 
 
 def test_a_full_disk_delays_the_rotation_and_loses_nothing() -> None:

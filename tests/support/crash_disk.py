@@ -19,7 +19,7 @@ import numpy as np
 
 from meterd.actors.direct_file import ALIGNMENT, Buffer
 from meterd.actors.disk import Pace, at_once
-from meterd.protocol.errors import DiskFull
+from meterd.protocol.errors import DiskFull, FsyncFailed
 
 SECTOR = 512
 
@@ -43,6 +43,7 @@ class File:
         self.content = bytearray(content)
         self.durable = bytes(content)
         self.versions: dict[int, list[bytes]] = {}  # sector: what was written since the sync
+        self.lost: set[int] = set()  # sectors that a sync has failed to write: no other will
 
     def write(self, data: bytes, offset: int) -> None:
         end = offset + len(data)
@@ -51,13 +52,23 @@ class File:
         for sector in range(offset // SECTOR, -(-end // SECTOR)):
             written = bytes(self.content[sector * SECTOR : (sector + 1) * SECTOR])
             self.versions.setdefault(sector, []).append(written)
+            self.lost.discard(sector)
 
     def sync(self) -> None:
-        self.durable = bytes(self.content)
-        self.versions.clear()
+        durable = bytearray(self.content)
+        for sector in self.lost:
+            place = slice(sector * SECTOR, (sector + 1) * SECTOR)
+            durable[place] = self.durable[place]
+        self.durable = bytes(durable)
+        self.versions = {n: self.versions[n] for n in self.lost}
+
+    def fail(self) -> None:
+        """The kernel drops what it could not write, and calls it clean."""
+        self.lost |= set(self.versions)
 
     def truncate(self, size: int) -> None:
         del self.content[size:]
+        self.lost = {n for n in self.lost if n * SECTOR < size}
         self.sync()
 
     def crashed(self, random: Random) -> File:
@@ -76,6 +87,7 @@ class CrashDisk:
 
     def __init__(self, lies: TellsLies = TellsLies.NOTHING) -> None:
         self.calls_left: int | None = None  # None: no crash
+        self.syncs_left: int | None = None  # None: no sync fails; else this one does, once
         self.room: int | None = None  # bytes for new files; None: endless
         # Is there no room for a name, or for the inode of a new file, at this call?
         self.has_no_name: Callable[[], bool] = lambda: False
@@ -149,6 +161,12 @@ class CrashDisk:
 
     def sync(self, descriptor: int) -> None:
         self._call()
+        if self.syncs_left == 0:
+            self.syncs_left = None
+            self._open[descriptor].fail()
+            raise FsyncFailed("a sync fails in this test")
+        if self.syncs_left is not None:
+            self.syncs_left -= 1
         if TellsLies.SYNC not in self._lies:
             self._open[descriptor].sync()
 

@@ -8,14 +8,14 @@ node does and asked for everything.  What breaks the contract is noted in `viola
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 from meterd.actors.fsck import Fsck
-from meterd.actors.fsck_files import DAMAGE, NOTE
+from meterd.actors.fsck_files import NOTE
 from meterd.protocol.errors import BootFailed, Corrupt, Internal, MeterdError
 from tests.support import stored_directory
 from tests.support.offline_node import OfflineNode
@@ -35,12 +35,13 @@ KINDS = (
     "wal.spare",
     "metric_registry.bin",
     "partition_map.bin",
-    "members.bin",
     "archive.bin",
     "disk_history.bin",
     "refused.log",
 )
 SECTOR = 512
+# A file and an offset, as errors name them.
+NAMED = re.compile(r"[\w./-]+\.(log|bin|run|part|seg|idx|props|tot|json|spare)\S* at offset \d+")
 NOW = BASE + 70 * DAY
 SAMPLE_EVERY = 20
 
@@ -78,6 +79,12 @@ def _write(path: Path, at: int, change: Callable[[bytes], bytes], size: int) -> 
         os.pwrite(file.fileno(), change(old), at)
 
 
+def named_by_fsck(directory: Path) -> set[str]:
+    """Which files fsck finds fault with."""
+    checks = Fsck(str(directory), "full").run()
+    return {one.file for check in checks for one in check.findings if one.severity != NOTE}
+
+
 class Campaign:
     """One directory that is damaged and mended again and again."""
 
@@ -92,14 +99,16 @@ class Campaign:
         shutil.copytree(self.directory, self._safe)
         self.sample = list(range(0, self.expected["events"], SAMPLE_EVERY))
         self.violations: list[str] = []
-        self.outcomes: Counter[str] = Counter()
 
-    def run(self, kind: str, fault: str, seed: int) -> None:
-        """Damage one file of a kind, look, and put everything back."""
+    def run(self, kind: str, fault: str, seed: int) -> str:
+        """Damage one file of a kind, look, and put everything back; return how it ended.
+
+        There is a file of every kind, but log files in a directory that has lost them.
+        """
         random = Random(f"{kind} {fault} {seed}")
         paths = sorted(self.directory.glob(kind))
         if not paths:
-            return
+            return "no such file"
         path = random.choice(paths)
         FAULTS[fault](path, random)
         changed = not path.exists() or path.read_bytes() != (self._safe / path.name).read_bytes()
@@ -107,24 +116,22 @@ class Campaign:
         found = self._fsck(name)
         if fault == "bit" and path.name not in found:
             self.violations.append(f"{name}: fsck does not name it")
-        outcome = self.look(name, seed) if changed else "unchanged"
-        self.outcomes[f"{fault}: {outcome}"] += 1
+        outcome = self.look(name, seed, fault == "lost") if changed else "unchanged"
         self._mend()
+        return outcome
 
     def _fsck(self, name: str) -> set[str]:
-        found: set[str] = set()
         try:
-            for check in Fsck(str(self.directory), "full").run():
-                found |= {one.file for one in check.findings if one.severity != NOTE}
-                self.outcomes["fsck: damage"] += any(
-                    one.severity == DAMAGE for one in check.findings
-                )
+            return named_by_fsck(self.directory)
         except Exception as error:
             self.violations.append(f"{name}: fsck ended with {error!r}")
-        return found
+        return set()
 
-    def look(self, name: str, seed: int) -> str:
-        """Open the directory and ask for everything."""
+    def look(self, name: str, seed: int, is_lost: bool = False) -> str:
+        """Open the directory and ask for everything.
+
+        A refusal names file and offset; of a file that is lost there is no offset.
+        """
         try:
             with OfflineNode(self.directory, NOW) as node:
                 if node.answers(listed=seed) != self.expected:
@@ -139,7 +146,11 @@ class Campaign:
                 self.violations.append(f"{name}: names {error.path}")
             return "refused, file and offset named"
         except (BootFailed, Internal) as error:
-            return f"refused, {type(error).__name__}"
+            if is_lost:
+                return "refused, a file is missing"
+            if not NAMED.search(error.message):
+                self.violations.append(f"{name}: no file and offset in {error.message}")
+            return "refused, file and offset named"
         except MeterdError as error:
             self.violations.append(f"{name}: {error!r}")
             return "another error"

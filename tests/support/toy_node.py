@@ -1,7 +1,8 @@
 """A node of toy actors under the real supervisor: started as a process of its own by the tests.
 
 ``python -m tests.support.toy_node DATA_DIR [BEHAVIOUR]``.  Units: the chain (first, second) and
-`alone`.  BEHAVIOUR makes `second` fail its boot, die at once, or refuse to stop.
+`alone`.  BEHAVIOUR makes `second` fail its boot or die at once; with `waits` it fails when it runs,
+and `first` waits for it then.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from meterd.actors.actor import Actor
 from meterd.actors.notify import Notifier
 from meterd.actors.options import Log, Node, Options, Shutdown, Watchdog
 from meterd.actors.supervisor import Supervisor
-from meterd.protocol.errors import BootFailed, Corrupt
+from meterd.protocol.errors import BootFailed, Corrupt, FsyncFailed
 
 BEHAVIOUR = sys.argv[2] if len(sys.argv) > 2 else ""
 
@@ -30,8 +31,17 @@ class First(Actor):
             file.write(options.log.level)
 
 
+    def drained(self) -> bool:
+        return BEHAVIOUR != "waits"
+
+
 class Second(First):
     name = "second"
+
+    def tick(self, now: float) -> float:
+        if BEHAVIOUR == "waits" and os.path.exists(os.path.join(sys.argv[1], "fail")):
+            raise FsyncFailed("the disk is broken")
+        return super().tick(now)
 
     def open(self) -> None:
         if BEHAVIOUR == "boot_failed":

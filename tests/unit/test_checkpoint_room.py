@@ -89,3 +89,28 @@ def test_a_checkpoint_is_saved_when_there_is_room_again(small):
     assert save(node, 2)
     assert not node.checkpoints.waiting
     assert load(small.data_dir) == (2, [1, 2])
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_no_room_at_any_call_delays_a_run_and_loses_nothing(tmp_path, failing, error):
+    """Neither bytes, nor a name, nor an inode for the file of the run."""
+    delayed = 0
+    for calls in range(100):
+        path = tmp_path / str(calls)
+        path.mkdir()
+        node = saved(path, 2)
+        node.store._flush_at = 1
+        failing.begin(calls, error)
+        node.work()
+        found_none = failing.failed
+        failing.left = None
+        delayed += found_none > 0
+        node.store._retry_at = 0.0
+        node.work()
+        assert node.levels == [0]
+        assert node.batches() == [1, 2]
+        node.save(3)
+        assert load(path) == (3, [1, 2])
+        if not found_none:
+            break
+    assert delayed > 3

@@ -192,8 +192,8 @@ def told(sweeper: Any) -> list[str | None]:
     return [msgpack.unpackb(frames[1])["code"] for _, frames in sweeper.take(b"admission")]
 
 
-def ask(sweeper: Any, kind: str) -> Any:
-    sweeper.handle([b"requests", *bundle([b"rid", *request(kind, {})])])
+def ask(sweeper: Any, kind: str, **fields: Any) -> Any:
+    sweeper.handle([b"requests", *bundle([b"rid", *request(kind, fields)])])
     sweeper.flush()
     ((status, body),) = answers(sweeper)
     return (status, body)
@@ -278,6 +278,25 @@ def test_segments_and_refused_events_hold_still_on_a_full_disk(small, log, sweep
     eventually(lambda: turn() or (small.data_dir / index).exists(), "a segment", 120.0)
     sweeper.handle([b"refused_events", msgpack.packb([refused])])
     assert len(ask(sweeper, "rejected")[1]["events"]) == 1
+
+
+def test_a_backup_under_way_outlives_a_full_disk(small, sweeper, tmp_path, caplog):
+    """Its lease cannot be made to last for the moment: that ends neither it nor the node."""
+    status, body = ask(sweeper, "backup_create", to=str(tmp_path), type="full")
+    assert (status, body["job"]["state"]) == ("ok", "running")
+    small.fill_inodes()
+    turn = Turns(sweeper)
+    turn()
+    assert "is made to last later" in caplog.text
+    assert sweeper.jobs.active("backup") is not None
+
+
+def test_what_an_operator_asks_for_without_room_is_answered_with_the_reason(small, sweeper):
+    small.fill_inodes()
+    status, body = ask(sweeper, "backup_hold")
+    assert (status, body["code"]) == ("error", "disk_stop")
+    small.free_up()
+    assert ask(sweeper, "backup_hold")[0] == "ok"
 
 
 def test_the_status_names_what_uses_the_space(small, sweeper):

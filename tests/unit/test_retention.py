@@ -21,13 +21,22 @@ def kept(first: int, newest: int = 0, made_at: int = 0, last: int | None = None)
 
 def test_a_segment_with_one_younger_event_stays_and_keeps_those_after_it():
     segments = [kept(1, 5), kept(2, 10), kept(3, 5)]
-    assert expired_segments(segments, 10) == segments[:1]
+    assert expired_segments(segments, 10, 0) == segments[:1]
+
+
+def test_a_log_file_without_a_segment_keeps_those_after_it():
+    segments = [kept(1, 5), kept(3, 5), kept(4, 5)]
+    assert expired_segments(segments, 10, 0) == segments[:1]
+    assert expired_segments(segments[1:], 10, 0) == []
+    assert expired_segments(segments[1:], 10, 2) == segments[1:]
+    # What totals stand for already goes in any case.
+    assert expired_segments(segments, 10, 3) == segments
 
 
 @given(st.lists(st.integers(0, 20), max_size=12), st.integers(0, 20))
 def test_what_is_expired_is_old_and_what_stays_is_in_one_piece(newest, horizon):
     segments = [kept(number, one) for number, one in enumerate(newest, 1)]
-    gone = expired_segments(segments, horizon)
+    gone = expired_segments(segments, horizon, 0)
     assert gone == segments[: len(gone)]
     assert all(one.newest < horizon for one in gone)
     stays = segments[len(gone) :]

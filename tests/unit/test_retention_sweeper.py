@@ -17,7 +17,7 @@ from meterd.core.erasures import Erasures, erasure_command, erasure_of, none_era
 from meterd.core.registry import Registry
 from meterd.core.zones import UTC
 from meterd.protocol import checkpoint_format
-from meterd.protocol.errors import DiskFull
+from meterd.protocol.errors import DiskFull, StorageError
 from meterd.protocol.log_format import full_name
 from meterd.protocol.metric import MetricDefinition
 from meterd.protocol.segment_format import SUFFIXES, SegmentName
@@ -228,6 +228,21 @@ def test_a_segment_that_was_folded_and_not_deleted_is_not_folded_again(log, swee
     assert (log.path / Covered(1, 1).name).stat().st_ino == before
     assert totals(log) == {Covered(1, 1): 1, Covered(2, 2): 1}
     assert segment_names(log) == set()
+
+
+def test_a_segment_that_goes_before_it_is_folded_ends_the_job_and_not_the_actor(log, sweeper):
+    """It was merged meanwhile: the next sweep folds the whole."""
+    write_full_file(log, OLD, segmented=True)
+    aside = {path: path.read_bytes() for path in log.path.glob("seg-*")}
+    tell(sweeper)
+    sweeper.tick(0.0)
+    (job,) = sweeper.jobs.unfinished("fold")
+    job.thread.join()
+    (log.path / Covered(1, 1).name).unlink(missing_ok=True)
+    for path in aside:
+        path.unlink()
+    with pytest.raises(StorageError):
+        log.fold([1], sweeper.registry.registry, -(2**63))
 
 
 def test_a_segment_is_not_deleted_when_a_pin_comes_while_it_is_folded(log, sweeper):
