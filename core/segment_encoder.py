@@ -86,8 +86,9 @@ class Encoded(NamedTuple):
 class SegmentEncoder:
     """Encodes one segment: `begin`, `add` for every batch, `end`, `finish`."""
 
-    def __init__(self, header: FileHeader) -> None:
+    def __init__(self, header: FileHeader, generation: int = 0) -> None:
         self._header = header
+        self._generation = generation
         self._seg_header = fmt.encode_file_header(".seg", header)
         self._size = len(self._seg_header)
         self._blocks: list[tuple[Any, ...]] = []
@@ -121,10 +122,10 @@ class SegmentEncoder:
         """Yield the last bytes of `.seg`."""
         yield from self._flush()
 
-    def finish(self, log: SegmentLog, is_thinned: bool = False) -> Encoded:
+    def finish(self, log: SegmentLog, has_erased: bool = False) -> Encoded:
         """Return the other two files; `.seg` has ended.
 
-        is_thinned: rows that had expired were left out.
+        has_erased: rows of erased accounts were left out.
         """
         props = self._sets.finish()
         props_size = sum(map(len, props))
@@ -146,7 +147,8 @@ class SegmentEncoder:
             fmt.header_crc(self._seg_header),
             props_size,
             fmt.header_crc(props[0]),
-            is_thinned,
+            has_erased,
+            self._generation,
         )
         sections = {
             "files": log.files,

@@ -1,7 +1,7 @@
 """Merges segments that follow each other into one, in bounded memory, and proves the result.
 
 `Merge.batches` reads each segment once, from front to back, and gives what `SegmentEncoder.add`
-takes; `joined_log` adds up what the segments keep of the log.  Rows that have expired can be left
+takes; `joined_log` adds up what the segments keep of the log.  Rows of erased accounts are left
 out.  `read_all` takes the rows of the result as those of the parts were taken; when the facts are
 the same, so are the rows.  Memory: a batch, a block of each segment, the texts of the accounts, and
 40 bytes for each property set.
@@ -17,6 +17,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.erased_runs import first_left
+from meterd.core.erasures import Erasures
 from meterd.core.kernels import segment_merge as kernels
 from meterd.core.kernels.index import make_index
 from meterd.core.kernels.memory import reserve
@@ -25,7 +27,6 @@ from meterd.core.kernels.segment_rows import ROW_WORDS, order_accounts
 from meterd.core.segment_encoder import ID_SIZE_MAX, Batch, SegmentLog
 from meterd.core.segment_reader import PAGES_AT_ONCE, SegmentReader
 from meterd.protocol.errors import InvariantViolation
-from meterd.protocol.limits import I64_MIN
 from meterd.protocol.segment_format import BLOCK_ROWS, PAGE_ACCOUNTS, SET_BLOCK_COUNT, SegmentName
 
 Ints = NDArray[np.int64]
@@ -34,25 +35,14 @@ Words = NDArray[np.uint64]
 
 # Rows of a batch: whole blocks.
 BATCH_ROWS: Final = 32 * BLOCK_ROWS
-METRIC_NUMBERS: Final = 1 << 16
 WINDOW_TEXT: Final = BLOCK_ROWS * ID_SIZE_MAX
-
-
-class Expiry(NamedTuple):
-    """Which rows are left out: those before the horizon, of some metrics, that say no member."""
-
-    horizon: int  # UTC ns
-    metrics: Raw  # u8[65536]: 1 for the numbers of those metrics
-
-
-NOTHING_EXPIRES: Final = Expiry(I64_MIN, np.zeros(METRIC_NUMBERS, np.uint8))
 
 
 class Facts(NamedTuple):
     """What was taken from segments."""
 
     rows: int
-    expired: int  # rows left out
+    erased: int  # rows left out
     digest: int  # of the former
 
 
@@ -60,16 +50,18 @@ class Merge:
     """Merges segments, or reads one.  `key` u64[2] is random, so that nobody can foresee hashes."""
 
     def __init__(
-        self, readers: Sequence[SegmentReader], key: Words, expiry: Expiry = NOTHING_EXPIRES
+        self, readers: Sequence[SegmentReader], key: Words, erasures: Erasures | None = None
     ) -> None:
-        """`readers`: of segments that follow each other.  Raises Corrupt."""
+        """`readers`: of segments that follow each other.  What is erased is left out.
+
+        Raises Corrupt.
+        """
         self._readers = readers
         self.key = key
-        self._expiry = expiry
         self.bytes_read = 0
-        # Rows of the segments, expired ones included.
+        # Rows of the segments, erased ones included.
         self.row_count = sum(reader.header.row_count for reader in readers)
-        self._accounts = _Accounts([reader.all_accounts() for reader in readers], key)
+        self._accounts = _Accounts(readers, key, erasures)
         self._sets = _Sets(readers, key)
         offsets = np.cumsum([0, *(reader.header.ordinal_count for reader in readers)])
         self._offsets = offsets.tolist()
@@ -92,7 +84,7 @@ class Merge:
             raise InvariantViolation("the rows of a segment are in no order")
         digest = self._facts[:, kernels.DIGEST].view(np.uint64).sum(dtype=np.uint64)
         totals = self._facts.sum(axis=0)
-        return Facts(int(totals[kernels.TAKEN]), int(totals[kernels.EXPIRED]), int(digest))
+        return Facts(int(totals[kernels.TAKEN]), int(totals[kernels.ERASED]), int(digest))
 
     def batches(self) -> Iterator[Batch]:
         """Yield all rows in order.  Each batch must have been encoded when the next is asked for.
@@ -141,7 +133,12 @@ class Merge:
             self._accounts.ranks[number][account:],
             (raw, has_text),
             (self._sets.numbers[number], self._sets.hashes),
-            (self.key, self._accounts.hashes, self._offsets[number], *self._expiry),
+            (
+                self.key,
+                self._accounts.hashes,
+                self._offsets[number],
+                self._accounts.first_left[number][account:],
+            ),
             (
                 self._rows[base : base + BLOCK_ROWS],
                 self._text,
@@ -198,9 +195,16 @@ class _Runs:
 
 
 class _Accounts:
-    """The accounts of all segments, and the rank of each segment's own among them."""
+    """The accounts of all segments, the rank of each segment's own among them, and what is left."""
 
-    def __init__(self, parts: Sequence[Accounts], key: Words) -> None:
+    def __init__(
+        self, readers: Sequence[SegmentReader], key: Words, erasures: Erasures | None
+    ) -> None:
+        parts = [reader.all_accounts() for reader in readers]
+        # Of each segment's accounts the first ordinal that is not erased.
+        self.first_left = [
+            first_left(reader, part, erasures) for reader, part in zip(readers, parts, strict=True)
+        ]
         text, ends = _joined_texts(parts)
         hashes = np.empty((len(ends), 2), np.uint64)
         kernels.hash_texts(key, text, ends, hashes)

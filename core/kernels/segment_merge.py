@@ -35,9 +35,9 @@ from meterd.core.kernels.text import copy_bytes
 Array = Any
 _U64 = np.uint64
 
-# What has entered from one segment (int64[8]): rows, rows left out because they have expired, the
+# What has entered from one segment (int64[8]): rows, rows left out because they are erased, the
 # digest of the former, whether all rows came in order, and the last of them: key, time, ordinal.
-TAKEN, EXPIRED, DIGEST, IN_ORDER, LAST_KEY, LAST_AT, LAST_ORDINAL, FACT_WORDS = range(8)
+TAKEN, ERASED, DIGEST, IN_ORDER, LAST_KEY, LAST_AT, LAST_ORDINAL, FACT_WORDS = range(8)
 # Where a window is (int64[k, 3]): its next row, where its rows end, whether blocks follow.
 NEXT, END, MORE = range(3)
 # What leaves (int64[4]): rows and bytes of text ids in the batch, distinct sets in it, batches.
@@ -104,18 +104,18 @@ def number_sets(key: Array, raw: Array, count: int, index: Any, out: Any) -> Any
 def take_block(
     columns: Array, runs: Array, ranks: Array, ids: Any, sets: Any, rules: Any, window: Any
 ) -> Any:
-    """Put the rows of a block that have not expired into a window; return how many.
+    """Put the rows of a block that are not erased into a window; return how many.
 
     columns int64[6, n] and runs int64[r, 4] (segment_match) of the block.  ranks int64: of the
     accounts that the runs name.  ids: (bytes u8, 1 if some are text).  sets: (numbers int64 of
     the segment's sets, hashes u64 of all).  rules: (key u64[2], hashes of accounts by rank
-    u64[a, 2], offset of ordinals, horizon, metrics whose rows expire u8[65536]).
+    u64[a, 2], offset of ordinals, first ordinal left of the accounts that the runs name int64).
     window: (rows int64[n, 6], text u8, where it begins in the text of all windows,
     facts int64[8]).
     """
     raw, has_text = ids
     set_numbers, set_hashes = sets
-    key, accounts, offset, horizon, expires = rules
+    key, accounts, offset, first_left = rules
     rows, text, text_base, facts = window
     n = columns.shape[1]
     id_at = np.int64(n if has_text else 0)
@@ -123,7 +123,7 @@ def take_block(
     digest = _U64(facts[DIGEST])
     for r in range(len(runs)):
         rank, metric = ranks[runs[r, ACCOUNT]], runs[r, METRIC]
-        of_account = accounts[rank, 0]
+        of_account, left = accounts[rank, 0], first_left[runs[r, ACCOUNT]]
         for _ in range(runs[r, COUNT]):
             timestamp, operation = columns[AT, i], columns[OPERATION, i]
             row = rows[kept]
@@ -131,12 +131,13 @@ def take_block(
             id_start = id_at
             id_at += size if size else np.int64(16)
             number = set_numbers[columns[SET, i]]
-            ordinal = columns[ORDINAL, i] + offset
+            ordinal = columns[ORDINAL, i]
             value = columns[AMOUNT, i]
             i += 1
-            if timestamp < horizon and operation == 0 and expires[metric]:
-                facts[EXPIRED] += 1
+            if ordinal < left:
+                facts[ERASED] += 1
                 continue
+            ordinal += offset
             row[KEY] = rank << 32 | metric << 16 | operation << 8
             row[TIMESTAMP], row[VALUE] = timestamp, value
             row[PLACE] = number << 32 | ordinal
