@@ -144,7 +144,7 @@ def _slowly(pieces: Iterable[Bytes], done: float, pace: Pace) -> Iterator[Bytes]
             yield part
 
 
-def _paced(merge: Merge, encoder: SegmentEncoder, pace: Pace) -> Iterator[bytes]:
+def _paced(merge: Merge, encoder: SegmentEncoder, pace: Pace) -> Iterator[Bytes]:
     """Yield the bytes of `.seg`, at the pace that is given."""
     read = taken = 0
     yield encoder.begin()
@@ -154,4 +154,3 @@ def _paced(merge: Merge, encoder: SegmentEncoder, pace: Pace) -> Iterator[bytes]
             pace(WRITTEN * taken / max(merge.row_count, 1), moved)
             yield piece
         taken += len(batch.rows)
-    yield from encoder.end()

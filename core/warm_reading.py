@@ -79,7 +79,7 @@ def _segment(
     intake.take(blocks, FILE_HEADER_SIZE)
     batch, log = intake.finish()
     encoder = SegmentEncoder(SegmentFileHeader(1, 1, 1, 0))
-    seg = b"".join([encoder.begin(), *encoder.add(batch), *encoder.end()])
+    seg = b"".join([encoder.begin(), *map(bytes, encoder.add(batch))])
     encoded = encoder.finish(log)
     index, props = b"".join(encoded.idx), b"".join(encoded.props)
     return SegmentReader(

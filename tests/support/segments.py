@@ -59,7 +59,7 @@ def encoded(builder: LogBuilder, refused: set[int] = frozenset()) -> Files:
     intake.take(data[FILE_HEADER_SIZE:], FILE_HEADER_SIZE)
     batch, log = intake.finish()
     encoder = SegmentEncoder(FileHeader(7, number, number, 0))
-    seg = b"".join([encoder.begin(), *encoder.add(batch), *encoder.end()])
+    seg = b"".join([encoder.begin(), *map(bytes, encoder.add(batch))])
     rest = encoder.finish(log)
     return {".seg": seg, ".props": b"".join(rest.props), ".idx": b"".join(rest.idx)}
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from meterd.core import segment_merging
+from meterd.core import segment_encoder, segment_merging
 from meterd.core.gathering import Gathering
 from meterd.core.kernels import gather
 from meterd.core.kernels.gather import LogRows
@@ -179,17 +179,19 @@ def test_a_damaged_block_stops_those_who_need_it_and_nobody_else(world):
     assert counted(hurt, other, REGISTRY) == counted(reader, other, REGISTRY)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 100])
+@pytest.mark.parametrize("batch", [1, 3, 4, 100])
 def test_all_rows_in_order_make_the_same_segment_again(world, batch, monkeypatch):
     """What a merge of segments needs: rows, ids, sets, accounts and slices come back whole."""
     monkeypatch.setattr(segment_merging, "BATCH_ROWS", batch * BLOCK_ROWS)
-    *_, files, reader = world
+    monkeypatch.setattr(segment_encoder, "GROUP_ROWS", min(batch, 4) * BLOCK_ROWS)
+    builder, refused, *_ = world
+    files = encoded(builder, refused)
+    reader = opened(files)
     merge = Merge([reader], np.array([1, 2], np.uint64))
     encoder = SegmentEncoder(FileHeader(7, 7, 7, 0))
     seg = [encoder.begin()]
     for batch in merge.batches():
-        seg += encoder.add(batch)
-    seg += encoder.end()
+        seg += map(bytes, encoder.add(batch))
     assert merge.facts().rows == reader.header.row_count
     again = encoder.finish(reader.log())
     assert b"".join(seg) == files[".seg"]
