@@ -17,9 +17,9 @@ from meterd.core.kernels import gather
 from meterd.core.kernels import segment_match as kernels
 from meterd.core.kernels.gather import ANY_ACCOUNT, ENTRY, SUBTREE, Wanted
 from meterd.core.kernels.hashing import partition_of
-from meterd.core.kernels.segment_match import Accounts
+from meterd.core.kernels.segment_match import Accounts, Columns
 from meterd.core.kernels.segment_merge import list_accounts
-from meterd.core.segment_data import NO_SETS, Ints, Raw, Runs, SegmentData, set_bytes
+from meterd.core.segment_data import NO_ACCOUNTS, NO_SETS, Ints, Raw, Runs, SegmentData, set_bytes
 from meterd.protocol import segment_format as fmt
 from meterd.protocol.limits import I64_MAX, I64_MIN
 from meterd.protocol.segment_format import BLOCK_ROWS
@@ -121,6 +121,12 @@ class SegmentReader(SegmentData):
         out = np.empty((max(most, 0), 2), np.int64)
         count = kernels.find_ordinals(columns, runs.rows, low, high, out)
         return out[:count]
+
+    def all_columns(self) -> Columns:
+        """Return the column blocks of all rows, checked.  Raises Corrupt."""
+        return self.columns_of(
+            Runs(np.array([[0, self.header.row_count, 0, 0]], np.int64), NO_ACCOUNTS)
+        )
 
     def runs_of_rows(self, rows: Ints, wanted: Wanted) -> Runs:
         """Return the runs of single rows (rising) whose metric is wanted."""
