@@ -27,3 +27,4 @@ class GuardedBytes:
         start = SIZE_MAX - len(data)
         self._area[start:SIZE_MAX] = data
         return memoryview(self._area)[start:SIZE_MAX].toreadonly()
+
