@@ -153,7 +153,9 @@ FAMILIES = (
     _counter("compaction_files_merged_total", "Segments merged into others."),
     _counter("compaction_bytes_read_total", "Bytes read for it, those that prove it included."),
     _counter("compaction_bytes_written_total", "Bytes of merged segments."),
-    _counter("compaction_events_left_out_total", "Expired events left out of merged segments."),
+    _counter(
+        "compaction_events_left_out_total", "Events of erased accounts left out of merged segments."
+    ),
     _gauge("compaction_running", "1 while segments are merged."),
     _gauge("compaction_progress_ratio", "How much of that is done, 0 to 1."),
     _gauge("compaction_pending_files", "Segments that wait to be merged."),

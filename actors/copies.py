@@ -193,8 +193,8 @@ def _drop_later(directory: Path, active: int) -> None:
         kind = inventory.kind_of(name)
         if kind.folder == "wal" and name.endswith(".idx") and inventory.log_number(name) >= active:
             (directory / name).unlink()
-        covered = inventory.segment_range(name)
-        if covered is not None and covered[1] >= active:
+        segment = inventory.segment_of(name)
+        if segment is not None and segment.last >= active:
             (directory / name).unlink()
 
 

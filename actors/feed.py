@@ -15,6 +15,7 @@ from meterd.core.gathering import find_matches
 from meterd.core.kernels.gather import ENTRY, NUMBER, ROW
 from meterd.core.listing import (
     PAGE_BYTES_MAX,
+    Matches,
     Place,
     event_of,
     feed_cursor,
@@ -32,6 +33,8 @@ from meterd.protocol.limits import I64_MAX, I64_MIN
 FEED_ROWS_MAX = 200_000
 # Events that are looked up at once.
 EVENTS_AT_ONCE = 512
+# Rows of a segment that are compared at once.
+ROWS_AT_ONCE = 1 << 15
 
 
 def read_feed(view: View, question: Question, registry: Registry, horizon: int) -> Steps:
@@ -111,25 +114,42 @@ class _Feed:
     def _read_segment(self, part: Part, reader: SegmentReader, place: Place) -> Place:
         low = reader.ordinal_of(*place)
         high = min(low + self._rows_left, reader.header.ordinal_count)
-        pairs = segment_listing.in_log_order(reader, self._wanted, low, high)
-        while len(pairs) and not self.is_full:
-            room = min(self._question.limit - len(self.events), EVENTS_AT_ONCE)
-            some, pairs = pairs[:room], pairs[room:]
-            matches, ordinals = segment_listing.matches_of(
-                reader, some, self._wanted, self._view.erasures
-            )
-            heap, starts = reader.event_entries(matches[:, ROW])
-            matches[:, ENTRY] = starts
-            for match, ordinal in zip(matches.tolist(), ordinals.tolist(), strict=True):
-                self._add(heap, match)
-                if self._bytes_left <= 0:
-                    return Place(*reader.place_of(ordinal + 1))
-            if len(self.events) >= self._question.limit:
-                return Place(*reader.place_of(int(some[-1, 0]) + 1))
-        self._rows_left -= high - low
+        pieces = segment_listing.in_log_order(reader, self._wanted, low, high, self._view.orders)
+        step = self._room
+        for pairs, end in pieces:
+            while len(pairs):
+                some, pairs = pairs[:step], pairs[step:]
+                matches, ordinals = segment_listing.matches_of(
+                    reader, some, self._wanted, self._view.erasures
+                )
+                # Where little matches more is looked at together: it shares blocks.
+                step = min(max(self._room, 4 * step), ROWS_AT_ONCE)
+                last = self._add_rows(reader, matches, ordinals)
+                if last is not None:
+                    return Place(*reader.place_of(last + 1))
+            self._rows_left -= end - low
+            low = end
         if high == reader.header.ordinal_count:
             return Place(part.last + 1, 0)
         return Place(*reader.place_of(high))
+
+    @property
+    def _room(self) -> int:
+        """How many events are still wanted, and looked up at once."""
+        return min(self._question.limit - len(self.events), EVENTS_AT_ONCE)
+
+    def _add_rows(self, reader: SegmentReader, matches: Matches, ordinals: Matches) -> int | None:
+        """Add events of a segment; return the ordinal of the last one when the page is full."""
+        while len(matches):
+            room = self._room
+            heap, starts = reader.event_entries(matches[:room, ROW])
+            matches[:room, ENTRY] = starts
+            for match, ordinal in zip(matches[:room].tolist(), ordinals.tolist(), strict=False):
+                self._add(heap, match)
+                if self._bytes_left <= 0 or len(self.events) >= self._question.limit:
+                    return int(ordinal)
+            matches, ordinals = matches[room:], ordinals[room:]
+        return None
 
     def _add(self, heap: Any, match: list[int]) -> None:
         event, size = event_of(heap, match, self._registry.entry(match[NUMBER]))

@@ -46,6 +46,7 @@ class Rebuilt(NamedTuple):
     identities: int
     named: int  # identities of the lost ones, those that had expired included
     files: list[str]  # the new runs
+    lacks_erased: bool  # events of erased accounts are gone, and so are their identities
 
 
 class _Found(NamedTuple):
@@ -70,7 +71,8 @@ def rebuild(directory: str, report: Callable[[str], None], batch: int = BATCH) -
     work = IdentityRebuild(words, registry, state["leader_time"], state["horizon"], batch)
     number = identity_store.next_number(names)
     runs: list[list[Any]] = []
-    for rows in _rows(directory, key, state, report):
+    files = LogFiles(directory, key)
+    for rows in _rows(directory, files, state, report):
         work.take(rows)
         if work.full:
             runs.append(_write(Path(directory), number + len(runs), work))
@@ -85,7 +87,9 @@ def rebuild(directory: str, report: Callable[[str], None], batch: int = BATCH) -
     encoded = checkpoint_format.encode(state, found.arrays)
     for name in (CURRENT, PREVIOUS):  # neither could be used as it was
         disk.atomic_write(os.path.join(directory, name), encoded)
-    return Rebuilt(found.damage, found.name, count, named, [name for name, _, _ in runs])
+    lacks_erased = any(one.header.has_erased for one in files.segments.chosen(I64_MAX))
+    made = [name for name, _, _ in runs]
+    return Rebuilt(found.damage, found.name, count, named, made, lacks_erased)
 
 
 def _find(directory: Path) -> tuple[_Found, list[str]]:
@@ -124,11 +128,10 @@ def _write(directory: Path, number: int, work: IdentityRebuild) -> list[Any]:
 
 
 def _rows(
-    directory: str, key: bytes, state: State, report: Callable[[str], None]
+    directory: str, files: LogFiles, state: State, report: Callable[[str], None]
 ) -> Iterator[Rows]:
     """Yield all stored rows up to the checkpoint's position.  Raises Corrupt, Internal."""
     position = Position(*state["position"])
-    files = LogFiles(directory, key)
     refused = {number: (packed, count) for number, (packed, count) in state["refused"].items()}
     ends = [segment.name.last for segment in files.segments.complete()]
     _, parts = files.parts(1 + max([*files.full_numbers, *ends], default=0), refused)

@@ -26,6 +26,7 @@ from meterd.core.erasures import Erasures, none_erased
 from meterd.core.frozen import frozen
 from meterd.core.kernels.gather import LogRows
 from meterd.core.log_index import KeyRange, OpenIndex, Rows
+from meterd.core.log_order import LogOrders
 from meterd.core.segment_reader import SegmentReader
 from meterd.core.totals_file import TotalsFile
 from meterd.protocol.errors import Internal
@@ -106,6 +107,11 @@ class View:
     def identity_key(self) -> NDArray[np.uint64]:
         return self._files.identity_key
 
+    @property
+    def orders(self) -> LogOrders:
+        """Where rows of segments lie by their order in the log, as far as that is remembered."""
+        return self._files.orders
+
     def segment(self, segment: Segment) -> SegmentReader:
         """Return the reader of a segment.  Raises Corrupt, JustDeleted."""
         return self._files.segments.open(segment)
@@ -123,6 +129,7 @@ class LogFiles:
         self._directory = directory
         self.identity_key = np.frombuffer(identity_key, np.uint64).copy()
         self.segments = SegmentFiles(directory)
+        self.orders = LogOrders()
         self._totals = TotalsFiles(directory)
         self._names: list[str] = []
         self._numbers: list[int] = []

@@ -68,7 +68,7 @@ class RetentionSweeper(Actor):
             self.pins,
             totals,
             retention,
-            Compaction(self, retention),
+            Compaction(self, retention, totals),
             self.archive,
             LogStatus(self, retention),
             self._refusals,

@@ -1,9 +1,10 @@
 """The segments of a data directory: which are complete, and the open ones.
 
 The names carry the truth.  A segment counts when its `.idx` checks and the headers of its two other
-files say the same; one whose log files another complete one covers as well is superseded and is not
-read, it only stays for a while.  One that does not check is remembered with what is wrong:
-whoever needs its range gets that error, and never an answer without it.
+files say the same; one whose log files another complete one covers as well, or a later generation
+of it, is superseded and is not read, it only stays for a while.  One that does not check is
+remembered with what is wrong: whoever needs its range gets that error, and never an answer without
+it.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class SegmentFiles:
         found = [
             one for one in self.complete() if through < one.name.first <= one.name.last < before
         ]
-        found.sort(key=lambda segment: (segment.name.first, -segment.name.last))
+        found.sort(key=lambda one: (one.name.first, -one.name.last, -one.name.generation))
         kept: list[Segment] = []
         for segment in found:
             if not kept or segment.name.last > kept[-1].name.last:

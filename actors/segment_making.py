@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from meterd.actors.direct_file import Staging, Window, begin_direct
 from meterd.actors.disk import atomic_write
 from meterd.core.kernels.scan import whole_blocks
-from meterd.core.log_intake import LogIntake
+from meterd.core.log_intake import IntakeRoom, LogIntake
 from meterd.core.segment_encoder import SegmentEncoder
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import (
@@ -47,6 +47,11 @@ class SegmentMaker:
         self._key = identity_key
         self._window = Window()
         self._staging = Staging()
+        self._room: IntakeRoom | None = None  # while files follow each other
+
+    def rest(self) -> None:
+        """Give the memory back that files were taken into; none is being made."""
+        self._room = None
 
     def count_rows(self, number: int) -> int:
         """Return how many rows a full log file holds.  Raises Corrupt, OSError."""
@@ -76,12 +81,11 @@ class SegmentMaker:
         encoder = SegmentEncoder(FileHeader(set_id, number, number, created))
         name = SegmentName(number, number)
 
-        def seg() -> Iterator[bytes]:
+        def seg() -> Iterator[Bytes]:
             yield encoder.begin()
             for piece in encoder.add(batch):
                 progress(0.75)
                 yield piece
-            yield from encoder.end()
 
         self._write(name, ".seg", seg())
         encoded = encoder.finish(log)
@@ -89,7 +93,7 @@ class SegmentMaker:
         self._write(name, ".idx", encoded.idx)
         return encoded.header
 
-    def _write(self, name: SegmentName, suffix: str, pieces: Iterator[bytes] | list[Bytes]) -> None:
+    def _write(self, name: SegmentName, suffix: str, pieces: Iterable[Bytes]) -> None:
         atomic_write(os.path.join(self._directory, name.file(suffix)), pieces, self._staging)
 
     def _take(self, number: int, bitmap: bytes, row_count: int, progress: Progress) -> LogIntake:
@@ -101,7 +105,8 @@ class SegmentMaker:
             size = os.fstat(descriptor).st_size
             self._check_header(path, descriptor, number)
             refused = np.frombuffer(bitmap, np.uint8)
-            intake = LogIntake(path, size, row_count, refused, self._key)
+            self._room = self._room or IntakeRoom()
+            intake = LogIntake(path, size, row_count, refused, self._key, self._room)
             at = FILE_HEADER_SIZE
             while at < size:
                 progress(0.5 * at / size)

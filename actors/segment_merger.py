@@ -3,6 +3,9 @@
 `.idx` is written last, as for every segment: before it the parts count, after it the whole does,
 and nothing in between.  The parts stay where they are; others delete them later.  What is given up
 (cancelled, no room, damage) leaves no file behind; what a crash leaves is litter without `.idx`.
+
+Rows of erased accounts are left out.  One segment alone is written again for that, as its next
+generation.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ import numpy as np
 from meterd.actors.direct_file import PIECE_SIZE, Staging
 from meterd.actors.disk import atomic_write
 from meterd.actors.mapped import map_file
+from meterd.core.erasures import Erasures
 from meterd.core.segment_encoder import SegmentEncoder
-from meterd.core.segment_merging import Expiry, Facts, Merge, joined_log, same_log
+from meterd.core.segment_merging import Facts, Merge, joined_log, same_log
 from meterd.core.segment_reader import SegmentReader
 from meterd.protocol.errors import Corrupt, InvariantViolation
 from meterd.protocol.log_format import Bytes, Damaged
@@ -40,7 +44,7 @@ class Merged(NamedTuple):
     name: SegmentName
     parts: int
     rows: int
-    expired: int  # rows left out
+    erased: int  # rows left out
     read: int  # bytes
     written: int
 
@@ -52,18 +56,22 @@ class SegmentMerger:
         self._directory = directory
         self._staging = Staging()
 
-    def merge(self, names: Sequence[SegmentName], expiry: Expiry, pace: Pace) -> Merged:
-        """Merge complete segments that follow each other, durably.
+    def merge(self, names: Sequence[SegmentName], erasures: Erasures | None, pace: Pace) -> Merged:
+        """Merge complete segments that follow each other, or write one again, durably.
 
         Raises Corrupt, DiskFull, FsyncFailed, OSError, and what `pace` raises.
         """
         name = SegmentName(names[0].first, names[-1].last)
-        if len(names) < 2 or any(a.last + 1 != b.first for a, b in pairwise(names)):
+        if len(names) == 1:
+            name = name._replace(generation=names[0].generation + 1)
+        if not names[1:] and not erasures:
+            raise InvariantViolation("nothing in a segment alone is to be left out")
+        if any(a.last + 1 != b.first for a, b in pairwise(names)):
             raise InvariantViolation("segments that are merged do not follow each other")
         parts = [self._open(one) for one in names]
         key = np.frombuffer(os.urandom(16), np.uint64).copy()
         try:
-            return self._write(name, Merge(parts, key, expiry), parts, pace)
+            return self._write(name, Merge(parts, key, erasures), parts, pace)
         except BaseException:
             # Nothing named them yet, and the space may be needed.
             if not os.path.exists(self._path(name, ".idx")):
@@ -78,13 +86,14 @@ class SegmentMerger:
         """Write the three files, `.idx` when the others have proved good."""
         set_id = int.from_bytes(os.urandom(8), "little")
         header = FileHeader(set_id, name.first, name.last, time.time_ns())
-        encoder, log = SegmentEncoder(header), joined_log([part.log() for part in parts])
+        encoder = SegmentEncoder(header, name.generation)
+        log = joined_log([part.log() for part in parts])
         self._replace(name, ".seg", _paced(merge, encoder, pace))
         facts = merge.facts()
-        was_thinned = any(part.header.is_thinned for part in parts)
-        encoded = encoder.finish(log, was_thinned or facts.expired > 0)
+        has_erased = facts.erased > 0 or any(part.header.has_erased for part in parts)
+        encoded = encoder.finish(log, has_erased)
         self._replace(name, ".props", _slowly(encoded.props, WRITTEN, pace))
-        if facts.rows + facts.expired != merge.row_count or encoded.header.row_count != facts.rows:
+        if facts.rows + facts.erased != merge.row_count or encoded.header.row_count != facts.rows:
             raise InvariantViolation("rows were lost in a merge of segments")
         index = b"".join(encoded.idx)
         whole = self._read(name, index)
@@ -93,7 +102,7 @@ class SegmentMerger:
         read = self._prove(Merge([whole], merge.key), facts, pace)
         self._replace(name, ".idx", _slowly([index], 1.0, pace))
         written = encoded.header.seg_size + encoded.header.props_size + len(index)
-        return Merged(name, len(parts), facts.rows, facts.expired, merge.bytes_read + read, written)
+        return Merged(name, len(parts), facts.rows, facts.erased, merge.bytes_read + read, written)
 
     def _prove(self, whole: Merge, facts: Facts, pace: Pace) -> int:
         """Read the whole back; return how many bytes.  Raises Corrupt when it has other rows."""
@@ -102,7 +111,7 @@ class SegmentMerger:
             pace(WRITTEN + (1 - WRITTEN) * done, whole.bytes_read - read)
             read = whole.bytes_read
         found = whole.facts()
-        if found != facts._replace(expired=0):
+        if found != facts._replace(erased=0):
             path = self._path(whole.name, ".seg")
             raise Corrupt(path, 0, f"{found.rows} rows that are not the {facts.rows} of its parts")
         return whole.bytes_read
@@ -135,7 +144,7 @@ def _slowly(pieces: Iterable[Bytes], done: float, pace: Pace) -> Iterator[Bytes]
             yield part
 
 
-def _paced(merge: Merge, encoder: SegmentEncoder, pace: Pace) -> Iterator[bytes]:
+def _paced(merge: Merge, encoder: SegmentEncoder, pace: Pace) -> Iterator[Bytes]:
     """Yield the bytes of `.seg`, at the pace that is given."""
     read = taken = 0
     yield encoder.begin()
@@ -145,4 +154,3 @@ def _paced(merge: Merge, encoder: SegmentEncoder, pace: Pace) -> Iterator[bytes]
             pace(WRITTEN * taken / max(merge.row_count, 1), moved)
             yield piece
         taken += len(batch.rows)
-    yield from encoder.end()

@@ -39,7 +39,7 @@ FORMATS: Final[dict[bytes, Format]] = {
     run_format.MAGIC: Format("run of identities", run_format.VERSION, 84),
     segment_format.MAGIC[".seg"]: Format("segment", segment_format.VERSION, 60),
     segment_format.MAGIC[".props"]: Format("segment", segment_format.VERSION, 60),
-    segment_format.MAGIC[".idx"]: Format("segment", segment_format.VERSION, 380),
+    segment_format.MAGIC[".idx"]: Format("segment", segment_format.INDEX_VERSION, 380),
     refused_format.MAGIC: Format("list of refused events", refused_format.VERSION, -1),
 }
 HEADER_SIZE: Final = 512

@@ -41,7 +41,7 @@ class Candidate:
     """A complete segment that no other one supersedes."""
 
     name: SegmentName
-    size: int  # bytes that a merge would keep: what has expired and can be left out not counted
+    size: int  # bytes
     ordinals: int  # rows of its log files
     is_free: bool = True  # nothing forbids that it is merged
 

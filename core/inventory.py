@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from meterd.protocol.log_format import number_of
+from meterd.protocol.segment_format import SUFFIXES, SegmentName, parse_name
 
 
 class Change(Enum):
@@ -37,7 +38,7 @@ class FileKind(NamedTuple):
 _KINDS: Final = (
     (r"checkpoint(\.prev)?\.bin", FileKind(Change.REPLACED, "checkpoint")),
     (r"ids-\d+\.\w+", FileKind(Change.IMMUTABLE, "checkpoint")),
-    (r"seg-\d+-\d+\.\w+", FileKind(Change.IMMUTABLE, "segments")),
+    (r"seg-\d+-\d+(-\d+)?\.\w+", FileKind(Change.IMMUTABLE, "segments")),
     (r"wal-\d{20}\.(log|idx)", FileKind(Change.IMMUTABLE, "wal")),
     (r"wal\.log", FileKind(Change.GROWING, "wal")),
     (r"totals-\d+-\d+\.tot|erased\.bin", FileKind(Change.REPLACED, "meta")),
@@ -50,8 +51,7 @@ _KINDS: Final = (
 )
 _KNOWN: Final = tuple((re.compile(pattern), kind) for pattern, kind in _KINDS)
 _OTHER: Final = FileKind(Change.REPLACED, "meta")
-_SEGMENT: Final = re.compile(r"seg-(\d+)-(\d+)\.(\w+)")
-SEGMENT_PARTS: Final = frozenset({"seg", "idx", "props"})
+_NONE: Final = SegmentName(0, 0)
 
 
 def kind_of(name: str) -> FileKind:
@@ -72,33 +72,21 @@ def identity_files(checkpoint: Mapping[str, Any]) -> list[str]:
     return [name for kind in ("runs", "parts") for name, *_ in checkpoint[kind]]
 
 
-def segment_range(name: str) -> tuple[int, int] | None:
-    """Return the log files that a part of a segment covers, first and last; None for another."""
-    match = _SEGMENT.fullmatch(name)
-    return (int(match[1]), int(match[2])) if match else None
+def segment_of(name: str) -> SegmentName | None:
+    """Return the segment that a file is a part of; None for another."""
+    parsed = parse_name(name)
+    return parsed[0] if parsed else None
 
 
-def segment_name(first: int, last: int) -> str:
-    """Return the name of the file of a segment that holds its rows."""
-    return f"seg-{first:012d}-{last:012d}.seg"
-
-
-def whole_segments(names: Iterable[str]) -> list[tuple[int, int]]:
-    """Return the ranges of log files that segments with all their parts cover, rising.
-
-    A segment whose range lies within another's has been superseded and is left out.
-    """
-    parts: dict[tuple[int, int], set[str]] = {}
+def whole_segments(names: Iterable[str]) -> list[SegmentName]:
+    """Return the segments that have all their parts, rising; superseded ones are left out."""
+    parts: dict[SegmentName, int] = {}
     for name in names:
-        match = _SEGMENT.fullmatch(name)
-        if match:
-            parts.setdefault((int(match[1]), int(match[2])), set()).add(match[3])
-    whole = [found for found, held in parts.items() if held >= SEGMENT_PARTS]
-    return sorted(
-        (first, last)
-        for first, last in whole
-        if not any(a <= first and last <= b and (a, b) != (first, last) for a, b in whole)
-    )
+        found = segment_of(name)
+        if found is not None:
+            parts[found] = parts.get(found, 0) + 1
+    whole = [found for found, held in parts.items() if held == len(SUFFIXES)]
+    return sorted(one for one in whole if not any(other.supersedes(one) for other in whole))
 
 
 def immutable_files(names: Iterable[str], first_log: int, end_log: int) -> list[str]:
@@ -109,20 +97,20 @@ def immutable_files(names: Iterable[str], first_log: int, end_log: int) -> list[
     """
     names = sorted(names)
     # One that reaches behind the cut holds too much; what it supersedes is still there.
-    within = [name for name in names if (segment_range(name) or (0, 0))[1] < end_log]
+    within = [name for name in names if (segment_of(name) or _NONE).last < end_log]
     segments = whole_segments(within)
     needed = []
     for name in names:
         kind = kind_of(name)
         if kind.change is not Change.IMMUTABLE or kind.folder == "checkpoint":
             continue
-        covers = segment_range(name)
-        if covers is not None:
-            if covers in segments:
+        segment = segment_of(name)
+        if segment is not None:
+            if segment in segments:
                 needed.append(name)
             continue
         number = log_number(name)
-        covered = any(first <= number <= last for first, last in segments)
+        covered = any(one.first <= number <= one.last for one in segments)
         if number < end_log and (number >= first_log or not covered):
             needed.append(name)
     return needed

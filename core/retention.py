@@ -58,7 +58,7 @@ def droppable_segments(
 def superseded_segments(
     segments: Sequence[Kept], since: int, pinned: Sequence[int] = ()
 ) -> list[Kept]:
-    """Return the segments that lie within another one that was made before `since`.
+    """Return the segments in whose place another one stands that was made before `since`.
 
     Nobody reads on from one of the files `pinned`.
     """
@@ -67,8 +67,5 @@ def superseded_segments(
         one
         for one in segments
         if one.name.last < end
-        and any(
-            other.name != one.name and other.name.covers(one.name) and other.made_at < since
-            for other in segments
-        )
+        and any(other.name.supersedes(one.name) and other.made_at < since for other in segments)
     ][:FILES_PER_SWEEP_MAX]

@@ -9,13 +9,14 @@ Does not know: files (it gets their bytes), questions.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import lz4.block
 import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
+from meterd.core.frozen import frozen
 from meterd.core.kernels import segment_blocks as blocks
 from meterd.core.kernels import segment_match as kernels
 from meterd.core.kernels.gather import ENTRY
@@ -43,6 +44,17 @@ class Runs(NamedTuple):
         return Runs(self.rows[first:last], self.accounts)
 
 
+class Blocks(NamedTuple):
+    """Some blocks that follow each other."""
+
+    columns: Raw
+    ids: Raw
+    # int64[b, 3]: where columns and ids of each begin, whether some ids are text (their sizes
+    # first, then).
+    places: Ints
+    size: int  # bytes read
+
+
 class SegmentData:
     """One segment.  Remembers which of its blocks have been checked."""
 
@@ -57,6 +69,7 @@ class SegmentData:
         self._check_companions()
         self._offsets = index.blocks["offset"].astype(np.int64)
         self._first_rows = index.pages["first_row"].astype(np.int64)
+        self.page_starts = index.pages["offset"].astype(np.int64)
         flags = index.blocks["flags"] & fmt.BLOCK_OPERATIONS
         self.times = np.empty((len(self._offsets), 3), np.int64)
         self.times[:, 0] = index.blocks["min_timestamp"]
@@ -80,6 +93,15 @@ class SegmentData:
             self._checked_pages.add(page)
         return at
 
+    def check_pages(self) -> None:
+        """Check all pages that were not checked before.  Raises Corrupt."""
+        pages, data = self.index.pages, self.index.accounts.data
+        columns = (pages[name].tolist() for name in ("offset", "size", "crc"))
+        for page, (at, size, crc) in enumerate(zip(*columns, strict=True)):
+            if page not in self._checked_pages and crc32c(data[at : at + size]) != crc:
+                self._corrupt(".idx", self.index.places["accounts"] + at, "page of the index")
+        self._checked_pages.update(range(len(pages)))
+
     def columns_of(
         self, runs: Runs, span: tuple[int, int] | None = None, members: bool = False
     ) -> Columns:
@@ -101,6 +123,33 @@ class SegmentData:
             self._check_block(number)
         count = blocks.decode_block(self._seg, int(self._offsets[number]), True, self._scratch)
         return self._scratch[:, : int(count)], int(count)
+
+    def blocks(self, first: int, last: int) -> Blocks:
+        """Return some blocks, checked.  Raises Corrupt."""
+        found = self.index.blocks[first:last]
+        columns, places = self._piece(found, "", "column block")
+        ids, id_places = self._piece(found, "id_", "block of ids")
+        has_text = found["flags"] & fmt.BLOCK_TEXT_IDS
+        if has_text.any():
+            raw = [
+                self._unpacked(one, ids[at : at + int(one["id_size"])])
+                for one, at in zip(found, id_places.tolist(), strict=True)
+            ]
+            ids = frozen(np.concatenate([*raw, np.zeros(8, np.uint8)]))
+            id_places = np.cumsum([0, *map(len, raw[:-1])])
+        size = int(found["size"].sum()) + int(found["id_size"].sum())
+        return Blocks(columns, ids, np.stack([places, id_places, has_text], axis=1), size)
+
+    def _piece(self, found: NDArray[np.void], prefix: str, what: str) -> tuple[Raw, Ints]:
+        """Return the bytes of columns or ids, which lie together, and where those of each begin."""
+        offsets, sizes, crcs = (found[prefix + name].tolist() for name in ("offset", "size", "crc"))
+        begin, end = min(offsets), max(map(sum, zip(offsets, sizes, strict=True)))
+        data = self._seg[begin:end]
+        view = data.data
+        for at, size, crc in zip(offsets, sizes, crcs, strict=True):
+            if crc32c(view[at - begin : at - begin + size]) != crc:
+                self._corrupt(".seg", at, what)
+        return data, np.array(offsets, np.int64) - begin
 
     def _check_block(self, number: int) -> None:
         found = self.index.blocks[number]
@@ -155,12 +204,15 @@ class SegmentData:
             if crc32c(raw.data) != int(found["id_crc"]):
                 self._corrupt(".seg", at, "block of ids")
             self._unchecked_ids[block] = False
-        if not found["flags"] & fmt.BLOCK_TEXT_IDS:
-            return raw, False
-        if found["flags"] & fmt.BLOCK_LZ4:
-            whole = lz4.block.decompress(raw.data, uncompressed_size=int(found["id_raw_size"]))
-            raw = np.frombuffer(whole, np.uint8)
-        return raw, True
+        return self._unpacked(found, raw), bool(found["flags"] & fmt.BLOCK_TEXT_IDS)
+
+    @staticmethod
+    def _unpacked(found: Any, raw: Raw) -> Raw:
+        """Return a block of ids as it was before it was compressed, if it was."""
+        if not found["flags"] & fmt.BLOCK_LZ4:
+            return raw
+        whole = lz4.block.decompress(raw.data, uncompressed_size=int(found["id_raw_size"]))
+        return np.frombuffer(whole, np.uint8)
 
     # Slices and property sets
 

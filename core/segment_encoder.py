@@ -1,9 +1,9 @@
 """Encodes sorted rows as the three files of a segment, a batch at a time.
 
 Whoever has rows in the order of a segment (from a log file: `core/log_intake.py`, or from segments
-that are merged) gives them in batches of whole blocks; the bytes of `.seg` come out at once, those
-of `.props` and `.idx` at the end.  Memory: a batch, the index so far (about two bytes a row), and
-the property sets.
+that are merged) gives them in batches of whole groups of blocks; the bytes of `.seg` come out at
+once, those of `.props` and `.idx` at the end.  Memory: a batch, the index so far (about two bytes a
+row), and the property sets.
 
 Does not know: files, where rows come from.
 """
@@ -19,6 +19,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from meterd.core.kernels import segment_blocks as kernels
+from meterd.core.kernels.memory import reserve
 from meterd.core.kernels.packing import CHUNK_SIZE_MAX
 from meterd.core.kernels.segment_merge import copy_texts
 from meterd.core.kernels.segment_rows import KEY
@@ -36,6 +37,7 @@ from meterd.protocol.segment_format import (
 
 # Column blocks that lie together, before the ids of the same rows: totals read only the former.
 BLOCKS_TOGETHER: Final = 16
+GROUP_ROWS: Final = BLOCKS_TOGETHER * BLOCK_ROWS
 BLOCK_SIZE_MAX: Final = (
     kernels.HEAD_SIZE
     + kernels.TAIL_SIZE
@@ -51,7 +53,7 @@ Raw = NDArray[np.uint8]
 
 
 class Batch(NamedTuple):
-    """Rows in the order of a segment; all batches but the last hold whole blocks.
+    """Rows in the order of a segment; all batches but the last hold whole groups of blocks.
 
     An account may go on in the next batch, under any number.
     """
@@ -84,18 +86,18 @@ class Encoded(NamedTuple):
 
 
 class SegmentEncoder:
-    """Encodes one segment: `begin`, `add` for every batch, `end`, `finish`."""
+    """Encodes one segment: `begin`, `add` for every batch, `finish`."""
 
-    def __init__(self, header: FileHeader) -> None:
+    def __init__(self, header: FileHeader, generation: int = 0) -> None:
         self._header = header
+        self._generation = generation
         self._seg_header = fmt.encode_file_header(".seg", header)
         self._size = len(self._seg_header)
         self._blocks: list[tuple[Any, ...]] = []
-        self._waiting: list[tuple[bytes, bytes, Ints, int, int]] = []
         self._columns = np.empty((kernels.COLUMN_COUNT, BLOCK_ROWS), np.int64)
         self._out = (
-            np.empty(BLOCK_SIZE_MAX, np.uint8),
-            np.empty(BLOCK_ROWS * ID_SIZE_MAX, np.uint8),
+            reserve((BLOCKS_TOGETHER * BLOCK_SIZE_MAX,), np.uint8),
+            reserve((GROUP_ROWS * ID_SIZE_MAX,), np.uint8),
         )
         self._series = _Series()
         self._sets = _Sets(fmt.encode_file_header(".props", header))
@@ -105,26 +107,18 @@ class SegmentEncoder:
         """Return the first bytes of `.seg`."""
         return self._seg_header
 
-    def add(self, batch: Batch) -> Iterator[bytes]:
-        """Yield the next bytes of `.seg`."""
-        if self._row_count % BLOCK_ROWS:
-            raise InvariantViolation("a batch follows one that did not fill its last block")
-        self._series.add(batch)
-        for first in range(0, len(batch.order), BLOCK_ROWS):
-            self._encode(batch, batch.order[first : first + BLOCK_ROWS])
-            self._sets.take(batch)
-            if len(self._waiting) == BLOCKS_TOGETHER:
-                yield from self._flush()
+    def add(self, batch: Batch) -> Iterator[Bytes]:
+        """Yield the next bytes of `.seg`; each piece is valid until the next is asked for."""
+        if self._row_count % GROUP_ROWS:
+            raise InvariantViolation("a batch follows one that did not fill its last blocks")
+        for first in range(0, len(batch.order), GROUP_ROWS):
+            yield from self._encode(batch, batch.order[first : first + GROUP_ROWS])
         self._row_count += len(batch.order)
 
-    def end(self) -> Iterator[bytes]:
-        """Yield the last bytes of `.seg`."""
-        yield from self._flush()
-
-    def finish(self, log: SegmentLog, is_thinned: bool = False) -> Encoded:
+    def finish(self, log: SegmentLog, has_erased: bool = False) -> Encoded:
         """Return the other two files; `.seg` has ended.
 
-        is_thinned: rows that had expired were left out.
+        has_erased: rows of erased accounts were left out.
         """
         props = self._sets.finish()
         props_size = sum(map(len, props))
@@ -146,7 +140,8 @@ class SegmentEncoder:
             fmt.header_crc(self._seg_header),
             props_size,
             fmt.header_crc(props[0]),
-            is_thinned,
+            has_erased,
+            self._generation,
         )
         sections = {
             "files": log.files,
@@ -160,48 +155,34 @@ class SegmentEncoder:
         }
         return Encoded(header, props, fmt.encode_index(header, sections))
 
-    def _encode(self, batch: Batch, order: Ints) -> None:
-        facts = np.zeros(6, np.int64)
+    def _encode(self, batch: Batch, order: Ints) -> Iterator[Bytes]:
+        """Yield blocks that lie together: columns, then ids."""
+        facts = np.empty((-(-len(order) // BLOCK_ROWS), kernels.FACT_WORDS), np.int64)
         sets = (batch.set_map, self._sets.given, self._sets.state)
-        kernels.encode_block(
-            batch.rows, order, batch.id_text, sets, self._columns, self._out, facts
-        )
-        size, id_size = int(facts[kernels.SIZE]), int(facts[kernels.ID_SIZE])
-        ids, flags = self._out[1][:id_size].tobytes(), 0
-        if facts[kernels.HAS_TEXT]:
-            ids, compressed = _compressed(ids)
-            flags |= fmt.BLOCK_TEXT_IDS | (fmt.BLOCK_LZ4 if compressed else 0)
-        if facts[kernels.HAS_OPERATIONS]:
-            flags |= fmt.BLOCK_OPERATIONS
-        block = self._out[0][:size].tobytes()
-        self._waiting.append((block, ids, facts, id_size, flags))
-
-    def _flush(self) -> Iterator[bytes]:
-        """Yield the blocks that wait: columns, then ids."""
-        id_at = self._size + sum(len(block) for block, *_ in self._waiting)
-        for block, ids, facts, id_size, flags in self._waiting:
-            low, high = int(facts[kernels.MIN_AT]), int(facts[kernels.MAX_AT])
-            self._blocks.append(
-                (
-                    self._size,
-                    len(block),
-                    crc32c(block),
-                    id_at,
-                    len(ids),
-                    crc32c(ids),
-                    low,
-                    high,
-                    id_size,
-                    flags,
-                )
-            )
-            yield block
-            self._size += len(block)
-            id_at += len(ids)
-        for _, ids, *_ in self._waiting:
-            yield ids
+        series = self._series.begin(batch, order)
+        out = (*self._out, facts)
+        kernels.encode_blocks(batch.rows, order, batch.id_text, sets, series, self._columns, out)
+        self._series.take(batch, order)
+        self._sets.take(batch)
+        columns, raw_ids = (one.data for one in self._out)
+        column_end = id_end = 0
+        id_at = self._size + int(facts[:, kernels.SIZE].sum())
+        ids: list[Bytes] = []
+        for size, id_size, low, high, has_operations, has_text in facts.tolist():
+            block = columns[column_end : column_end + size]
+            packed: Bytes = raw_ids[id_end : id_end + id_size]
+            flags = fmt.BLOCK_OPERATIONS if has_operations else 0
+            if has_text:
+                packed, compressed = _compressed(packed)
+                flags |= fmt.BLOCK_TEXT_IDS | (fmt.BLOCK_LZ4 if compressed else 0)
+            place = (self._size + column_end, size, crc32c(block))
+            id_place = (id_at, len(packed), crc32c(packed))
+            self._blocks.append((*place, *id_place, low, high, id_size, flags))
+            ids.append(packed)
+            column_end, id_end, id_at = column_end + size, id_end + id_size, id_at + len(packed)
+        yield columns[:column_end]
+        yield from ids
         self._size = id_at
-        self._waiting.clear()
 
 
 class _Series:
@@ -209,34 +190,41 @@ class _Series:
 
     def __init__(self) -> None:
         self.account_count = self.run_count = 0
-        self._text: list[Raw] = []  # of the accounts of each batch
+        self._text: list[Raw] = []  # of the accounts of each group of blocks
         self._ends: list[Ints] = []
         self._runs: list[Ints] = []  # metric number, rows
         self._first_run: list[Ints] = []
         self._last_account = b""
+        # Row 0 of the runs is the one that goes on from the blocks before.
+        self._listed = (
+            np.empty((GROUP_ROWS + 1, 2), np.int64),
+            np.empty(GROUP_ROWS, np.int64),
+            np.empty(GROUP_ROWS, np.int64),
+            np.empty(3, np.int64),
+        )
 
-    def add(self, batch: Batch) -> None:
-        """Take the rows of a batch."""
-        if not len(batch.order):
-            return
-        first = int(batch.rows[batch.order[0], KEY]) >> 16
-        account = self._text_of(batch, first >> 16)
-        goes_on = self.account_count > 0 and account == self._last_account
-        known = -1
-        if goes_on:
+    def begin(self, batch: Batch, order: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+        """Return where `encode_blocks` lists the series of the next rows."""
+        runs, _, _, state = self._listed
+        account = int(batch.rows[order[0], KEY]) >> 32
+        last = -1
+        if self.account_count and self._text_of(batch, account) == self._last_account:
             # The last run goes on if its metric does; else a new run of the same account begins.
-            number = int(self._runs[-1][-1, 0])
-            known = (first >> 16) << 16 | number
-        count, accounts = kernels.measure_series(batch.rows, batch.order, known)
-        runs, state = np.zeros((count + 1, 2), np.int64), np.zeros(2, np.int64)
-        firsts, numbers = np.empty(accounts, np.int64), np.empty(accounts, np.int64)
-        state[0] = 1  # row 0 is the run that goes on
-        kernels.list_series(batch.rows, batch.order, known, (runs, firsts, numbers, state))
-        if goes_on:
-            self._runs[-1][-1, 1] += runs[0, 1]
+            last = account << 16 | int(self._runs[-1][-1, 0])
+        runs[0, 1] = 0
+        state[:] = 1, 0, last
+        return self._listed
+
+    def take(self, batch: Batch, order: Ints) -> None:
+        """Take what `encode_blocks` has listed."""
+        listed, firsts, numbers, state = self._listed
+        count, accounts = int(state[kernels.RUNS]) - 1, int(state[kernels.ACCOUNTS])
+        if listed[0, 1]:
+            self._runs[-1][-1, 1] += listed[0, 1]
         if count:
-            self._runs.append(runs[1:])
-        self._first_run.append(firsts - 1 + self.run_count)
+            self._runs.append(listed[1 : count + 1].copy())
+        self._first_run.append(firsts[:accounts] - 1 + self.run_count)
+        numbers = numbers[:accounts]
         sizes = batch.text_end[numbers] - np.where(numbers > 0, batch.text_end[numbers - 1], 0)
         text, ends = np.empty(int(sizes.sum()), np.uint8), np.empty(accounts, np.int64)
         copy_texts(batch.text, batch.text_end, numbers, text, ends)
@@ -244,9 +232,9 @@ class _Series:
         base = int(self._ends[-1][-1]) if self._ends else 0
         if accounts:
             self._ends.append(ends + base)
-        self.run_count += int(count)
-        self.account_count += int(accounts)
-        self._last_account = self._text_of(batch, int(batch.rows[batch.order[-1], KEY]) >> 32)
+        self.run_count += count
+        self.account_count += accounts
+        self._last_account = self._text_of(batch, int(batch.rows[order[-1], KEY]) >> 32)
 
     def pages(self) -> tuple[Raw, NDArray[np.void]]:
         """Return the pages' bytes and their directory."""
@@ -264,8 +252,9 @@ class _Series:
         pages["accounts"] = PAGE_ACCOUNTS
         if count:
             pages["accounts"][-1] = self.account_count - (count - 1) * PAGE_ACCOUNTS
-        for page in pages:
-            page["crc"] = crc32c(out[page["offset"] : page["offset"] + page["size"]].data)
+        data = out.data
+        spans = zip(rows[:, 0].tolist(), rows[:, 1].tolist(), strict=True)
+        pages["crc"] = [crc32c(data[at : at + length]) for at, length in spans]
         return out[:size], pages
 
     @staticmethod
@@ -278,8 +267,8 @@ class _Sets:
     """Property sets in the order of their numbers, in blocks."""
 
     def __init__(self, header: bytes) -> None:
-        self.state = np.zeros(2, np.int64)  # how many have a number, and got it in this block
-        self.given = np.empty(BLOCK_ROWS, np.int64)  # those of this block, as the batch has them
+        self.state = np.zeros(2, np.int64)  # how many have a number, and got it in this group
+        self.given = np.empty(GROUP_ROWS, np.int64)  # those of this group, as the batch has them
         self.blocks: list[tuple[Any, ...]] = []
         self._pieces: list[Bytes] = [header]
         self._size = len(header)
@@ -290,7 +279,7 @@ class _Sets:
         return int(self.state[0])
 
     def take(self, batch: Batch) -> None:
-        """Keep the bytes of the sets that a block of rows has given a number."""
+        """Keep the bytes of the sets that a group of blocks has given a number."""
         for place in self.given[: int(self.state[1])].tolist():
             start = int(batch.set_end[place - 1]) if place else 0
             self._waiting.append(batch.sets[start : int(batch.set_end[place])].tobytes())
@@ -317,7 +306,7 @@ class _Sets:
 _NONE: Final = np.empty(0, np.uint8)
 
 
-def _compressed(raw: bytes) -> tuple[bytes, bool]:
+def _compressed(raw: Bytes) -> tuple[Bytes, bool]:
     """Return bytes as they are stored, and whether that is LZ4."""
     packed = lz4.block.compress(raw, store_size=False)
     if len(packed) <= len(raw) - len(raw) // WORTH_IT:
@@ -331,7 +320,7 @@ def _joined(parts: list[Any], dtype: Any) -> NDArray[Any]:
 
 def _pack_log(log: SegmentLog) -> tuple[NDArray[np.void], Raw, NDArray[np.uint64]]:
     """Return the directory of the groups, their packed slices, and the digests in that order."""
-    order = np.argsort(log.slices[:, 0], kind="stable")
+    order = np.argsort(log.slices[:, 0].astype(np.uint16), kind="stable")
     bounds = np.searchsorted(log.slices[order, 0], np.arange(GROUP_COUNT + 1))
     groups = np.zeros(GROUP_COUNT, fmt.GROUP)
     packed: list[Raw] = []

@@ -13,7 +13,8 @@ from meterd.core.erasures import Erasures
 from meterd.core.kernels.gather import ANY_ACCOUNT, Wanted
 from meterd.core.kernels.segment_match import COUNT, FIRST
 from meterd.core.listing import Page
-from meterd.core.segment_data import NO_ACCOUNTS, Runs
+from meterd.core.log_order import LogOrders
+from meterd.core.segment_data import Runs
 from meterd.core.segment_reader import SegmentReader
 from meterd.protocol.segment_format import BLOCK_ROWS
 
@@ -22,6 +23,9 @@ Ints = NDArray[np.int64]
 # A longer run is listed in pieces, from where the page begins until it is full.
 SHORT_RUN: Final = 2 * BLOCK_ROWS
 PIECE_ROWS: Final = 4 * BLOCK_ROWS
+# Rows of a feed of all accounts that are looked up at once, first and at most.
+FIRST_ORDINALS: Final = 1 << 11
+PIECE_ORDINALS: Final = 1 << 16
 
 
 def add_to_page(
@@ -67,20 +71,24 @@ def _add_long(
         row = last
 
 
-def in_log_order(reader: SegmentReader, wanted: Wanted, low: int, high: int) -> Ints:
-    """Return (ordinal, row) of rows with low <= ordinal < high, by ordinal; (n, 2).
+def in_log_order(
+    reader: SegmentReader, wanted: Wanted, low: int, high: int, orders: LogOrders
+) -> Iterator[tuple[Ints, int]]:
+    """Yield pieces of (ordinal, row) of rows with low <= ordinal < high, by ordinal; (n, 2).
 
-    They are those of the accounts that are wanted, but of any time.
+    They are those of the accounts that are wanted, but of any time.  With each piece comes the
+    ordinal behind it, whether stored or not.
     """
     if wanted.mode == ANY_ACCOUNT:
-        everything = np.array([[0, reader.header.row_count, 0, 0]], np.int64)
-        found = [reader.rows_between(Runs(everything, NO_ACCOUNTS), low, high)]
-    else:
-        found = [reader.rows_between(runs, low, high) for runs in reader.runs(wanted)]
-    if not found:
-        return np.empty((0, 2), np.int64)
-    rows = np.concatenate(found)
-    return rows[np.argsort(rows[:, 0])]
+        size = FIRST_ORDINALS
+        while low < high:
+            end = min(low + size, high)
+            yield orders.rows(reader, low, end), end
+            low, size = end, min(4 * size, PIECE_ORDINALS)
+        return
+    found = [reader.rows_between(runs, low, high) for runs in reader.runs(wanted)]
+    rows = np.concatenate([np.empty((0, 2), np.int64), *found])
+    yield rows[np.argsort(rows[:, 0])], high
 
 
 def matches_of(

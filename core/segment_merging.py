@@ -1,10 +1,10 @@
 """Merges segments that follow each other into one, in bounded memory, and proves the result.
 
 `Merge.batches` reads each segment once, from front to back, and gives what `SegmentEncoder.add`
-takes; `joined_log` adds up what the segments keep of the log.  Rows that have expired can be left
+takes; `joined_log` adds up what the segments keep of the log.  Rows of erased accounts are left
 out.  `read_all` takes the rows of the result as those of the parts were taken; when the facts are
-the same, so are the rows.  Memory: a batch, a block of each segment, the texts of the accounts, and
-40 bytes for each property set.
+the same, so are the rows.  Memory: a batch, some blocks of each segment, the texts of the accounts,
+and 40 bytes for each property set.
 
 Does not know: files, when to merge (`core/compaction_plan.py`).
 """
@@ -17,42 +17,36 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.erased_runs import first_left
+from meterd.core.erasures import Erasures
 from meterd.core.kernels import segment_merge as kernels
 from meterd.core.kernels.index import make_index
 from meterd.core.kernels.memory import reserve
-from meterd.core.kernels.segment_match import COUNT, FIRST, Accounts
+from meterd.core.kernels.segment_blocks import COLUMN_COUNT
+from meterd.core.kernels.segment_match import Accounts
 from meterd.core.kernels.segment_rows import ROW_WORDS, order_accounts
-from meterd.core.segment_encoder import ID_SIZE_MAX, Batch, SegmentLog
-from meterd.core.segment_reader import PAGES_AT_ONCE, SegmentReader
+from meterd.core.segment_encoder import GROUP_ROWS, ID_SIZE_MAX, Batch, SegmentLog
+from meterd.core.segment_reader import SegmentReader
 from meterd.protocol.errors import InvariantViolation
-from meterd.protocol.limits import I64_MIN
-from meterd.protocol.segment_format import BLOCK_ROWS, PAGE_ACCOUNTS, SET_BLOCK_COUNT, SegmentName
+from meterd.protocol.segment_format import BLOCK_ROWS, SET_BLOCK_COUNT, SegmentName
 
 Ints = NDArray[np.int64]
 Raw = NDArray[np.uint8]
 Words = NDArray[np.uint64]
 
-# Rows of a batch: whole blocks.
-BATCH_ROWS: Final = 32 * BLOCK_ROWS
-METRIC_NUMBERS: Final = 1 << 16
-WINDOW_TEXT: Final = BLOCK_ROWS * ID_SIZE_MAX
-
-
-class Expiry(NamedTuple):
-    """Which rows are left out: those before the horizon, of some metrics, that say no member."""
-
-    horizon: int  # UTC ns
-    metrics: Raw  # u8[65536]: 1 for the numbers of those metrics
-
-
-NOTHING_EXPIRES: Final = Expiry(I64_MIN, np.zeros(METRIC_NUMBERS, np.uint8))
+# Rows of a batch: whole groups of blocks.
+BATCH_ROWS: Final = GROUP_ROWS
+# Blocks of each segment that are in memory.
+WINDOW_BLOCKS: Final = 4
+WINDOW_ROWS: Final = WINDOW_BLOCKS * BLOCK_ROWS
+WINDOW_TEXT: Final = WINDOW_ROWS * ID_SIZE_MAX
 
 
 class Facts(NamedTuple):
     """What was taken from segments."""
 
     rows: int
-    expired: int  # rows left out
+    erased: int  # rows left out
     digest: int  # of the former
 
 
@@ -60,25 +54,33 @@ class Merge:
     """Merges segments, or reads one.  `key` u64[2] is random, so that nobody can foresee hashes."""
 
     def __init__(
-        self, readers: Sequence[SegmentReader], key: Words, expiry: Expiry = NOTHING_EXPIRES
+        self,
+        readers: Sequence[SegmentReader],
+        key: Words,
+        erasures: Erasures | None = None,
     ) -> None:
-        """`readers`: of segments that follow each other.  Raises Corrupt."""
+        """`readers`: of segments that follow each other.  What is erased is left out.
+
+        Raises Corrupt.
+        """
         self._readers = readers
         self.key = key
-        self._expiry = expiry
         self.bytes_read = 0
-        # Rows of the segments, expired ones included.
+        # Rows of the segments, erased ones included.
         self.row_count = sum(reader.header.row_count for reader in readers)
-        self._accounts = _Accounts([reader.all_accounts() for reader in readers], key)
+        self._accounts = _Accounts(readers, key, erasures)
         self._sets = _Sets(readers, key)
         offsets = np.cumsum([0, *(reader.header.ordinal_count for reader in readers)])
         self._offsets = offsets.tolist()
         self._next_block = [0] * len(readers)
-        self._runs = [_Runs(reader) for reader in readers]
+        # No run of account -1 is left.
+        self._cursors = np.zeros((len(readers), kernels.CURSOR_WORDS), np.int64)
+        self._cursors[:, kernels.ACCOUNT] = -1
         self._facts = np.zeros((len(readers), kernels.FACT_WORDS), np.int64)
         self._facts[:, kernels.IN_ORDER] = 1
         self._facts[:, kernels.LAST_KEY] = -1
-        self._rows = np.empty((len(readers) * BLOCK_ROWS, ROW_WORDS), np.int64)
+        self._columns = np.empty((COLUMN_COUNT, BLOCK_ROWS), np.int64)
+        self._rows = np.empty((len(readers) * WINDOW_ROWS, ROW_WORDS), np.int64)
         self._text = reserve((len(readers) * WINDOW_TEXT,), np.uint8)
 
     @property
@@ -92,7 +94,7 @@ class Merge:
             raise InvariantViolation("the rows of a segment are in no order")
         digest = self._facts[:, kernels.DIGEST].view(np.uint64).sum(dtype=np.uint64)
         totals = self._facts.sum(axis=0)
-        return Facts(int(totals[kernels.TAKEN]), int(totals[kernels.EXPIRED]), int(digest))
+        return Facts(int(totals[kernels.TAKEN]), int(totals[kernels.ERASED]), int(digest))
 
     def batches(self) -> Iterator[Batch]:
         """Yield all rows in order.  Each batch must have been encoded when the next is asked for.
@@ -121,36 +123,41 @@ class Merge:
     def read_all(self) -> Iterator[float]:
         """Read all rows for their facts alone; yield how much is done, 0 to 1.  Raises Corrupt."""
         for number, reader in enumerate(self._readers):
-            for block in range(len(reader.index.blocks)):
+            count = len(reader.index.blocks)
+            while self._next_block[number] < count:
                 self._fill(number)
-                yield (number + block / len(reader.index.blocks)) / len(self._readers)
+                yield (number + self._next_block[number] / count) / len(self._readers)
 
     def _fill(self, number: int) -> tuple[int, int, bool]:
-        """Take the next block of a segment into its window; return where its rows lie there."""
-        reader, block = self._readers[number], self._next_block[number]
-        self._next_block[number] += 1
-        columns, count = reader.block(block)
-        found = reader.index.blocks[block]
-        self.bytes_read += int(found["size"]) + int(found["id_size"])
-        raw, has_text = reader.raw_ids(block)
-        runs, account = self._runs[number].between(block * BLOCK_ROWS, count)
-        base = number * BLOCK_ROWS
-        kept = kernels.take_block(
-            np.ascontiguousarray(columns),
-            runs,
-            self._accounts.ranks[number][account:],
-            (raw, has_text),
+        """Take the next blocks of a segment into its window; return where its rows lie there."""
+        reader, first = self._readers[number], self._next_block[number]
+        last = min(first + WINDOW_BLOCKS, len(reader.index.blocks))
+        self._next_block[number] = last
+        blocks = reader.blocks(first, last)
+        self.bytes_read += blocks.size
+        base = number * WINDOW_ROWS
+        kept = kernels.take_blocks(
+            blocks.columns,
+            blocks.places,
+            blocks.ids,
+            (reader.index.accounts, reader.page_starts, self._cursors[number]),
             (self._sets.numbers[number], self._sets.hashes),
-            (self.key, self._accounts.hashes, self._offsets[number], *self._expiry),
             (
-                self._rows[base : base + BLOCK_ROWS],
+                self.key,
+                self._accounts.ranks[number],
+                self._accounts.hashes,
+                self._offsets[number],
+                self._accounts.first_left[number],
+            ),
+            self._columns,
+            (
+                self._rows[base : base + WINDOW_ROWS],
                 self._text,
                 number * WINDOW_TEXT,
                 self._facts[number],
             ),
         )
-        more = self._next_block[number] < len(reader.index.blocks)
-        return base, base + int(kept), more
+        return base, base + int(kept), last < len(reader.index.blocks)
 
     def _batch(self, rows: Ints, text: Raw, numbers: Ints) -> Batch:
         given = self._sets.given[numbers]
@@ -170,47 +177,30 @@ class Merge:
         )
 
 
-class _Runs:
-    """The runs of a segment, from front to back, some pages at once."""
-
-    def __init__(self, reader: SegmentReader) -> None:
-        self._reader = reader
-        self._account = self._end = 0  # of the first account listed; behind the last row
-        self._rows = np.empty((0, 4), np.int64)
-        self._first = np.empty(0, np.int64)
-
-    def between(self, first: int, count: int) -> tuple[Ints, int]:
-        """Return the runs of some rows, cut to them, and which account they call 0."""
-        if first + count > self._end:
-            page = self._reader.page_of(first)
-            last = max(self._reader.page_of(first + count - 1) + 1, page + PAGES_AT_ONCE)
-            self._rows = self._reader.runs_of_pages(page, last).rows
-            self._first = self._rows[:, FIRST].copy()
-            self._end = int(self._rows[-1, FIRST] + self._rows[-1, COUNT])
-            self._account = page * PAGE_ACCOUNTS
-        low = int(np.searchsorted(self._first, first, side="right")) - 1
-        high = int(np.searchsorted(self._first, first + count, side="left"))
-        runs = self._rows[low:high].copy()
-        runs[0, COUNT] -= first - runs[0, FIRST]
-        runs[0, FIRST] = first
-        runs[-1, COUNT] = first + count - runs[-1, FIRST]
-        return runs, self._account
-
-
 class _Accounts:
-    """The accounts of all segments, and the rank of each segment's own among them."""
+    """The accounts of all segments, the rank of each segment's own among them, and what is left."""
 
-    def __init__(self, parts: Sequence[Accounts], key: Words) -> None:
+    def __init__(
+        self, readers: Sequence[SegmentReader], key: Words, erasures: Erasures | None
+    ) -> None:
+        parts = [reader.all_accounts() for reader in readers]
+        # Of each segment's accounts the first ordinal that is not erased.
+        self.first_left = [
+            first_left(reader, part, erasures) for reader, part in zip(readers, parts, strict=True)
+        ]
         text, ends = _joined_texts(parts)
         hashes = np.empty((len(ends), 2), np.uint64)
         kernels.hash_texts(key, text, ends, hashes)
-        order, rank = np.arange(len(ends)), np.arange(len(ends))
+        if len(parts) == 1:
+            self.ranks, self.hashes = [np.arange(len(ends))], hashes
+            self.text, self.text_end = text, ends
+            return
+        order, rank = np.arange(len(ends)), np.empty(len(ends), np.int64)
+        partition = np.concatenate([part.partition for part in parts])
+        order_accounts(text, ends, partition, order, rank)
         is_first = np.ones(len(ends), np.bool_)
-        if len(parts) > 1:
-            partition = np.concatenate([part.partition for part in parts])
-            order_accounts(text, ends, partition, order, np.empty(len(ends), np.int64))
-            is_first[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
-            rank[order] = np.cumsum(is_first) - 1
+        is_first[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
+        rank[order] = np.cumsum(is_first) - 1
         self.ranks = np.split(rank, np.cumsum([len(part.text_end) for part in parts])[:-1])
         firsts = order[is_first]
         self.hashes = hashes[firsts]
@@ -284,14 +274,16 @@ def joined_log(logs: Sequence[SegmentLog]) -> SegmentLog:
 
 def same_log(one: SegmentLog, two: SegmentLog) -> bool:
     """Whether two segments keep the same of the log; slices may lie in another order."""
-    return (
-        np.array_equal(one.files, two.files)
-        and one.ordinal_count == two.ordinal_count
-        and np.array_equal(_sorted_slices(one), _sorted_slices(two))
+    if len(one.slices) != len(two.slices) or one.ordinal_count != two.ordinal_count:
+        return False
+    orders = _order_of_slices(one), _order_of_slices(two)
+    columns = [(one.slices[:, place], two.slices[:, place]) for place in range(4)]
+    digests = [(one.digests[:, place], two.digests[:, place]) for place in range(2)]
+    return np.array_equal(one.files, two.files) and all(
+        np.array_equal(left[orders[0]], right[orders[1]]) for left, right in (*columns, *digests)
     )
 
 
-def _sorted_slices(log: SegmentLog) -> NDArray[np.uint64]:
-    order = np.argsort(log.slices[:, 0], kind="stable")
-    slices = np.concatenate([log.slices.view(np.uint64), log.digests.reshape(-1, 2)], axis=1)
-    return slices[order]
+def _order_of_slices(log: SegmentLog) -> Ints:
+    # Numbers of 16 bits are sorted digit by digit.
+    return np.argsort(log.slices[:, 0].astype(np.uint16), kind="stable")

@@ -17,7 +17,8 @@ from meterd.core.kernels import gather
 from meterd.core.kernels import segment_match as kernels
 from meterd.core.kernels.gather import ANY_ACCOUNT, ENTRY, SUBTREE, Wanted
 from meterd.core.kernels.hashing import partition_of
-from meterd.core.kernels.segment_match import Accounts
+from meterd.core.kernels.segment_match import Accounts, Columns
+from meterd.core.kernels.segment_merge import list_accounts
 from meterd.core.segment_data import NO_ACCOUNTS, NO_SETS, Ints, Raw, Runs, SegmentData, set_bytes
 from meterd.protocol import segment_format as fmt
 from meterd.protocol.limits import I64_MAX, I64_MIN
@@ -27,7 +28,6 @@ from meterd.protocol.segment_format import BLOCK_ROWS
 MATCHES_MAX: Final = 1 << 15
 ROWS_AT_ONCE: Final = 1 << 16
 RUNS_AT_ONCE: Final = 1 << 15
-PAGES_AT_ONCE: Final = 64
 # Rows that are counted without being looked at one by one: a few milliseconds.
 FOLDED_AT_ONCE: Final = 1 << 18
 # Heap entries of one chunk.
@@ -122,6 +122,12 @@ class SegmentReader(SegmentData):
         count = kernels.find_ordinals(columns, runs.rows, low, high, out)
         return out[:count]
 
+    def all_columns(self) -> Columns:
+        """Return the column blocks of all rows, checked.  Raises Corrupt."""
+        return self.columns_of(
+            Runs(np.array([[0, self.header.row_count, 0, 0]], np.int64), NO_ACCOUNTS)
+        )
+
     def runs_of_rows(self, rows: Ints, wanted: Wanted) -> Runs:
         """Return the runs of single rows (rising) whose metric is wanted."""
         pages = np.unique(np.searchsorted(self._first_rows, rows, side="right") - 1)
@@ -190,17 +196,11 @@ class SegmentReader(SegmentData):
 
     def all_accounts(self) -> Accounts:
         """Return all accounts, in their order.  Raises Corrupt."""
-        texts, ends, partitions, base = [], [], [], 0
-        for first in range(0, len(self.index.pages), PAGES_AT_ONCE):
-            found = self.runs_of_pages(first, first + PAGES_AT_ONCE).accounts
-            size = int(found.text_end[-1])
-            texts.append(found.text[:size])
-            ends.append(found.text_end + base)
-            partitions.append(found.partition)
-            base += size
-        if not texts:
-            return NO_ACCOUNTS
-        return Accounts(np.concatenate(texts), np.concatenate(ends), np.concatenate(partitions))
+        self.check_pages()
+        count, size = self.header.account_count, int(self.index.pages["text_size"].sum())
+        text, (ends, partitions) = np.empty(size, np.uint8), np.empty((2, count), np.int64)
+        list_accounts(self.index.accounts, self.page_starts, (text, ends, partitions))
+        return Accounts(text, ends, partitions)
 
     # Pages of the index
 

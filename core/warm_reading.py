@@ -21,6 +21,7 @@ from meterd.core.kernels.scan import whole_blocks
 from meterd.core.listing import Page, event_of, wanted_events
 from meterd.core.log_index import KeyRange, OpenIndex, wanted_keys
 from meterd.core.log_intake import LogIntake
+from meterd.core.log_order import LogOrders
 from meterd.core.questions import Question
 from meterd.core.registry import Registry
 from meterd.core.segment_encoder import SegmentEncoder
@@ -79,7 +80,7 @@ def _segment(
     intake.take(blocks, FILE_HEADER_SIZE)
     batch, log = intake.finish()
     encoder = SegmentEncoder(SegmentFileHeader(1, 1, 1, 0))
-    seg = b"".join([encoder.begin(), *encoder.add(batch), *encoder.end()])
+    seg = b"".join([encoder.begin(), *map(bytes, encoder.add(batch))])
     encoded = encoder.finish(log)
     index, props = b"".join(encoded.idx), b"".join(encoded.props)
     return SegmentReader(
@@ -165,7 +166,8 @@ def _list_segment(registry: Registry, segment: SegmentReader, key: Words) -> Non
         page = Page(1, None)
         for _ in segment_listing.add_to_page(segment, wanted, page, 0, _erasures(key)):
             pass
-        pairs = segment_listing.in_log_order(segment, wanted, 0, segment.header.ordinal_count)
+        count = segment.header.ordinal_count
+        ((pairs, _),) = segment_listing.in_log_order(segment, wanted, 0, count, LogOrders())
         matches, _ = segment_listing.matches_of(segment, pairs, wanted, _erasures(key))
         heap, starts = segment.event_entries(matches[:, ROW])
         matches[:, ENTRY] = starts

@@ -5,6 +5,9 @@ and the ids in blocks, `.props` the distinct property sets in blocks, `.idx` say
 lies: it is written last, so a segment whose `.idx` checks and names its two companions is
 complete.  All three carry the same random `set_id`; the files of two makings never pass for one.
 
+A segment that is written again without rows of erased accounts has another *generation* of the same
+range, in name and index.  Versions that do not know generations refuse such an index.
+
 Invariants:
   * what `parse_*` returns has passed its checksum, and its sizes agree with each other;
   * anything else raises Damaged, and decides nothing.
@@ -24,7 +27,8 @@ from numpy.typing import NDArray
 from meterd.protocol.log_format import GROUP_COUNT, Bytes, Damaged, padded
 
 MAGIC: Final = {".seg": b"METERDSG", ".props": b"METERDSP", ".idx": b"METERDSI"}
-VERSION: Final = 1
+VERSION: Final = 1  # of `.seg` and `.props`, and of an index of generation 0
+INDEX_VERSION: Final = 2  # of an index of a later generation
 SUFFIXES: Final = (".seg", ".props", ".idx")
 
 # Rows of a block: a small account costs the decoding of one block or two.
@@ -37,7 +41,7 @@ SET_BLOCK_COUNT: Final = 256
 # Behind packed columns, so that eight bytes can be loaded anywhere in them.
 TAIL_SIZE: Final = 8
 
-HAS_OPERATIONS, THINNED = 1, 2
+HAS_OPERATIONS, ERASED = 1, 2
 # Of a block: a row adds or removes a member; an id is text; the ids, a property block are LZ4.
 BLOCK_OPERATIONS, BLOCK_TEXT_IDS, BLOCK_LZ4 = 1, 2, 4
 
@@ -100,31 +104,40 @@ _FILE_HEADER: Final = struct.Struct("<8sHHIQQQq")
 _INDEX_HEADER: Final = struct.Struct("<8sHHIQQQqQQQQQQqqQIQI")
 _SECTION: Final = struct.Struct("<QQII")
 _CRC: Final = struct.Struct("<I")
+_GENERATION: Final = struct.Struct("<I")
+_GENERATION_AT: Final = 328  # behind the table of sections
 HEADER_SIZE: Final = 64
 INDEX_HEADER_SIZE: Final = 384
 
 
 class SegmentName(NamedTuple):
-    """The log files that a segment covers, first and last included."""
+    """The log files that a segment covers, first and last included, and its generation."""
 
     first: int
     last: int
+    generation: int = 0
 
     def file(self, suffix: str) -> str:
         """Return the name of one of its files."""
-        return f"seg-{self.first:012d}-{self.last:012d}{suffix}"
+        generation = f"-{self.generation:04d}" if self.generation else ""
+        return f"seg-{self.first:012d}-{self.last:012d}{generation}{suffix}"
 
-    def covers(self, other: SegmentName) -> bool:
+    def supersedes(self, other: SegmentName) -> bool:
+        """Whether the other one is not read where this one is complete."""
+        if self[:2] == other[:2]:
+            return self.generation > other.generation
         return self.first <= other.first and other.last <= self.last
 
 
 def parse_name(name: str) -> tuple[SegmentName, str] | None:
-    """Return range and suffix of a segment's file, or None when `name` is no such name."""
+    """Return what a segment's file belongs to, and its suffix; None when `name` is no such name."""
     stem, dot, rest = name.partition(".")
     parts = stem.split("-")
-    if len(parts) != 3 or dot + rest not in SUFFIXES or not all(p.isdecimal() for p in parts[1:]):
+    if len(parts) not in (3, 4) or dot + rest not in SUFFIXES:
         return None
-    found = SegmentName(int(parts[1]), int(parts[2]))
+    if not all(part.isdecimal() for part in parts[1:]):
+        return None
+    found = SegmentName(*map(int, parts[1:]))
     if name != found.file(dot + rest) or found.first > found.last:
         return None
     return found, dot + rest
@@ -160,11 +173,12 @@ class SegmentHeader:
     seg_crc: int  # of its header
     props_size: int
     props_crc: int
-    is_thinned: bool = False  # whether stored rows that had expired were left out
+    has_erased: bool = False  # whether stored rows of accounts erased since were left out
+    generation: int = 0
 
     @property
     def name(self) -> SegmentName:
-        return SegmentName(self.first, self.last)
+        return SegmentName(self.first, self.last, self.generation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +236,8 @@ def encode_index(header: SegmentHeader, sections: Mapping[str, NDArray[Any]]) ->
     """Return the bytes of an index, in pieces; the sections are not copied."""
     fixed = _INDEX_HEADER.pack(
         MAGIC[".idx"],
-        VERSION,
-        HAS_OPERATIONS * header.has_operations | THINNED * header.is_thinned,
+        INDEX_VERSION if header.generation else VERSION,
+        HAS_OPERATIONS * header.has_operations | ERASED * header.has_erased,
         BLOCK_ROWS,
         header.set_id,
         header.first,
@@ -250,6 +264,7 @@ def encode_index(header: SegmentHeader, sections: Mapping[str, NDArray[Any]]) ->
         fixed += _SECTION.pack(offset, len(raw), crc, 0)
         pieces += [raw, bytes(padded(len(raw)) - len(raw))]
         offset += padded(len(raw))
+    fixed += _GENERATION.pack(header.generation)
     front = fixed.ljust(INDEX_HEADER_SIZE - _CRC.size, b"\0")
     return [front + _CRC.pack(crc32c(front)), *pieces, bytes(TAIL_SIZE)]
 
@@ -264,7 +279,9 @@ def parse_header(buffer: Bytes) -> SegmentHeader:
     end = INDEX_HEADER_SIZE - _CRC.size
     if _CRC.unpack_from(buffer, end)[0] != crc32c(buffer[:end]):
         raise Damaged(0, "index header checksum")
-    if version != VERSION or block_rows != BLOCK_ROWS:
+    (generation,) = _GENERATION.unpack_from(buffer, _GENERATION_AT)
+    expected = INDEX_VERSION if generation else VERSION
+    if version != expected or block_rows != BLOCK_ROWS:
         raise Damaged(0, f"segment version {version} is not known")
     *before, low, high, seg_size, seg_crc, props_size, props_crc = fields
     set_id, first, last, created, *counts = before
@@ -287,7 +304,8 @@ def parse_header(buffer: Bytes) -> SegmentHeader:
         seg_crc,
         props_size,
         props_crc,
-        bool(flags & THINNED),
+        bool(flags & ERASED),
+        generation,
     )
 
 

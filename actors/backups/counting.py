@@ -19,6 +19,7 @@ from meterd.core.log_scan import FileScan
 from meterd.protocol.backup_manifest import TotalsMap
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import ACTIVE_NAME, full_name
+from meterd.protocol.segment_format import SegmentName
 
 # Bitmaps of rows that were not stored, by log file: (LZ4 block, rows).
 Refused = Mapping[int, tuple[bytes, int]]
@@ -41,12 +42,12 @@ class Counting:
         """
         counted = ControlTotals()
         segments = inventory.whole_segments(names)
-        for first, last in segments:
-            counted.merge(self._segment(first, last))
+        for segment in segments:
+            counted.merge(self._segment(segment))
             self._step()
         logs = {inventory.log_number(n) for n in names if _is_full_log(n)}
-        for first, last in segments:  # what both hold is counted once
-            logs -= set(range(first, last + 1))
+        for segment in segments:  # what both hold is counted once
+            logs -= set(range(segment.first, segment.last + 1))
         for number in sorted(logs):
             counted.merge(self._full_log(number, refused))
             self._step()
@@ -67,13 +68,13 @@ class Counting:
                 self._memory.totals[stamp] = known
         return known
 
-    def _segment(self, first: int, last: int) -> TotalsMap:
-        path = self._directory / inventory.segment_name(first, last)
+    def _segment(self, segment: SegmentName) -> TotalsMap:
+        path = self._directory / segment.file(".seg")
         with path.open("rb") as file:
             stamp = Stamp.of(path.name, file.fileno())
         known = self._memory.totals.get(stamp)
         if known is None:
-            known = segment_totals(str(self._directory), first, last)
+            known = segment_totals(str(self._directory), segment)
             self._memory.totals[stamp] = known
         return known
 

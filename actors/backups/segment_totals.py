@@ -12,9 +12,9 @@ from meterd.protocol.backup_manifest import TotalsMap
 from meterd.protocol.segment_format import SegmentName
 
 
-def segment_totals(directory: str, first: int, last: int) -> TotalsMap:
-    """Count the segment that covers these log files.  Raises Corrupt."""
-    reader, counted = read_segment(directory, SegmentName(first, last)), ControlTotals()
+def segment_totals(directory: str, name: SegmentName) -> TotalsMap:
+    """Count a segment.  Raises Corrupt."""
+    reader, counted = read_segment(directory, name), ControlTotals()
     for runs in reader.runs(EVERYTHING):
         for matches, _ in reader.found(runs, EVERYTHING):
             partition = runs.accounts.partition[matches[:, ENTRY] >> 32]

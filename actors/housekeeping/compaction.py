@@ -5,7 +5,8 @@ priority of the processor and within a limit of bytes a second.  A merge that en
 parts as they were.  Merged parts are deleted by the retention, when nobody copies them any more.
 
 A usual run merges neighbours when there are enough; once a day, and when an operator asks, two are
-enough; an aggressive one merges whatever fits.
+enough, and a segment that holds rows of erased accounts is written again without them; an
+aggressive one merges whatever fits.  Every merge leaves such rows out.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ from meterd.actors.backups.reading import Pace
 from meterd.actors.housekeeping.disk_watch import limits_of, space_of
 from meterd.actors.housekeeping.jobs import Job, Task
 from meterd.actors.housekeeping.service import Service
+from meterd.actors.mapped import JustDeleted
 from meterd.actors.segment_files import Segment, SegmentFiles
 from meterd.actors.segment_merger import Merged, SegmentMerger
 from meterd.core import compaction_plan
 from meterd.core.compaction_plan import Candidate, Effort, Rules
-from meterd.core.segment_merging import NOTHING_EXPIRES, Expiry
+from meterd.core.erased_runs import holds_erased
+from meterd.core.erasures import Erasures
 from meterd.protocol.errors import Corrupt, DiskFull, DiskStop
 from meterd.protocol.segment_format import SegmentName
 
 if TYPE_CHECKING:
     from meterd.actors.housekeeping.log_retention import LogRetention
+    from meterd.actors.housekeeping.totals import Totals
     from meterd.actors.retention_sweeper import RetentionSweeper
 
 KIND, LANE = "compact", "compaction"
@@ -52,7 +56,7 @@ class Run(NamedTuple):
     """What a job is to do."""
 
     effort: Effort
-    expiry: Expiry
+    erasures: Erasures | None
     avoided: frozenset[SegmentName]
 
 
@@ -61,9 +65,11 @@ class Compaction(Service):
 
     requests = ("compact", "compact_status")
 
-    def __init__(self, sweeper: RetentionSweeper, retention: LogRetention) -> None:
+    def __init__(self, sweeper: RetentionSweeper, retention: LogRetention, totals: Totals) -> None:
         super().__init__(sweeper)
         self._retention = retention
+        self._totals = totals
+        self._erased = 0  # erasures that were in force when segments were last written again
         self._merger = SegmentMerger(self.directory)
         self._files = SegmentFiles(self.directory)  # for the job's thread
         self._merged: deque[Merged] = deque()  # from the job's thread
@@ -101,29 +107,33 @@ class Compaction(Service):
         self.sweeper.files.refresh()
         effort = Effort.ASKED if now >= self._thorough_due else Effort.USUAL
         avoided = frozenset(name for name, until in self._avoid.items() if until > now)
-        found = self._candidates(self.sweeper.files.segments, Run(effort, NOTHING_EXPIRES, avoided))
+        found = self._candidates(self.sweeper.files.segments, avoided)
         telemetry.set("compaction_pending_files", compaction_plan.pending(found, self._rules()))
         if options.enabled == "false" or self.sweeper.holds_still:
             return
+        erased = False
         if now >= self._thorough_due:
             self._thorough_due = now + options.interval
+            erased = len(self._totals.erasures or ()) > self._erased
         parts = compaction_plan.next_merge(found, self._rules(), effort)
-        if parts and has_room(self.sweeper, sum(one.size for one in parts)):
+        if (parts or erased) and has_room(self.sweeper, sum(one.size for one in parts)):
             self._start(effort, avoided)
 
     def _rules(self) -> Rules:
         options = self.sweeper.options.compaction
         return Rules(options.min_files, options.target_file)
 
-    def _candidates(self, files: SegmentFiles, run: Run) -> list[Candidate]:
+    def _candidates(
+        self, files: SegmentFiles, avoided: frozenset[SegmentName] = frozenset()
+    ) -> list[Candidate]:
         """Return the segments as the plan looks at them."""
         horizon = self._retention.horizon
         return [
             Candidate(
                 one.name,
-                _kept_size(one, run.expiry.horizon),
+                one.size,
                 one.header.ordinal_count,
-                one.name not in run.avoided and not _is_past(one, horizon),
+                one.name not in avoided and not _is_past(one, horizon),
             )
             for one in files.chosen(1 << 62, totals_files.through(self.directory))
         ]
@@ -136,7 +146,7 @@ class Compaction(Service):
             telemetry.add("compaction_files_merged_total", merged.parts)
             telemetry.add("compaction_bytes_read_total", merged.read)
             telemetry.add("compaction_bytes_written_total", merged.written)
-            telemetry.add("compaction_events_left_out_total", merged.expired)
+            telemetry.add("compaction_events_left_out_total", merged.erased)
             self.sweeper.files.refresh()
             self.sweeper.send("query", [b"removed"])
         while self._failed:
@@ -147,8 +157,7 @@ class Compaction(Service):
     # The job
 
     def _start(self, effort: Effort, avoided: frozenset[SegmentName]) -> Job:
-        # Rows that have expired stay until their segment is folded: their totals are made of them.
-        run = Run(effort, NOTHING_EXPIRES, avoided)
+        run = Run(effort, self._totals.erasures, avoided)
         job = self.sweeper.jobs.start(KIND, LANE, lambda task: self._work(task, run), self._ended)
         self._efforts[job.id] = effort
         self.due = 0.0
@@ -158,9 +167,10 @@ class Compaction(Service):
         """Do all merges that are due now, in the job's thread."""
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         self._files.refresh(os.listdir(self.directory))
-        plan = compaction_plan.whole_plan(
-            self._candidates(self._files, run), self._rules(), run.effort
-        )
+        candidates = self._candidates(self._files, run.avoided)
+        plan = compaction_plan.whole_plan(candidates, self._rules(), run.effort)
+        if run.effort is not Effort.USUAL and run.erasures:
+            plan += self._to_write_again(candidates, plan, run.erasures)
         total = sum(one.size for parts in plan for one in parts)
         before, made = 0, []
         for parts in plan:
@@ -168,7 +178,7 @@ class Compaction(Service):
             check_room(self.sweeper, size)
             pace = self._pace(task, before / total, size / total)
             try:
-                made.append(self._merger.merge([one.name for one in parts], run.expiry, pace))
+                made.append(self._merger.merge([one.name for one in parts], run.erasures, pace))
             except FileNotFoundError:
                 break  # the retention was faster; the next run looks again
             except Corrupt:
@@ -176,14 +186,43 @@ class Compaction(Service):
                 raise
             self._merged.append(made[-1])
             before += size
+        else:
+            if run.effort is not Effort.USUAL:
+                self._erased = len(run.erasures or ())
         return {
             "merges": len(made),
             "files_merged": sum(one.parts for one in made),
             "events": sum(one.rows for one in made),
-            "events_left_out": sum(one.expired for one in made),
+            "events_left_out": sum(one.erased for one in made),
             "bytes_read": sum(one.read for one in made),
             "bytes_written": sum(one.written for one in made),
         }
+
+    def _to_write_again(
+        self,
+        candidates: Sequence[Candidate],
+        plan: Sequence[Sequence[Candidate]],
+        erasures: Erasures,
+    ) -> list[Sequence[Candidate]]:
+        """Return segments, each alone, that no merge takes and that hold rows of erased accounts.
+
+        Raises Corrupt.
+        """
+        taken = {one.name for parts in plan for one in parts}
+        alone = {one.name: one for one in candidates if one.is_free and one.name not in taken}
+        found: list[Sequence[Candidate]] = []
+        for segment in self._files.complete():
+            if segment.name not in alone:
+                continue
+            try:
+                if holds_erased(self._files.open(segment), erasures):
+                    found.append([alone[segment.name]])
+            except JustDeleted:
+                continue  # the retention was faster
+            except Corrupt:
+                self._failed.append([segment.name])
+                raise
+        return found
 
     def _pace(self, task: Task, before: float, share: float) -> Any:
         """Return what a merge, a share of the whole job, tells how far it is."""
@@ -225,7 +264,7 @@ class Compaction(Service):
         self.sweeper.files.refresh()
         segments = self.sweeper.files.segments
         chosen, complete = segments.chosen(1 << 62), segments.complete()
-        found = self._candidates(segments, Run(Effort.USUAL, NOTHING_EXPIRES, frozenset()))
+        found = self._candidates(segments)
         running = self.sweeper.jobs.active(KIND)
         old = [one for one in complete if one not in chosen]
         return {
@@ -246,15 +285,6 @@ class Compaction(Service):
 def _is_past(segment: Segment, horizon: int) -> bool:
     """Whether all of a segment has expired, so that it goes whole."""
     return segment.header.row_count > 0 and segment.header.max_timestamp < horizon
-
-
-def _kept_size(segment: Segment, horizon: int) -> int:
-    """Return how large a segment is without what lies before a horizon, about."""
-    low, high = segment.header.min_timestamp, segment.header.max_timestamp
-    if segment.header.row_count == 0 or horizon <= low:
-        return segment.size
-    left = max(0, high - horizon) / max(1, high - low)
-    return max(1, int(segment.size * min(1.0, left)))
 
 
 def room(sweeper: RetentionSweeper) -> int:

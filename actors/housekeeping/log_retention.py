@@ -167,7 +167,7 @@ class LogRetention(Service):
         return [
             _kept(one)
             for one in self.sweeper.files.segments.complete()
-            if any(two.name != one.name and two.name.covers(one.name) for two in merged)
+            if any(two.name.supersedes(one.name) for two in merged)
         ]
 
     def delete_segments(self, segments: Iterable[Kept]) -> int:

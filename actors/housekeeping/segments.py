@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import lz4.block
@@ -31,6 +32,8 @@ RETRY_SECONDS = 10.0
 # When more log files wait, segments no longer leave all processors to others.  (A question about
 # what has just come reads the log files that wait.)
 BACKLOG_MAX = 32
+# Memory for making segments is kept so long for the next one.
+REST_SECONDS = 10.0
 LANE = "segments"
 
 logger = logging.getLogger(__name__)
@@ -85,7 +88,10 @@ class Segments(Service):
         if self.sweeper.holds_still:
             self.due = now + RETRY_SECONDS
             return
-        if not self._waiting or self.sweeper.jobs.active("segment") is not None:
+        if self.sweeper.jobs.active("segment") is not None:
+            return
+        if not self._waiting:
+            self._maker.rest()
             return
         number = min(self._waiting)
         files = self.sweeper.files
@@ -127,8 +133,7 @@ class Segments(Service):
         self._come_soon()
 
     def _come_soon(self) -> None:
-        if self._waiting:
-            self.due = 0.0
+        self.due = 0.0 if self._waiting else time.monotonic() + REST_SECONDS
 
     def _remove_litter(self) -> None:
         """Delete what a crash has left of a segment that was being made or deleted."""

@@ -78,6 +78,11 @@ class Totals(Service):
         return stand[-1].last if stand else 0
 
     @property
+    def erasures(self) -> Erasures | None:
+        """What was erased; None until the usage actor has said."""
+        return None if self._making is None else self._making.erasures
+
+    @property
     def is_folding(self) -> bool:
         return self.sweeper.jobs.active(FOLD) is not None
 

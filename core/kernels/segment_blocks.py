@@ -36,20 +36,47 @@ COLUMN_COUNT = 6
 HEAD_SIZE = 32
 TAIL_SIZE = 8
 # Facts about an encoded block (int64[6]).
-SIZE, ID_SIZE, MIN_AT, MAX_AT, HAS_OPERATIONS, HAS_TEXT = range(6)
+SIZE, ID_SIZE, MIN_AT, MAX_AT, HAS_OPERATIONS, HAS_TEXT, FACT_WORDS = range(7)
+# Series listed (int64[3]): runs and accounts so far, account << 16 | metric number of the last run.
+RUNS, ACCOUNTS, LAST_SERIES = range(3)
 TEXT_MASK = (1 << 32) - 1
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def encode_block(
-    rows: Array, order: Array, id_text: Array, sets: Any, columns: Array, out: Any, facts: Array
+def encode_blocks(
+    rows: Array, order: Array, id_text: Array, sets: Any, series: Any, columns: Array, out: Any
 ) -> None:
-    """Encode the rows of `order` (at most a block's) into out: (columns u8, ids u8).
+    """Encode the blocks of the rows in `order` to out: (columns u8, ids u8, facts int64[b, 6]).
 
     sets: (map int64[old sets] to new numbers or -1, old numbers of those that get one here int64,
-    state int64[2] new numbers given so far, and here).
+    state int64[2] new numbers given so far, and here).  series: (runs int64[n, 2] of metric number
+    and rows, first run of each account int64[a], account number in rows int64[a], state int64[3]
+    of runs and accounts so far, and the last run's series).  columns: int64[6, rows of a block].
     """
-    block, ids = out
+    blocks, ids, facts = out
+    n, size = len(order), columns.shape[1]
+    sets[2][1] = 0
+    at = id_at = np.int64(0)
+    for b in range(len(facts)):
+        part = order[b * size : min(b * size + size, n)]
+        end = _encode_block(rows, part, sets, series, columns, blocks, at, facts[b])
+        id_end = _ids(rows, part, id_text, facts[b, HAS_TEXT], ids, id_at)
+        facts[b, SIZE], facts[b, ID_SIZE] = end - at, id_end - id_at
+        at, id_at = end, id_end
+
+
+@njit(cache=True, _nrt=False)
+def _encode_block(
+    rows: Array,
+    order: Array,
+    sets: Any,
+    series: Any,
+    columns: Array,
+    block: Array,
+    at: int,
+    facts: Array,
+) -> Any:
+    """Write a column block to block[at:]; return where it ends."""
     n = len(order)
     low = high = rows[order[0], TIMESTAMP]
     least = rows[order[0], PLACE] & TEXT_MASK
@@ -61,37 +88,43 @@ def encode_block(
         least = min(least, row[PLACE] & TEXT_MASK)
         seen |= row[KEY] & 0xFF00
         texts |= row[KEY] & TEXT_ID
-    _columns(rows, order, low, least, sets, columns)
+    _columns(rows, order, low, least, sets, series, columns)
     time_unit = _unit(columns[AT], n, _U64(1_000_000_000), _U64(1_000))
     value_unit = _value_unit(columns[AMOUNT], n)
-    store_u64(block, 0, _U64(low))
-    store_u64(block, 8, time_unit)
-    store_u64(block, 16, value_unit)
-    store_u32(block, 24, np.uint32(least))
-    store_u32(block, 28, np.uint32(n))
-    at = np.int64(HEAD_SIZE)
+    store_u64(block, at, _U64(low))
+    store_u64(block, at + 8, time_unit)
+    store_u64(block, at + 16, value_unit)
+    store_u32(block, at + 24, np.uint32(least))
+    store_u32(block, at + 28, np.uint32(n))
+    at += HEAD_SIZE
     for column in range(COLUMN_COUNT):
         at = pack_column(columns[column], n, block, at)
     store_u64(block, at, _U64(0))
-    facts[SIZE], facts[MIN_AT], facts[MAX_AT] = at + TAIL_SIZE, low, high
+    facts[MIN_AT], facts[MAX_AT] = low, high
     facts[HAS_OPERATIONS], facts[HAS_TEXT] = seen != 0, texts
-    facts[ID_SIZE] = _ids(rows, order, id_text, texts, ids)
+    return at + TAIL_SIZE
 
 
 @njit(cache=True, _nrt=False)
-def _columns(rows: Array, order: Array, low: int, least: int, sets: Any, columns: Array) -> None:
-    """Write the columns of a block as they are packed, but for their units."""
+def _columns(
+    rows: Array, order: Array, low: int, least: int, sets: Any, series: Any, columns: Array
+) -> None:
+    """Write the columns of a block as they are packed, but for their units; list its series."""
     set_map, set_order, state = sets
-    state[1] = 0
-    series = np.int64(-1)
-    before = place = np.int64(0)
+    runs, _, _, listed = series
+    last = np.int64(-1)
+    before = place = begun = np.int64(0)
     for k in range(len(order)):
         row = rows[order[k]]
         timestamp, ordinal = row[TIMESTAMP], row[PLACE] & TEXT_MASK
-        starts = row[KEY] >> 16 != series
-        series = row[KEY] >> 16
+        starts = row[KEY] >> 16 != last
         if starts:
+            last = row[KEY] >> 16
             before, place = low, least
+            if last != listed[LAST_SERIES]:
+                runs[listed[RUNS] - 1, 1] += k - begun
+                begun = np.int64(k)
+                _begin_run(last, series)
         columns[START, k] = starts
         columns[AT, k] = np.int64(_U64(timestamp) - _U64(before))
         columns[AMOUNT, k] = row[VALUE]
@@ -105,6 +138,20 @@ def _columns(rows: Array, order: Array, low: int, least: int, sets: Any, columns
             state[1] += 1
         columns[SET, k] = set_map[old]
         before, place = timestamp, ordinal
+    runs[listed[RUNS] - 1, 1] += len(order) - begun
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _begin_run(found: int, series: Any) -> None:
+    runs, first_run, numbers, listed = series
+    if found >> 16 != listed[LAST_SERIES] >> 16:
+        first_run[listed[ACCOUNTS]] = listed[RUNS]
+        numbers[listed[ACCOUNTS]] = found >> 16
+        listed[ACCOUNTS] += 1
+    runs[listed[RUNS], 0] = found & 0xFFFF
+    runs[listed[RUNS], 1] = 0
+    listed[RUNS] += 1
+    listed[LAST_SERIES] = found
 
 
 @njit(cache=True, _nrt=False)
@@ -135,18 +182,21 @@ def _value_unit(values: Array, n: int) -> Any:
 
 
 @njit(cache=True, _nrt=False)
-def _ids(rows: Array, order: Array, id_text: Array, texts: int, ids: Array) -> Any:
-    """Write the ids of a block: 16 bytes each, or if any is text all sizes (0: UUID) before."""
+def _ids(rows: Array, order: Array, id_text: Array, texts: int, ids: Array, begin: int) -> Any:
+    """Write the ids of a block: 16 bytes each, or if any is text all sizes (0: UUID) before.
+
+    Returns where they end.
+    """
     n = len(order)
-    at = np.int64(n if texts else 0)
+    at = begin + np.int64(n if texts else 0)
     for k in range(n):
         row = rows[order[k]]
         if row[KEY] & TEXT_ID:
-            ids[k] = row[ID_1] - row[ID_0]
+            ids[begin + k] = row[ID_1] - row[ID_0]
             at = copy_bytes(ids, at, id_text, row[ID_0], row[ID_1])
             continue
         if texts:
-            ids[k] = 0
+            ids[begin + k] = 0
         store_u64(ids, at, _U64(row[ID_0]))
         store_u64(ids, at + 8, _U64(row[ID_1]))
         at += 16
@@ -194,39 +244,6 @@ def decode_ordinals(data: Array, at: int, columns: Array) -> Any:
         place += ordinals[k]
         ordinals[k] = place
     return n
-
-
-@njit(cache=True, nogil=True, _nrt=False)
-def measure_series(rows: Array, order: Array, last_series: int) -> Any:
-    """Return (series, accounts) that begin in these rows, after one of `last_series` (or -1)."""
-    series, count, accounts = np.int64(last_series), np.int64(0), np.int64(0)
-    for k in range(len(order)):
-        found = rows[order[k], KEY] >> 16
-        if found != series:
-            count += 1
-            accounts += found >> 16 != series >> 16
-            series = found
-    return count, accounts
-
-
-@njit(cache=True, nogil=True, _nrt=False)
-def list_series(rows: Array, order: Array, last_series: int, out: Any) -> None:
-    """Add the rows to out: (runs int64[n, 2] of metric number and rows, first run of each account
-    int64[a], account number in rows int64[a], state int64[2] of runs and accounts so far)."""
-    runs, first_run, numbers, state = out
-    series = np.int64(last_series)
-    for k in range(len(order)):
-        found = rows[order[k], KEY] >> 16
-        if found != series:
-            if found >> 16 != series >> 16:
-                first_run[state[1]] = state[0]
-                numbers[state[1]] = found >> 16
-                state[1] += 1
-            runs[state[0], 0] = found & 0xFFFF
-            runs[state[0], 1] = 0
-            state[0] += 1
-            series = found
-        runs[state[0] - 1, 1] += 1
 
 
 @njit(cache=True, forceinline=True, _nrt=False)

@@ -331,6 +331,22 @@ def find_ordinals(columns: Any, runs: Array, low: int, high: int, out: Array) ->
 
 
 @njit(cache=True, nogil=True)
+def rows_by_ordinal(columns: Any, count: int, begin: int, out: Array) -> None:
+    """Write the row of each ordinal from `begin` on that is stored into out u32[n].
+
+    count: rows of the segment.
+    """
+    scratch = columns.scratch
+    for block in range(len(columns.offset)):
+        decode_ordinals(columns.data, columns.offset[block], scratch)
+        first = block * BLOCK_ROWS
+        for i in range(np.int64(min(count - first, BLOCK_ROWS))):
+            place = scratch[ORDINAL, i] - begin
+            if 0 <= place < len(out):
+                out[place] = first + i
+
+
+@njit(cache=True, nogil=True)
 def write_entries(
     matches: Array, accounts: Any, with_sets: bool, sets: Any, recent: Array, heap: Any
 ) -> Any:

@@ -16,10 +16,17 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from meterd.core.kernels.hashing import load_u32, load_u64, sip_text
+from meterd.core.kernels.hashing import load_u32, load_u64, partition_of, sip_text
 from meterd.core.kernels.index import MISSING, find, insert, payload_at
-from meterd.core.kernels.segment_blocks import AMOUNT, AT, OPERATION, ORDINAL, SET
-from meterd.core.kernels.segment_match import ACCOUNT, COUNT, METRIC
+from meterd.core.kernels.segment_blocks import (
+    AMOUNT,
+    AT,
+    OPERATION,
+    ORDINAL,
+    SET,
+    decode_block,
+    read_varint,
+)
 from meterd.core.kernels.segment_rows import (
     ID_0,
     ID_1,
@@ -35,9 +42,13 @@ from meterd.core.kernels.text import copy_bytes
 Array = Any
 _U64 = np.uint64
 
-# What has entered from one segment (int64[8]): rows, rows left out because they have expired, the
+# What has entered from one segment (int64[8]): rows, rows left out because they are erased, the
 # digest of the former, whether all rows came in order, and the last of them: key, time, ordinal.
-TAKEN, EXPIRED, DIGEST, IN_ORDER, LAST_KEY, LAST_AT, LAST_ORDINAL, FACT_WORDS = range(8)
+TAKEN, ERASED, DIGEST, IN_ORDER, LAST_KEY, LAST_AT, LAST_ORDINAL, FACT_WORDS = range(8)
+# Where the runs of a segment are read on (int64[5]): behind what was read of the pages, account and
+# metric of the run, runs of the account and rows of the run that are left.
+PAGE_AT, ACCOUNT, METRIC, RUNS_LEFT, ROWS_LEFT, CURSOR_WORDS = range(6)
+PAGE_ACCOUNTS = 64
 # Where a window is (int64[k, 3]): its next row, where its rows end, whether blocks follow.
 NEXT, END, MORE = range(3)
 # What leaves (int64[4]): rows and bytes of text ids in the batch, distinct sets in it, batches.
@@ -101,63 +112,147 @@ def number_sets(key: Array, raw: Array, count: int, index: Any, out: Any) -> Any
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def take_block(
-    columns: Array, runs: Array, ranks: Array, ids: Any, sets: Any, rules: Any, window: Any
+def take_blocks(
+    seg: Array,
+    places: Array,
+    ids: Array,
+    pages: Any,
+    sets: Any,
+    rules: Any,
+    columns: Array,
+    window: Any,
 ) -> Any:
-    """Put the rows of a block that have not expired into a window; return how many.
+    """Put the rows of blocks that are not erased into a window; return how many.
 
-    columns int64[6, n] and runs int64[r, 4] (segment_match) of the block.  ranks int64: of the
-    accounts that the runs name.  ids: (bytes u8, 1 if some are text).  sets: (numbers int64 of
-    the segment's sets, hashes u64 of all).  rules: (key u64[2], hashes of accounts by rank
-    u64[a, 2], offset of ordinals, horizon, metrics whose rows expire u8[65536]).
-    window: (rows int64[n, 6], text u8, where it begins in the text of all windows,
-    facts int64[8]).
+    places int64[b, 3]: of each block where its columns lie in seg u8 and its ids in ids u8, whether
+    some of these are text.  pages: (bytes u8, where each begins int64[p], cursor int64[5]) of the
+    index.  sets: (numbers int64 of the segment's sets, hashes u64 of all).  rules: (key u64[2],
+    ranks int64[a] of the segment's accounts, hashes of accounts by rank u64[r, 2], offset of
+    ordinals, first ordinal left of each account int64[a]).  columns: int64[6, rows of a block].
+    window: (rows int64[n, 6], text u8, where it begins in the text of all windows, facts int64[8]).
     """
-    raw, has_text = ids
-    set_numbers, set_hashes = sets
-    key, accounts, offset, horizon, expires = rules
-    rows, text, text_base, facts = window
-    n = columns.shape[1]
-    id_at = np.int64(n if has_text else 0)
-    kept, text_at, i = np.int64(0), np.int64(0), np.int64(0)
-    digest = _U64(facts[DIGEST])
-    for r in range(len(runs)):
-        rank, metric = ranks[runs[r, ACCOUNT]], runs[r, METRIC]
-        of_account = accounts[rank, 0]
-        for _ in range(runs[r, COUNT]):
-            timestamp, operation = columns[AT, i], columns[OPERATION, i]
-            row = rows[kept]
-            size = np.int64(raw[i]) if has_text else np.int64(0)
-            id_start = id_at
-            id_at += size if size else np.int64(16)
-            number = set_numbers[columns[SET, i]]
-            ordinal = columns[ORDINAL, i] + offset
-            value = columns[AMOUNT, i]
-            i += 1
-            if timestamp < horizon and operation == 0 and expires[metric]:
-                facts[EXPIRED] += 1
-                continue
-            row[KEY] = rank << 32 | metric << 16 | operation << 8
-            row[TIMESTAMP], row[VALUE] = timestamp, value
-            row[PLACE] = number << 32 | ordinal
-            if size:
-                row[KEY] |= TEXT_ID
-                end = copy_bytes(text, text_base + text_at, raw, id_start, id_at)
-                row[ID_0], row[ID_1] = text_base + text_at, end
-                text_at = end - text_base
-                i0, i1 = sip_text(key[0], key[1], raw, id_start, id_at)
-            else:
-                i0, i1 = load_u64(raw, id_start), load_u64(raw, id_start + 8)
-                row[ID_0], row[ID_1] = np.int64(i0), np.int64(i1)
-            hashed = _mixed(of_account, _U64(row[KEY] & 0xFFFFFFFF))
-            hashed = _mixed(_mixed(hashed, _U64(timestamp)), _U64(value))
-            hashed = _mixed(_mixed(_mixed(hashed, _U64(ordinal)), i0), i1)
-            digest += _mixed(hashed, set_hashes[number])
-            _note_order(facts, row[KEY] >> 16, timestamp, ordinal)
-            kept += 1
+    _, _, _, facts = window
+    kept = text_at = np.int64(0)
+    for b in range(len(places)):
+        n = decode_block(seg, places[b, 0], True, columns)
+        id_at, has_text = places[b, 1], places[b, 2] != 0
+        sizes_at = id_at
+        if has_text:
+            id_at += n
+        i = np.int64(0)
+        while i < n:
+            if pages[2][ROWS_LEFT] == 0:
+                _next_run(pages)
+            stop = min(n, i + pages[2][ROWS_LEFT])
+            pages[2][ROWS_LEFT] -= stop - i
+            account, metric = pages[2][ACCOUNT], pages[2][METRIC]
+            span = (i, stop, id_at, sizes_at, has_text)
+            kept, text_at, id_at = _take_run(
+                columns, span, account, metric, ids, sets, rules, kept, text_at, window
+            )
+            i = stop
     facts[TAKEN] += kept
-    facts[DIGEST] = np.int64(digest)
     return kept
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _next_run(pages: Any) -> None:
+    """Move the cursor to the next run of the index; there is one."""
+    data, starts, cursor = pages
+    at = cursor[PAGE_AT]
+    if cursor[RUNS_LEFT] == 0:
+        cursor[ACCOUNT] += 1
+        if cursor[ACCOUNT] % PAGE_ACCOUNTS == 0:
+            at = starts[cursor[ACCOUNT] // PAGE_ACCOUNTS]
+        cursor[RUNS_LEFT], at = read_varint(data, at + 2 + np.int64(data[at + 1]))
+        cursor[METRIC] = 0
+    more, at = read_varint(data, at)
+    cursor[METRIC] += more
+    cursor[ROWS_LEFT], at = read_varint(data, at)
+    cursor[RUNS_LEFT] -= 1
+    cursor[PAGE_AT] = at
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _take_run(
+    columns: Array,
+    span: Any,
+    account: int,
+    metric: int,
+    ids: Array,
+    sets: Any,
+    rules: Any,
+    kept: int,
+    text_at: int,
+    window: Any,
+) -> Any:
+    """Take the rows of one run; return where the window's rows, their text and the ids end."""
+    first, last, id_at, sizes_at, has_text = span
+    set_numbers, set_hashes = sets
+    key, ranks, accounts, offset, first_left = rules
+    rows, text, text_base, facts = window
+    rank, left = ranks[account], first_left[account]
+    of_account = accounts[rank, 0]
+    digest = _U64(facts[DIGEST])
+    for i in range(first, last):
+        size = np.int64(ids[sizes_at + i]) if has_text else np.int64(0)
+        id_start = id_at
+        id_at += size if size else np.int64(16)
+        ordinal = columns[ORDINAL, i]
+        if ordinal < left:
+            facts[ERASED] += 1
+            continue
+        ordinal += offset
+        row = rows[kept]
+        timestamp, value = columns[AT, i], columns[AMOUNT, i]
+        number = set_numbers[columns[SET, i]]
+        word = rank << 32 | metric << 16 | columns[OPERATION, i] << 8
+        if size:
+            word |= TEXT_ID
+            end = copy_bytes(text, text_base + text_at, ids, id_start, id_at)
+            row[ID_0], row[ID_1] = text_base + text_at, end
+            text_at = end - text_base
+            i0, i1 = sip_text(key[0], key[1], ids, id_start, id_at)
+        else:
+            i0, i1 = load_u64(ids, id_start), load_u64(ids, id_start + 8)
+            row[ID_0], row[ID_1] = np.int64(i0), np.int64(i1)
+        row[KEY] = word
+        row[TIMESTAMP], row[VALUE] = timestamp, value
+        row[PLACE] = number << 32 | ordinal
+        hashed = _mixed(of_account, _U64(word & 0xFFFFFFFF))
+        hashed = _mixed(_mixed(hashed, _U64(timestamp)), _U64(value))
+        hashed = _mixed(_mixed(_mixed(hashed, _U64(ordinal)), i0), i1)
+        digest += _mixed(hashed, set_hashes[number])
+        _note_order(facts, word >> 16, timestamp, ordinal)
+        kept += 1
+    facts[DIGEST] = np.int64(digest)
+    return kept, text_at, id_at
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def list_accounts(data: Array, starts: Array, out: Any) -> None:
+    """List all accounts of an index whose pages begin at `starts` int64[p].
+
+    out: (text u8, text_end int64[a], partition int64[a]).
+    """
+    text, text_end, partition = out
+    at = begin = text_at = np.int64(0)
+    for number in range(len(text_end)):
+        if number % PAGE_ACCOUNTS == 0:
+            at = starts[number // PAGE_ACCOUNTS]
+        shared, rest = np.int64(data[at]), np.int64(data[at + 1])
+        at += 2
+        # What is shared with the one before stands there.
+        here = text_at
+        text_at = copy_bytes(
+            text, copy_bytes(text, here, text, begin, begin + shared), data, at, at + rest
+        )
+        begin = here
+        text_end[number] = text_at
+        partition[number] = partition_of(text, here, text_at)
+        runs, at = read_varint(data, at + rest)
+        for _ in range(2 * runs):
+            _, at = read_varint(data, at)
 
 
 @njit(cache=True, forceinline=True, _nrt=False)

@@ -37,6 +37,13 @@ _U64 = np.uint64
 TIMESTAMP, VALUE, ID_0, ID_1, KEY, PLACE = range(6)
 ROW_WORDS = 6
 TEXT_ID = 1
+LOW = (1 << 32) - 1
+# So few rows are sorted by insertion.
+SHORT = 8
+# So many by distribution, in digits of so many bits.
+LONG = 1024
+DIGIT_BITS = 11
+DIGITS = 1 << DIGIT_BITS
 # Rows asked for ahead of their use, when they are visited in order.
 AHEAD = 12
 # Slots of the tables of texts seen last (int64, number + 1); a power of two.
@@ -282,6 +289,16 @@ def text_before(text: Array, a: int, a_end: int, b: int, b_end: int) -> Any:
     return a_end - a < b_end - b
 
 
+@njit(cache=True, forceinline=True, _nrt=False)
+def _account_before(text: Array, text_end: Array, partition: Array, a: int, b: int) -> Any:
+    """Return whether account a comes before account b."""
+    if partition[a] != partition[b]:
+        return partition[a] < partition[b]
+    a_start = text_end[a - 1] if a else np.int64(0)
+    b_start = text_end[b - 1] if b else np.int64(0)
+    return text_before(text, a_start, text_end[a], b_start, text_end[b])
+
+
 @njit(cache=True, nogil=True, _nrt=False)
 def order_accounts(
     text: Array, text_end: Array, partition: Array, order: Array, spare: Array
@@ -295,16 +312,16 @@ def order_accounts(
         for low in range(0, n, 2 * width):
             middle, high = min(low + width, n), min(low + 2 * width, n)
             i, j = low, middle
-            for k in range(low, high):
+            if middle == high or not _account_before(
+                text, text_end, partition, source[middle], source[middle - 1]
+            ):
+                i, j = high, high  # nothing to do but copy: parts that are merged are sorted
+                for k in range(low, high):
+                    target[k] = source[k]
+            for k in range(low, high if j < high else low):
                 take_right = i == middle
                 if not take_right and j < high:
-                    a, b = source[i], source[j]
-                    if partition[a] != partition[b]:
-                        take_right = partition[b] < partition[a]
-                    else:
-                        a_start = text_end[a - 1] if a else np.int64(0)
-                        b_start = text_end[b - 1] if b else np.int64(0)
-                        take_right = text_before(text, b_start, text_end[b], a_start, text_end[a])
+                    take_right = _account_before(text, text_end, partition, source[j], source[i])
                 if take_right:
                     target[k] = source[j]
                     j += 1
@@ -321,14 +338,16 @@ def order_accounts(
 
 @njit(cache=True, nogil=True, _nrt=False)
 def order_rows(
-    rows: Array, metric_rows: Array, rank: Array, starts: Array, spare: Array, order: Array
+    rows: Array, metric_rows: Array, rank: Array, starts: Array, spare: Any, order: Array
 ) -> None:
     """Write the rows' numbers in order into `order` (int64[n]).
 
     rank int64[a]: where each account stands among all.  metric_rows and starts (int64[a + 1]) are
-    used up.  Two stable distributions, by metric and by account, then each series by time, which
-    most series have already.
+    used up.  spare: two int64[n, 2], int64[DIGITS].  Two stable distributions, by metric and by
+    account, then each series by time, which many have already.  What a comparison needs moves
+    along, so that rows, which lie far apart, are looked at once.
     """
+    by_metric, by_account, counts = spare
     n = len(rows)
     at = np.int64(0)
     for number in range(len(metric_rows)):
@@ -336,66 +355,116 @@ def order_rows(
         metric_rows[number] = at
         at += count
     for i in range(n):
-        number = (rows[i, KEY] >> 16) & 0xFFFF
-        spare[metric_rows[number]] = i
-        metric_rows[number] += 1
-        starts[rank[rows[i, KEY] >> 32] + 1] += 1
+        key = rows[i, KEY]
+        number, place = (key >> 16) & 0xFFFF, rank[key >> 32]
+        at = metric_rows[number]
+        metric_rows[number] = at + 1
+        by_metric[at, 0], by_metric[at, 1] = place << 32 | i, rows[i, TIMESTAMP]
+        starts[place + 1] += 1
     for account in range(1, len(starts)):
         starts[account] += starts[account - 1]
-    for k in range(n):
-        i = spare[k]
-        place = rank[rows[i, KEY] >> 32]
-        order[starts[place]] = i
-        starts[place] += 1
-    first = 0
-    while first < n:
-        series = rows[order[first], KEY] >> 16
-        last = first + 1
-        rising = True
-        before = rows[order[first], TIMESTAMP]
-        while last < n:
-            prefetch(rows, order[min(last + AHEAD, n - 1)])
-            if rows[order[last], KEY] >> 16 != series:
-                break
-            at = rows[order[last], TIMESTAMP]
-            rising = rising and at >= before
-            before = at
-            last += 1
-        if not rising:
-            _order_by_time(rows, order, spare, first, last)
-        first = last
+    at = np.int64(0)
+    for number in range(len(metric_rows)):
+        while at < metric_rows[number]:
+            prefetch(by_account, starts[by_metric[min(at + AHEAD, n - 1), 0] >> 32])
+            place = by_metric[at, 0] >> 32
+            k = starts[place]
+            starts[place] = k + 1
+            by_account[k, 0] = number << 32 | (by_metric[at, 0] & LOW)
+            by_account[k, 1] = by_metric[at, 1]
+            at += 1
+    first = np.int64(0)
+    for place in range(len(starts) - 1):
+        end = starts[place]
+        while first < end:
+            last = _end_of_series(by_account, by_metric, counts, first, end)
+            for k in range(first, last):
+                order[k] = by_account[k, 0] & LOW
+            first = last
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def _end_of_series(pairs: Array, spare: Array, counts: Array, first: int, end: int) -> Any:
+    """Sort the series that begins at `first` by time; return where it ends."""
+    number, before = pairs[first, 0] >> 32, pairs[first, 1]
+    last = first + 1
+    rising = True
+    while last < end and pairs[last, 0] >> 32 == number:
+        at = pairs[last, 1]
+        rising = rising and at >= before
+        before = at
+        last += 1
+    if not rising:
+        if last - first < LONG:
+            _order_by_time(pairs, spare, first, last)
+        else:
+            _distribute_by_time(pairs, spare, counts, first, last)
+    return last
 
 
 @njit(cache=True, _nrt=False)
-def _order_by_time(rows: Array, order: Array, spare: Array, first: int, last: int) -> None:
-    """Sort order[first:last] by timestamp, keeping the order of equal ones: a merge sort."""
-    for low in range(first, last, 8):
-        for k in range(low + 1, min(low + 8, last)):
-            i = order[k]
-            at = rows[i, TIMESTAMP]
+def _order_by_time(pairs: Array, spare: Array, first: int, last: int) -> None:
+    """Sort pairs[first:last] by their second word, stably: a merge sort."""
+    for low in range(first, last, SHORT):
+        for k in range(low + 1, min(low + SHORT, last)):
+            row, at = pairs[k, 0], pairs[k, 1]
             j = k
-            while j > low and rows[order[j - 1], TIMESTAMP] > at:
-                order[j] = order[j - 1]
+            while j > low and pairs[j - 1, 1] > at:
+                pairs[j, 0], pairs[j, 1] = pairs[j - 1, 0], pairs[j - 1, 1]
                 j -= 1
-            order[j] = i
-    width = 8
+            pairs[j, 0], pairs[j, 1] = row, at
+    width = SHORT
     while width < last - first:
         for low in range(first, last, 2 * width):
             middle, high = min(low + width, last), min(low + 2 * width, last)
-            if (
-                middle == high
-                or rows[order[middle - 1], TIMESTAMP] <= rows[order[middle], TIMESTAMP]
-            ):
+            if middle == high or pairs[middle - 1, 1] <= pairs[middle, 1]:
                 continue
             for k in range(low, middle):
-                spare[k] = order[k]
+                spare[k, 0], spare[k, 1] = pairs[k, 0], pairs[k, 1]
             i, j, k = low, middle, low
+            while i < middle and j < high:
+                # Without a jump, for nobody could foretell it.
+                left, left_at, right, right_at = spare[i, 0], spare[i, 1], pairs[j, 0], pairs[j, 1]
+                is_right = right_at < left_at
+                pairs[k, 0] = right if is_right else left
+                pairs[k, 1] = right_at if is_right else left_at
+                step = np.int64(is_right)
+                j += step
+                i += 1 - step
+                k += 1
             while i < middle:
-                if j < high and rows[order[j], TIMESTAMP] < rows[spare[i], TIMESTAMP]:
-                    order[k] = order[j]
-                    j += 1
-                else:
-                    order[k] = spare[i]
-                    i += 1
+                pairs[k, 0], pairs[k, 1] = spare[i, 0], spare[i, 1]
+                i += 1
                 k += 1
         width *= 2
+
+
+@njit(cache=True, _nrt=False)
+def _distribute_by_time(pairs: Array, spare: Array, counts: Array, first: int, last: int) -> None:
+    """Sort as `_order_by_time` does, digit by digit from the least significant on."""
+    low = high = pairs[first, 1]
+    for k in range(first, last):
+        low, high = min(low, pairs[k, 1]), max(high, pairs[k, 1])
+    span = _U64(high) - _U64(low)
+    shift = _U64(0)
+    source, target = pairs, spare
+    is_spare = False
+    while shift < _U64(64) and span >> shift:
+        for digit in range(DIGITS):
+            counts[digit] = 0
+        for k in range(first, last):
+            counts[np.int64((_U64(source[k, 1]) - _U64(low)) >> shift & _U64(DIGITS - 1))] += 1
+        at = first
+        for digit in range(DIGITS):
+            at, counts[digit] = at + counts[digit], at
+        for k in range(first, last):
+            digit = np.int64((_U64(source[k, 1]) - _U64(low)) >> shift & _U64(DIGITS - 1))
+            at = counts[digit]
+            counts[digit] = at + 1
+            target[at, 0], target[at, 1] = source[k, 0], source[k, 1]
+        source, target = target, source
+        is_spare = not is_spare
+        shift += _U64(DIGIT_BITS)
+    if is_spare:
+        for k in range(first, last):
+            pairs[k, 0], pairs[k, 1] = spare[k, 0], spare[k, 1]

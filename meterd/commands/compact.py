@@ -25,7 +25,7 @@ def compact() -> None:
 @command("run", short_help="Merge now (the default).")
 @click.option("--all", "every", is_flag=True, help="On every node that --nodes names.")
 @click.option("--aggressive", is_flag=True,
-              help="Merge whatever fits one file, and leave out what has expired.")
+              help="Merge whatever fits one file.")
 @click.option("--no-wait", is_flag=True, help="Only start the job.")
 @click.option("--compact-timeout", type=click.FloatRange(0.001), default=TIMEOUT_DEFAULT,
               show_default=True, metavar="SECONDS", help="How long to wait for each node.")
@@ -33,6 +33,8 @@ def run(
     session: Session, every: bool, aggressive: bool, no_wait: bool, compact_timeout: float
 ) -> None:
     """Merge neighbouring segments of like size, however few they are.
+
+    Rows of erased accounts are left out; a segment that holds some is written again also alone.
 
     Without --all the first node that can be reached does it. Exit code 0: done; 1: it failed or
     was cancelled; 8: the time is over and the job goes on; 9: a segment is damaged; 11: there is

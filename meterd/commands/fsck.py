@@ -135,7 +135,10 @@ def _rebuild(session: Session, data_dir: str) -> None:
         "identities": done.identities,
         "named_before": done.named,
         "files": done.files,
+        "lacks_erased": done.lacks_erased,
     }
+    if done.lacks_erased:
+        warn("events of erased accounts are gone: their ids are not known any more")
     session.console.show(
         document,
         lambda: field_lines(

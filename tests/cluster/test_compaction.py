@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
+import lz4.block
 import pytest
 
+from meterd.protocol.segment_format import BLOCK_LZ4, parse_index, parse_name
 from tests.cluster.test_storage import SMALL_FILES, Shell, fill
 from tests.support.node import Node
 from tests.support.waiting import eventually
@@ -33,6 +37,24 @@ def numbers_of(name: str) -> range:
     """The log files that an index covers."""
     _, first, last = name.removesuffix(".idx").split("-")
     return range(int(first), int(last) + 1)
+
+
+def text_of(path: Path) -> bytes:
+    """What the file of a segment says, what is packed in it included."""
+    raw, parsed = path.read_bytes(), parse_name(path.name)
+    if parsed is None or parsed[1] == ".idx":
+        return raw
+    index = parse_index(path.with_suffix(".idx").read_bytes())
+    places = {
+        ".seg": ("blocks", "id_offset", "id_size", "id_raw_size"),
+        ".props": ("set_blocks", "offset", "size", "raw_size"),
+    }
+    rows, *columns = places[parsed[1]]
+    for block in getattr(index, rows):
+        at, size, whole = (int(block[column]) for column in columns)
+        if block["flags"] & BLOCK_LZ4:
+            raw += lz4.block.decompress(raw[at : at + size], uncompressed_size=whole)
+    return raw
 
 
 def prepare(shell: Shell, client: Any, batches: int = 20, first: int = 0) -> None:
@@ -129,3 +151,63 @@ def test_a_node_killed_while_it_merges_has_the_parts_or_the_whole() -> None:
             assert answers(client) == before
     finally:
         node.remove()
+
+
+def test_an_erased_account_leaves_the_segments_with_the_next_compaction(
+    tmp_path: Path,
+) -> None:
+    """Texts of it are in no file of a segment any more; its ids stay used, all else stays."""
+    secret, now = b"secret-account", time.time_ns()
+    prompt = {
+        "METERD__STORAGE__COPY_GRACE": "0s",
+        "METERD__RETENTION__SWEEP_INTERVAL": "1s",
+    }
+    names = {"account": [secret.decode(), "acme"], "metric": "calls", "value": [1, 1]}
+    with Node(environment=SMALL_FILES | QUIET | prompt) as node, node.client() as client:
+        shell = Shell(node)
+        client.put_metric("calls", "sum")
+        for number in range(3):
+            stored = client.ingest_columns(
+                **names,
+                timestamp=[now + number] * 2,
+                id=[f"{number}-of-{secret.decode()}", f"{number}-of-acme"],
+                properties={"note": [f"note of {secret.decode()}", "note"]},
+            )
+            assert stored.stored == 2
+            fill(client, 7, first=7 * number)
+        prepare(shell, client, 7, 21)
+        shell.json("compact", "--aggressive")
+        before = answers(client)
+
+        def holders() -> list[str]:
+            segments = node.data_dir.glob("seg-*")
+            try:
+                return sorted(path.name for path in segments if secret in text_of(path))
+            except FileNotFoundError:
+                return ["one that was deleted meanwhile"]
+
+        assert holders()
+        shell.json("account", "erase", secret.decode(), "--yes")
+        (job,) = shell.json("compact", "--all")["jobs"]
+        assert job["result"]["events_left_out"] == 3
+        for path in node.data_dir.glob("seg-*.idx"):  # as if it had been there for long
+            os.utime(path, (1, 1))
+
+        eventually(lambda: not holders(), "no segment holds the account", 60)
+        assert answers(client) == before
+        again = client.ingest_columns(
+            **names,
+            timestamp=[now] * 2,
+            id=[f"0-of-{secret.decode()}", "0-of-acme"],
+        )
+        assert again.stored == 0
+        node.kill9()
+        node.start()
+        with node.client() as client_again:
+            assert answers(client_again) == before
+        assert not holders()
+        assert shell.json("compact", "--all")["jobs"][0]["result"]["merges"] == 0
+        shell.json("backup", "create", "--to", str(tmp_path))
+        shell.json("backup", "verify", "--from", str(tmp_path), "--level", "replay")
+        assert node.stop() == 0
+        shell.run("fsck", "--data-dir", node.data_dir, "--level", "full")

@@ -19,7 +19,6 @@ from meterd.actors import feed, reading, totals_files
 from meterd.actors.log_files import LogFiles
 from meterd.actors.totals_files import Covered, TotalsFiles
 from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
-from meterd.core.erasures import Erasure, Erasures, erasure_command, erasure_of
 from meterd.core.folded import GRAIN
 from meterd.core.questions import Question
 from meterd.core.registry import Registry
@@ -178,13 +177,7 @@ class Expiry(RuleBasedStateMachine):
     @precondition(lambda self: len(self.log.erasures) < self.count // 20)
     @rule(account=st.sampled_from(ACCOUNTS), subtree=st.booleans())
     def erase(self, account: str, subtree: bool) -> None:
-        key = self.log.files.identity_key
-        command, partition = erasure_command(key, account, subtree, str(len(self.log.erasures)))
-        indexes = self.log.builder.indexes
-        indexes[partition] = indexes.get(partition, 0) + 1
-        erasure = erasure_of(command, partition, indexes[partition], 0)
-        again = Erasure.from_list(erasure.to_list())
-        self.log.erasures = Erasures((*self.log.erasures, again), key)
+        self.log.erase(account, subtree)
         self.model.erase(account, subtree)
 
     @rule()

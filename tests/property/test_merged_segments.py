@@ -9,11 +9,15 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meterd.actors import feed
+from meterd.actors.segment_files import read_segment
 from meterd.actors.segment_merger import SegmentMerger
-from meterd.core.segment_merging import NOTHING_EXPIRES
+from meterd.core.erased_runs import holds_erased
+from meterd.core.erasures import none_erased
+from meterd.core.questions import Question
 from meterd.protocol.limits import I64_MAX
 from meterd.protocol.segment_format import SUFFIXES, SegmentName
-from tests.property.test_segments import ACCOUNTS, TIMES, answers, events
+from tests.property.test_segments import ACCOUNTS, EVER, TIMES, answers, events, pages
 from tests.support.log_directory import LogDirectory
 
 logs = st.lists(
@@ -65,10 +69,68 @@ def test_a_merged_segment_answers_as_its_parts_do(written, data, account, subtre
             first = data.draw(st.integers(0, len(names) - 2))
             last = data.draw(st.integers(first + 2, len(names)))
             parts = names[first:last]
-            merged = SegmentMerger(path).merge(parts, NOTHING_EXPIRES, freely)
+            merged = SegmentMerger(path).merge(parts, None, freely)
             names[first:last] = [merged.name]
             log.files.refresh()
             assert [part.segment.name for part in log.view().parts[:-1]] == names
             assert answers(log, account, subtree, tuple(span), limit) == before
             remove(log, parts)
             assert answers(log, account, subtree, tuple(span), limit) == before
+
+
+erasures = st.tuples(st.sampled_from(ACCOUNTS), st.booleans())
+
+
+def is_below(account: str, erased: tuple[str, bool]) -> bool:
+    return account == erased[0] or (erased[1] and account.startswith(f"{erased[0]}/"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.lists(events, min_size=1, max_size=8) | erasures, max_size=4),
+        min_size=1,
+        max_size=4,
+    ),
+    st.data(),
+    st.sampled_from(ACCOUNTS),
+    st.tuples(TIMES | st.just(I64_MAX), TIMES | st.just(I64_MAX)).map(sorted),
+)
+def test_what_is_erased_leaves_the_segments_and_nothing_else_does(written, data, account, span):
+    with tempfile.TemporaryDirectory() as path:
+        log, left = LogDirectory(Path(path)), []
+        for steps in written:
+            for step in steps:
+                if isinstance(step, tuple):
+                    log.erase(*step)
+                    left = [event for event in left if not is_below(event.account, step)]
+                    continue
+                refused = {place for place, (_, is_refused) in enumerate(step) if is_refused}
+                placed = log.write([replace(event) for event, _ in step], refused)
+                rows = log.refused.get(log.builder.file_number, set())
+                left += [place.event for place in placed if place.row not in rows]
+            log.seal(segmented=True)
+        before = answers(log, account, True, tuple(span), 3)
+        names = [SegmentName(number, number) for number in range(1, len(written) + 1)]
+        merger, done = SegmentMerger(path), []
+        fewest = 1 if log.erasures else 2
+        while len(names) >= fewest:
+            parts = names[: data.draw(st.integers(fewest, len(names)))]
+            merged = merger.merge(parts, log.erasures, freely)
+            assert not holds_erased(read_segment(path, merged.name), log.erasures)
+            names = names[len(parts) :]
+            done.append(merged.name)
+            log.files.refresh()
+            assert answers(log, account, True, tuple(span), 3) == before
+            remove(log, parts)
+            assert answers(log, account, True, tuple(span), 3) == before
+        assert [part.segment.name for part in log.view().parts[:-1]] == done + names
+        # And nobody needs to know any more what was erased.
+        log.erasures = none_erased(log.files.identity_key)
+        found = pages(log, Question("feed", limit=5, **EVER), feed.read_feed)
+        wanted = [(event.account, event.id, event.timestamp) for event in left]
+        assert [(one["account"], one["id"], one["timestamp"]) for one in found] == wanted
+        for name in done:
+            header = read_segment(path, name).header
+            accounts = {event.account for event in left}
+            assert header.account_count <= len(accounts)

@@ -61,8 +61,9 @@ def answers(log: LogDirectory, account: str, subtree: bool, span: tuple[int, int
         question = Question("events", account, subtree, metric, start, end, limit=limit)
         found.append(pages(log, question, reading.read_events))
     for name in (account, ""):
-        question = Question("feed", name, subtree and bool(name), limit=limit, **EVER)
-        found.append(pages(log, question, feed.read_feed))
+        for metric in ("", "m2"):
+            question = Question("feed", name, subtree and bool(name), metric, limit=limit, **EVER)
+            found.append(pages(log, question, feed.read_feed))
     return found
 
 

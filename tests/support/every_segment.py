@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from meterd.actors import feed, reading
+from meterd.actors.segment_files import read_segment
 from meterd.actors.segment_merger import SegmentMerger
+from meterd.core.erased_runs import holds_erased
 from meterd.core.questions import Question
-from meterd.core.segment_merging import METRIC_NUMBERS, Expiry
 from meterd.protocol.limits import I64_MAX, I64_MIN
 from meterd.protocol.segment_format import SegmentName
 from tests.support.log_builder import LoggedEvent
@@ -50,6 +49,7 @@ def every_segment(directory: str) -> None:
     log.write([LoggedEvent("b", "text", 1, 1, 1)])
     log.seal(segmented=True)
     names = [SegmentName(1, 1), SegmentName(2, 2)]
-    expiry = Expiry(1, np.ones(METRIC_NUMBERS, np.uint8))
-    merged = SegmentMerger(directory).merge(names, expiry, lambda done, moved: None)
-    assert (merged.rows, merged.expired) == (3, 2)
+    log.erase("a/b")
+    merged = SegmentMerger(directory).merge(names, log.erasures, lambda done, moved: None)
+    assert (merged.rows, merged.erased) == (2, 3)
+    assert not holds_erased(read_segment(directory, merged.name), log.erasures)

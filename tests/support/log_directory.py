@@ -15,7 +15,13 @@ import numpy as np
 from meterd.actors.log_files import LogFiles, Refused, View
 from meterd.actors.segment_making import SegmentMaker
 from meterd.actors.totals_files import Making, fold
-from meterd.core.erasures import none_erased
+from meterd.core.erasures import (
+    Erasure,
+    Erasures,
+    erasure_command,
+    erasure_of,
+    none_erased,
+)
 from meterd.core.registry import Registry
 from meterd.protocol.limits import I64_MIN
 from meterd.protocol.log_format import ACTIVE_NAME, full_name
@@ -60,6 +66,16 @@ class LogDirectory:
         self.waiting[number + 1] = 0
         self._save_active()
         return number
+
+    def erase(self, account: str, subtree: bool = False) -> None:
+        """Erase what an account has until now, by an entry of its partition's log."""
+        key = self.files.identity_key
+        command, partition = erasure_command(key, account, subtree, str(len(self.erasures)))
+        indexes = self.builder.indexes
+        indexes[partition] = indexes.get(partition, 0) + 1
+        erasure = erasure_of(command, partition, indexes[partition], 0)
+        again = Erasure.from_list(erasure.to_list())
+        self.erasures = Erasures((*self.erasures, again), key)
 
     def make_segment(self, number: int) -> None:
         """Make the segment of a full file."""

@@ -12,6 +12,7 @@ from meterd.core.gathering import Gathering
 from meterd.core.kernels.gather import ENTRY, NUMBER, ROW
 from meterd.core.listing import Page, event_of, wanted_events
 from meterd.core.log_intake import LogIntake
+from meterd.core.log_order import LogOrders
 from meterd.core.questions import Question
 from meterd.core.registry import Registry
 from meterd.core.segment_encoder import SegmentEncoder
@@ -59,7 +60,7 @@ def encoded(builder: LogBuilder, refused: set[int] = frozenset()) -> Files:
     intake.take(data[FILE_HEADER_SIZE:], FILE_HEADER_SIZE)
     batch, log = intake.finish()
     encoder = SegmentEncoder(FileHeader(7, number, number, 0))
-    seg = b"".join([encoder.begin(), *encoder.add(batch), *encoder.end()])
+    seg = b"".join([encoder.begin(), *map(bytes, encoder.add(batch))])
     rest = encoder.finish(log)
     return {".seg": seg, ".props": b"".join(rest.props), ".idx": b"".join(rest.idx)}
 
@@ -83,7 +84,9 @@ def listed(reader: SegmentReader, question: Question, registry: Registry) -> lis
 def fed(reader: SegmentReader, registry: Registry) -> list[dict[str, Any]]:
     """All events in log order."""
     wanted = wanted_events(Question("feed"), registry, I64_MIN)
-    pairs = segment_listing.in_log_order(reader, wanted, 0, reader.header.ordinal_count)
+    count = reader.header.ordinal_count
+    pieces = list(segment_listing.in_log_order(reader, wanted, 0, count, LogOrders()))
+    pairs = np.concatenate([np.empty((0, 2), np.int64), *(piece for piece, _ in pieces)])
     matches, _ = segment_listing.matches_of(reader, pairs, wanted)
     return events_of(reader, matches, registry)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
-import numpy as np
 import pytest
 
 from meterd.actors import catalog
@@ -20,9 +19,10 @@ from meterd.actors.housekeeping import compaction, log_retention
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
 from meterd.actors.log_files import LogFiles
 from meterd.actors.retention_sweeper import RetentionSweeper
+from meterd.actors.segment_files import read_segment
 from meterd.actors.segment_merger import SegmentMerger
 from meterd.core.compaction_plan import Effort
-from meterd.core.segment_merging import METRIC_NUMBERS, NOTHING_EXPIRES, Expiry
+from meterd.core.segment_merging import same_log
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import Corrupt, DiskFull, FsyncFailed, InvariantViolation
 from meterd.protocol.segment_format import BLOCK_ROWS, SUFFIXES, SegmentName
@@ -112,8 +112,8 @@ class Sweeper:
         assert status == "ok", answer
         return self.ended(answer["job"]["id"])
 
-    def tell(self, horizon: int, first_needed: int = 0) -> None:
-        standing = {"horizon": horizon, "totals_horizon": horizon, "erasures": []}
+    def tell(self, horizon: int, first_needed: int = 0, erasures: Any = ()) -> None:
+        standing = {"horizon": horizon, "totals_horizon": horizon, "erasures": list(erasures)}
         self.actor.handle([b"standing", msgpack.packb(standing)])
         told = {"days": 90, "set": False, "horizon": horizon, "first_needed": first_needed}
         self.actor.handle([b"retention", msgpack.packb(told)])
@@ -251,7 +251,7 @@ def test_a_merge_that_is_cancelled_anywhere_leaves_nothing_behind(log):
             left[0] -= 1
 
         try:
-            SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, pace)
+            SegmentMerger(str(log.path)).merge(NAMES, None, pace)
         except Cancelled:
             assert sorted(os.listdir(log.path)) == before
         else:
@@ -291,7 +291,7 @@ def test_a_merge_that_ends_anywhere_leaves_the_parts_or_the_whole(tmp_path, monk
         log = copy_of(template, tmp_path / str(calls))
         left[0] = calls
         try:
-            SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, freely)
+            SegmentMerger(str(log.path)).merge(NAMES, None, freely)
         except (Stopped, OSError, FsyncFailed):
             ended += 1
         done, left[0] = left[0] > 0, None
@@ -300,7 +300,7 @@ def test_a_merge_that_ends_anywhere_leaves_the_parts_or_the_whole(tmp_path, monk
         if names_of(log) == NAMES:
             recorded(RetentionSweeper, log.path).close()  # a start removes what was left behind
             assert not [name for name in os.listdir(log.path) if name.startswith(WHOLE.file(""))]
-            SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, freely)
+            SegmentMerger(str(log.path)).merge(NAMES, None, freely)
         assert names_of(log) == [WHOLE]
         assert all_answers(log, *EVERYTHING) == before
         if done:
@@ -314,7 +314,7 @@ def test_every_bit_of_a_part_is_checked(tmp_path, suffix):
     log = written(tmp_path / "data")
     path = log.path / NAMES[1].file(suffix)
     whole = path.read_bytes()
-    SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, freely)
+    SegmentMerger(str(log.path)).merge(NAMES, None, freely)
     before = all_answers(log, *EVERYTHING)
     found = 0
     for at in range(0, len(whole), 11 if len(whole) < 3_000 else 67):
@@ -324,7 +324,7 @@ def test_every_bit_of_a_part_is_checked(tmp_path, suffix):
         damaged[at] ^= 1 << at % 8
         path.write_bytes(bytes(damaged))
         try:
-            SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, freely)
+            SegmentMerger(str(log.path)).merge(NAMES, None, freely)
         except Corrupt as corrupt:
             assert NAMES[1].file("") in corrupt.path
             assert not [name for name in os.listdir(log.path) if name.startswith(WHOLE.file(""))]
@@ -365,7 +365,7 @@ def test_a_whole_that_differs_is_never_named(log, monkeypatch):
 
     monkeypatch.setattr(SegmentMerger, "_replace", replace)
     with pytest.raises(Corrupt):
-        SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, freely)
+        SegmentMerger(str(log.path)).merge(NAMES, None, freely)
     assert names_of(log) == NAMES
     assert not (log.path / WHOLE.file(".seg")).exists()
 
@@ -374,7 +374,7 @@ def test_only_neighbours_are_merged(log):
     merger = SegmentMerger(str(log.path))
     for names in ([NAMES[0]], [NAMES[0], NAMES[2]], [NAMES[1], NAMES[0]]):
         with pytest.raises(InvariantViolation):
-            merger.merge(names, NOTHING_EXPIRES, freely)
+            merger.merge(names, None, freely)
 
 
 def test_a_full_disk_frees_what_was_written(log, monkeypatch):
@@ -390,46 +390,84 @@ def test_a_full_disk_frees_what_was_written(log, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", pwrite)
     with pytest.raises(DiskFull):
-        SegmentMerger(str(log.path)).merge(NAMES, NOTHING_EXPIRES, freely)
+        SegmentMerger(str(log.path)).merge(NAMES, None, freely)
     assert sorted(os.listdir(log.path)) == before
 
 
-def test_an_aggressive_run_leaves_out_what_has_expired(log, start):
-    """Rows that add or remove members, and those of kinds that are carried over, stay."""
+def test_what_expires_whole_is_not_merged_and_expired_rows_stay(log, start):
     sweeper = start()
-    horizon = NOW - 2 * DAY
-    expected = [
-        event for event in all_answers(log, *EVERYTHING)[-1] if event["timestamp"] >= horizon
-    ]
-    sweeper.tell(horizon)
+    before = all_answers(log, *EVERYTHING)
+    sweeper.tell(NOW - 2 * DAY)
     job = sweeper.run(aggressive=True)
     assert job["state"] == "done"
     # Files 3 and 4 have expired whole, and go whole; file 2 is half expired.
-    assert job["result"]["merges"] == 1
+    assert (job["result"]["merges"], job["result"]["events_left_out"]) == (1, 0)
     assert names_of(log)[0] == SegmentName(1, 2)
-    left = [event for event in all_answers(log, *EVERYTHING)[-1] if event["timestamp"] >= horizon]
-    assert left == expected
+    assert all_answers(log, *EVERYTHING) == before
 
 
-def test_rows_are_left_out_only_where_it_is_allowed(tmp_path):
-    log = LogDirectory(tmp_path)
-    for number in range(2):
-        log.write(
-            [
-                LoggedEvent("a", f"{number}-old", 1, 1, 5),
-                LoggedEvent("a", f"{number}-kept", 2, 2, 5),
-                LoggedEvent("a", f"{number}-member", 1, 3, 5, "add"),
-                LoggedEvent("b", f"{number}-new", 1, 4, 10),
-            ]
-        )
-        log.seal(segmented=True)
-    metrics = np.zeros(METRIC_NUMBERS, np.uint8)
-    metrics[1] = 1
-    merged = SegmentMerger(str(tmp_path)).merge(NAMES[:2], Expiry(10, metrics), freely)
-    assert (merged.rows, merged.expired) == (6, 2)
-    log.files.refresh()
-    ids = [event["id"] for event in all_answers(log, *EVERYTHING)[-1]]
-    assert ids == [f"{n}-{kind}" for n in range(2) for kind in ("kept", "member", "new")]
+def test_a_run_that_is_asked_for_leaves_no_row_of_an_erased_account(log, start):
+    """The one segment that is left is written again, once; ids and log stay as they were."""
+    sweeper = start()
+    sweeper.run()
+    (whole,) = names_of(log)
+    digests = read_segment(str(log.path), whole).log()
+    log.erase("a/3")
+    expected = all_answers(log, *EVERYTHING)
+    sweeper.tell(NOW - 90 * DAY, erasures=log.erasures.to_lists())
+    job = sweeper.run()
+    assert (job["state"], job["result"]["merges"], job["result"]["files_merged"]) == ("done", 1, 1)
+    assert job["result"]["events_left_out"] == 16
+    assert sweeper.counted("compaction_events_left_out_total") == 16
+    (again,) = names_of(log)
+    assert again == SegmentName(1, 4, 1)
+    assert (log.path / whole.file(".idx")).exists()
+    reader = read_segment(str(log.path), again)
+    assert reader.header.has_erased
+    assert same_log(reader.log(), digests)
+    assert all_answers(log, *EVERYTHING) == expected
+    assert sweeper.run()["result"]["merges"] == 0
+    log.erase("a", subtree=True)
+    sweeper.tell(NOW - 90 * DAY, erasures=log.erasures.to_lists())
+    sweeper.run()
+    assert names_of(log) == [SegmentName(1, 4, 2)]
+    assert read_segment(str(log.path), SegmentName(1, 4, 2)).header.row_count == 0
+
+
+def test_a_usual_merge_leaves_them_out_too_and_the_daily_run_looks_for_more(log, start):
+    sweeper = start(enabled="true", merge_interval="1h", min_files=2)
+    (service,) = [one for one in sweeper.actor._services if isinstance(one, compaction.Compaction)]
+    log.erase("a/3")
+    sweeper.tell(NOW - 90 * DAY, erasures=log.erasures.to_lists())
+    job = service._start(Effort.USUAL, frozenset())
+    assert sweeper.ended(job.id)["result"]["events_left_out"] == 16
+    log.erase("a/4")
+    sweeper.tell(NOW - 90 * DAY, erasures=log.erasures.to_lists())
+    job = service._start(Effort.USUAL, frozenset())
+    assert sweeper.ended(job.id)["result"]["merges"] == 0
+    for merges in (1, None):  # with nothing erased since there is nothing to look for
+        service._thorough_due = now = time.monotonic()
+        service.turn(now)
+        running = sweeper.actor.jobs.active("compact")
+        assert (running is not None) == (merges is not None)
+        if running is not None:
+            assert sweeper.ended(running.id)["result"]["merges"] == merges
+    assert names_of(log) == [SegmentName(1, 4, 1)]
+
+
+def test_a_generation_that_was_not_finished_is_litter(log, start):
+    """Until its index is there the one before counts, and all three of its files."""
+    merger = SegmentMerger(str(log.path))
+    log.erase("a/3")
+    merged = merger.merge(NAMES[:1], log.erasures, freely)
+    assert merged.name == SegmentName(1, 1, 1)
+    before = all_answers(log, *EVERYTHING)
+    (log.path / merged.name.file(".idx")).unlink()
+    assert names_of(log) == NAMES
+    assert all_answers(log, *EVERYTHING) == before
+    start()
+    assert not list(log.path.glob("seg-*-*-*"))
+    assert all_answers(log, *EVERYTHING) == before
 
 
 def test_merged_segments_stay_for_those_who_copy_and_are_then_deleted(log, start, monkeypatch):
@@ -480,7 +518,7 @@ def test_many_blocks_go_through_small_windows(tmp_path):
             )
         log.seal(segmented=True)
     before = all_answers(log, "a", True, (0, 3_000), 4_000)
-    merged = SegmentMerger(str(tmp_path)).merge(NAMES[:3], NOTHING_EXPIRES, freely)
+    merged = SegmentMerger(str(tmp_path)).merge(NAMES[:3], None, freely)
     assert merged.rows == 6 * BLOCK_ROWS + 51
     log.files.refresh()
     assert all_answers(log, "a", True, (0, 3_000), 4_000) == before

@@ -64,13 +64,13 @@ def test_log_files_that_a_segment_covers_are_not_counted_as_well(log, monkeypatc
         (log.path / f"seg-{1:012d}-{2:012d}.{part}").write_bytes(b"")
     asked = []
 
-    def of_segment(directory, first, last):
-        asked.append((first, last))
+    def of_segment(directory, name):
+        asked.append(name)
         return {(0, 1): (100, 7)}
 
     monkeypatch.setattr(counting, "segment_totals", of_segment)
     found = totals(log)
-    assert asked == [(1, 2)]
+    assert asked == [SegmentName(1, 2)]
     both = expected(3)
     count, total = both.get((0, 1), (0, 0))
     assert found == both | {(0, 1): (count + 100, total + 7)}

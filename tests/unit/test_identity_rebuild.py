@@ -12,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meterd import admin
-from meterd.actors import identity_rebuild, identity_store
+from meterd.actors import identity, identity_rebuild, identity_store
+from meterd.actors.segment_merger import SegmentMerger
+from meterd.core.erasures import Erasures, erasure_command, erasure_of
 from meterd.core.identity_rebuild import IdentityRebuild, rows_of_record
 from meterd.core.state import DAY_NS
 from meterd.protocol import checkpoint_format, log_format
 from meterd.protocol.errors import Corrupt, InvariantViolation, NotNeeded
+from meterd.protocol.segment_format import SegmentName
 from tests.support.identities import entries_of
 from tests.support.pipeline import KEY, Pipeline
 from tests.support.stored_directory import FOLDER, open_archive
@@ -75,6 +78,7 @@ def test_whichever_file_is_lost_the_same_identities_come_back(directory, place, 
     done = rebuild(directory)
     assert identities(directory) == wanted
     assert done.identities == done.named == len(wanted)
+    assert not done.lacks_erased
     assert Path(done.damage.path).name == lost
     added = {*done.files, "checkpoint.prev.bin"}
     prepared = {"checkpoint.bin.spare"}  # space for a checkpoint, which was used
@@ -83,6 +87,21 @@ def test_whichever_file_is_lost_the_same_identities_come_back(directory, place, 
     assert all((directory / name).read_bytes() == data for name, data in kept.items())
     with pytest.raises(NotNeeded):
         rebuild(directory)
+
+
+def test_identities_of_rows_that_were_left_out_do_not_come_back_and_that_is_said(directory):
+    name, key = SegmentName(1, 1), identity.read(str(directory)).identity_key
+    words = np.frombuffer(key, np.uint64).copy()
+    command, partition = erasure_command(words, "acme", True, "one")
+    erasures = Erasures([erasure_of(command, partition, 1 << 40, 0)], words)
+    merged = SegmentMerger(str(directory)).merge([name], erasures, lambda done, moved: None)
+    assert merged.erased > 0
+    wanted = identities(directory)
+    (directory / names(directory)[0]).unlink()
+    done = rebuild(directory)
+    assert done.lacks_erased
+    assert done.identities == len(wanted) - merged.erased
+    assert set(identities(directory)) < set(wanted)
 
 
 def test_the_one_before_counts_when_the_newest_checkpoint_is_damaged(directory):

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from meterd.core import inventory
 from meterd.core.inventory import Change
 from meterd.protocol.log_format import full_name, open_name
+from meterd.protocol.segment_format import SUFFIXES, SegmentName
 
 
-def segment(first, last):
-    return [f"seg-{first:012d}-{last:012d}.{part}" for part in ("idx", "props", "seg")]
+def segment(*range_and_generation):
+    return sorted(SegmentName(*range_and_generation).file(suffix) for suffix in SUFFIXES)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,7 @@ def segment(first, last):
         ("checkpoint.bin.tmp", Change.SCRATCH, ""),
         ("ids-000000000001.run", Change.IMMUTABLE, "checkpoint"),
         (segment(1, 2)[0], Change.IMMUTABLE, "segments"),
+        (SegmentName(1, 2, 3).file(".seg"), Change.IMMUTABLE, "segments"),
         ("metric_registry.bin", Change.REPLACED, "meta"),
         ("partition_map.bin", Change.REPLACED, "meta"),
         ("totals-000000000001-000000000002.tot", Change.REPLACED, "meta"),
@@ -60,13 +62,13 @@ def test_what_is_needed_covers_every_log_file_once(full, ranges, gone, first_log
     segments = inventory.whole_segments(needed)
     logs = {inventory.log_number(name) for name in needed if name.endswith(".log")}
     for number in range(1, end_log):
-        covered = any(a <= number <= b for a, b in segments)
+        covered = any(one.first <= number <= one.last for one in segments)
         could = any(a <= number < a + more + 1 <= end_log for a, more in ranges)
         assert covered == could
         if full_name(number) in names:
             assert covered or number in logs
             assert number in logs or number < first_log
-    assert all(b < end_log for _, b in segments) and all(n < end_log for n in logs)
+    assert all(one.last < end_log for one in segments) and all(n < end_log for n in logs)
 
 
 def test_a_part_of_a_segment_is_no_segment():
@@ -75,8 +77,8 @@ def test_a_part_of_a_segment_is_no_segment():
 
 
 def test_a_segment_within_another_is_superseded():
-    names = [*segment(1, 1), *segment(2, 2), *segment(1, 2), *segment(3, 3)]
-    assert inventory.whole_segments(names) == [(1, 2), (3, 3)]
+    names = [*segment(1, 1), *segment(2, 2), *segment(1, 2), *segment(3, 3), *segment(3, 3, 1)]
+    assert inventory.whole_segments(names) == [SegmentName(1, 2), SegmentName(3, 3, 1)]
     # While the larger reaches behind the cut, the smaller ones are what counts.
-    assert inventory.whole_segments(segment(1, 1)) == [(1, 1)]
+    assert inventory.whole_segments(segment(1, 1)) == [SegmentName(1, 1)]
     assert inventory.immutable_files(names, 9, 2) == sorted(segment(1, 1))

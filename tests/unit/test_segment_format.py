@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,10 +19,13 @@ from meterd.protocol.log_format import Damaged
 from meterd.protocol.segment_format import (
     HEADER_SIZE,
     INDEX_HEADER_SIZE,
+    SECTIONS,
     SUFFIXES,
     SegmentName,
+    encode_index,
     parse_file_header,
     parse_header,
+    parse_index,
     parse_name,
 )
 from tests.support.log_builder import LoggedEvent
@@ -188,3 +193,30 @@ def test_a_packed_column_comes_back(values):
     back = np.empty(len(column), np.int64)
     assert unpack_column(out, 3, len(column), back) == end == skip_column(out, 3, len(column))
     assert back.tolist() == values
+
+
+def test_a_later_generation_has_another_version_of_the_index():
+    """So a meterd that knows no generations refuses it, instead of not seeing it."""
+    files = golden()
+    index = parse_index(files[".idx"])
+    assert (index.header.generation, index.header.name) == (0, SegmentName(7, 7))
+    header = replace(index.header, generation=3, has_erased=True)
+    sections = {name: getattr(index, name) for name, _ in SECTIONS}
+    encoded_index = b"".join(encode_index(header, sections))
+    assert int.from_bytes(encoded_index[8:10], "little") == 2
+    assert parse_index(encoded_index).header == header
+    assert header.name == SegmentName(7, 7, 3)
+    mixed = bytearray(encoded_index)
+    mixed[8:10] = (1).to_bytes(2, "little")
+    mixed[380:384] = crc32c(bytes(mixed[:380])).to_bytes(4, "little")
+    with pytest.raises(Damaged, match="version"):
+        parse_index(bytes(mixed))
+
+
+def test_generations_supersede_each_other_and_what_lies_within():
+    old, new, wide = SegmentName(3, 4), SegmentName(3, 4, 1), SegmentName(3, 5)
+    assert new.supersedes(old) and not old.supersedes(new) and not old.supersedes(old)
+    assert wide.supersedes(new) and not new.supersedes(wide)
+    for name in (old, new, wide, SegmentName(1, 1, 10_000)):
+        assert parse_name(name.file(".idx")) == (name, ".idx")
+    assert parse_name("seg-000000000003-000000000004-0000.idx") is None

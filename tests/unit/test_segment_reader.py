@@ -9,15 +9,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from meterd.core import segment_merging
+from meterd.core import log_order, segment_encoder, segment_listing, segment_merging
 from meterd.core.gathering import Gathering
 from meterd.core.kernels import gather
 from meterd.core.kernels.gather import LogRows
+from meterd.core.listing import wanted_events
 from meterd.core.log_index import OpenIndex
+from meterd.core.log_order import LogOrders
 from meterd.core.questions import Question
+from meterd.core.segment_data import NO_ACCOUNTS, Runs
 from meterd.core.segment_encoder import SegmentEncoder
 from meterd.core.segment_merging import Merge
 from meterd.protocol.errors import Corrupt
+from meterd.protocol.limits import I64_MIN
 from meterd.protocol.segment_format import BLOCK_ROWS, FileHeader
 from tests.support.log_builder import LoggedEvent
 from tests.support.segments import (
@@ -179,19 +183,42 @@ def test_a_damaged_block_stops_those_who_need_it_and_nobody_else(world):
     assert counted(hurt, other, REGISTRY) == counted(reader, other, REGISTRY)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 100])
+@pytest.mark.parametrize("batch", [1, 3, 4, 100])
 def test_all_rows_in_order_make_the_same_segment_again(world, batch, monkeypatch):
     """What a merge of segments needs: rows, ids, sets, accounts and slices come back whole."""
     monkeypatch.setattr(segment_merging, "BATCH_ROWS", batch * BLOCK_ROWS)
-    *_, files, reader = world
+    monkeypatch.setattr(segment_encoder, "GROUP_ROWS", min(batch, 4) * BLOCK_ROWS)
+    builder, refused, *_ = world
+    files = encoded(builder, refused)
+    reader = opened(files)
     merge = Merge([reader], np.array([1, 2], np.uint64))
     encoder = SegmentEncoder(FileHeader(7, 7, 7, 0))
     seg = [encoder.begin()]
     for batch in merge.batches():
-        seg += encoder.add(batch)
-    seg += encoder.end()
+        seg += map(bytes, encoder.add(batch))
     assert merge.facts().rows == reader.header.row_count
     again = encoder.finish(reader.log())
     assert b"".join(seg) == files[".seg"]
     assert b"".join(again.props) == files[".props"]
     assert b"".join(again.idx) == files[".idx"]
+
+
+@pytest.mark.parametrize(("window", "piece"), [(1, 1), (700, 64), (5_000, 1 << 16)])
+def test_the_order_of_the_log_is_read_in_windows(world, window, piece, monkeypatch):
+    """Whatever pieces are asked for: the rows in log order, from windows of which few are kept."""
+    monkeypatch.setattr(log_order, "WINDOW_ORDINALS", window)
+    monkeypatch.setattr(log_order, "WINDOWS_MAX", 2)
+    monkeypatch.setattr(segment_listing, "FIRST_ORDINALS", piece)
+    monkeypatch.setattr(segment_listing, "PIECE_ORDINALS", 4 * piece)
+    *_, reader = world
+    count = reader.header.ordinal_count if window > 1 else 5
+    wanted = wanted_events(Question("feed"), REGISTRY, I64_MIN)
+    orders = LogOrders()
+    pieces = list(segment_listing.in_log_order(reader, wanted, 1, count, orders))
+    everything = Runs(np.array([[0, reader.header.row_count, 0, 0]], np.int64), NO_ACCOUNTS)
+    expected = reader.rows_between(everything, 1, count)
+    expected = expected[np.argsort(expected[:, 0])]
+    assert np.concatenate([rows for rows, _ in pieces]).tolist() == expected.tolist()
+    ends = [end for _, end in pieces]
+    assert ends == sorted(ends) and ends[-1] == count
+    assert len(orders._windows) <= 2
