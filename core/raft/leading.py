@@ -206,7 +206,13 @@ def _on_progress(group: GroupState, progress: Progress, message: AppendReply | B
     if message.match > progress.match:
         progress.land(message.match)
         maybe_commit(group)
-    if progress.state == REPLICATE and not message.room:
+    if message.need_from and message.need_from <= group.log.base.index:
+        # Damaged where nobody's log reaches back to: only a snapshot helps.
+        if progress.state != SNAPSHOT:
+            progress.probe_from(message.need_from)
+    elif progress.state == SNAPSHOT and message.accepted >= group.log.base.index:
+        progress.probe_from(message.accepted + 1)
+    elif progress.state == REPLICATE and not message.room:
         progress.probe_from(max(message.accepted, progress.match) + 1)
         progress.sent_at = group.moment.now
     elif progress.state == PROBE and isinstance(message, AppendReply) and message.accepted:
@@ -214,8 +220,6 @@ def _on_progress(group: GroupState, progress: Progress, message: AppendReply | B
             progress.replicate()
         else:
             progress.next = max(message.accepted, progress.match) + 1
-    elif progress.state == SNAPSHOT and message.accepted >= group.log.base.index:
-        progress.probe_from(message.accepted + 1)
 
 
 def maybe_commit(group: GroupState) -> None:

@@ -5,14 +5,14 @@ message that names a block waits here until that one is durable, and nothing els
 beats are answered while the disk is slow.
 
 A node that has just started stands aside until a majority has confirmed that its log has not gone
-back (a directory restored by hand): until then it neither votes nor acks.
+back (a directory restored by hand): until then it neither votes nor acks (`standing`).
 
 Does not know: sockets, files, what ops mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from meterd.core.raft.clock_check import ClockCheck
@@ -110,7 +110,7 @@ class Node:
         member: int,
         boot: int,
         moment: Moment,
-        groups: Sequence[Group],
+        groups: Iterable[Group],
         seeds: Iterable[int],
         settings: Settings,
     ) -> None:
@@ -122,7 +122,8 @@ class Node:
         self.durable = moment.block - 1
         self.peers: list[int] = []
         self._find_peers()
-        self.standing = Standing(moment.block - 1, self.peers)
+        self.standing = Standing(member, moment.block - 1)
+        self._aside = dict(self.groups)  # groups that neither vote nor ack yet
         self.clocks = ClockCheck(settings.clock_off_ms)
         self.beat_at = moment.now
         self._round_at = moment.now - ROUND_GAP_MS
@@ -134,8 +135,9 @@ class Node:
         self.held_lost = 0
         self._writers: dict[int, list[int]] = {}  # block -> groups that wrote to it
         self._begin_step()
-        for group in groups:
+        for group in self.groups.values():
             group.start()
+        self._confirm_groups()
 
     @property
     def deadline(self) -> int:
@@ -231,12 +233,13 @@ class Node:
         now = self.moment.now
         if now >= self.beat_at:
             self._begin_round()
-        if not self.standing.confirmed:
-            return
         self.moment.fit = not self.clocks.is_off(now)
         for group in self.groups.values():
             if now >= group.deadline:
-                self._carry_out(group.step(Tick()))
+                if group.group in self._aside:
+                    group.deadline = self.beat_at
+                else:
+                    self._carry_out(group.step(Tick()))
 
     def _find_peers(self) -> None:
         known = dict.fromkeys(self.seeds)
@@ -251,11 +254,9 @@ class Node:
         self.beat_at = moment.now + self.settings.beat_ms
         self._round_at = moment.now
         self._find_peers()
-        if not self.standing.confirmed:
-            self.standing.expect(self.peers)
+        if self._aside:
             for peer in self.peers:
                 self._send(peer, Hello(self.standing.block))
-            return
         beats: dict[int, list[Beat]] = {peer: [] for peer in self.peers}
         for group in self.groups.values():
             if group.role == LEADER:
@@ -287,18 +288,25 @@ class Node:
                 self._send(source, HelloReply(self.standing.heard_of(source)))
             elif isinstance(message, HelloReply):
                 self._on_hello_reply(source, message)
-            elif not self.standing.confirmed:
-                continue
             elif isinstance(message, Beats):
                 self._on_beats(source, message)
             elif isinstance(message, BeatReplies):
                 self._on_beat_replies(source, message)
-            elif message.group in self.groups:
+            elif message.group in self.groups and message.group not in self._aside:
                 self._carry_out(self.groups[message.group].receive(source, message))
 
     def _on_hello_reply(self, peer: int, message: HelloReply) -> None:
-        if not self.standing.confirmed and not self.standing.confirm(peer, message.block):
+        if not self._aside:
+            return
+        if self.standing.confirm(peer, message.block):
+            self._confirm_groups()
+        else:
             self._actions.append(GoneBack(peer, message.block, self.standing.block))
+
+    def _confirm_groups(self) -> None:
+        for group in list(self._aside.values()):
+            if self.standing.is_confirmed(group.log.configuration):
+                del self._aside[group.group]
 
     def _on_beats(self, source: int, message: Beats) -> None:
         """Answer a fresh beat; a late one says nothing about now."""
@@ -308,7 +316,7 @@ class Node:
         replies: dict[int, list[BeatReply]] = {0: []}
         for beat in message.beats:
             group = self.groups.get(beat.group)
-            if group is None:
+            if group is None or beat.group in self._aside:
                 continue
             reply, actions = group.on_beat(source, beat)
             self._carry_out(actions)

@@ -2,32 +2,24 @@
 
 Every envelope says how far its sender's log is durable.  Who has heard of a later block than a
 started node has knows that its directory is an older copy, which has forgotten votes and acks.
+
+A group needs the word of a majority of its voters, this node included: then nobody can have lost
+more than this node's own word.  Who has no configuration yet needs anybody's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from meterd.protocol.raft_messages import Configuration
 
 
 class Standing:
     """Of one node, since its start."""
 
-    def __init__(self, block: int, peers: Sequence[int]) -> None:
+    def __init__(self, member: int, block: int) -> None:
         """`block`: the last durable one at the start."""
         self.block = block
-        self._peers = list(peers)
-        self._confirmed_by: dict[int, None] = {}
+        self._confirmed_by = {member: None}
         self._heard: dict[int, int] = {}  # member -> highest block; bounded by the members known
-
-    @property
-    def confirmed(self) -> bool:
-        """Whether a majority of all nodes, this one included, knows of nothing later."""
-        count = len([peer for peer in self._peers if peer in self._confirmed_by])
-        return count + 1 > (len(self._peers) + 1) // 2
-
-    def expect(self, peers: Sequence[int]) -> None:
-        """Take note of who the peers are."""
-        self._peers = list(peers)
 
     def hear(self, member: int, block: int) -> None:
         """Remember how far a member's log was durable."""
@@ -43,3 +35,10 @@ class Standing:
             return False
         self._confirmed_by[peer] = None
         return True
+
+    def is_confirmed(self, configuration: Configuration) -> bool:
+        """Whether a replica with this configuration may vote and ack."""
+        if not configuration.voters:
+            return len(self._confirmed_by) > 1
+        count = sum(voter in self._confirmed_by for voter in configuration.voters)
+        return count >= configuration.quorum

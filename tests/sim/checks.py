@@ -14,7 +14,7 @@ from meterd.core.raft.events import (
 from meterd.core.raft.group import Group
 from meterd.core.raft.membership import is_single_change
 from meterd.core.raft.node import GoneBack
-from meterd.core.raft.state import LEADER
+from meterd.core.raft.state import CANDIDATE, LEADER
 from meterd.protocol.raft_messages import (
     CONFIG,
     AppendReply,
@@ -131,11 +131,10 @@ class Checks:
             elif isinstance(message, Vote):
                 promised = image.term > message.term or image.vote == machine.member
                 require(image.term >= message.term and promised, "I8 own vote", message)
-                require(
-                    image.term > message.term or image.last >= message.last_index,
-                    "I8 own log",
-                    message,
-                )
+                assert machine.node is not None
+                campaigns = machine.node.groups[message.group].role == CANDIDATE
+                known = not campaigns or image.last >= message.last_index
+                require(image.term > message.term or known, "I8 own log", message)
             elif isinstance(message, VoteReply) and message.granted:
                 promised = image.term > message.asked or image.vote == to
                 require(image.term >= message.asked and promised, "I8 vote", message)
@@ -171,7 +170,8 @@ class Checks:
         holders = 0
         for machine in self.world.machines.values():
             image = machine.disk.groups[group.group]
-            has = image.term_at(index) == term or image.base.index > index
+            # One that has lost its tail knows that it did, and votes for nobody.
+            has = image.term_at(index) == term or image.base.index > index or image.uncertain
             holders += has and machine.member in configuration.voters
         require(
             holders >= configuration.quorum,
