@@ -205,7 +205,7 @@ class Hello(NamedTuple):
 
 
 class HelloReply(NamedTuple):
-    block: int  # the highest durable block you ever told me of
+    block: int  # the highest durable block you told me of before this start
 
 
 GroupMessage = (

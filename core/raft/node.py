@@ -282,7 +282,7 @@ class Node:
         if envelope.boot > boot:
             self._boots[source] = envelope.boot
             self._rounds[source] = 0
-        self.standing.hear(source, envelope.block)
+        self.standing.hear(source, envelope.boot, envelope.block)
         for message in envelope.messages:
             if isinstance(message, Hello):
                 self._send(source, HelloReply(self.standing.heard_of(source)))

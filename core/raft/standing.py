@@ -19,15 +19,20 @@ class Standing:
         """`block`: the last durable one at the start."""
         self.block = block
         self._confirmed_by = {member: None}
-        self._heard: dict[int, int] = {}  # member -> highest block; bounded by the members known
+        # member -> its boot, its block in that, its highest block in all boots before
+        self._heard: dict[int, tuple[int, int, int]] = {}  # bounded by the members there are
 
-    def hear(self, member: int, block: int) -> None:
+    def hear(self, member: int, boot: int, block: int) -> None:
         """Remember how far a member's log was durable."""
-        self._heard[member] = max(block, self._heard.get(member, 0))
+        last_boot, last, before = self._heard.get(member, (boot, 0, 0))
+        if boot > last_boot:
+            before = max(before, last)
+            last = 0
+        self._heard[member] = (boot, max(block, last), before)
 
     def heard_of(self, member: int) -> int:
-        """Return the highest block a member ever told of, 0 when it told nothing."""
-        return self._heard.get(member, 0)
+        """Return the highest block that a member told of before its last start, 0 for none."""
+        return self._heard[member][2] if member in self._heard else 0
 
     def confirm(self, peer: int, heard: int) -> bool:
         """Take a peer's answer; return False when it has heard of a later block than there is."""

@@ -167,7 +167,9 @@ class Checks:
         """Whoever says first that an op is committed: a majority has it on disk (I3, I10)."""
         configuration = group.log.configuration
         term = group.log.term_at(index)
-        holders = 0
+        # Who lost its disk may have acked before; nobody has its vote any more.
+        gone = set(configuration.voters) - set(self.world.members())
+        holders = len(gone)
         for machine in self.world.machines.values():
             image = machine.disk.groups[group.group]
             # One that has lost its tail knows that it did, and votes for nobody.
