@@ -38,6 +38,8 @@ def wait_turn(group: GroupState) -> None:
         rank += len(candidates)  # lead only if nobody else can
     jitter = int(group.random.random() * settings.jitter_ms)
     group.patience = settings.suspicion_ms + rank * settings.rank_ms + jitter
+    if not group.others() and may_campaign(group):
+        group.patience = 0  # there is nobody to hear
     group.election_at = group.moment.now + group.patience
     group.deadline = group.election_at
 
@@ -81,7 +83,7 @@ def on_tick(group: GroupState) -> None:
     if group.role == CANDIDATE and not group.ballots.get(group.member):
         group.election_at = group.deadline = now + group.settings.election_ms  # slow disk
         return
-    if not may_campaign(group) or hears_leader(group):
+    if not may_campaign(group) or (hears_leader(group) and group.others()):
         if group.role != FOLLOWER:
             group.enter(FOLLOWER, NOBODY)
         wait_turn(group)
@@ -142,13 +144,14 @@ def on_vote(group: GroupState, sender: int, message: Vote) -> None:
             follow(group, message.term, NOBODY)
         granted = (
             group.vote in (NOBODY, sender)
-            and group.role == FOLLOWER
             and not group.uncertain
             and is_up_to_date(group, message.last_index, message.last_term)
         )
     if granted and group.vote == NOBODY:
         group.vote = sender
         group.write_term()
+        if group.role == PRE_CANDIDATE:
+            group.enter(FOLLOWER, NOBODY)
         wait_turn(group)
     group.send(sender, VoteReply(group.group, message.term, granted, group.term))
 

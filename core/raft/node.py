@@ -114,7 +114,11 @@ class Node:
         seeds: Iterable[int],
         settings: Settings,
     ) -> None:
-        """`groups` share `moment`; `seeds` are members to talk to besides those of the groups."""
+        """`groups` share `moment`; `seeds` are members to talk to besides those of the groups.
+
+        `boot` rises from start to start, also when the directory is an older copy of itself: it
+        is the wall clock's time, or one more than the last boot on disk if that is later.
+        """
         self.cluster, self.member, self.boot = cluster, member, boot
         self.settings, self.moment = settings, moment
         self.groups = {group.group: group for group in groups}

@@ -12,18 +12,19 @@ from collections.abc import Iterable
 
 from meterd.core.raft.events import Damaged, WriteRepair
 from meterd.core.raft.state import LEADER, GroupState
-from meterd.protocol.raft_messages import Op, Repair, RepairReply
+from meterd.protocol.raft_messages import NOBODY, Op, Repair, RepairReply
 
 
 def ask(group: GroupState) -> None:
-    """Ask one peer for the content of the first holes, the leader first, then in turn."""
+    """Ask one peer, any, for the content of the first holes."""
     log, settings = group.log, group.settings
-    peers = [m for m in log.configuration.members if m != group.member]
     group.repair_at = group.moment.now + settings.repair_retry_ms
+    peers = [
+        m for m in (group.leader, *log.configuration.members) if m not in (NOBODY, group.member)
+    ]
     if not peers:
         return
-    known_leader = group.leader in peers and group.random.random() < 0.5
-    peer = group.leader if known_leader else peers[int(group.random.random() * len(peers))]
+    peer = peers[int(group.random.random() * len(peers))]
     holes = log.holes[: settings.repair_ops_max]
     group.send(peer, Repair(group.group, tuple([(i, log.term_at(i)) for i in holes])))
 

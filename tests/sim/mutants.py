@@ -99,17 +99,6 @@ def votes_twice_in_a_term() -> list[Patch]:
 
 
 @mutant
-def candidate_counts_its_vote_at_once() -> list[Patch]:
-    original = elections.campaign
-
-    def campaign(group: GroupState, *, transfer: bool) -> None:
-        original(group, transfer=transfer)
-        group.ballots[group.member] = True
-
-    return [(elections, "campaign", campaign)]
-
-
-@mutant
 def votes_are_counted_by_message() -> list[Patch]:
     original = elections.on_vote_reply
 

@@ -16,7 +16,6 @@ from tests.sim.world import Stuck, World
 
 # After the faults: a leader for every group, everything proposed committed, replicas equal.
 HEAL_US = 12_000_000
-SETTLE_US = 1_500_000
 
 
 @dataclass
@@ -71,16 +70,16 @@ def _play(world: World, nemesis: Nemesis, result: Result) -> None:
     world.run(deadline, lambda: world.clients.idle)
     if not world.clients.idle:
         raise Stuck(f"after {HEAL_US // 1000} ms of peace: {_situation(world)}")
-    for client in world.clients.all:  # what is new is served, too
-        for group in range(world.plan.groups):
+    result.healed_us = world.now - healed_at
+    for group in range(world.plan.groups):  # what is new is served, too
+        for client in world.clients.all:
             world.clients.begin(client, group)
-            world.run(deadline, lambda: world.clients.idle)
-            if not world.clients.idle:
-                raise Stuck(f"nothing new is served: {_situation(world)}")
-    world.run(deadline, lambda: all_equal(world))
+        world.run(world.now + HEAL_US, lambda: world.clients.idle)
+        if not world.clients.idle:
+            raise Stuck(f"nothing new is served: {_situation(world)}")
+    world.run(world.now + HEAL_US, lambda: all_equal(world))
     if not all_equal(world):
         raise Stuck(f"replicas are not equal: {_situation(world)}")
-    result.healed_us = world.now - healed_at
     _check_totals(world)
 
 
