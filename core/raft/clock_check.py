@@ -9,8 +9,8 @@ from __future__ import annotations
 
 # An answer that took longer says too little about the other clock.
 ROUND_TRIP_MS_MAX = 300
-# After so long without an answer a peer's clock is not known any more.
-SAMPLE_AGE_MS_MAX = 10_000
+# After so long without an answer a peer's clock is not known any more: the dead have no say.
+SAMPLE_AGE_MS_MAX = 1_500
 
 
 class ClockCheck:

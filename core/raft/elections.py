@@ -186,8 +186,12 @@ def on_timeout_now(group: GroupState, sender: int, message: TimeoutNow) -> None:
 
 def maybe_win(group: GroupState) -> None:
     """Lead, if a majority of voters, each counted once, has voted for me."""
-    if group.role == CANDIDATE and _has_majority(group):
+    if group.role != CANDIDATE or not _has_majority(group):
+        return
+    if may_campaign(group):
         leading.become_leader(group)
+    else:
+        follow(group, group.term, NOBODY)  # damaged since it asked
 
 
 def on_durable(group: GroupState) -> None:

@@ -80,9 +80,25 @@ class SnapshotStored(NamedTuple):
 
 
 class Compacted(NamedTuple):
-    """A snapshot of my own, at or behind `index`, is durable: the log before it may go."""
+    """A snapshot of my own at this mark is durable: the log before it may go."""
+
+    mark: Mark
+
+
+class Forgotten(NamedTuple):
+    """Ops up to here are applied and can be read from disk: memory need not hold them."""
 
     index: int  # type: ignore[assignment]
+
+
+class OpsRead(NamedTuple):
+    """The ops that ReadOps asked for, and what comes before them."""
+
+    to: int
+    term: int
+    prev_term: int
+    prev_digest: int
+    ops: tuple[Op, ...]
 
 
 class Damaged(NamedTuple):
@@ -100,6 +116,8 @@ Event = (
     | Read
     | SnapshotStored
     | Compacted
+    | Forgotten
+    | OpsRead
     | Damaged
 )
 
@@ -163,12 +181,28 @@ class StoreSnapshot(NamedTuple):
     body: Any
 
 
+class TakeSnapshot(NamedTuple):
+    """A record that is applied has rotted: keep the state, so that it is not needed (Compacted)."""
+
+    group: int
+
+
 class SendSnapshot(NamedTuple):
     """Send your newest snapshot to a follower, as Install."""
 
     group: int
     to: int
     term: int
+
+
+class ReadOps(NamedTuple):
+    """Read whole ops from `first` on from disk, a message's worth, and say OpsRead with the same
+    `to` and `term`."""
+
+    group: int
+    to: int
+    term: int
+    first: int
 
 
 class BeatSoon(NamedTuple):
@@ -217,7 +251,9 @@ Action = (
     | Commit
     | Restored
     | StoreSnapshot
+    | TakeSnapshot
     | SendSnapshot
+    | ReadOps
     | BeatSoon
     | Accepted
     | Refused

@@ -22,6 +22,8 @@ from meterd.core.raft.events import (
     Damaged,
     Durable,
     Event,
+    Forgotten,
+    OpsRead,
     Proposal,
     ProposeChange,
     Read,
@@ -73,6 +75,13 @@ class Group(GroupState):
             snapshots.on_stored(self, event)
         elif isinstance(event, Compacted):
             snapshots.on_compacted(self, event)
+        elif isinstance(event, Forgotten):
+            snapshots.on_forgotten(self, event)
+        elif isinstance(event, OpsRead):
+            if event.term == repair.FOR_REPAIR:
+                repair.on_ops_read(self, event)
+            else:
+                leading.on_ops_read(self, event)
         elif isinstance(event, Damaged):
             repair.on_damaged(self, event)
         return self._taken()

@@ -18,7 +18,9 @@ from meterd.core.raft.events import (
     TRANSFERRING,
     UNFIT,
     Accepted,
+    OpsRead,
     Proposal,
+    ReadOps,
     SendSnapshot,
 )
 from meterd.core.raft.progress import PROBE, REPLICATE, SNAPSHOT, Progress
@@ -115,15 +117,21 @@ def send_appends(group: GroupState, member: int, progress: Progress) -> None:
     log, settings, now = group.log, group.settings, group.moment.now
     if progress.state == SNAPSHOT:
         return
-    if progress.next <= log.base.index:
+    if progress.next <= log.floor:
         progress.state = SNAPSHOT
         progress.sent_at = now
         group.actions.append(SendSnapshot(group.group, member, group.term))
         return
+    if progress.next <= log.base.index and progress.state == REPLICATE:
+        progress.probe_from(progress.next)  # from disk: one message at a time
     if progress.state == PROBE:
-        if now - progress.sent_at >= settings.retransmit_ms:
+        if now - progress.sent_at < settings.retransmit_ms:
+            return
+        progress.sent_at = now
+        if progress.next <= log.base.index:
+            group.actions.append(ReadOps(group.group, member, group.term, progress.next))
+        else:
             _send_append(group, member, progress)
-            progress.sent_at = now
         return
     while (
         progress.next <= log.whole_to
@@ -142,17 +150,22 @@ def _send_append(group: GroupState, member: int, progress: Progress) -> tuple[Op
         ops = log.read(progress.next, settings.append_ops_max, settings.append_bytes_max)
     if not progress.room:
         ops = tuple(takewhile(fits_reserve, ops))
-    message = Append(
-        group.group,
-        group.term,
-        prev,
-        log.term_at(prev),
-        log.digest_at(prev),
-        ops,
-        group.commit,
-    )
-    group.send(member, message)
+    before = (prev, log.term_at(prev), log.digest_at(prev))
+    group.send(member, Append(group.group, group.term, *before, ops, group.commit))
     return ops
+
+
+def on_ops_read(group: GroupState, event: OpsRead) -> None:
+    """Send what was read from disk, if the follower still waits for it."""
+    progress = group.progress.get(event.to)
+    first = event.ops[0].index
+    waits = progress is not None and (progress.state, progress.next) == (PROBE, first)
+    if progress is None or not waits or (group.role, group.term) != (LEADER, event.term):
+        return
+    ops = event.ops if progress.room else tuple(takewhile(fits_reserve, event.ops))
+    before = (first - 1, event.prev_term, event.prev_digest)
+    group.send(event.to, Append(group.group, group.term, *before, ops, group.commit))
+    progress.sent_at = group.moment.now
 
 
 def on_append_reply(group: GroupState, sender: int, message: AppendReply) -> None:
@@ -206,11 +219,11 @@ def _on_progress(group: GroupState, progress: Progress, message: AppendReply | B
     if message.match > progress.match:
         progress.land(message.match)
         maybe_commit(group)
-    if message.need_from and message.need_from <= group.log.base.index:
+    if message.need_from and message.need_from <= group.log.floor:
         # Damaged where nobody's log reaches back to: only a snapshot helps.
         if progress.state != SNAPSHOT:
             progress.probe_from(message.need_from)
-    elif progress.state == SNAPSHOT and message.accepted >= group.log.base.index:
+    elif progress.state == SNAPSHOT and message.accepted >= group.log.floor:
         progress.probe_from(message.accepted + 1)
     elif progress.state == REPLICATE and not message.room:
         progress.probe_from(max(message.accepted, progress.match) + 1)
@@ -253,6 +266,6 @@ def on_tick(group: GroupState) -> None:
     group.deadline = now + settings.beat_ms
     for member, progress in group.progress.items():
         if progress.state == SNAPSHOT and now - progress.sent_at >= settings.snapshot_retry_ms:
-            progress.probe_from(group.log.base.index)
+            progress.probe_from(group.log.floor)
         if progress.state == PROBE:
             send_appends(group, member, progress)

@@ -1,11 +1,15 @@
 """A replica's log in memory: ops after a mark, which of them are damaged, whose configuration.
 
+Memory holds the end of the log; what lies between `floor` and `base` is committed, applied and on
+disk, and read from there for followers that are behind (`leading`).  Before the floor there is
+only a snapshot.
+
 A damaged op is a *hole*: its identity (index, term, digest) is known, its content lost.  Holes
 count for everything that identity decides (votes, log matching) and for nothing that content
 does (acks, apply, leading).
 
 Invariants:
-  * ops[i].index == base.index + 1 + i, terms never fall
+  * ops[i].index == base.index + 1 + i, terms never fall; floor <= base.index
   * the last configuration is the one in force, committed or not
   * holes is ascending and lies within the ops
 """
@@ -21,10 +25,11 @@ from meterd.protocol.raft_messages import CONFIG, Configuration, Mark, Op
 class Log:
     """Change it only through its methods; `extend` does not truncate."""
 
-    __slots__ = ("_configurations", "base", "holes", "last", "last_term", "ops")
+    __slots__ = ("_configurations", "base", "floor", "holes", "last", "last_term", "ops")
 
     def __init__(self, base: Mark, ops: Iterable[Op] = (), holes: Iterable[int] = ()) -> None:
         self.base = base
+        self.floor = base.index
         self.ops: list[Op] = []
         self.holes: list[int] = []
         self.last = base.index
@@ -135,8 +140,14 @@ class Log:
         if op.kind == CONFIG and (op.index, op.body) not in self._configurations:
             insort(self._configurations, (op.index, op.body))
 
+    def forget(self, index: int) -> None:
+        """Keep ops up to base.index <= index <= last on disk only."""
+        floor = self.floor
+        self.compact(self.mark(index))
+        self.floor = floor
+
     def compact(self, mark: Mark) -> bool:
-        """Begin at `mark`; keep what follows it in the same history.  Return whether that was so.
+        """Begin at `mark`, on disk, too; return whether the log goes on in the same history.
 
         What does not contain the mark's op cannot be continued: a log that conflicts there is
         wrong behind it, too.
@@ -149,7 +160,7 @@ class Log:
             later = [c for c in self._configurations if c[0] > mark.index]
         else:
             self.ops, later = [], []
-        self.base = mark
+        self.base, self.floor = mark, mark.index
         self._configurations = [(mark.index, mark.configuration), *later]
         self.last, self.last_term = mark.index, mark.term
         if self.ops:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from meterd.core.raft.events import Damaged, WriteRepair
+from meterd.core.raft.events import Damaged, OpsRead, ReadOps, TakeSnapshot, WriteRepair
 from meterd.core.raft.state import LEADER, GroupState
 from meterd.protocol.raft_messages import NOBODY, Op, Repair, RepairReply
+
+FOR_REPAIR = 0  # in place of the term of a leader that reads ops to send
 
 
 def ask(group: GroupState) -> None:
@@ -30,17 +32,26 @@ def ask(group: GroupState) -> None:
 
 
 def on_repair(group: GroupState, sender: int, message: Repair) -> None:
-    """Give what is here and whole."""
+    """Give what is here and whole, from memory or from disk."""
     log = group.log
+    wanted = message.wanted[: group.settings.repair_ops_max]
     found = [
         log.op(index)
-        for index, term in message.wanted[: group.settings.repair_ops_max]
+        for index, term in wanted
         if log.base.index < index <= log.last
         and log.term_at(index) == term
         and index not in log.holes
     ]
     if found:
         group.send(sender, RepairReply(group.group, tuple(found)))
+    on_disk = [index for index, _ in wanted if log.floor < index <= log.base.index]
+    if on_disk:
+        group.actions.append(ReadOps(group.group, sender, FOR_REPAIR, on_disk[0]))
+
+
+def on_ops_read(group: GroupState, event: OpsRead) -> None:
+    """Give what was read from disk; who asked takes what is his."""
+    group.send(event.to, RepairReply(group.group, event.ops))
 
 
 def on_repair_reply(group: GroupState, message: RepairReply) -> None:
@@ -76,8 +87,14 @@ def on_durable(group: GroupState) -> None:
 
 
 def on_damaged(group: GroupState, event: Damaged) -> None:
-    """A record has rotted while I run; a leader hands over at its next tick."""
+    """A record has rotted while I run; a leader hands over at its next tick.
+
+    When the op is applied, its effect is here: a snapshot of it makes the record needless, also
+    where no peer's log reaches back to.
+    """
     group.log.damage(event.index)
+    if group.log.floor < event.index <= group.applicable:
+        group.actions.append(TakeSnapshot(group.group))
     if group.log.holes and group.role != LEADER:
         group.repair_at = group.moment.now
         group.deadline = group.moment.now

@@ -9,6 +9,7 @@ from __future__ import annotations
 from meterd.core.raft import following
 from meterd.core.raft.events import (
     Compacted,
+    Forgotten,
     Restored,
     SnapshotStored,
     StoreSnapshot,
@@ -21,12 +22,26 @@ from meterd.protocol.raft_messages import Install, Mark
 
 def on_compacted(group: GroupState, event: Compacted) -> None:
     """Begin the log behind a snapshot of my own state."""
-    if event.index > group.applicable:
-        raise InvariantViolation(f"a snapshot at {event.index} of {group.applicable} ops applied")
+    log, mark = group.log, event.mark
+    _check_applied(group, mark.index)
+    if mark.index <= log.floor:
+        return
+    if mark.index > log.base.index:
+        log.compact(mark)
+    log.floor = mark.index
+    group.actions.append(WriteSnapshot(group.group, mark))
+
+
+def on_forgotten(group: GroupState, event: Forgotten) -> None:
+    """Keep no longer in memory what only followers far behind need."""
+    _check_applied(group, event.index)
     if event.index > group.log.base.index:
-        mark = group.log.mark(event.index)
-        group.log.compact(mark)
-        group.actions.append(WriteSnapshot(group.group, mark))
+        group.log.forget(event.index)
+
+
+def _check_applied(group: GroupState, index: int) -> None:
+    if index > group.applicable:
+        raise InvariantViolation(f"op {index} is forgotten, {group.applicable} are applied")
 
 
 def on_install(group: GroupState, sender: int, message: Install) -> None:

@@ -30,7 +30,6 @@ from meterd.protocol.raft_messages import (
 )
 
 if TYPE_CHECKING:
-    from tests.sim.disk import DiskGroup
     from tests.sim.machine import Machine
     from tests.sim.world import World
 
@@ -53,6 +52,7 @@ class Checks:
         self.history: dict[tuple[int, int, int], int] = {}  # group, index, term -> digest
         self.canonical: dict[int, list[tuple[int, int]]] = {}  # group -> (term, digest) by index
         self.terms: dict[tuple[int, int], tuple[int, int]] = {}  # member, group -> durable term
+        self.releases = False  # messages leave that were written before, maybe before damage
         self.floor: dict[int, int] = {}  # group -> highest index seen by a client
 
     # I1, I4: leaders.
@@ -122,12 +122,11 @@ class Checks:
                 continue
             if isinstance(message, BeatReplies):
                 for reply in message.replies:
-                    image = machine.disk.groups[reply.group]
-                    self._acked(image, reply.term, reply.match)
+                    self._acked(machine, reply.group, reply.term, reply.match)
                 continue
             image = machine.disk.groups[message.group]
             if isinstance(message, AppendReply):
-                self._acked(image, message.term, message.match)
+                self._acked(machine, message.group, message.term, message.match)
             elif isinstance(message, Vote):
                 promised = image.term > message.term or image.vote == machine.member
                 require(image.term >= message.term and promised, "I8 own vote", message)
@@ -139,11 +138,14 @@ class Checks:
                 promised = image.term > message.asked or image.vote == to
                 require(image.term >= message.asked and promised, "I8 vote", message)
 
-    def _acked(self, image: DiskGroup, term: int, match: int) -> None:
+    def _acked(self, machine: Machine, number: int, term: int, match: int) -> None:
+        assert machine.node is not None
+        image, log = machine.disk.groups[number], machine.node.groups[number].log
         require(image.term >= term, "I8 term", image.term, term)
         require(image.last >= match or image.term > term, "I8 ack", image.last, match)
-        if image.term == term:
-            hole = min(image.damaged, default=match + 1)
+        if image.term == term and not self.releases:
+            # What is not in memory is applied: its damage matters at the next start.
+            hole = min([i for i in image.damaged if i > log.base.index], default=match + 1)
             require(hole > match, "I8 ack of a damaged op", hole, match)
 
     # I3, I5: commit and apply.

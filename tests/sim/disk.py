@@ -7,6 +7,7 @@ engine's own log, so that one can be held against the other.
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 from meterd.core.raft.events import Write, WriteOps, WriteRepair, WriteSnapshot, WriteTerm
 from meterd.core.raft.log import Log
@@ -47,6 +48,19 @@ class DiskGroup:
             return self.base.term
         return self.ops[at - 1].term if 0 < at <= len(self.ops) else None
 
+    def read(self, first: int, count: int) -> tuple[int, int, tuple[Op, ...]] | None:
+        """Return term and digest before `first`, and whole ops from there; None when not there."""
+        at = first - self.base.index - 1
+        if not 0 <= at < len(self.ops):
+            return None
+        prev = self.ops[at - 1] if at else self.base
+        ops = []
+        for op in self.ops[at : at + count]:
+            if op.index in self.damaged:
+                break
+            ops.append(op)
+        return (prev.term, prev.digest, tuple(ops)) if ops else None
+
     def apply(self, record: Write) -> None:
         if isinstance(record, WriteTerm):
             self.term, self.vote, self.uncertain = record.term, record.vote, record.uncertain
@@ -83,7 +97,8 @@ class Disk:
         self.block = 0  # last durable one
         self.queue: list[tuple[int, list[Write]]] = []  # written, not synced
         self.syncing = 0  # blocks of the queue that the present sync covers
-        self.snapshots: dict[tuple[int, int], object] = {}  # group, index -> state
+        # group, index -> its mark and the state there
+        self.snapshots: dict[tuple[int, int], tuple[Mark, Any]] = {}
 
     def write(self, block: int, records: list[Write]) -> None:
         self.queue.append((block, records))

@@ -9,9 +9,12 @@ from meterd.core.raft.events import (
     Accepted,
     Action,
     Commit,
+    Compacted,
     Durable,
     Event,
     Moment,
+    OpsRead,
+    ReadOps,
     ReadReady,
     Refused,
     Restored,
@@ -19,6 +22,7 @@ from meterd.core.raft.events import (
     SendSnapshot,
     SnapshotStored,
     StoreSnapshot,
+    TakeSnapshot,
 )
 from meterd.core.raft.group import Group
 from meterd.core.raft.node import GoneBack, Node, NodeEvent, Output, Request, SnapshotRead
@@ -134,7 +138,7 @@ class Machine:
             )
             base = image.base.index
             kept = self.disk.snapshots.get((number, base))
-            self.states[number] = kept.copy() if kept else StateMachine()  # type: ignore[attr-defined]
+            self.states[number] = kept[1].copy() if kept else StateMachine()
             assert self.states[number].applied == base
         self.node = Node(
             cluster=CLUSTER,
@@ -171,6 +175,7 @@ class Machine:
         world = self.world
         output = node.step(self.clock(), self.wall(), event)
         world.steps += 1
+        world.checks.releases = isinstance(event, Durable)
         self._perform(output)
         if self.node is not None:
             world.checks.stepped(self)
@@ -247,6 +252,15 @@ class Machine:
         elif isinstance(action, SendSnapshot):
             delay = self.random.randint(2_000, 60_000)
             world.after(delay, self, "snapshot_read", (self.boot, action))
+        elif isinstance(action, ReadOps):
+            world.after(self.random.randint(100, 3_000), self, "ops_read", (self.boot, action))
+        elif isinstance(action, TakeSnapshot):
+            world.after(
+                self.random.randint(1_000, 100_000),
+                self,
+                "take_snapshot",
+                (self.boot, action.group),
+            )
         elif isinstance(action, GoneBack):
             world.checks.gone_back(self, action)
 
@@ -270,24 +284,41 @@ class Machine:
             self.world.clients.committed(self, cause, number, index)
 
     def _restore(self, action: Restored) -> None:
-        kept: Any = self.disk.snapshots[action.group, action.mark.index]
-        self.states[action.group] = kept.copy()
+        self.states[action.group] = self.disk.snapshots[action.group, action.mark.index][1].copy()
         self.world.checks.restored(self, action)
         self.world.cover("install")
 
     def stored(self, boot: int, action: StoreSnapshot) -> None:
         if self.node is None or boot != self.boot:
             return
-        self.disk.snapshots[action.group, action.mark.index] = action.body
+        self.disk.snapshots[action.group, action.mark.index] = (action.mark, action.body)
         self.request(action.group, SnapshotStored(action.mark))
 
     def snapshot_read(self, boot: int, action: SendSnapshot) -> None:
         if self.node is None or boot != self.boot:
             return
-        mark = self.node.groups[action.group].log.base
-        body = self.disk.snapshots.get((action.group, mark.index))
-        if body is not None:
+        newest = max([i for group, i in self.disk.snapshots if group == action.group], default=0)
+        if newest >= self.node.groups[action.group].log.floor and newest:
+            mark, body = self.disk.snapshots[action.group, newest]
             self.step(SnapshotRead(action.group, action.to, action.term, mark, body))
+
+    def ops_read(self, boot: int, action: ReadOps) -> None:
+        if self.node is None or boot != self.boot:
+            return
+        found = self.disk.groups[action.group].read(action.first, SETTINGS.append_ops_max)
+        if found is not None:
+            self.world.counts["read from disk"] += 1
+            self.request(action.group, OpsRead(action.to, action.term, *found))
+
+    def take_snapshot(self, boot: int, number: int) -> None:
+        """Keep the state of a group; its log may begin there."""
+        if self.node is None or boot != self.boot:
+            return
+        state, log = self.states[number], self.node.groups[number].log
+        if state.applied > log.floor and state.applied >= log.base.index:
+            mark = log.mark(state.applied)
+            self.disk.snapshots[number, state.applied] = (mark, state.copy())
+            self.request(number, Compacted(mark))
 
     def leads(self, number: int) -> bool:
         return self.node is not None and self.node.groups[number].role == LEADER

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
 
-from meterd.core.raft.events import Compacted, Damaged, ProposeChange, TransferLeadership
+from meterd.core.raft.events import Damaged, Forgotten, ProposeChange, TransferLeadership
 from meterd.core.raft.node import Room
 from meterd.protocol.raft_messages import Configuration
 
@@ -255,11 +255,15 @@ class Nemesis:
         group = random.randrange(self.world.plan.groups)
         if machine.node is None or machine.paused_until > self.world.now:
             return
-        state = machine.states[group]
-        if state.applied > machine.node.groups[group].log.base.index:
-            self.world.cover("snapshot")
-            machine.disk.snapshots[group, state.applied] = state.copy()
-            machine.request(group, Compacted(state.applied))
+        self.world.cover("snapshot")
+        machine.take_snapshot(machine.boot, group)
+
+    def _forget(self, random: Random) -> None:
+        """Memory is short: what is applied is read from disk from now on."""
+        machine = self._any(random)
+        if machine.node is not None and machine.paused_until <= self.world.now:
+            for group, state in machine.states.items():
+                machine.request(group, Forgotten(max(0, state.applied - random.choice([0, 5]))))
 
     def _membership(self, random: Random) -> None:
         group = random.randrange(self.world.plan.groups)

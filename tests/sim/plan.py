@@ -29,6 +29,7 @@ OPERATIONS = {
     "transfer": 1500,
     "membership": 900,
     "snapshot": 700,
+    "forget": 500,
 }
 MEAN_MS = FAULTS | OPERATIONS
 

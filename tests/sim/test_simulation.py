@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.mutants import seeds_needed
-from tests.sim.runner import run_seed, shrink
+from tests.sim.runner import run_seed
 
 SEEDS_PER_TEST = 25
 # Seeds in which a rule was broken once.

@@ -114,7 +114,7 @@ class World:
         elif kind == "synced":
             assert machine is not None
             machine.synced(payload)
-        elif kind in ("stored", "snapshot_read"):
+        elif kind in ("stored", "snapshot_read", "ops_read", "take_snapshot"):
             assert machine is not None
             getattr(machine, kind)(*payload)
         elif kind == "call":

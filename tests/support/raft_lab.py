@@ -129,7 +129,7 @@ class Lab:
     def flow(self, *among: int) -> None:
         """Let everything through between these, until nothing moves."""
         members = among or tuple(self.groups)
-        while any([self.deliver(a, b) for a in members for b in members if a != b]):
+        while sum([self.deliver(a, b) for a in members for b in members if a != b]):
             pass
 
     def drop(self) -> None:

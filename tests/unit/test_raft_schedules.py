@@ -28,7 +28,7 @@ FIGURE_7 = {
 
 def test_figure_7_every_log_becomes_the_leaders() -> None:
     """Followers miss ops, have ops that were never committed, or both."""
-    lab = Lab(tuple(FIGURE_7), logs=FIGURE_7, terms={member: 7 for member in FIGURE_7})
+    lab = Lab(tuple(FIGURE_7), logs=FIGURE_7, terms=dict.fromkeys(FIGURE_7, 7))
     lab.elect(1, 1, 2, 3, 6, 7)
     assert lab.groups[1].term == 8
     for _ in range(10):
