@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from meterd.core.raft.events import (
@@ -51,6 +52,7 @@ class Checks:
         self.leaders: dict[tuple[int, int], int] = {}  # group, term -> member
         self.history: dict[tuple[int, int, int], int] = {}  # group, index, term -> digest
         self.canonical: dict[int, list[tuple[int, int]]] = {}  # group -> (term, digest) by index
+        self.commit_terms: dict[int, list[int]] = {}  # group -> term it was committed in, by index
         self.terms: dict[tuple[int, int], tuple[int, int]] = {}  # member, group -> durable term
         self.releases = False  # messages leave that were written before, maybe before damage
         self.floor: dict[int, int] = {}  # group -> highest index seen by a client
@@ -66,12 +68,13 @@ class Checks:
         self.leaders[key] = machine.member
         self.world.cover("election")
         log = machine.node.groups[action.group].log
-        canonical = self.canonical.get(action.group, [])
-        require(log.last >= len(canonical), "I4 a leader has all committed ops", key, log.last)
         require(not log.holes, "I4 a leader has no damaged ops", key)
-        if len(canonical) > log.base.index:
-            digest = log.digest_at(len(canonical))
-            require(digest == canonical[-1][1], "I4 a leader has all committed ops", key)
+        # A leader of an old term, elected by late votes, lacks what newer terms committed.
+        count = bisect_left(self.commit_terms.get(action.group, []), action.term)
+        require(log.last >= count, "I4 a leader has all committed ops", key, log.last, count)
+        if count > log.base.index:
+            digest = self.canonical[action.group][count - 1][1]
+            require(log.digest_at(count) == digest, "I4 a leader has all committed ops", key)
 
     # I2, I6, I9: writes.
 
@@ -161,8 +164,10 @@ class Checks:
         if index <= len(canonical):
             return
         require(state.applied <= len(canonical), "I5 commit leaves a gap", state.applied)
+        terms = self.commit_terms.setdefault(group.group, [])
         for at in range(len(canonical) + 1, index + 1):
             canonical.append((log.term_at(at), log.digest_at(at)))
+            terms.append(max(group.term, terms[-1] if terms else 0))
         self._on_quorum(group, index)
 
     def _on_quorum(self, group: Group, index: int) -> None:

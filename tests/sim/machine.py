@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,22 @@ if TYPE_CHECKING:
 
 CLUSTER = 7
 SETTINGS = Settings(uncommitted_ops_max=200, append_ops_max=16, flights_max=4, reads_max=64)
+FAST = replace(
+    SETTINGS,
+    beat_ms=50,
+    suspicion_ms=300,
+    rank_ms=80,
+    jitter_ms=20,
+    pre_vote_retry_ms=40,
+    election_ms=200,
+    sticky_ms=250,
+    check_quorum_ms=500,
+    lease_ms=200,
+    transfer_ms=300,
+    retransmit_ms=100,
+    snapshot_retry_ms=1000,
+    repair_retry_ms=70,
+)
 NOOP_LIKE = 16
 
 
@@ -86,6 +103,7 @@ class Machine:
         self.states: dict[int, StateMachine] = {}
         self.waiting: dict[tuple[int, int], tuple[int, Any]] = {}  # group, index -> term, cause
         self.rate = world.plan.rates[number - 1]
+        self.settings = FAST if world.plan.fast_timers else SETTINGS
         self.wall_off_ms = 0
         self.fsync_us = world.plan.fsync_us
         self.room = True
@@ -131,7 +149,7 @@ class Machine:
                     self.member,
                     image.recovered(),
                     moment,
-                    settings=SETTINGS,
+                    settings=self.settings,
                     random=self.random,
                     chain=chain,
                 )
@@ -147,7 +165,7 @@ class Machine:
             moment=moment,
             groups=groups,
             seeds=self.world.members(),
-            settings=SETTINGS,
+            settings=self.settings,
         )
         self.world.schedule_tick(self)
 

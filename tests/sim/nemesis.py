@@ -102,7 +102,7 @@ class Nemesis:
     def _cut(self, random: Random, links: list[tuple[int, int]], what: str) -> None:
         world = self.world
         world.tell(f"{what}: cut {links}")
-        duration = random.choice([300, 1200, 2500])
+        duration = random.choice([300, 1200, 3000])
         world.mark(what, duration * 1000)
         world.cut.update(links)
         self._later(duration, lambda: world.cut.difference_update(links))
@@ -128,6 +128,12 @@ class Nemesis:
         else:
             links = [(n, one) for n in numbers]
         self._cut(random, links, "one_way")
+
+    def _bad_link(self, random: Random) -> None:
+        """Two nodes do not reach each other; everybody else does."""
+        one = self._leader_or_any(random).number
+        other = random.choice([n for n in self.world.machines if n != one])
+        self._cut(random, [(one, other), (other, one)], "bad_link")
 
     def _clog(self, random: Random) -> None:
         """A link delivers nothing for a while, then everything at once."""

@@ -13,6 +13,7 @@ FAULTS = {
     "partition": 2200,
     "isolate": 2200,
     "one_way": 2000,
+    "bad_link": 1500,
     "clog": 2200,
     "loss": 2500,
     "slow_disk": 2200,
@@ -50,6 +51,7 @@ class Plan:
     duplication: float
     fsync_us: int
     rates: list[float]
+    fast_timers: bool  # elections in a third of the time: more of them in a run
     keeps_quorum_only: bool  # after the faults a minority stays dead
     faults: list[str] = field(default_factory=list)
     operations: list[str] = field(default_factory=list)
@@ -80,12 +82,13 @@ def draw(seed: int) -> Plan:
         groups=random.choice([1, 1, 2, 3]),
         clients=random.choice([2, 3, 4]),
         fault_ms=random.choice([4000, 7000, 10000]),
-        delay_us=random.choice([200, 1000, 5000]),
+        delay_us=random.choice([200, 1000, 5000, 30_000]),
         spike=0.0 if quiet else random.choice([0.0, 0.002, 0.01]),
         loss=0.0 if quiet else random.choice([0.0, 0.0, 0.01, 0.05]),
-        duplication=0.0 if quiet else random.choice([0.0, 0.02]),
+        duplication=0.0 if quiet else random.choice([0.0, 0.02, 0.3]),
         fsync_us=random.choice([300, 2000, 10000, 40000]),
         rates=[1 + random.uniform(-drift, drift) for _ in range(voters + spares)],
+        fast_timers=random.random() < 0.6,
         keeps_quorum_only=not quiet and random.random() < 0.3,
         faults=faults,
         operations=operations,
