@@ -26,6 +26,7 @@ from meterd.core.raft import (
 )
 from meterd.core.raft.events import WriteTerm
 from meterd.core.raft.log import Log
+from meterd.core.raft.progress import Progress
 from meterd.core.raft.standing import Standing
 from meterd.core.raft.state import FOLLOWER, LEADER, GroupState
 from meterd.protocol.raft_messages import NOBODY
@@ -354,6 +355,15 @@ def lease_is_back_after_an_aborted_transfer() -> list[Patch]:
     return [(transfer, "maybe_abort", maybe_abort)]
 
 
+@mutant
+def stale_timeout_now_is_obeyed() -> list[Patch]:
+    def on_timeout_now(group: GroupState, sender: int, message: Any) -> None:
+        if elections.may_campaign(group):
+            elections.campaign(group, transfer=True)
+
+    return [(elections, "on_timeout_now", on_timeout_now)]
+
+
 # Damage, snapshots, membership.
 
 
@@ -378,6 +388,16 @@ def lost_tail_votes() -> list[Patch]:
         return original(image)._replace(uncertain=False)
 
     return [(DiskGroup, "recovered", recovered)]
+
+
+@mutant
+def lost_tail_is_trusted_at_once() -> list[Patch]:
+    def maybe_certain(group: GroupState) -> None:
+        if group.uncertain and group.match >= group.commit > 0:
+            group.uncertain = False
+            group.write_term()
+
+    return [(following, "maybe_certain", maybe_certain)]
 
 
 @mutant
@@ -484,6 +504,17 @@ def configurations_outlive_truncation() -> list[Patch]:
 
 
 # Getting on.
+
+
+@mutant
+def limits_are_not_kept() -> list[Patch]:
+    original = Progress.take_off
+
+    def take_off(progress: Progress, last_index: int, size: int, now: int) -> None:
+        original(progress, last_index, 0, now)
+        progress.flights.clear()
+
+    return [(Progress, "take_off", take_off)]
 
 
 @mutant

@@ -136,13 +136,16 @@ class Lab:
         """Lose every message that is under way."""
         self.messages.clear()
 
+    def beat_of(self, leader: int) -> Beat:
+        group = self.groups[leader]
+        return Beat(0, group.term, group.commit)
+
     def beat(self, leader: int, *followers: int, replies: bool = True) -> None:
         """Send one beat to followers and bring back their answers."""
         group, moment = self.groups[leader], self.moments[leader]
         moment.round += 1
         for follower in followers:
-            beat = Beat(0, group.term, group.commit)
-            answer, actions = self.groups[follower].on_beat(leader, beat)
+            answer, actions = self.groups[follower].on_beat(leader, self.beat_of(leader))
             self._done(follower, actions)
             if replies:
                 round_ = moment.round - 1
