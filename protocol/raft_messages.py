@@ -231,4 +231,4 @@ class Envelope(NamedTuple):
     target: int  # member: what was meant for an older incarnation is not for a newer one
     boot: int  # counts the sender's starts; older ones are ignored
     block: int  # durable at the sender
-    messages: tuple[Message, ...]
+    messages: tuple[Any, ...]  # Message, AppendSlices or AckSlices (raft_slices.py)

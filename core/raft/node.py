@@ -22,6 +22,7 @@ from meterd.core.raft.events import (
     Durable,
     Event,
     Moment,
+    Proposal,
     Send,
     Tick,
     Write,
@@ -32,6 +33,7 @@ from meterd.core.raft.events import (
 )
 from meterd.core.raft.group import Group
 from meterd.core.raft.settings import Settings
+from meterd.core.raft.slices import AcceptedSlices, CommitSlices, WriteSlices
 from meterd.core.raft.standing import Standing
 from meterd.core.raft.state import LEADER
 from meterd.protocol.raft_messages import (
@@ -40,6 +42,7 @@ from meterd.protocol.raft_messages import (
     BeatReply,
     Beats,
     Envelope,
+    GroupMessage,
     Hello,
     HelloReply,
     Install,
@@ -48,6 +51,9 @@ from meterd.protocol.raft_messages import (
     incarnation_of,
     node_of,
 )
+from meterd.protocol.raft_slices import AckSlices, AppendSlices, SliceOps
+
+Outgoing = Message | AppendSlices | AckSlices
 
 # Rounds of beats for reads follow each other no faster.
 ROUND_GAP_MS = 5
@@ -62,6 +68,13 @@ class Request(NamedTuple):
 
     group: int
     event: Event
+
+
+class ProposeSlices(NamedTuple):
+    """Append one op to each of many groups; of `ops` groups, kinds, sizes and bodies count."""
+
+    ops: SliceOps
+    causes: list[Any]
 
 
 class Room(NamedTuple):
@@ -88,16 +101,17 @@ class GoneBack(NamedTuple):
     block: int
 
 
-NodeEvent = Tick | Durable | Received | Request | Room | SnapshotRead
+NodeEvent = Tick | Durable | Received | Request | ProposeSlices | Room | SnapshotRead
+NodeAction = Action | AcceptedSlices | CommitSlices | GoneBack
 
 
 class Output(NamedTuple):
     """What to do, in this order: write the records as one block, send, act."""
 
     block: int  # 0 when there are no records
-    records: list[Write]
+    records: list[Write | WriteSlices]
     envelopes: list[tuple[int, Envelope]]
-    actions: list[Action | GoneBack]
+    actions: list[NodeAction]
 
 
 class Node:
@@ -134,7 +148,7 @@ class Node:
         self._boots: dict[int, int] = {}  # peer -> newest boot
         self._rounds: dict[int, int] = {}  # peer -> newest round of that boot
         self._incarnations: dict[int, int] = {}  # node -> newest incarnation
-        self._held: dict[int, list[tuple[int, Message]]] = {}  # block -> messages
+        self._held: dict[int, list[tuple[int, Outgoing]]] = {}  # block -> messages
         self._held_count = 0
         self.held_lost = 0
         self._writers: dict[int, list[int]] = {}  # block -> groups that wrote to it
@@ -160,10 +174,11 @@ class Node:
         elif isinstance(event, Durable):
             self._on_durable(event)
         elif isinstance(event, Request):
-            group = self.groups[event.group]
-            self._carry_out(group.step(event.event))
+            self._carry_out(self._live(event.group).step(event.event))
+        elif isinstance(event, ProposeSlices):
+            self._propose(event)
         elif isinstance(event, Room):
-            moment.room = event.room
+            self._on_room(event)
         elif isinstance(event, SnapshotRead):
             self._on_snapshot_read(event)
         return self._end_step()
@@ -171,12 +186,33 @@ class Node:
     def holds_lease(self, group: int, now: int) -> bool:
         """Whether an answer by lease, computed by now, may leave."""
         self.moment.now = now
-        return self.groups[group].holds_lease()
+        return self._live(group).holds_lease()
+
+    # What the fast path replaces.
+
+    def _live(self, number: int) -> Group:
+        """Return a group as it is now."""
+        return self.groups[number]
+
+    def _propose(self, event: ProposeSlices) -> None:
+        ops = event.ops
+        rows = zip(ops.groups.tolist(), ops.kind.tolist(), ops.size.tolist(), strict=True)
+        for row, (group, kind, size) in enumerate(rows):
+            proposal = Proposal(((kind, size, ops.body[row]),), event.causes[row])
+            self._carry_out(self._live(group).step(proposal))
+
+    def _on_slices(self, source: int, message: AppendSlices | AckSlices) -> None:
+        for one in message.expanded():
+            self._on_group_message(source, one)
+
+    def _on_room(self, event: Room) -> None:
+        self.moment.room = event.room
 
     def _begin_step(self) -> None:
         self._records: list[Write] = []
-        self._actions: list[Action | GoneBack] = []
-        self._outgoing: dict[int, list[Message]] = {}
+        self._slices: list[WriteSlices] = []
+        self._actions: list[NodeAction] = []
+        self._outgoing: dict[int, list[Outgoing]] = {}
         self._beat_soon = False
         self._wall = 0
 
@@ -186,16 +222,17 @@ class Node:
             if self.moment.now >= self.beat_at:
                 self._begin_round()
         block = 0
-        if self._records:
+        if self._records or self._slices:
             block = self.moment.block
             self.moment.block += 1
-            self._writers[block] = list(dict.fromkeys([r.group for r in self._records]))
+        if self._records:
+            self._writers.setdefault(block, []).extend([r.group for r in self._records])
         cluster, member, boot, durable = self.cluster, self.member, self.boot, self.durable
         envelopes = [
             (to, Envelope(cluster, member, to, boot, durable, tuple(messages)))
             for to, messages in self._outgoing.items()
         ]
-        return Output(block, self._records, envelopes, self._actions)
+        return Output(block, [*self._records, *self._slices], envelopes, self._actions)
 
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
@@ -208,7 +245,7 @@ class Node:
             else:
                 self._actions.append(action)
 
-    def _send(self, to: int, message: Message, after: int = 0) -> None:
+    def _send(self, to: int, message: Outgoing, after: int = 0) -> None:
         """Send a message when block `after` is durable."""
         if after <= self.durable:
             self._outgoing.setdefault(to, []).append(message)
@@ -229,7 +266,7 @@ class Node:
         for block in sorted([b for b in self._writers if b <= event.block]):
             waiting.update(dict.fromkeys(self._writers.pop(block)))
         for number in waiting:
-            self._carry_out(self.groups[number].step(event))
+            self._carry_out(self._live(number).step(event))
 
     # Time.
 
@@ -243,7 +280,7 @@ class Node:
                 if group.group in self._aside:
                     group.deadline = self.beat_at
                 else:
-                    self._carry_out(group.step(Tick()))
+                    self._carry_out(self._live(group.group).step(Tick()))
 
     def _find_peers(self) -> None:
         known = dict.fromkeys(self.seeds)
@@ -264,6 +301,7 @@ class Node:
         beats: dict[int, list[Beat]] = {peer: [] for peer in self.peers}
         for group in self.groups.values():
             if group.role == LEADER:
+                self._live(group.group)
                 beat = Beat(group.group, group.term, group.commit)
                 for member in group.progress:
                     beats[member].append(beat)
@@ -296,8 +334,14 @@ class Node:
                 self._on_beats(source, message)
             elif isinstance(message, BeatReplies):
                 self._on_beat_replies(source, message)
-            elif message.group in self.groups and message.group not in self._aside:
-                self._carry_out(self.groups[message.group].receive(source, message))
+            elif isinstance(message, AppendSlices | AckSlices):
+                self._on_slices(source, message)
+            else:
+                self._on_group_message(source, message)
+
+    def _on_group_message(self, source: int, message: GroupMessage) -> None:
+        if message.group in self.groups and message.group not in self._aside:
+            self._carry_out(self._live(message.group).receive(source, message))
 
     def _on_hello_reply(self, peer: int, message: HelloReply) -> None:
         if not self._aside:
@@ -322,7 +366,7 @@ class Node:
             group = self.groups.get(beat.group)
             if group is None or beat.group in self._aside:
                 continue
-            reply, actions = group.on_beat(source, beat)
+            reply, actions = self._live(beat.group).on_beat(source, beat)
             self._carry_out(actions)
             after = group.term_block if group.term_block > self.durable else 0
             replies.setdefault(after, []).append(reply)
@@ -334,12 +378,12 @@ class Node:
         now = self.moment.now
         self.clocks.take(source, now, now - message.sent_at, message.wall - self._wall)
         for reply in message.replies:
-            group = self.groups.get(reply.group)
-            if group is not None:
+            if reply.group in self.groups:
+                group = self._live(reply.group)
                 self._carry_out(group.on_beat_reply(source, reply, message.round, message.sent_at))
 
     def _on_snapshot_read(self, event: SnapshotRead) -> None:
-        group = self.groups[event.group]
+        group = self._live(event.group)
         if (group.role, group.term) == (LEADER, event.term):
             message = Install(event.group, event.term, event.mark, event.body)
             self._send(event.to, message, group.term_block)

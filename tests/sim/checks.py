@@ -29,10 +29,13 @@ from meterd.protocol.raft_messages import (
     Vote,
     VoteReply,
 )
+from meterd.protocol.raft_slices import AckSlices, AppendSlices
 
 if TYPE_CHECKING:
     from tests.sim.machine import Machine
     from tests.sim.world import World
+
+WITHOUT_PROMISE = (Beats, Hello, HelloReply, Repair, RepairReply, AppendSlices)
 
 
 class Violation(AssertionError):
@@ -121,7 +124,11 @@ class Checks:
     def sent(self, machine: Machine, to: int, envelope: Envelope) -> None:
         require(envelope.block <= machine.disk.block, "I8 block", envelope.block)
         for message in envelope.messages:
-            if isinstance(message, Beats | Hello | HelloReply | Repair | RepairReply):
+            if isinstance(message, AckSlices):
+                for ack in message.expanded():
+                    self._acked(machine, ack.group, ack.term, ack.match)
+                continue
+            if isinstance(message, WITHOUT_PROMISE):
                 continue
             if isinstance(message, BeatReplies):
                 for reply in message.replies:
@@ -156,24 +163,23 @@ class Checks:
     def committed(self, machine: Machine, group: Group, index: int) -> None:
         canonical = self.canonical.setdefault(group.group, [])
         state = machine.states[group.group]
-        log = group.log
+        ops = machine.ops[group.group]
         require(index > state.applied, "commit does not move back", index)
         for at in range(state.applied + 1, min(index, len(canonical)) + 1):
-            mine = (log.term_at(at), log.digest_at(at))
+            mine = (ops[at].term, ops[at].digest)
             require(mine == canonical[at - 1], "I5 one op an index", group.group, at, mine)
         if index <= len(canonical):
             return
         require(state.applied <= len(canonical), "I5 commit leaves a gap", state.applied)
         terms = self.commit_terms.setdefault(group.group, [])
         for at in range(len(canonical) + 1, index + 1):
-            canonical.append((log.term_at(at), log.digest_at(at)))
+            canonical.append((ops[at].term, ops[at].digest))
             terms.append(max(group.term, terms[-1] if terms else 0))
-        self._on_quorum(group, index)
+        self._on_quorum(group, index, ops[index].term)
 
-    def _on_quorum(self, group: Group, index: int) -> None:
+    def _on_quorum(self, group: Group, index: int, term: int) -> None:
         """Whoever says first that an op is committed: a majority has it on disk (I3, I10)."""
         configuration = group.log.configuration
-        term = group.log.term_at(index)
         # Who lost its disk may have acked before; nobody has its vote any more.
         gone = set(configuration.voters) - set(self.world.members())
         holders = len(gone)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from meterd.core.raft.events import (
     Accepted,
@@ -24,12 +27,17 @@ from meterd.core.raft.events import (
     SnapshotStored,
     StoreSnapshot,
     TakeSnapshot,
+    Write,
+    WriteOps,
+    WriteRepair,
 )
+from meterd.core.raft.fast_node import FastNode
 from meterd.core.raft.group import Group
 from meterd.core.raft.node import GoneBack, Node, NodeEvent, Output, Request, SnapshotRead
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.state import LEADER
 from meterd.protocol.raft_messages import NOOP, OPENS_TERM, Op, member_id
+from meterd.protocol.raft_slices import WORD, Digests, Ints, words
 from tests.sim.disk import Disk, DiskGroup
 
 if TYPE_CHECKING:
@@ -58,7 +66,21 @@ NOOP_LIKE = 16
 
 def chain(before: int, term: int, index: int, kind: int, body: Any) -> int:
     """Ints and tuples of them hash alike in every process."""
-    return hash((before, term, index, kind, body))
+    return hash((before, term, index, kind, body)) & WORD
+
+
+def chain_many(before: Digests, term: Ints, index: Ints, kind: Ints, body: list[Any]) -> Digests:
+    columns = zip(before[:, 0].tolist(), term.tolist(), index.tolist(), kind.tolist(), strict=True)
+    digests = [chain(*row, body[k]) for k, row in enumerate(columns)]
+    return np.array([words(digest) for digest in digests], np.uint64).reshape(-1, 2)
+
+
+def expanded(things: Any) -> list[Any]:
+    """Write columns as things of one group each, and put them in the order of the groups."""
+    single: list[Any] = []
+    for thing in things:
+        single += thing.expanded() if hasattr(thing, "expanded") else [thing]
+    return sorted(single, key=lambda thing: getattr(thing, "group", -1))
 
 
 class StateMachine:
@@ -77,6 +99,11 @@ class StateMachine:
         other.applied, other.duplicates = self.applied, self.duplicates
         other.identities, other.view_changes = dict(self.identities), self.view_changes
         return other
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StateMachine) and self.identities == other.identities
+
+    __hash__ = None  # type: ignore[assignment]
 
     def apply(self, op: Op) -> None:
         assert op.index == self.applied + 1, "ops are applied in order, each once"
@@ -101,6 +128,7 @@ class Machine:
         self.boot = 0
         self.node: Node | None = None
         self.states: dict[int, StateMachine] = {}
+        self.ops: dict[int, dict[int, Op]] = {}  # what was written, by group and index
         self.waiting: dict[tuple[int, int], tuple[int, Any]] = {}  # group, index -> term, cause
         self.rate = world.plan.rates[number - 1]
         self.settings = FAST if world.plan.fast_timers else SETTINGS
@@ -154,11 +182,13 @@ class Machine:
                     chain=chain,
                 )
             )
+            self.ops[number] = {op.index: op for op in image.ops}
             base = image.base.index
             kept = self.disk.snapshots.get((number, base))
             self.states[number] = kept[1].copy() if kept else StateMachine()
             assert self.states[number].applied == base
-        self.node = Node(
+        make = partial(FastNode, chain_many=chain_many) if self.world.plan.fast else Node
+        self.node = make(
             cluster=CLUSTER,
             member=self.member,
             boot=self.boot,
@@ -204,26 +234,32 @@ class Machine:
 
     def _perform(self, output: Output) -> None:
         """Carry out an output; a crash may come between any two things."""
+        records, actions = expanded(output.records), expanded(output.actions)
+        envelopes = sorted(output.envelopes, key=lambda pair: pair[0])
+        if self.world.recorded is not None:
+            said = [(to, expanded(envelope.messages)) for to, envelope in envelopes]
+            self.world.recorded.append((self.world.now, self.number, records, said, actions))
         crash_after = -1
         if self.crash_at_point and self.random.random() < 0.05:
-            count = 1 + len(output.envelopes) + len(output.actions)
+            count = 1 + len(envelopes) + len(actions)
             crash_after = self.random.randrange(count)
-        if output.records:
-            self.world.checks.written(self, output.records)
-            self.disk.write(output.block, output.records)
+        if records:
+            self.world.checks.written(self, records)
+            self._keep(records)
+            self.disk.write(output.block, records)
             self.begin_sync()
         if crash_after == 0:
             self.world.crash(self)
             return
         at = 0
-        for to, envelope in output.envelopes:
+        for to, envelope in envelopes:
             self.world.checks.sent(self, to, envelope)
             self.world.transmit(self, to, envelope)
             at += 1
             if at == crash_after:
                 self.world.crash(self)
                 return
-        for action in output.actions:
+        for action in actions:
             self._act(action)
             if self.node is None:
                 return
@@ -231,6 +267,12 @@ class Machine:
             if at == crash_after:
                 self.world.crash(self)
                 return
+
+    def _keep(self, records: list[Write]) -> None:
+        for record in records:
+            if isinstance(record, WriteOps | WriteRepair):
+                ops = self.ops[record.group]
+                ops.update({op.index: op for op in record.ops})
 
     def begin_sync(self) -> None:
         disk = self.disk
@@ -254,7 +296,7 @@ class Machine:
         elif isinstance(action, RoleChanged):
             world.checks.role_changed(self, action)
         elif isinstance(action, Accepted):
-            for at in range(action.op_count):
+            for at in range(action.op_count if action.cause is not None else 0):
                 self.waiting[action.group, action.first_index + at] = (action.term, action.cause)
             if action.first_index + action.op_count - 1 <= self.states[action.group].applied:
                 self._answer(action.group, action.first_index)
@@ -288,17 +330,14 @@ class Machine:
         state = self.states[action.group]
         self.world.checks.committed(self, group, action.index)
         for index in range(state.applied + 1, action.index + 1):
-            op = group.log.op(index)
-            state.apply(op)
+            state.apply(self.ops[action.group][index])
             if (action.group, index) in self.waiting:
                 self._answer(action.group, index)
         self.world.clients.applied(self, action.group)
 
     def _answer(self, number: int, index: int) -> None:
-        assert self.node is not None
         term, cause = self.waiting.pop((number, index))
-        op_term = self.node.groups[number].log.term_at(index)
-        if op_term == term:
+        if self.ops[number][index].term == term:
             self.world.clients.committed(self, cause, number, index)
 
     def _restore(self, action: Restored) -> None:
@@ -332,11 +371,16 @@ class Machine:
         """Keep the state of a group; its log may begin there."""
         if self.node is None or boot != self.boot:
             return
-        state, log = self.states[number], self.node.groups[number].log
+        state, log = self.states[number], self.live(number).log
         if state.applied > log.floor and state.applied >= log.base.index:
             mark = log.mark(state.applied)
             self.disk.snapshots[number, state.applied] = (mark, state.copy())
             self.request(number, Compacted(mark))
+
+    def live(self, number: int) -> Group:
+        """Return a group as it is now, off the fast path."""
+        assert self.node is not None
+        return self.node._live(number)
 
     def leads(self, number: int) -> bool:
         return self.node is not None and self.node.groups[number].role == LEADER

@@ -10,9 +10,13 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from meterd.core.raft.events import Damaged, Forgotten, ProposeChange, TransferLeadership
-from meterd.core.raft.node import Room
+from meterd.core.raft.node import ProposeSlices, Room
 from meterd.protocol.raft_messages import Configuration
+from meterd.protocol.raft_slices import SliceOps
+from tests.sim.clients import EVENTS
 
 if TYPE_CHECKING:
     from tests.sim.disk import DiskGroup
@@ -29,6 +33,8 @@ class Nemesis:
         self.world = world
         self.random = Random(f"{world.plan.seed}/nemesis")
         self.count = 0
+        self.spread_random = Random(f"{world.plan.seed}/spread")
+        self.spread_count = 0
         self.fragile = self.random.randint(1, world.plan.voters)
         self.damaged = False
         self.ended = False
@@ -54,6 +60,27 @@ class Nemesis:
             act: Callable[[Random], None] = getattr(self, f"_{kind}")
             act(random)
         self._next(kind)
+
+    def spread(self) -> None:
+        """One op for each of many groups, of which the machine may not lead all."""
+        if self.ended:
+            return
+        random, world = self.spread_random, self.world
+        leading = [
+            m for m in world.machines.values() if any(map(m.leads, range(world.plan.groups)))
+        ]
+        machine = random.choice(leading or list(world.machines.values()))
+        groups = [g for g in range(world.plan.groups) if machine.leads(g) or random.random() < 0.1]
+        if groups and machine.node is not None and machine.paused_until <= world.now:
+            self.spread_count += 1
+            bodies = [(1000 + g, self.spread_count) for g in groups]
+            world.clients.attempted.update(bodies)
+            none = np.zeros(len(groups), np.int64)
+            digest = np.zeros((len(groups), 2), np.uint64)
+            numbers = np.array(groups, np.int64)
+            ops = SliceOps(numbers, none, none, digest, none + EVENTS, none + 100, bodies)
+            machine.step(ProposeSlices(ops, [None] * len(groups)))
+        self._later(random.expovariate(1 / 12), self.spread)
 
     def _later(self, delay_ms: float, call: Callable[[], None]) -> None:
         self.world.after(int(delay_ms * 1000), None, "call", call)

@@ -52,9 +52,13 @@ class Plan:
     fsync_us: int
     rates: list[float]
     fast_timers: bool  # elections in a third of the time: more of them in a run
+    spread: bool  # a load of ops for many groups at once
     keeps_quorum_only: bool  # after the faults a minority stays dead
     faults: list[str] = field(default_factory=list)
     operations: list[str] = field(default_factory=list)
+    # The fast path (the same seed must do the same with and without it), and what it did.
+    fast: bool = False
+    records_steps: bool = False
     # Faults left out, by their number: how a failure is shrunk.
     dropped: frozenset[int] = frozenset()
 
@@ -89,6 +93,7 @@ def draw(seed: int) -> Plan:
         fsync_us=random.choice([300, 2000, 10000, 40000]),
         rates=[1 + random.uniform(-drift, drift) for _ in range(voters + spares)],
         fast_timers=random.random() < 0.6,
+        spread=random.random() < 0.4,
         keeps_quorum_only=not quiet and random.random() < 0.3,
         faults=faults,
         operations=operations,

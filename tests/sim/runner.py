@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from meterd.core.raft.group import Group
 from meterd.core.raft.state import ROLES
@@ -30,6 +31,7 @@ class Result:
     coverage: Counter[tuple[str, str]] = field(default_factory=Counter)
     acts: list[tuple[int, str]] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
+    recorded: list[Any] = field(default_factory=list)
 
 
 def run_seed(seed: int, *, trace: bool = False, dropped: frozenset[int] = frozenset()) -> Result:
@@ -53,6 +55,7 @@ def run_plan(plan: Plan, *, trace: bool = False) -> Result:
     result.steps = world.steps
     result.counts, result.coverage = world.counts, world.coverage
     result.acts = nemesis.done
+    result.recorded = world.recorded or []
     result.trace = world.trace or []
     return result
 
@@ -61,6 +64,8 @@ def _play(world: World, nemesis: Nemesis, result: Result) -> None:
     for machine in world.machines.values():
         machine.start()
     world.clients.start()
+    if world.plan.spread:
+        world.after(100_000, None, "call", nemesis.spread)
     nemesis.start()
     world.run(world.plan.fault_ms * 1000)
     nemesis.heal()
@@ -89,7 +94,7 @@ def all_equal(world: World) -> bool:
         leaders = [m for m in world.machines.values() if m.leads(number)]
         if len(leaders) != 1 or leaders[0].node is None:
             return False
-        group = leaders[0].node.groups[number]
+        group = leaders[0].live(number)
         if group.commit != group.log.last:
             return False
         for machine in world.machines.values():
@@ -128,7 +133,7 @@ def _situation(world: World) -> str:
             lines.append(f"{machine.number}: dead")
             continue
         for group in machine.node.groups.values():
-            lines.append(f"{machine.number}/{group.group}: {_described(group)}")
+            lines.append(f"{machine.number}/{group.group}: {_described(machine.live(group.group))}")
     return "\n  ".join(["", *lines])
 
 

@@ -37,6 +37,7 @@ class World:
         self._heap: list[tuple[int, int, Machine | None, str, Any]] = []
         self._counter = 0
         self.trace: list[str] | None = None
+        self.recorded: list[Any] | None = [] if plan.records_steps else None
         self.cut: set[tuple[int, int]] = set()
         self.clogged: dict[tuple[int, int], int] = {}  # link -> until
         self.loss_extra = 0.0
