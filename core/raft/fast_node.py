@@ -6,7 +6,7 @@ from typing import Any
 
 from meterd.core.raft.events import Durable
 from meterd.core.raft.group import Group
-from meterd.core.raft.node import Node, ProposeSlices, Room
+from meterd.core.raft.node import Node, Output, ProposeSlices, Room
 from meterd.core.raft.steady import ChainMany, Steady
 from meterd.protocol.raft_slices import AckSlices, AppendSlices
 
@@ -15,6 +15,7 @@ class FastNode(Node):
     """Does what Node does, message for message."""
 
     def __init__(self, *, chain_many: ChainMany, **fields: Any) -> None:
+        self._touched: dict[int, None] = {}  # groups that may be parked after this step
         super().__init__(**fields)
         self._steady = Steady(self.groups, chain_many, self._await_block)
 
@@ -28,7 +29,15 @@ class FastNode(Node):
 
     def _live(self, number: int) -> Group:
         self._steady.unpark(number)
+        self._touched[number] = None
         return self.groups[number]
+
+    def _end_step(self) -> Output:
+        for number in self._touched:
+            if number not in self._aside:
+                self._steady.park(self.groups[number], self.durable)
+        self._touched.clear()
+        return super()._end_step()
 
     def _on_room(self, event: Room) -> None:
         for number in self.groups:
@@ -49,7 +58,6 @@ class FastNode(Node):
             causes = [event.causes[row] for row in fast.left.tolist()]
             left = ProposeSlices(event.ops.take(fast.left), causes)
         super()._propose(left)
-        self._park(left.ops.groups.tolist())
 
     def _on_slices(self, source: int, message: AppendSlices | AckSlices) -> None:
         groups = message.groups if isinstance(message, AckSlices) else message.ops.groups
@@ -68,8 +76,6 @@ class FastNode(Node):
             self._actions.append(committed)
         for row in left.tolist():
             self._on_group_message(source, message.message(row))
-        if isinstance(message, AppendSlices):
-            self._park(groups[left].tolist())
 
     def _on_durable(self, event: Durable) -> None:
         super()._on_durable(event)
@@ -78,8 +84,3 @@ class FastNode(Node):
             self._actions.append(committed)
         for leader, ack in acks:
             self._send(leader, ack)
-
-    def _park(self, numbers: list[int]) -> None:
-        for number in numbers:
-            if number in self.groups and number not in self._aside:
-                self._steady.park(self.groups[number], self.durable)

@@ -115,7 +115,9 @@ class Steady:
             self._streams[g, column] = progress.state == REPLICATE
             self._match[g, column] = progress.match
             self._accepted[g, column] = progress.accepted
-            if progress.state == PROBE:
+            if progress.state == PROBE and progress.next <= group.log.floor:
+                due = -NEVER  # it gets a snapshot with the next op
+            elif progress.state == PROBE:
                 due = min(due, progress.sent_at + settings.retransmit_ms)
         self._probe_at[g] = due
 

@@ -178,7 +178,7 @@ class Machine:
                     image.recovered(),
                     moment,
                     settings=self.settings,
-                    random=self.random,
+                    random=Random(f"{self.world.plan.seed}/{self.number}/{number}/{self.boot}"),
                     chain=chain,
                 )
             )
