@@ -21,7 +21,7 @@ from meterd.protocol.raft_messages import (
     Vote,
     VoteReply,
 )
-from tests.sim.mutants import applied
+from tests.sim.mutants import DIRECTED, applied
 from tests.support.raft_lab import EVENTS, Lab, ops_of
 
 Schedule = Callable[[], bool]
@@ -251,6 +251,10 @@ def a_follower_that_does_not_answer_is_sent_everything() -> bool:
     for number in range(50):
         lab.step(1, Proposal(((EVENTS, 100, number),)))
     return len([m for m in lab.messages if m[1] == 2]) > 4
+
+
+def test_the_list_of_schedules_is_true() -> None:
+    assert set(DIRECTED["test_raft_mutants"]) == set(SCHEDULES)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
