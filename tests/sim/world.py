@@ -19,6 +19,9 @@ from tests.sim.plan import Plan
 TICK = Tick()
 # A fault counts as active for an operation that ends so long after it (coverage).
 AFTER_EFFECT_US = 2_000_000
+# Messages that breed messages are a bug; ordinary runs have a few hundred and some 5 000 steps.
+UNDER_WAY_MAX = 20_000
+STEPS_MAX = 400_000
 
 
 class Stuck(AssertionError):
@@ -94,6 +97,8 @@ class World:
                 self.at(machine.paused_until, machine, kind, payload)
                 continue
             self._happen(machine, kind, payload)
+            if len(heap) > UNDER_WAY_MAX or self.steps > STEPS_MAX:
+                raise Stuck(f"a storm: {len(heap)} under way after {self.steps} steps")
             since += 1
             if stop is not None and since >= 20:
                 since = 0
