@@ -211,7 +211,7 @@ def _on_refusal(group: GroupState, progress: Progress, message: AppendReply) -> 
     # It has an op of that term before `conflict`; mine of a newer term there cannot be the same.
     agreed = log.last_of_term(message.conflict_term, message.conflict - 1)
     agreed = min(agreed, message.asked - 1)
-    if message.asked < log.base.index:
+    if message.asked < log.base.index and agreed > log.floor:
         # Terms there are known to the disk only: go back by as much as one message sends again.
         agreed = max(log.floor, agreed - group.settings.append_ops_max)
     progress.probe_from(agreed + 1)

@@ -8,7 +8,7 @@ from tests.sim.runner import run_seed
 
 SEEDS_PER_TEST = 25
 # Seeds in which a rule was broken once.
-REGRESSIONS = [47, 165, 194, 930]
+REGRESSIONS = [47, 165, 194, 368, 930]
 
 
 @pytest.mark.slow
