@@ -5,7 +5,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup run demo test test-fast bench lint types check wheel-test clean
+SEEDS  ?= 2000
+START  ?= 1
+
+.PHONY: setup run demo test test-fast sim bench lint types check wheel-test clean
 
 setup: $(READY)  ## make .venv, install everything, compile the kernels
 	$(BIN)/python -m meterd.compile
@@ -26,6 +29,9 @@ test: setup  ## all tests
 
 test-fast: setup  ## only those that start no node
 	$(BIN)/python -m pytest -m "not cluster and not slow"
+
+sim: setup  ## consensus under simulated faults: make sim SEEDS=20000 START=1
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) --start $(START)
 
 bench: setup  ## measure this machine; results go to bench/results
 	$(BIN)/python -m bench.all

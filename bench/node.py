@@ -116,9 +116,7 @@ def notify_socket(directory: Path) -> Iterator[tuple[socket.socket, Path]]:
         yield notify, path
 
 
-def await_ready(
-    process: "subprocess.Popen[bytes]", notify: socket.socket, directory: Path
-) -> None:
+def await_ready(process: "subprocess.Popen[bytes]", notify: socket.socket, directory: Path) -> None:
     deadline = time.monotonic() + READY_SECONDS_MAX
     while time.monotonic() < deadline:
         try:

@@ -51,7 +51,11 @@ def running(
     """A server process, its output in a file of the directory; asked to end, then made to."""
     with (directory / LOG_NAME).open("ab") as log:
         process = subprocess.Popen(
-            command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            command,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
             **(identity or {}),
         )
         try:

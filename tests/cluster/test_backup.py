@@ -232,8 +232,18 @@ def test_pruning_keeps_chains_and_asks_first(shelf, tool):
     store, full, incremental = shelf
     unfinished = store / "meterd-00000000-n0-20200101T000000.000Z-full.partial"
     (unfinished / "wal").mkdir(parents=True)
-    everything = ("backup", "prune", "--from", store, "--keep-daily", 0, "--keep-weekly", 0,
-                  "--min-keep", 1)
+    everything = (
+        "backup",
+        "prune",
+        "--from",
+        store,
+        "--keep-daily",
+        0,
+        "--keep-weekly",
+        0,
+        "--min-keep",
+        1,
+    )
     rows = tool.run(*everything, "--dry-run")["backups"]
     assert {row["name"]: row["action"] for row in rows} == {
         incremental.name: "kept",
@@ -247,10 +257,15 @@ def test_pruning_keeps_chains_and_asks_first(shelf, tool):
     shutil.rmtree(incremental)
     newer = store / full.name.replace("-full", "x-full")
     shutil.copytree(full, newer)
-    rewrite(newer, name=newer.name, finished=time.time_ns(), files=tuple(
-        type(file)(file.name, file.folder, file.size, file.sha256, newer.name)
-        for file in manifest_of(full).files
-    ))
+    rewrite(
+        newer,
+        name=newer.name,
+        finished=time.time_ns(),
+        files=tuple(
+            type(file)(file.name, file.folder, file.size, file.sha256, newer.name)
+            for file in manifest_of(full).files
+        ),
+    )
     tool.run(*everything, "--yes")
     assert sorted(path.name for path in store.iterdir()) == [newer.name]
 

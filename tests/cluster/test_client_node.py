@@ -120,9 +120,7 @@ def test_async_tasks_and_a_producer_count_together(node: Node, client: Client) -
 
     async def by_tasks() -> None:
         async with AsyncClient([node.address]) as tasks:
-            await asyncio.gather(
-                *(tasks.ingest([Event("acme", "together")]) for _ in range(200))
-            )
+            await asyncio.gather(*(tasks.ingest([Event("acme", "together")]) for _ in range(200)))
 
     with client.producer(max_batch=100) as producer:
         for _ in range(1_000):

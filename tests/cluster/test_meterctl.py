@@ -14,6 +14,7 @@ from tests.support.node import ROOT, Node, free_ports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
+
 class Shell:
     """Runs meterctl against one node."""
 
@@ -26,8 +27,13 @@ class Shell:
 
     def run(self, *args, given=None, exit_code=0):
         done = subprocess.run(
-            self.command(*args), input=given, capture_output=True, env=self.environment,
-            timeout=120, check=False, cwd=self.folder,
+            self.command(*args),
+            input=given,
+            capture_output=True,
+            env=self.environment,
+            timeout=120,
+            check=False,
+            cwd=self.folder,
         )
         assert done.returncode == exit_code, done.stderr.decode()
         self.errors = done.stderr.decode()
@@ -111,11 +117,21 @@ def test_bad_lines_are_refused_by_number_and_the_others_are_stored(shell, calls)
     result = shell.json("ingest", "-", given="".join(lines).encode(), exit_code=7)
     reasons = result.pop("reasons")
     assert result == {
-        "received": 10, "stored": 2, "duplicate": 0, "conflict": 1, "rejected": 7, "unknown": 0,
+        "received": 10,
+        "stored": 2,
+        "duplicate": 0,
+        "conflict": 1,
+        "rejected": 7,
+        "unknown": 0,
     }
     assert reasons == {
-        "bad_json": 1, "unknown_metric": 1, "bad_value": 1, "too_old": 1, "unknown_field": 1,
-        "bad_account": 1, "bad_metric": 1,
+        "bad_json": 1,
+        "unknown_metric": 1,
+        "bad_value": 1,
+        "too_old": 1,
+        "unknown_field": 1,
+        "bad_account": 1,
+        "bad_metric": 1,
     }
     for place in ("-:2: bad_json", "-:3: rejected: unknown_metric", "-:8: conflict"):
         assert place in shell.errors
@@ -186,7 +202,9 @@ def test_events_are_listed_and_the_feed_goes_on_behind_a_cursor(shell, calls):
 def test_tail_shows_what_is_stored_and_ends_by_interrupt(shell, calls):
     tail = subprocess.Popen(
         shell.command("-o", "ndjson", "events", "tail", "--account", "tailed"),
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=shell.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=shell.environment,
     )
     try:
         number = 0
@@ -210,7 +228,9 @@ def test_a_reader_that_goes_away_is_no_error(shell, calls):
     shell.json("ingest", "-", given=accounts)
     listing = subprocess.Popen(
         shell.command("-o", "ndjson", "accounts", "calls"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=shell.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=shell.environment,
     )
     with listing:
         listing.stdout.readline()
@@ -228,8 +248,16 @@ def test_nodes_are_looked_at_also_when_one_is_away(shell):
     health = shell.json("-n", nodes, "--timeout", 0.5, "health", exit_code=7)
     assert [node["reachable"] for node in health["nodes"]] == [True, False]
     shell.run("-n", f"127.0.0.1:{free_ports(1)[0]}", "--timeout", 0.3, "health", exit_code=3)
-    shell.run("-n", f"127.0.0.1:{free_ports(1)[0]}", "--timeout", 0.3, "wait", "--for", "healthy",
-              exit_code=8)
+    shell.run(
+        "-n",
+        f"127.0.0.1:{free_ports(1)[0]}",
+        "--timeout",
+        0.3,
+        "wait",
+        "--for",
+        "healthy",
+        exit_code=8,
+    )
     rows = shell.json("metrics", "--filter", "billing_events_ingested_total")["metrics"]
     assert {row["name"] for row in rows} == {"billing_events_ingested_total"}
     assert shell.json("version")["nodes"][0]["version"] == shell.json("version")["meterctl"]
@@ -258,8 +286,19 @@ def test_the_disk_is_described_and_its_reserve_given_back(shell):
 @pytest.mark.parametrize(("batch", "durability"), [(1, "sync"), (200, "sync"), (500, "async")])
 def test_bench_verifies_every_total(shell, batch, durability):
     result = shell.json(
-        "bench", "--batch", batch, "--durability", durability, "--seconds", 1, "--warm-up", 0.2,
-        "--accounts", 100, "--clients", 2,
+        "bench",
+        "--batch",
+        batch,
+        "--durability",
+        durability,
+        "--seconds",
+        1,
+        "--warm-up",
+        0.2,
+        "--accounts",
+        100,
+        "--clients",
+        2,
     )
     assert result["verified"] is True and result["errors"] == 0
     assert result["received"] == result["sent"] == result["stored"] + result["accepted"]

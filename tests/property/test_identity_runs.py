@@ -36,9 +36,7 @@ def found(runs: list[Run], keys: np.ndarray, horizon_day: int = 0) -> list[int |
     hashes = np.zeros((len(keys), 4), np.uint64)
     hashes[:, 2:] = keys
     known, matches = np.zeros(len(keys), np.uint64), np.zeros(len(keys), np.int64)
-    kernels.find_in_runs(
-        (held, facts), hashes, np.arange(len(keys)), horizon_day, known, matches
-    )
+    kernels.find_in_runs((held, facts), hashes, np.arange(len(keys)), horizon_day, known, matches)
     return [int(word) & PAYLOAD if word else None for word in known.tolist()]
 
 

@@ -138,9 +138,7 @@ class Generator:
             rows[place] = known if coin < 0.5 else changed(known, rows[place])
         return rows
 
-    def fresh_rows(
-        self, rng: np.random.Generator, first: int, timestamp: np.ndarray
-    ) -> list[Row]:
+    def fresh_rows(self, rng: np.random.Generator, first: int, timestamp: np.ndarray) -> list[Row]:
         count = len(timestamp)
         account = np.searchsorted(self.account_shares, rng.random(count))
         metric = rng.integers(0, len(METRICS), count)

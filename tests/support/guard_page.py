@@ -27,4 +27,3 @@ class GuardedBytes:
         start = SIZE_MAX - len(data)
         self._area[start:SIZE_MAX] = data
         return memoryview(self._area)[start:SIZE_MAX].toreadonly()
-

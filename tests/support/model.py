@@ -307,9 +307,7 @@ class Model:
             answer.groups = {k: group for k, group in groups.items() if group.count or group.value}
         return answer
 
-    def answer_matching(
-        self, question: Question, is_asked: Callable[[str], bool]
-    ) -> list[Stored]:
+    def answer_matching(self, question: Question, is_asked: Callable[[str], bool]) -> list[Stored]:
         """Every event before the end that the question is about, in (timestamp, stored) order."""
         return sorted(
             (

@@ -25,8 +25,16 @@ LINE = (
 )
 
 
-@given(WORDS.filter(bool), WORDS.filter(lambda w: w not in ("", "-")), TIMES, WORDS,
-       st.integers(100, 599), st.integers(0, 10**15), st.booleans(), QUOTED)
+@given(
+    WORDS.filter(bool),
+    WORDS.filter(lambda w: w not in ("", "-")),
+    TIMES,
+    WORDS,
+    st.integers(100, 599),
+    st.integers(0, 10**15),
+    st.booleans(),
+    QUOTED,
+)
 def test_what_was_written_in_either_format_is_read(
     address, user, time, path, status, size, combined, agent
 ):

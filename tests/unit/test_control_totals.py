@@ -51,8 +51,11 @@ def test_every_difference_is_named(one, other):
 
 @given(
     st.lists(
-        st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 3), values, st.booleans()),
-                 min_size=1, max_size=8),
+        st.lists(
+            st.tuples(st.sampled_from("abc"), st.integers(1, 3), values, st.booleans()),
+            min_size=1,
+            max_size=8,
+        ),
         max_size=5,
     )
 )

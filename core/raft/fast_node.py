@@ -1,0 +1,86 @@
+"""A node with the fast path: steady groups are columns (`steady`), all others scalar as ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from meterd.core.raft.events import Durable
+from meterd.core.raft.group import Group
+from meterd.core.raft.node import Node, Output, ProposeSlices, Room
+from meterd.core.raft.steady import ChainMany, Steady
+from meterd.protocol.raft_slices import AckSlices, AppendSlices
+
+
+class FastNode(Node):
+    """Does what Node does, message for message."""
+
+    def __init__(self, *, chain_many: ChainMany, **fields: Any) -> None:
+        self._touched: dict[int, None] = {}  # groups that may be parked after this step
+        super().__init__(**fields)
+        self._steady = Steady(self.groups, chain_many, self._await_block)
+
+    def _await_block(self, block: int, group: int) -> None:
+        self._writers.setdefault(block, []).append(group)
+
+    @property
+    def parked_count(self) -> int:
+        """How many groups are on the fast path."""
+        return int(self._steady.parked.sum())
+
+    def _live(self, number: int) -> Group:
+        self._steady.unpark(number)
+        self._touched[number] = None
+        return self.groups[number]
+
+    def _end_step(self) -> Output:
+        for number in self._touched:
+            if number not in self._aside:
+                self._steady.park(self.groups[number], self.durable)
+        self._touched.clear()
+        return super()._end_step()
+
+    def _on_room(self, event: Room) -> None:
+        for number in self.groups:
+            self._steady.unpark(number)
+        super()._on_room(event)
+
+    def _propose(self, event: ProposeSlices) -> None:
+        moment = self.moment
+        fast = None
+        if moment.fit:
+            fast = self._steady.propose(event.ops, event.causes, moment.block, moment.now)
+        left = event
+        if fast is not None:
+            self._slices.append(fast.record)
+            self._actions.append(fast.accepted)
+            for member, message in fast.sends:
+                self._send(member, message)
+            causes = [event.causes[row] for row in fast.left.tolist()]
+            left = ProposeSlices(event.ops.take(fast.left), causes)
+        super()._propose(left)
+
+    def _on_slices(self, source: int, message: AppendSlices | AckSlices) -> None:
+        groups = message.groups if isinstance(message, AckSlices) else message.ops.groups
+        if not self._steady.knows(groups):
+            super()._on_slices(source, message)
+            return
+        if isinstance(message, AckSlices):
+            committed, left = self._steady.ack(source, message)
+        else:
+            record, committed, ack, left = self._steady.accept(source, message, self.moment.block)
+            if record is not None:
+                self._slices.append(record)
+            if ack is not None:
+                self._send(source, ack)
+        if committed is not None:
+            self._actions.append(committed)
+        for row in left.tolist():
+            self._on_group_message(source, message.message(row))
+
+    def _on_durable(self, event: Durable) -> None:
+        super()._on_durable(event)
+        committed, acks = self._steady.durable(event.block)
+        if committed is not None:
+            self._actions.append(committed)
+        for leader, ack in acks:
+            self._send(leader, ack)

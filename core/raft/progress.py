@@ -1,0 +1,80 @@
+"""What a leader knows of one follower, and how much it may send it.
+
+  PROBE      where the logs agree is not known: one append at a time, `next` moves on an answer
+  REPLICATE  it is: appends follow each other without waiting, `next` moves when they are sent
+  SNAPSHOT   the log no longer reaches back far enough: nothing until the snapshot is there
+
+Invariants:
+  * match < next, except that a refusal may take `next` back (never `match`)
+  * match never falls in a term: it is what commit is counted from
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+PROBE: Final = 0
+REPLICATE: Final = 1
+SNAPSHOT: Final = 2
+
+
+class Progress:
+    """Changed by `leading` and `snapshots` alone."""
+
+    __slots__ = (
+        "accepted",
+        "damaged",
+        "flight_bytes",
+        "flights",
+        "match",
+        "next",
+        "room",
+        "round",
+        "round_sent_at",
+        "sent_at",
+        "state",
+    )
+
+    def __init__(self, next_index: int) -> None:
+        self.state = PROBE
+        self.match = 0  # durable and undamaged there
+        self.accepted = 0  # there, by its last word
+        self.next = next_index  # first op not sent
+        self.sent_at = -(1 << 60)  # when something was last sent
+        self.flights: deque[tuple[int, int]] = deque()  # last index and bytes of each append
+        self.flight_bytes = 0
+        self.round = 0  # newest round of beats answered
+        self.round_sent_at = -(1 << 60)  # when that round was sent, by our clock
+        self.room = True
+        self.damaged = False
+
+    def take_off(self, last_index: int, size: int, now: int) -> None:
+        """An append was sent."""
+        self.next = last_index + 1
+        self.flights.append((last_index, size))
+        self.flight_bytes += size
+        self.sent_at = now
+
+    def land(self, match: int) -> None:
+        """Ops up to `match` are durable there."""
+        self.match = match
+        while self.flights and self.flights[0][0] <= match:
+            self.flight_bytes -= self.flights.popleft()[1]
+        if self.next <= match:
+            self.next = match + 1
+
+    def probe_from(self, index: int) -> None:
+        """Begin again, at an index where the logs may agree."""
+        self.state = PROBE
+        self.next = max(1, index)
+        self.flights.clear()
+        self.flight_bytes = 0
+        self.sent_at = -(1 << 60)
+
+    def replicate(self) -> None:
+        """The logs agree up to `accepted`."""
+        self.state = REPLICATE
+        self.flights.clear()
+        self.flight_bytes = 0
+        self.next = max(self.accepted, self.match) + 1

@@ -1,0 +1,49 @@
+"""Whether a node that has started may promise anything: peers confirm that it has not gone back.
+
+Every envelope says how far its sender's log is durable.  Who has heard of a later block than a
+started node has knows that its directory is an older copy, which has forgotten votes and acks.
+
+A group needs the word of a majority of its voters, this node included: then nobody can have lost
+more than this node's own word.  Who has no configuration yet needs anybody's.
+"""
+
+from __future__ import annotations
+
+from meterd.protocol.raft_messages import Configuration
+
+
+class Standing:
+    """Of one node, since its start."""
+
+    def __init__(self, member: int, block: int) -> None:
+        """`block`: the last durable one at the start."""
+        self.block = block
+        self._confirmed_by = {member: None}
+        # member -> its boot, its block in that, its highest block in all boots before
+        self._heard: dict[int, tuple[int, int, int]] = {}  # bounded by the members there are
+
+    def hear(self, member: int, boot: int, block: int) -> None:
+        """Remember how far a member's log was durable."""
+        last_boot, last, before = self._heard.get(member, (boot, 0, 0))
+        if boot > last_boot:
+            before = max(before, last)
+            last = 0
+        self._heard[member] = (boot, max(block, last), before)
+
+    def heard_of(self, member: int) -> int:
+        """Return the highest block that a member told of before its last start, 0 for none."""
+        return self._heard[member][2] if member in self._heard else 0
+
+    def confirm(self, peer: int, heard: int) -> bool:
+        """Take a peer's answer; return False when it has heard of a later block than there is."""
+        if heard > self.block:
+            return False
+        self._confirmed_by[peer] = None
+        return True
+
+    def is_confirmed(self, configuration: Configuration) -> bool:
+        """Whether a replica with this configuration may vote and ack."""
+        if not configuration.voters:
+            return len(self._confirmed_by) > 1
+        count = sum(voter in self._confirmed_by for voter in configuration.voters)
+        return count >= configuration.quorum

@@ -1,0 +1,373 @@
+"""The fast path: groups in steady state as columns, one array operation for all slices of a record.
+
+A group is *parked* while nothing but the ordinary happens: the leader proposes one op, followers
+take it, it becomes durable, it is acked and committed.  For a parked group the columns here hold
+what changes, and its `Group` is out of date.  Whatever else happens brings it back first
+(`unpark`), so the scalar engine alone knows every rule; `propose`, `accept`, `ack` and `durable`
+do exactly what it would do, and a differential test holds one against the other.
+
+A group may be parked (`park` says) when its log is whole and compared to the end, its term is
+durable, and, on a leader, its term is open, no transfer is under way, and every follower either
+*streams* (has been sent everything, each op by itself) or is left alone until its next probe.
+
+Invariants:
+  * an entry of `_history` or `_waiting` counts for a group only while its epoch is the same
+  * for a parked group the ops after `parked_last` are exactly its valid rows in `_history`
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meterd.core.raft.group import Group
+from meterd.core.raft.progress import PROBE, REPLICATE
+from meterd.core.raft.slices import AcceptedSlices, CommitSlices, WriteSlices
+from meterd.core.raft.state import FOLLOWER, LEADER
+from meterd.protocol.raft_messages import NOBODY, Op
+from meterd.protocol.raft_slices import AckSlices, AppendSlices, Digests, Ints, SliceOps, words
+
+# Members of one group: voters up to 7, and learners while replicas move.
+MEMBERS_MAX: Final = 12
+# Records that parked groups' ops lie in; when there are more the oldest one's groups come back.
+HISTORY_MAX: Final = 512
+NEVER: Final = 1 << 60
+
+# Digests [k, 2] of (digests before, terms, indices, kinds, bodies).
+ChainMany = Callable[[Digests, Ints, Ints, Ints, list[Any]], Digests]
+
+
+class Proposed(NamedTuple):
+    """What a fast proposal leads to; `left`: rows for the scalar engine."""
+
+    record: WriteSlices
+    sends: list[tuple[int, AppendSlices]]
+    accepted: AcceptedSlices
+    left: Ints
+
+
+class Steady:
+    """Columns of the groups of one node, by group number."""
+
+    def __init__(
+        self, groups: dict[int, Group], chain: ChainMany, await_block: Callable[[int, int], None]
+    ) -> None:
+        """`await_block(block, group)`: a group that has come back waits for that block."""
+        count = max(groups, default=0) + 1
+        self._groups = groups
+        self._chain, self._await_block = chain, await_block
+        self.parked = np.zeros(count, np.bool_)
+        self._leads = np.zeros(count, np.bool_)
+        self._epoch = np.zeros(count, np.int64)
+        self._term, self._last, self._last_term, self._durable, self._commit = np.zeros(
+            (5, count), np.int64
+        )
+        self._digest = np.zeros((count, 2), np.uint64)
+        self._leader, self._reported, self._quorum, self._sent_at, self._probe_at = np.zeros(
+            (5, count), np.int64
+        )
+        self._size_max = np.zeros(count, np.int64)
+        self._flights_max = np.zeros(count, np.int64)
+        self._member = np.zeros((count, MEMBERS_MAX), np.int64)  # 0 is the group's own
+        self._voter, self._streams = np.zeros((2, count, MEMBERS_MAX), np.bool_)
+        self._match, self._accepted = np.zeros((2, count, MEMBERS_MAX), np.int64)
+        self._history: deque[tuple[SliceOps, Ints]] = deque()  # ops, epochs
+        self._waiting: deque[tuple[int, Ints, Ints, Ints]] = deque()  # block, groups, index, epochs
+
+    def knows(self, groups: Ints) -> bool:
+        """Whether there is a row for each of these; a peer may say anything."""
+        return bool(((groups >= 0) & (groups < len(self.parked))).all())
+
+    # Coming and going.
+
+    def park(self, group: Group, durable_block: int) -> None:
+        """Take a group into the columns, if it is steady."""
+        if self.parked[group.group] or not is_steady(group, durable_block):
+            return
+        g, log = group.group, group.log
+        self.parked[g] = True
+        self._leads[g] = group.role == LEADER
+        self._epoch[g] += 1
+        self._term[g], self._last[g], self._last_term[g] = group.term, log.last, log.last_term
+        self._durable[g], self._commit[g] = group.durable, group.commit
+        self._digest[g] = words(log.digest_at(log.last))
+        self._leader[g], self._reported[g] = group.leader, group.reported
+        if group.role == LEADER:
+            self._park_leader(g, group)
+
+    def _park_leader(self, g: int, group: Group) -> None:
+        settings, configuration = group.settings, group.log.configuration
+        self._quorum[g] = configuration.quorum
+        self._sent_at[g] = -NEVER
+        self._flights_max[g] = settings.flights_max
+        self._size_max[g] = settings.flight_bytes_max // settings.flights_max
+        self._voter[g] = self._streams[g] = False
+        self._member[g] = 0
+        self._voter[g, 0] = True
+        due = NEVER
+        for column, (member, progress) in enumerate(group.progress.items(), 1):
+            self._member[g, column] = member
+            self._voter[g, column] = member in configuration.voters
+            self._streams[g, column] = progress.state == REPLICATE
+            self._match[g, column] = progress.match
+            self._accepted[g, column] = progress.accepted
+            if progress.state == PROBE and progress.next <= group.log.floor:
+                due = -NEVER  # it gets a snapshot with the next op
+            elif progress.state == PROBE:
+                due = min(due, progress.sent_at + settings.retransmit_ms)
+        self._probe_at[g] = due
+
+    def unpark(self, g: int) -> None:
+        """Bring a group back: its Group is true again."""
+        if not self.parked[g]:
+            return
+        group, epoch = self._groups[g], self._epoch[g]
+        self.parked[g] = False
+        ops = self._ops_of(g, int(epoch))
+        group.log.extend(ops)
+        group.commit = int(self._commit[g])
+        group.applicable = group.commit
+        group.durable = int(self._durable[g])
+        for block, groups, index, epochs in self._waiting:
+            row = _find(groups, g)
+            if row >= 0 and epochs[row] == epoch:
+                group.pending.append((block, int(index[row])))
+                self._await_block(block, g)
+        if self._leads[g]:
+            self._unpark_leader(g, group)
+        else:
+            group.verified = group.log.last
+            group.reported = int(self._reported[g])
+
+    def _unpark_leader(self, g: int, group: Group) -> None:
+        log = group.log
+        group.uncommitted_bytes = log.size_behind(group.commit)
+        for column, progress in enumerate(group.progress.values(), 1):
+            if not self._streams[g, column]:
+                continue
+            progress.accepted = int(self._accepted[g, column])
+            while progress.next <= log.last:
+                progress.take_off(progress.next, log.op(progress.next).size, progress.sent_at)
+            if self._sent_at[g] > -NEVER:
+                progress.sent_at = int(self._sent_at[g])
+            match = int(self._match[g, column])
+            if match > progress.match:
+                progress.land(match)
+
+    def _ops_of(self, g: int, epoch: int) -> list[Op]:
+        ops = []
+        for record, epochs in self._history:
+            row = _find(record.groups, g)
+            if row >= 0 and epochs[row] == epoch:
+                ops.append(record.op(row))
+        return ops
+
+    def _remember(self, block: int, ops: SliceOps) -> None:
+        epochs = self._epoch[ops.groups]
+        self._history.append((ops, epochs))
+        self._waiting.append((block, ops.groups, ops.index, epochs))
+        while self._history and (
+            len(self._history) > HISTORY_MAX or not self._counts(self._history[0])
+        ):
+            for g in self._history[0][0].groups[self._valid(*self._history[0])].tolist():
+                self.unpark(g)
+            self._history.popleft()
+
+    def _valid(self, ops: SliceOps, epochs: Ints) -> NDArray[np.bool_]:
+        return self.parked[ops.groups] & (self._epoch[ops.groups] == epochs)
+
+    def _counts(self, entry: tuple[SliceOps, Ints]) -> bool:
+        return bool(self._valid(*entry).any())
+
+    # The leader's half.
+
+    def propose(self, wanted: SliceOps, causes: list[Any], block: int, now: int) -> Proposed | None:
+        """Append one op to each group that is parked and leads; None when there is none.
+
+        Of `wanted` the groups, kinds, sizes and bodies count.
+        """
+        g = wanted.groups
+        lag = self._last[g, None] - self._match[g]
+        full = (self._streams[g] & (lag >= self._flights_max[g, None])).any(axis=1)
+        fast = (
+            self.parked[g]
+            & self._leads[g]
+            & ~full
+            & (self._last[g] - self._commit[g] < self._flights_max[g])
+            & (wanted.size <= self._size_max[g])
+            & (now < self._probe_at[g])
+        )
+        left = np.flatnonzero(~fast)
+        rows = np.flatnonzero(fast)
+        if not len(rows):
+            return None
+        taken = wanted.take(rows) if len(left) else wanted
+        return self._append(taken, [causes[k] for k in rows.tolist()], block, now, left)
+
+    def _append(
+        self, taken: SliceOps, causes: list[Any], block: int, now: int, left: Ints
+    ) -> Proposed:
+        g = taken.groups
+        before, before_term = self._digest[g], self._last_term[g]
+        index, term = self._last[g] + 1, self._term[g]
+        digest = self._chain(before, term, index, taken.kind, taken.body)
+        ops = taken._replace(index=index, term=term, digest=digest)
+        message = AppendSlices(term, before_term, before, self._commit[g], ops)
+        sends = self._sends(g, message)
+        self._last[g], self._last_term[g], self._digest[g] = index, term, digest
+        self._sent_at[g] = now
+        self._remember(block, ops)
+        accepted = AcceptedSlices(g, index, term, causes)
+        return Proposed(WriteSlices(ops), sends, accepted, left)
+
+    def _sends(self, g: Ints, message: AppendSlices) -> list[tuple[int, AppendSlices]]:
+        """Return what each streaming member gets: usually the same for all of them."""
+        members, streams = self._member[g], self._streams[g]
+        sends = []
+        for member in np.unique(members[streams]).tolist():
+            mine = ((members == member) & streams).any(axis=1)
+            if mine.all():
+                sends.append((member, message))
+            else:
+                sends.append((member, message.take(np.flatnonzero(mine))))
+        return sends
+
+    def ack(self, source: int, acks: AckSlices) -> tuple[CommitSlices | None, Ints]:
+        """Take a streaming follower's acks; return what is committed, and rows not taken."""
+        g = acks.groups
+        mine = (self._member[g] == source) & self._streams[g]
+        fast = self.parked[g] & self._leads[g] & (self._term[g] == acks.term) & mine.any(axis=1)
+        left = np.flatnonzero(~fast)
+        rows = np.flatnonzero(fast)
+        g, column = g[rows], mine[rows].argmax(axis=1)
+        self._accepted[g, column] = acks.accepted[rows]
+        more = acks.match[rows] > self._match[g, column]
+        self._match[g, column] = np.maximum(acks.match[rows], self._match[g, column])
+        return self._quorum_commit(g[more]), left
+
+    def _quorum_commit(self, g: Ints) -> CommitSlices | None:
+        """Commit what a majority of voters has durable; all behind commit is of this term."""
+        self._match[g, 0] = self._durable[g]
+        matches = np.where(self._voter[g], self._match[g], -1)
+        matches.sort(axis=1)
+        index = matches[np.arange(len(g)), MEMBERS_MAX - self._quorum[g]]
+        more = index > self._commit[g]
+        if not more.any():
+            return None
+        g, index = g[more], index[more]
+        self._commit[g] = index
+        return CommitSlices(g, index)
+
+    # The follower's half.
+
+    def accept(
+        self, source: int, message: AppendSlices, block: int
+    ) -> tuple[WriteSlices | None, CommitSlices | None, AckSlices | None, Ints]:
+        """Take slices that continue parked groups; return record, commits, ack and rows left."""
+        ops = message.ops
+        g = ops.groups
+        fast = (
+            self.parked[g]
+            & ~self._leads[g]
+            & (self._leader[g] == source)
+            & (self._term[g] == message.term)
+            & (self._last[g] + 1 == ops.index)
+            & (self._last_term[g] == message.prev_term)
+            & (self._digest[g] == message.prev_digest).all(axis=1)
+        )
+        left = np.flatnonzero(~fast)
+        rows = np.flatnonzero(fast)
+        if not len(rows):
+            return None, None, None, left
+        if len(left):
+            ops = ops.take(rows)
+        g = ops.groups
+        self._last[g], self._last_term[g], self._digest[g] = ops.index, ops.term, ops.digest
+        self._remember(block, ops)
+        commit = np.minimum(message.commit[rows], ops.index)
+        more = commit > self._commit[g]
+        committed = CommitSlices(g[more], commit[more]) if more.any() else None
+        self._commit[g] = np.maximum(commit, self._commit[g])
+        match = np.minimum(self._durable[g], ops.index)
+        self._reported[g] = match
+        ack = AckSlices(g, message.term[rows], ops.index - 1, ops.index, match)
+        return WriteSlices(ops), committed, ack, left
+
+    # Both.
+
+    def durable(self, block: int) -> tuple[CommitSlices | None, list[tuple[int, AckSlices]]]:
+        """Everything up to a block is on disk: leaders count it, followers tell theirs."""
+        found = []
+        while self._waiting and self._waiting[0][0] <= block:
+            _, g, index, epochs = self._waiting.popleft()
+            valid = self.parked[g] & (self._epoch[g] == epochs)
+            self._durable[g[valid]] = index[valid]
+            found.append(g[valid])
+        if not found:
+            return None, []
+        groups = np.unique(np.concatenate(found))
+        committed = self._quorum_commit(groups[self._leads[groups]])
+        following = groups[~self._leads[groups]]
+        tell = following[self._durable[following] > self._reported[following]]
+        self._reported[tell] = self._durable[tell]
+        acks = []
+        for leader in np.unique(self._leader[tell]).tolist():
+            g = tell[self._leader[tell] == leader]
+            zeros = np.zeros(len(g), np.int64)
+            acks.append(
+                (leader, AckSlices(g, self._term[g], zeros, self._last[g], self._durable[g]))
+            )
+        return committed, acks
+
+
+def is_steady(group: Group, durable_block: int) -> bool:
+    """Whether nothing but the ordinary is under way in a group."""
+    log, moment = group.log, group.moment
+    if (
+        log.holes
+        or group.repairs
+        or group.uncertain
+        or not moment.room
+        or group.term_block > durable_block
+        or group.applicable != group.commit
+    ):
+        return False
+    if group.role == FOLLOWER:
+        return group.leader != NOBODY and group.verified == log.last
+    return group.role == LEADER and _leads_steadily(group)
+
+
+def _leads_steadily(group: Group) -> bool:
+    if (
+        group.transfer is not None
+        or not group.moment.fit
+        or group.commit < group.term_start
+        or len(group.progress) >= MEMBERS_MAX
+        or group.member not in group.log.configuration.voters
+    ):
+        return False
+    last, settings = group.log.last, group.settings
+    size_max = settings.flight_bytes_max // settings.flights_max
+    if group.uncommitted_bytes > settings.flight_bytes_max:
+        return False
+    for progress in group.progress.values():
+        streams = (
+            progress.room
+            and not progress.damaged
+            and progress.next == last + 1
+            and len(progress.flights) == last - progress.match
+            and progress.flight_bytes <= size_max * len(progress.flights)
+        )
+        if progress.state == REPLICATE and not streams:
+            return False
+    return True
+
+
+def _find(groups: Ints, g: int) -> int:
+    """Return the row of a group, or -1; groups of a record are ascending."""
+    row = int(np.searchsorted(groups, g))
+    return row if row < len(groups) and groups[row] == g else -1

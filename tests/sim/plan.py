@@ -1,0 +1,100 @@
+"""What one seed draws before it begins.  Swarm testing: every seed has its own mix of faults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+# Kinds of fault, each with the mean time between two of them when a seed has it, in ms.
+FAULTS = {
+    "crash": 1800,
+    "crash_all": 6000,
+    "pause": 1800,
+    "partition": 2200,
+    "isolate": 2200,
+    "one_way": 2000,
+    "bad_link": 1500,
+    "clog": 2200,
+    "loss": 2500,
+    "slow_disk": 2200,
+    "full_disk": 3000,
+    "damage": 2500,
+    "lost_tail": 4000,
+    "wipe": 5000,
+    "drift": 4000,
+    "clock_jump": 4000,
+    "crash_point": 1200,
+}
+# Operations, likewise.
+OPERATIONS = {
+    "transfer": 1500,
+    "membership": 900,
+    "snapshot": 700,
+    "forget": 500,
+}
+MEAN_MS = FAULTS | OPERATIONS
+
+
+@dataclass
+class Plan:
+    """Everything about a run that is not drawn while it runs."""
+
+    seed: int
+    voters: int
+    spares: int
+    groups: int
+    clients: int
+    fault_ms: int  # the first phase; then all faults end
+    delay_us: int
+    spike: float
+    loss: float
+    duplication: float
+    fsync_us: int
+    rates: list[float]
+    fast_timers: bool  # elections in a third of the time: more of them in a run
+    spread: bool  # a load of ops for many groups at once
+    keeps_quorum_only: bool  # after the faults a minority stays dead
+    faults: list[str] = field(default_factory=list)
+    operations: list[str] = field(default_factory=list)
+    # The fast path (the same seed must do the same with and without it), and what it did.
+    fast: bool = False
+    records_steps: bool = False
+    # Faults left out, by their number: how a failure is shrunk.
+    dropped: frozenset[int] = frozenset()
+
+
+def draw(seed: int) -> Plan:
+    """Return the plan of a seed."""
+    random = Random(seed)
+    faults = [kind for kind in FAULTS if random.random() < 0.4]
+    if random.random() < 0.05:
+        faults = []
+    if "wipe" in faults:
+        # One copy lost for good is the most that a group of three stands.
+        faults = [kind for kind in faults if kind not in ("damage", "lost_tail")]
+    if "lost_tail" in faults and "damage" not in faults:
+        faults.append("damage")
+    operations = [kind for kind in OPERATIONS if random.random() < 0.6]
+    quiet = not faults
+    drift = 0.02 if "drift" in faults else 0.0
+    voters = random.choice([3, 3, 3, 5])
+    spares = random.choice([0, 1, 2])
+    return Plan(
+        seed=seed,
+        voters=voters,
+        spares=spares,
+        groups=random.choice([1, 1, 2, 3]),
+        clients=random.choice([2, 3, 4]),
+        fault_ms=random.choice([4000, 7000, 10000]),
+        delay_us=random.choice([200, 1000, 5000, 30_000]),
+        spike=0.0 if quiet else random.choice([0.0, 0.002, 0.01]),
+        loss=0.0 if quiet else random.choice([0.0, 0.0, 0.01, 0.05]),
+        duplication=0.0 if quiet else random.choice([0.0, 0.02, 0.3]),
+        fsync_us=random.choice([300, 2000, 10000, 40000]),
+        rates=[1 + random.uniform(-drift, drift) for _ in range(voters + spares)],
+        fast_timers=random.random() < 0.6,
+        spread=random.random() < 0.4,
+        keeps_quorum_only=not quiet and random.random() < 0.3,
+        faults=faults,
+        operations=operations,
+    )

@@ -1,0 +1,57 @@
+"""The fast path does what the scalar engine does: the same seed, the same steps, with and without.
+
+A step is compared whole: records, messages and actions, written out for one group each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from meterd.core.raft.fast_node import FastNode
+from tests.sim.plan import Plan, draw
+from tests.sim.runner import run_plan
+
+
+class Share:
+    """How many of the ops proposed for many groups at once went the fast way."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fast = self.all = 0
+        original = FastNode._propose
+
+        def propose(node: FastNode, event: Any) -> None:
+            before = sum(len(s.ops.groups) for s in node._slices)
+            original(node, event)
+            self.fast += sum(len(s.ops.groups) for s in node._slices) - before
+            self.all += len(event.causes)
+
+        monkeypatch.setattr(FastNode, "_propose", propose)
+
+
+def assert_same(plan: Plan) -> None:
+    scalar, fast = run_plan(replace(plan)), run_plan(replace(plan, fast=True))
+    assert not scalar.failure and not fast.failure, (plan.seed, scalar.failure, fast.failure)
+    for number, (one, other) in enumerate(zip(scalar.recorded, fast.recorded, strict=False)):
+        assert one == other, (plan.seed, number)
+    assert len(scalar.recorded) == len(fast.recorded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [1, 7, 13])
+def test_the_same_steps_under_faults(start: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    share = Share(monkeypatch)
+    for seed in range(start, start + 6):
+        assert_same(replace(draw(seed), groups=6, spread=True, records_steps=True))
+    assert share.fast > 0.2 * share.all
+
+
+@pytest.mark.slow
+def test_nearly_all_is_fast_when_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = Share(monkeypatch)
+    quiet: dict[str, Any] = {"faults": [], "operations": [], "loss": 0, "spike": 0}
+    quiet |= {"duplication": 0, "delay_us": 200, "fsync_us": 300, "clients": 1, "fault_ms": 6000}
+    assert_same(replace(draw(1), groups=8, spread=True, records_steps=True, **quiet))
+    assert share.fast > 0.6 * share.all  # some it does not lead

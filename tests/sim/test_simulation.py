@@ -1,0 +1,62 @@
+"""Consensus under faults: seeds that must hold, and bugs that must not."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.mutants import applied, seeds_needed
+from tests.sim.runner import run_seed, shrink
+
+SEEDS, SEEDS_PER_TEST = 120, 20
+# Seeds in which a rule was broken once.
+REGRESSIONS = [47, 165, 194, 368, 930]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(1, SEEDS, SEEDS_PER_TEST))
+def test_no_rule_is_broken(start: int) -> None:
+    for seed in range(start, start + SEEDS_PER_TEST):
+        result = run_seed(seed)
+        assert not result.failure, f"python -m tests.sim --seed {seed}: {result.failure}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", REGRESSIONS)
+def test_what_was_once_broken_is_not(seed: int) -> None:
+    result = run_seed(seed)
+    assert not result.failure, f"python -m tests.sim --seed {seed}: {result.failure}"
+
+
+# Bugs that few seeds show; tests.sim.mutants tries all of them, the schedules the rare ones.
+NOTICED = {
+    "term_and_vote_are_not_written": "I8",
+    "vote_leaves_before_it_is_durable": "I8",
+    "acks_before_it_is_durable": "I8",
+    "leader_counts_itself_before_its_disk": "I3",
+    "learners_are_counted": "I3",
+    "new_leader_reads_at_once": "I14",
+    "follower_commits_up_to_its_own_last": "I5",
+    "old_durability_counts_for_new_ops": "I7",
+    "damaged_ops_are_acked": "I8",
+    "snapshot_is_acked_before_the_switch": "I8",
+}
+SEEDS_TO_NOTICE = 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTICED)
+def test_a_bug_is_noticed(name: str) -> None:
+    needed, result = seeds_needed(name, SEEDS_TO_NOTICE)
+    assert needed, "not noticed"
+    assert NOTICED[name] in result.failure
+
+
+def test_shrinking_keeps_the_failure() -> None:
+    with applied("acks_before_it_is_durable"):
+        whole, small = run_seed(1), shrink(1)
+    assert small.failure and small.trace
+    assert len(small.acts) <= len(whole.acts)
+
+
+def test_a_seed_runs_the_same_way_twice() -> None:
+    assert run_seed(7, trace=True).trace == run_seed(7, trace=True).trace

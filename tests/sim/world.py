@@ -1,0 +1,186 @@
+"""Time, network and scheduling: one heap of things that will happen, in global µs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from heapq import heappop, heappush
+from random import Random
+from typing import Any
+
+from meterd.core.raft.events import Tick
+from meterd.core.raft.node import Received
+from meterd.protocol.raft_messages import Configuration, Envelope, Mark, member_id, node_of
+from tests.sim.checks import Checks
+from tests.sim.clients import Clients
+from tests.sim.disk import NOTHING, DiskGroup
+from tests.sim.machine import Machine
+from tests.sim.plan import Plan
+
+TICK = Tick()
+# A fault counts as active for an operation that ends so long after it (coverage).
+AFTER_EFFECT_US = 2_000_000
+# Messages that breed messages are a bug; ordinary runs have a few hundred and some 5 000 steps.
+UNDER_WAY_MAX = 20_000
+STEPS_MAX = 400_000
+
+
+class Stuck(AssertionError):
+    """Faults have ended and the cluster does not get on."""
+
+
+class World:
+    """Everything there is in one run."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.now = 0
+        self.steps = 0
+        self.random = Random(f"{plan.seed}/world")
+        self._net = Random(f"{plan.seed}/net")
+        self._heap: list[tuple[int, int, Machine | None, str, Any]] = []
+        self._counter = 0
+        self.trace: list[str] | None = None
+        self.recorded: list[Any] | None = [] if plan.records_steps else None
+        self.cut: set[tuple[int, int]] = set()
+        self.clogged: dict[tuple[int, int], int] = {}  # link -> until
+        self.loss_extra = 0.0
+        self.active: dict[str, int] = {}  # kind of fault -> until
+        self.coverage: Counter[tuple[str, str]] = Counter()
+        self.counts: Counter[str] = Counter()
+        self.checks = Checks(self)
+        self.clients = Clients(self)
+        self.machines: dict[int, Machine] = {}
+        nodes = range(1, plan.voters + plan.spares + 1)
+        for number in nodes:
+            self.machines[number] = Machine(self, number, self.fresh_groups(number))
+
+    def fresh_groups(self, number: int) -> dict[int, DiskGroup]:
+        """Voters begin with the first configuration, all others with nothing."""
+        plan = self.plan
+        voters = tuple(member_id(n, 0) for n in range(1, plan.voters + 1))
+        mark = Mark(0, 0, 0, Configuration(voters)) if number <= plan.voters else NOTHING
+        return {group: DiskGroup(mark) for group in range(plan.groups)}
+
+    def empty_groups(self) -> dict[int, DiskGroup]:
+        return {group: DiskGroup(NOTHING) for group in range(self.plan.groups)}
+
+    def members(self) -> list[int]:
+        return [machine.member for machine in self.machines.values()]
+
+    # Scheduling.
+
+    def at(self, time: int, machine: Machine | None, kind: str, payload: Any = None) -> None:
+        self._counter += 1
+        heappush(self._heap, (time, self._counter, machine, kind, payload))
+
+    def after(self, delay: int, machine: Machine | None, kind: str, payload: Any = None) -> None:
+        self.at(self.now + delay, machine, kind, payload)
+
+    def schedule_tick(self, machine: Machine) -> None:
+        """Have a machine tick at its deadline, a little late as on a busy processor."""
+        assert machine.node is not None
+        due = max(machine.global_time(machine.node.deadline), self.now + 1000)
+        if self.now < machine.tick_at <= due:
+            return
+        late = int(self._net.random() * 4000)
+        machine.tick_at = due + late
+        self.at(machine.tick_at, machine, "tick", machine.boot)
+
+    def run(self, until: int, stop: Any = None) -> None:
+        """Let things happen until a time, or until `stop()` says so."""
+        heap = self._heap
+        since = 0
+        while heap and heap[0][0] <= until:
+            time, _, machine, kind, payload = heappop(heap)
+            self.now = max(self.now, time)
+            if machine is not None and machine.paused_until > self.now:
+                self.at(machine.paused_until, machine, kind, payload)
+                continue
+            self._happen(machine, kind, payload)
+            if len(heap) > UNDER_WAY_MAX or self.steps > STEPS_MAX:
+                raise Stuck(f"a storm: {len(heap)} under way after {self.steps} steps")
+            since += 1
+            if stop is not None and since >= 20:
+                since = 0
+                if stop():
+                    return
+        self.now = max(self.now, until)
+
+    def _happen(self, machine: Machine | None, kind: str, payload: Any) -> None:
+        if kind == "deliver":
+            assert machine is not None
+            if machine.node is not None:
+                self._note("deliver", machine, payload)
+                machine.step(Received(payload))
+        elif kind == "tick":
+            assert machine is not None
+            if machine.boot == payload and self.now >= machine.tick_at:
+                machine.tick_at = 0
+                machine.step(TICK)
+        elif kind == "synced":
+            assert machine is not None
+            machine.synced(payload)
+        elif kind in ("stored", "snapshot_read", "ops_read", "take_snapshot"):
+            assert machine is not None
+            getattr(machine, kind)(*payload)
+        elif kind == "call":
+            payload()
+        elif kind == "client":
+            method, *arguments = payload
+            method(*arguments)
+        else:
+            raise AssertionError(kind)
+
+    def _note(self, what: str, machine: Machine, payload: Any) -> None:
+        if self.trace is not None:
+            self.trace.append(f"{self.now / 1000:10.3f} {what} {machine.number} {payload}")
+
+    def tell(self, text: str) -> None:
+        """Note a fault or an operation for the trace."""
+        if self.trace is not None:
+            self.trace.append(f"{self.now / 1000:10.3f} *** {text}")
+
+    # Network.
+
+    def transmit(self, source: Machine, to: int, envelope: Envelope) -> None:
+        """Lose, delay, double or deliver an envelope."""
+        target = self.machines.get(node_of(to))
+        if target is None:
+            return
+        link = (source.number, target.number)
+        net, plan = self._net, self.plan
+        if link in self.cut or net.random() < plan.loss + self.loss_extra:
+            self.counts["lost"] += 1
+            return
+        copies = 2 if plan.duplication and net.random() < plan.duplication else 1
+        for _ in range(copies):
+            delay = 50 + int(plan.delay_us * (0.3 + net.random() * 1.4))
+            if plan.spike and net.random() < plan.spike:
+                delay += int(net.random() * 2_500_000)
+            time = self.now + delay
+            if self.clogged.get(link, 0) > time:
+                time = self.clogged[link] + int(net.random() * 3000)  # all at once, late
+            self.at(time, target, "deliver", envelope)
+
+    # Faults that machines and the nemesis share.
+
+    def crash(self, machine: Machine) -> None:
+        """Kill a machine; somebody starts it again."""
+        if machine.node is None:
+            return
+        self.tell(f"crash {machine.number}")
+        self.counts["crash"] += 1
+        machine.crash()
+
+    def mark(self, kind: str, for_us: int = 0) -> None:
+        """A fault is active for so long, and its effects a little longer."""
+        self.counts[kind] += 1
+        until = self.now + for_us + AFTER_EFFECT_US
+        self.active[kind] = max(until, self.active.get(kind, 0))
+
+    def cover(self, operation: str) -> None:
+        """An operation has come to its end while these faults were active."""
+        self.counts[operation] += 1
+        for kind, until in self.active.items():
+            if until > self.now:
+                self.coverage[kind, operation] += 1
