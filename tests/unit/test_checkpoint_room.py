@@ -9,11 +9,18 @@ import pytest
 
 from meterd.actors.checkpoints import CURRENT
 from meterd.actors.disk import prepared_name
+from meterd.core.warm import warm
 from tests.support.failing_calls import FailingCalls
 from tests.support.small_disk import MIB, SmallDisk
 from tests.unit.test_checkpoints import Node, load, saved
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """What fails must not be a file that the compiler keeps."""
+    warm()
 
 
 @pytest.fixture
