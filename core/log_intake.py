@@ -183,4 +183,5 @@ def _make_intake(log_size: int, row_count: int) -> Intake:
         np.zeros(7, np.int64),
         np.zeros(kernels.SEEN, np.int64),
         np.zeros(kernels.SEEN, np.int64),
+        np.zeros(kernels.TOGETHER, np.int64),
     )

@@ -69,7 +69,6 @@ class Compaction(Service):
         super().__init__(sweeper)
         self._retention = retention
         self._totals = totals
-        self._erased = 0  # erasures that were in force when segments were last written again
         self._merger = SegmentMerger(self.directory)
         self._files = SegmentFiles(self.directory)  # for the job's thread
         self._merged: deque[Merged] = deque()  # from the job's thread
@@ -114,7 +113,7 @@ class Compaction(Service):
         erased = False
         if now >= self._thorough_due:
             self._thorough_due = now + options.interval
-            erased = len(self._totals.erasures or ()) > self._erased
+            erased = bool(self._totals.erasures)  # segments made since may hold such rows, too
         parts = compaction_plan.next_merge(found, self._rules(), effort)
         if (parts or erased) and has_room(self.sweeper, sum(one.size for one in parts)):
             self._start(effort, avoided)
@@ -186,9 +185,6 @@ class Compaction(Service):
                 raise
             self._merged.append(made[-1])
             before += size
-        else:
-            if run.effort is not Effort.USUAL:
-                self._erased = len(run.erasures or ())
         return {
             "merges": len(made),
             "files_merged": sum(one.parts for one in made),

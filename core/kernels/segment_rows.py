@@ -47,7 +47,9 @@ DIGITS = 1 << DIGIT_BITS
 # Rows asked for ahead of their use, when they are visited in order.
 AHEAD = 12
 # Slots of the tables of texts seen last (int64, number + 1); a power of two.
-SEEN = 1 << 14
+SEEN = 1 << 15
+# Rows whose accounts are looked for together; a power of two.
+TOGETHER = 32
 # What has been taken (int64[7]).
 ROWS, ACCOUNTS, TEXT, SETS, SET_BYTES, ID_TEXT, SLICES = range(7)
 
@@ -70,6 +72,7 @@ class Intake(NamedTuple):
     counters: Array  # int64[7]
     seen_accounts: Array  # int64[SEEN]
     seen_sets: Array  # int64[SEEN]
+    ahead: Array  # int64[TOGETHER]: slots of the next accounts
 
 
 @njit(cache=True, nogil=True, _nrt=False)
@@ -146,6 +149,8 @@ def _take_rows(
     entry = heap
     s, slice_end, partition = -1, np.int64(0), np.int64(0)
     for i in range(n):
+        if i & (TOGETHER - 1) == 0:
+            _ask_ahead(data, heap, heap_end, i, n, intake)
         entry_end = heap + np.int64(load_u32(data, heap_end + 4 * i))
         while i >= slice_end:
             s += 1
@@ -157,7 +162,8 @@ def _take_rows(
             continue
         account_end, id_end = entry_parts(data, entry)
         number = np.int64(data[metric_at + 2 * i]) | np.int64(data[metric_at + 2 * i + 1]) << 8
-        account = _account(data, entry + 2, account_end, partition, k0, k1, intake)
+        place = intake.ahead[i & (TOGETHER - 1)]
+        account = _account(data, entry + 2, account_end, place, partition, k0, k1, intake)
         properties = _set(data, id_end, entry_end, k0, k1, intake)
         row = rows[counters[ROWS]]
         row[TIMESTAMP] = np.int64(load_u64(data, heap_end - 16 * n + 8 * i))
@@ -196,6 +202,23 @@ def _slot(data: Array, start: int, end: int) -> Any:
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
+def _ask_ahead(data: Array, heap: int, heap_end: int, first: int, n: int, intake: Any) -> None:
+    """Note where the accounts of the next rows would stand; have the bytes to compare brought."""
+    last = min(first + TOGETHER, n)
+    entry = heap
+    if first:
+        entry += np.int64(load_u32(data, heap_end + 4 * first - 4))
+    for i in range(first, last):
+        place = _slot(data, entry + 2, entry + 2 + np.int64(data[entry]))
+        intake.ahead[i - first] = place
+        entry = heap + np.int64(load_u32(data, heap_end + 4 * i))
+    for i in range(last - first):
+        known = intake.seen_accounts[intake.ahead[i]] - 2
+        if known >= 0:
+            prefetch(intake.text, intake.text_end[known])
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
 def _is(texts: Array, ends: Array, number: int, data: Array, start: int, end: int) -> Any:
     """Return whether a text is the one of a number."""
     first = ends[number - 1] if number else np.int64(0)
@@ -206,10 +229,9 @@ def _is(texts: Array, ends: Array, number: int, data: Array, start: int, end: in
 
 @njit(cache=True, forceinline=True, _nrt=False)
 def _account(
-    data: Array, start: int, end: int, partition: int, k0: Any, k1: Any, intake: Any
+    data: Array, start: int, end: int, place: int, partition: int, k0: Any, k1: Any, intake: Any
 ) -> Any:
     """Return the number of an account, giving it one if it is new."""
-    place = _slot(data, start, end)
     known = intake.seen_accounts[place] - 1
     if known >= 0 and _is(intake.text, intake.text_end, known, data, start, end):
         return known
