@@ -205,6 +205,7 @@ class Hello(NamedTuple):
 
 
 class HelloReply(NamedTuple):
+    boot: int  # of the start that asked
     block: int  # the highest durable block you told me of before this start
 
 

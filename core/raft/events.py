@@ -196,13 +196,16 @@ class SendSnapshot(NamedTuple):
 
 
 class ReadOps(NamedTuple):
-    """Read whole ops from `first` on from disk, a message's worth, and say OpsRead with the same
-    `to` and `term`."""
+    """Read ops from `first` to `last` from disk and say OpsRead with the same `to` and `term`.
+
+    Less will do (a message's size, damage); when there is none, a snapshot helps (Compacted).
+    """
 
     group: int
     to: int
     term: int
     first: int
+    last: int
 
 
 class BeatSoon(NamedTuple):

@@ -129,7 +129,7 @@ def send_appends(group: GroupState, member: int, progress: Progress) -> None:
             return
         progress.sent_at = now
         if progress.next <= log.base.index:
-            group.actions.append(ReadOps(group.group, member, group.term, progress.next))
+            group.actions.append(_read_ops(group, member, progress))
         else:
             _send_append(group, member, progress)
         return
@@ -153,6 +153,12 @@ def _send_append(group: GroupState, member: int, progress: Progress) -> tuple[Op
     before = (prev, log.term_at(prev), log.digest_at(prev))
     group.send(member, Append(group.group, group.term, *before, ops, group.commit))
     return ops
+
+
+def _read_ops(group: GroupState, member: int, progress: Progress) -> ReadOps:
+    first, last = progress.next, group.log.base.index
+    last = min(last, first + group.settings.append_ops_max - 1)
+    return ReadOps(group.group, member, group.term, first, last)
 
 
 def on_ops_read(group: GroupState, event: OpsRead) -> None:
@@ -246,7 +252,7 @@ def maybe_commit(group: GroupState) -> None:
     matches = []
     for member in configuration.voters:
         if member == group.member:
-            matches.append(group.durable)
+            matches.append(min(group.durable, group.log.whole_to))
         else:
             matches.append(group.progress[member].match)
     matches.sort(reverse=True)

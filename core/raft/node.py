@@ -327,7 +327,7 @@ class Node:
         self.standing.hear(source, envelope.boot, envelope.block)
         for message in envelope.messages:
             if isinstance(message, Hello):
-                self._send(source, HelloReply(self.standing.heard_of(source)))
+                self._send(source, HelloReply(envelope.boot, self.standing.heard_of(source)))
             elif isinstance(message, HelloReply):
                 self._on_hello_reply(source, message)
             elif isinstance(message, Beats):
@@ -344,7 +344,7 @@ class Node:
             self._carry_out(self._live(message.group).receive(source, message))
 
     def _on_hello_reply(self, peer: int, message: HelloReply) -> None:
-        if not self._aside:
+        if not self._aside or message.boot != self.boot:
             return
         if self.standing.confirm(peer, message.block):
             self._confirm_groups()

@@ -46,7 +46,7 @@ def on_repair(group: GroupState, sender: int, message: Repair) -> None:
         group.send(sender, RepairReply(group.group, tuple(found)))
     on_disk = [index for index, _ in wanted if log.floor < index <= log.base.index]
     if on_disk:
-        group.actions.append(ReadOps(group.group, sender, FOR_REPAIR, on_disk[0]))
+        group.actions.append(ReadOps(group.group, sender, FOR_REPAIR, on_disk[0], on_disk[0]))
 
 
 def on_ops_read(group: GroupState, event: OpsRead) -> None:

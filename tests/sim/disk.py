@@ -48,14 +48,14 @@ class DiskGroup:
             return self.base.term
         return self.ops[at - 1].term if 0 < at <= len(self.ops) else None
 
-    def read(self, first: int, count: int) -> tuple[int, int, tuple[Op, ...]] | None:
-        """Return term and digest before `first`, and whole ops from there; None when not there."""
+    def read(self, first: int, last: int) -> tuple[int, int, tuple[Op, ...]] | None:
+        """Return term and digest before `first`, and whole ops up to `last`; None if none is."""
         at = first - self.base.index - 1
         if not 0 <= at < len(self.ops):
             return None
         prev = self.ops[at - 1] if at else self.base
         ops = []
-        for op in self.ops[at : at + count]:
+        for op in self.ops[at : last - self.base.index]:
             if op.index in self.damaged:
                 break
             ops.append(op)

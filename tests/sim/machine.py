@@ -362,8 +362,10 @@ class Machine:
     def ops_read(self, boot: int, action: ReadOps) -> None:
         if self.node is None or boot != self.boot:
             return
-        found = self.disk.groups[action.group].read(action.first, SETTINGS.append_ops_max)
-        if found is not None:
+        found = self.disk.groups[action.group].read(action.first, action.last)
+        if found is None:
+            self.take_snapshot(boot, action.group)  # damaged: it is not needed then
+        else:
             self.world.counts["read from disk"] += 1
             self.request(action.group, OpsRead(action.to, action.term, *found))
 

@@ -80,7 +80,7 @@ def sent(output: Output, kind: type[Any]) -> list[Any]:
 
 
 def confirmed(node: Node, now: int = 0) -> Node:
-    tell(node, now, 2, HelloReply(0))
+    tell(node, now, 2, HelloReply(node.boot, 0))
     return node
 
 
@@ -144,10 +144,16 @@ def test_a_node_that_has_gone_back_is_told_so() -> None:
     peer = make_node(2)
     tell(peer, 0, 1, boot=1, block=12)
     answer = sent(tell(peer, 5, 1, Hello(10), boot=2, block=10), HelloReply)
-    assert answer == [HelloReply(12)]
+    assert answer == [HelloReply(2, 12)]
     node = make_node(1, block=10, boot=2)
     output = tell(node, 10, 2, answer[0])
     assert output.actions == [GoneBack(2, 12, 10)]
+    assert tell(node, 1000, 2, Vote(0, 1, 0, 0, False)).records == []
+
+
+def test_an_answer_to_an_earlier_start_confirms_nothing() -> None:
+    node = make_node(block=10, boot=3)
+    tell(node, 10, 2, HelloReply(2, 0))
     assert tell(node, 1000, 2, Vote(0, 1, 0, 0, False)).records == []
 
 
@@ -155,7 +161,7 @@ def test_blocks_of_the_same_life_are_not_taken_for_a_step_back() -> None:
     peer = make_node(2)
     tell(peer, 0, 1, boot=1, block=9)
     tell(peer, 5, 1, Hello(10), boot=2, block=10)
-    assert sent(tell(peer, 6, 1, Hello(10), boot=2, block=11), HelloReply) == [HelloReply(9)]
+    assert sent(tell(peer, 6, 1, Hello(10), boot=2, block=11), HelloReply) == [HelloReply(2, 9)]
 
 
 def alone() -> Node:
