@@ -187,12 +187,10 @@ class DiskTrace:
             return self._real["open"](path, flags, mode, dir_fd=dir_fd)
         with self._lock:
             existed = os.path.lexists(whole)
-            if not existed and not flags & os.O_TMPFILE == os.O_TMPFILE:
+            if not existed:
                 self._go("create", whole)
             descriptor = self._real["open"](path, flags, mode, dir_fd=dir_fd)
             found = os.fstat(descriptor)
-            if flags & os.O_TMPFILE == os.O_TMPFILE:
-                return descriptor
             if not existed:
                 self._changed(whole, (self._name(whole), self._number(found, new=True)))
             elif flags & os.O_TRUNC:
@@ -268,9 +266,7 @@ class DiskTrace:
             numbers = self._number(os.lstat(one)), self._number(os.lstat(other))
             library = ctypes.CDLL(None, use_errno=True)
             assert library.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2) == 0
-            self._changed(
-                other, (self._name(one), numbers[1]), (self._name(other), numbers[0])
-            )
+            self._changed(other, (self._name(one), numbers[1]), (self._name(other), numbers[0]))
 
     def _link(self, old: Any, new: Any, **more: Any) -> None:
         other = self._whole(new)
@@ -307,7 +303,12 @@ class DiskTrace:
             if self._is_inside(whole):
                 number = self._number(os.lstat(whole), new=True)
                 self.calls.append(
-                    Call("names", whole[len(self.root) + 1 :], -1, names=((self._name(whole), number),))
+                    Call(
+                        "names",
+                        whole[len(self.root) + 1 :],
+                        -1,
+                        names=((self._name(whole), number),),
+                    )
                 )
 
 

@@ -142,7 +142,9 @@ class Judge:
         if undecided:
             self._compare(stored)
         known = [one for one in book.acknowledged if not (book.expires and book.is_old(one))]
-        self._send_again(sorted(known)[self._random.randrange(SAMPLE_EVERY) :: SAMPLE_EVERY], stored)
+        self._send_again(
+            sorted(known)[self._random.randrange(SAMPLE_EVERY) :: SAMPLE_EVERY], stored
+        )
         self._go_on(stored)
         self._compare(stored)
         book.acknowledged |= stored
@@ -186,7 +188,9 @@ class Judge:
         erased = {one for one in book.sent if book.events[one]["account"] == ERASED}
         missing = book.acknowledged - listed - (erased if book.is_erasing else set())
         if missing:
-            raise Violation(f"{len(missing)} acknowledged events are missing: {sorted(missing)[:3]}")
+            raise Violation(
+                f"{len(missing)} acknowledged events are missing: {sorted(missing)[:3]}"
+            )
         return listed
 
     def _listed(self, account: str, span: dict[str, int]) -> list[str]:

@@ -71,8 +71,10 @@ class OneProcessNode:
         self, data_dir: Path, random: Random, now: int | None = None, **sections: dict[str, Any]
     ) -> None:
         """`now`: the moment of the start (UTC ns) instead of the clock's."""
-        merged = {name: SECTIONS.get(name, {}) | sections.get(name, {}) for name in
-                  SECTIONS.keys() | sections.keys()}
+        merged = {
+            name: SECTIONS.get(name, {}) | sections.get(name, {})
+            for name in SECTIONS.keys() | sections.keys()
+        }
         merged["node"] = merged.get("node", {}) | {"data_dir": str(data_dir)}
         options = Options.from_mapping(merged)
         wal = dataclasses.asdict(options.wal) | {"segment_size": LOG_FILE_SIZE}
@@ -218,9 +220,11 @@ class OneProcessNode:
         sweeper = self.actors["retention_sweeper"]
         segments = next(one for one in sweeper._services if hasattr(one, "_waiting"))
         self.until(
-            lambda: not any(sweeper.jobs._lanes.values())
-            and (self.admission.get("disk") or not segments._waiting)
-            and not self.actors["usage"]._checkpoints.busy,
+            lambda: (
+                not any(sweeper.jobs._lanes.values())
+                and (self.admission.get("disk") or not segments._waiting)
+                and not self.actors["usage"]._checkpoints.busy
+            ),
             "nothing goes on",
         )
 

@@ -43,7 +43,11 @@ WORKS = {
     "backup": "backup",
     "restore": "restore",
 }
-CRASHES = ("torn write", "lost unsynced data", *(f"kill during {one}" for one in (*WINDOWS, *WORKS)))
+CRASHES = (
+    "torn write",
+    "lost unsynced data",
+    *(f"kill during {one}" for one in (*WINDOWS, *WORKS)),
+)
 LIVE = ("full disk", "no inodes", "fsync error")
 KINDS = (*CRASHES, *LIVE)
 # Files in which a bit flips; `fault_campaign.py` has those of the stored directory.
@@ -59,8 +63,8 @@ class Simulation:
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._image = home / "image"
-        self._image.mkdir(parents=True, exist_ok=True)
+        self.image = home / "image"
+        self.image.mkdir(parents=True, exist_ok=True)
         self._lives: dict[int, Recorded] = {}
 
     def life(self, number: int) -> Recorded:
@@ -84,45 +88,48 @@ class Simulation:
         kept = kind == "torn write" or (kind != "lost unsynced data" and random.random() < 0.4)
         if kind == "torn write":
             image.tear(recorded.trace.calls[end - 1], random)
-        image.write_to(self._image, random, kept)
+        image.write_to(self.image, random, kept)
         return self.look(recorded, end, seed, kind == "kill during backup")
 
     def look(self, recorded: Recorded, end: int, seed: int, backups: bool = False) -> str:
         """Judge what is in the image of a place in a life; `backups`: look at those, too."""
         book, restoring = recorded.book_at(end)
-        data_dir = self._image / DATA
-        if restoring is not None and (self._image / restoring.target / "restored.json").exists():
+        data_dir = self.image / DATA
+        if restoring is not None and (self.image / restoring.target / "restored.json").exists():
             outcome = "restored"
-            apart(lambda: judge(self._image / restoring.target, restoring.book, seed))
+            apart(lambda: judge(self.image / restoring.target, restoring.book, seed))
         else:
             outcome = apart(lambda: judge(data_dir, book, seed))
         if restoring is not None:
             self._restore_again(restoring, seed)
-        elif (self._image / BACKUPS).exists() and (backups or seed % 5 == 0):
-            apart(lambda: check_backups(self._image, seed))
+        elif (self.image / BACKUPS).exists() and (backups or seed % 5 == 0):
+            apart(lambda: check_backups(self.image, seed))
         return outcome
 
     def _restore_again(self, restoring: Restoring, seed: int) -> None:
         """Whatever a restore has left, the next one succeeds."""
-        target = self._image / restoring.target
+        target = self.image / restoring.target
         if restoring.target != DATA and target.exists() and not (target / "restored.json").exists():
             raise Violation(f"a part of a restore is in place: {os.listdir(target)}")
-        apart(lambda: restore(target, self._image / BACKUPS, restoring.name))
+        apart(lambda: restore(target, self.image / BACKUPS, restoring.name))
         apart(lambda: judge(target, restoring.book, seed))
-        left = [name for name in os.listdir(self._image) if ".restoring-" in name]
+        left = [name for name in os.listdir(self.image) if ".restoring-" in name]
         if left:
             raise Violation(f"left behind: {left}")
 
     def flip(self, pattern: str, seed: int) -> str:
         """One bit flips in a file of a kind; return how it ended.  Raises Violation."""
-        random = Random(f"{pattern} {seed}")
-        recorded = self.life(seed // RUNS_PER_LIFE)
-        calls = recorded.trace.calls
-        end = len(calls) if pattern == "restored.json" else recorded.at["restore"][0][0]
-        DiskImage(recorded.trace, end).write_to(self._image, random, True)
-        book, restoring = recorded.book_at(end)
-        data_dir = self._image / (DATA if restoring is None else restoring.target)
-        path = random.choice(sorted(data_dir.glob(pattern)))
+        random, number, paths = Random(f"{pattern} {seed}"), seed // RUNS_PER_LIFE, []
+        while not paths:  # not in every life there is such a file
+            recorded = self.life(number)
+            calls = recorded.trace.calls
+            end = len(calls) if pattern == "restored.json" else recorded.at["restore"][0][0]
+            DiskImage(recorded.trace, end).write_to(self.image, random, True)
+            book, restoring = recorded.book_at(end)
+            data_dir = self.image / (DATA if restoring is None else restoring.target)
+            paths = sorted(data_dir.glob(pattern))
+            number += 1_000_000
+        path = random.choice(paths)
         flip_bit(path, random)
         if path.name not in apart(lambda: named_by_fsck(data_dir)):
             raise Violation(f"fsck does not name {path.name}")
@@ -134,8 +141,8 @@ class Simulation:
         random = Random(f"backup {seed}")
         recorded = self.life(seed // RUNS_PER_LIFE)
         end = recorded.at["restore"][0][0]
-        DiskImage(recorded.trace, end).write_to(self._image, random, True)
-        store = self._image / BACKUPS
+        DiskImage(recorded.trace, end).write_to(self.image, random, True)
+        store = self.image / BACKUPS
         path = random.choice([one for one in sorted(store.rglob("*")) if one.is_file()])
         flip_bit(path, random)
         apart(lambda: check_flipped(store, str(path.relative_to(store))))
@@ -148,7 +155,7 @@ class Simulation:
         recorded, outcome = apart(lambda: live(life, kind, random))
         end = len(recorded.trace.calls)
         kept = kind != "fsync error" and random.random() < 0.5
-        DiskImage(recorded.trace, end).write_to(self._image, random, kept)
+        DiskImage(recorded.trace, end).write_to(self.image, random, kept)
         return f"{outcome}, then {self.look(recorded, end, seed)}"
 
 
@@ -265,7 +272,10 @@ def _live_full(life: Life, kind: str) -> str:
     """Room runs out for a while; the node never ends by itself, and goes on by itself."""
     random = life.random
     kinds = ("create",) if kind == "no inodes" else ("create", "grow", "rename", "link")
-    first, times = random.randrange(120 if kind == "no inodes" else 350), random.choice((1, 2, 5, 20, 100))
+    first, times = (
+        random.randrange(120 if kind == "no inodes" else 350),
+        random.choice((1, 2, 5, 20, 100)),
+    )
     code = random.choice((errno.ENOSPC, errno.EDQUOT)) if kind == "full disk" else errno.ENOSPC
     shortage = life.trace.fault = Shortage(kinds, first, times, code)
     while True:
@@ -318,4 +328,3 @@ def _end_threads(life: Life) -> None:
         if thread is not threading.current_thread():
             thread.join(10.0)
     life.forget_requests()
-

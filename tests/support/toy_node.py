@@ -30,7 +30,6 @@ class First(Actor):
         with open(os.path.join(self.run_dir, "reloaded"), "w") as file:
             file.write(options.log.level)
 
-
     def drained(self) -> bool:
         return BEHAVIOUR != "waits"
 
