@@ -21,7 +21,7 @@ from meterd.actors import disk, endings
 from meterd.protocol.errors import BootFailed, StorageError
 
 MAGIC = "meterd node"
-STORAGE_VERSION = 1
+STORAGE_VERSION = 2
 FILE_NAME = "node.json"
 FILE_SIZE_MAX = 64 * 1024
 KEY_SIZE = 16

@@ -1,6 +1,6 @@
 """Makes a small data directory that has a file of every kind, and knows what it must answer.
 
-`python -m tests.support.stored_directory` writes `tests/data/directory-v1/`: the directory as an
+`python -m tests.support.stored_directory` writes `tests/data/directory-v2/`: the directory as an
 archive, and what a node that opens it must say.  It is made once for each storage version and then
 kept for ever, so that every later version can show that it still opens it.
 
@@ -16,6 +16,7 @@ import shutil
 import tarfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from meterd.protocol.limits import RETENTION_DAYS_MAX
 from tests.support.node import ROOT, Node
 from tests.support.waiting import eventually
 
-FOLDER = ROOT / "tests" / "data" / "directory-v1"
+FOLDER = ROOT / "tests" / "data" / "directory-v2"
 ARCHIVE, EXPECTED = "directory.tar.xz", "expected.json"
 # 2026-03-02T00:00:00Z; the last event is 60 days later.
 BASE = 1_772_409_600_000_000_000
@@ -205,7 +206,11 @@ def store(folder: Path = FOLDER) -> None:
         count = build(data_dir)
         add_small_files(data_dir)
         copy = home / "copy"
-        shutil.copytree(data_dir, copy, ignore=shutil.ignore_patterns("run", "lock"))
+        who = identity.read(str(data_dir))
+        left_out = shutil.ignore_patterns("run", "lock", "held*", "*.open")
+        shutil.copytree(data_dir, copy, ignore=left_out)
+        # It lies wherever it is unpacked, and is no copy that may have caught something half.
+        (copy / "node.json").write_bytes(identity.encode(replace(who, directory_inode=0)))
         node = Node(data_dir=data_dir, environment=ENVIRONMENT)
         try:
             node.start()

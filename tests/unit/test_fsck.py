@@ -79,7 +79,7 @@ KINDS = [
     "wal.log",
     "metric_registry.bin",
     "partition_map.bin",
-    "members.bin",
+    "erased.bin",
     "archive.bin",
     "disk_history.bin",
     "refused.log",

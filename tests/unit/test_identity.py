@@ -63,7 +63,8 @@ def test_a_history_without_identity_is_refused(tmp_path: Path, name: str) -> Non
 
 def test_a_newer_storage_version_is_refused(tmp_path: Path) -> None:
     body = json.loads(identity.encode(NODE))
-    (tmp_path / "node.json").write_text(json.dumps({**body, "storage_version": 2}))
+    newer = {**body, "storage_version": identity.STORAGE_VERSION + 1}
+    (tmp_path / "node.json").write_text(json.dumps(newer))
     failure = refusal(tmp_path, 3, "auto")
     assert failure.exit_code == 79
     assert "newer version" in failure.reason
