@@ -1,6 +1,5 @@
 """Restores of a real backup that are killed, and bits that flip in a real node's files."""
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +8,10 @@ from random import Random
 from meterd.actors.backups.shelf import Shelf
 from meterd.protocol.errors import MeterdError
 from tests.support.fault_book import Violation
-from tests.support.fault_campaign import NAMED, flip_bit
+from tests.support.fault_campaign import KINDS, NAMED, flip_bit
 from tests.support.node import Node
 from tests.support.real_campaign import SETTINGS, Campaign, campaign, meterctl
+from tests.support.simulated_faults import FLIPPED
 from tests.support.steady_load import check_prefix
 from tests.support.waiting import eventually
 
@@ -109,10 +109,9 @@ class Flips:
         shutil.copytree(node.data_dir, self._safe, ignore=shutil.ignore_patterns("run", "lock"))
 
     def kinds(self) -> list[str]:
-        """Patterns of the files that there are, but for second names and space in reserve."""
-        names = {re.sub(r"\d{3,}", "*", path.name) for path in self._safe.iterdir()}
-        others = ("held", ".open", "checkpoint.bin.spare")
-        return sorted(name for name in names if not any(one in name for one in others))
+        """Patterns of the files that there are."""
+        known = (*KINDS, *FLIPPED)
+        return [one for one in known if any(path.stat().st_size for path in self._safe.glob(one))]
 
     def run(self, pattern: str, random: Random) -> str:
         """Return how it ended."""
