@@ -25,7 +25,7 @@ import click
 
 from bench.support import say, write_result
 from meterd.actors.node import warm_kernels
-from tests.support import fault_campaign, real_faults, simulated_faults
+from tests.support import fault_campaign, real_faults, real_files, simulated_faults
 from tests.support.fault_campaign import Campaign
 from tests.support.simulated_faults import Simulation
 
@@ -165,7 +165,7 @@ def main(kinds: tuple[str, ...], runs: int, real: int, first: int, keep: bool) -
                 lambda: real_faults.run_real(kind, real_seeds, note),  # noqa: B023
             )
         if wanted(FLIP):
-            table.run(FLIP, REAL, lambda: real_faults.run_flips(real, first, note))
+            table.run(FLIP, REAL, lambda: real_files.run_flips(real, first, note))
     result = {
         "runs": sum(row[SIMULATED] + row[REAL] for row in table.rows().values()),
         "table": table.rows(),

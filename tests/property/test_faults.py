@@ -17,7 +17,8 @@ import pytest
 
 from meterd.core.warm import warm
 from tests.support import real_faults, simulated_faults
-from tests.support.disk_trace import DiskImage, DiskTrace
+from tests.support.disk_image import DiskImage
+from tests.support.disk_trace import DiskTrace
 from tests.support.fault_book import Violation
 from tests.support.fault_campaign import FAULTS, KINDS, Campaign
 from tests.support.simulated_faults import FLIPPED, Simulation

@@ -1,137 +1,30 @@
-"""Faults of real nodes: processes, files and disks; one run is one fault, a start, and an audit.
+"""Faults of real nodes: processes, files and disks; one run is one fault, a start, and an audit."""
 
-Clients send numbered events without rest, through the faults as well.  What a node holds after a
-fault must be the first so many of them, each once, and all that were acknowledged.
-"""
-
-from __future__ import annotations
-
-import re
 import shutil
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
-
-import zmq
 
 from meterd.actors.backups.shelf import Shelf
 from meterd.actors.backups.verifying import Verification
-from meterd.client import Client, Event
+from meterd.client import Event
 from meterd.core.log_scan import FileScan
-from meterd.protocol.body import pack
-from meterd.protocol.envelope import RequestHeader, encode_request
-from meterd.protocol.errors import MeterdError
 from meterd.protocol.log_format import ACTIVE_NAME, SECTOR_SIZE, full_name
 from tests.support import steady_load
 from tests.support.disk_campaign import Run
 from tests.support.fault_book import Violation
-from tests.support.fault_campaign import NAMED, flip_bit
 from tests.support.loop_disk import LoopDisk
-from tests.support.node import ROOT, Node
-from tests.support.steady_load import SteadyLoad, check_prefix
+from tests.support.node import Node
+from tests.support.real_campaign import SETTINGS, Campaign, StubbornLoad, campaign
+from tests.support.real_files import Restores
+from tests.support.steady_load import check_prefix
 from tests.support.waiting import eventually
 
-SETTINGS = {
-    "METERD__WAL__SEGMENT_SIZE": "4MiB",
-    "METERD__WAL__RETENTION_DAYS": "0",
-    "METERD__WAL__MIN_SEGMENTS": "1",
-    "METERD__STORAGE__CHECKPOINT_EVENTS": "20000",
-    "METERD__STORAGE__CHECKPOINT_INTERVAL": "2s",
-    "METERD__STORAGE__COPY_GRACE": "0s",
-    "METERD__COMPACTION__ENABLED": "false",
-    "METERD__COMPACTION__IO_LIMIT": "8MiB",
-    "METERD__BACKUP__IO_LIMIT": "16MiB",
-    "METERD__DISK__STOP_FREE": "1MiB",
-    "METERD__DISK__HARD_FREE": "0",
-    "METERD__DISK__BALLAST": "0",
-    "METERD__DISK__WARN_FREE": "1MiB",
-    "METERD__DISK__WARN_FREE_RATIO": "0",
-}
-REST = 0.02
 DAY = 86_400_000_000_000
 IO_ERROR = 74
 # How many events a twin stores behind what a node holds.
 TWIN_EVENTS = 4 * steady_load.BATCH
-
-
-class StubbornLoad(SteadyLoad):
-    """Sends what was not acknowledged again, whatever the answer was; holds still when told."""
-
-    def __init__(self, address: str) -> None:
-        super().__init__(address, rest=REST)
-        self.still = threading.Lock()
-
-    def _send(self, client: Client) -> None:
-        with self.still:  # until all events of the batch are decided
-            while not self._stop.is_set():
-                try:
-                    super()._send(client)
-                    break
-                except MeterdError:
-                    self._stop.wait(REST)
-        self._stop.wait(REST)  # so that others get the lock
-
-
-class Campaign:
-    """One node through many faults."""
-
-    def __init__(self, node: Node, load: StubbornLoad, home: Path) -> None:
-        self.node, self.load, self.home = node, load, home
-        self.backups = home / "backups"
-        self._context: zmq.Context[Any] = zmq.Context.instance()
-
-    def fire(self, kind: str, **fields: Any) -> None:
-        """Send a request whose answer nobody waits for."""
-        socket = self.node.dealer(self._context)
-        socket.setsockopt(zmq.LINGER, 1_000)
-        socket.send_multipart(encode_request(RequestHeader(1, kind, 60_000), pack(fields)))
-        socket.close()
-
-    def after(self, seconds: float) -> None:
-        """Let the moment come that was drawn."""
-        threading.Event().wait(seconds)
-
-    def kill_and_audit(self) -> None:
-        self.node.kill9()
-        acknowledged = self.load.acknowledged
-        self.node.start()
-        self.audit(acknowledged)
-
-    def audit(self, acknowledged: int) -> None:
-        """While nothing is sent, and all that was sent is acknowledged by now."""
-        with self.load.still, self.node.client(timeout=60) as client:
-            held = check_prefix(client, acknowledged)
-            assert held == self.load.acknowledged, (held, self.load.acknowledged)
-        eventually(lambda: self.load.acknowledged > held, "events are taken again", 60)
-
-    def more(self, events: int) -> None:
-        enough = self.load.acknowledged + events
-        eventually(lambda: self.load.acknowledged >= enough, "events are taken", 60)
-
-
-@contextmanager
-def campaign(data_dir: Path | None = None, events: int = 5_000) -> Iterator[Campaign]:
-    """A node under load that holds so many events."""
-    home = Path(tempfile.mkdtemp(prefix="mreal", dir="/tmp"))
-    try:
-        with Node(data_dir=data_dir, environment=SETTINGS) as node:
-            with Client([node.address]) as client:
-                steady_load.put_metrics(client)
-            with StubbornLoad(node.address) as load:
-                made = Campaign(node, load, home)
-                made.backups.mkdir()
-                made.more(events)
-                yield made
-    finally:
-        shutil.rmtree(home)
-
 
 # Kills
 
@@ -337,159 +230,6 @@ def retention(random: Random) -> None:
             run.after(random.random() * 0.5)
 
 
-class Restores:
-    """A backup that is restored again and again, the program killed in between."""
-
-    def __init__(self, run: Campaign) -> None:
-        self._run = run
-        for backup_type in ("full", "incr"):
-            run.more(5_000)
-            done = _meterctl(
-                "-n",
-                run.node.address,
-                "backup",
-                "create",
-                "--to",
-                run.backups,
-                "--type",
-                backup_type,
-            )
-            assert done.wait() == 0
-        shelf = Shelf.at(str(run.backups))
-        self._events = max(one.events for one in shelf.contents().manifests.values())
-
-    def run(self, random: Random) -> None:
-        """Into nothing, or in the place of a directory."""
-        target = self._run.home / "restored"
-        shutil.rmtree(target, ignore_errors=True)
-        command = (
-            "restore",
-            "node",
-            "--from",
-            self._run.backups,
-            "--data-dir",
-            target,
-            "--yes",
-            "--level",
-            random.choice(("checksum", "replay")),
-        )
-        is_there = random.random() < 0.5
-        if is_there:
-            assert _meterctl(*command).wait() == 0
-            (target / "lock").touch()
-        before = _names(target)
-        process = _meterctl(*command)
-        if random.random() < 0.7:
-            eventually(
-                lambda: list(target.parent.glob("restored.*")) or process.poll() is not None,
-                "it has begun",
-            )
-            self._run.after(random.random() * 0.4)
-        else:
-            self._run.after(random.random() * 1.5)
-        process.kill()
-        process.wait()
-        after = _names(target)
-        whole = (target / "restored.json").exists()
-        assert after == before or whole, f"a part of a restore is in place: {sorted(after)}"
-        if random.random() < 0.5 or not whole:
-            assert _meterctl(*command).wait() == 0
-        assert not list(target.parent.glob("restored.restoring-*"))
-        with Node(data_dir=target, environment=SETTINGS) as node, node.client(timeout=60) as client:
-            assert check_prefix(client, self._events) == self._events
-        for path in target.parent.glob("restored.before-*"):
-            shutil.rmtree(path)
-
-
-def _names(directory: Path) -> dict[str, int]:
-    if not directory.exists():
-        return {}
-    return {path.name: path.stat().st_ino for path in directory.iterdir()}
-
-
-def _meterctl(*arguments: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(ROOT / "bin" / "meterctl"), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-# Bit flips
-
-
-class Flips:
-    """A directory in which one bit flips, again and again, each time before a start."""
-
-    def __init__(self, run: Campaign) -> None:
-        """Takes the node's directory when it has a file of every kind."""
-        node = run.node
-        run.more(5_000)
-        for kind in ("checkpoint", "checkpoint", "backup_hold"):
-            run.fire(kind)
-            run.more(5_000)
-        done = _meterctl("-n", node.address, "backup", "create", "--to", run.backups)
-        assert done.wait() == 0
-        run.load.__exit__(None, None, None)
-        self._events = run.load.acknowledged
-        if node.process is not None:
-            node.kill9()
-        node.start()
-        assert node.stop() == 0
-        self._node = node
-        self._safe = run.home / "safe"
-        shutil.copytree(node.data_dir, self._safe, ignore=shutil.ignore_patterns("run", "lock"))
-
-    def kinds(self) -> list[str]:
-        """Patterns of the files that there are, but for second names and space in reserve."""
-        names = {re.sub(r"\d{3,}", "*", path.name) for path in self._safe.iterdir()}
-        others = ("held", ".open", "checkpoint.bin.spare")
-        return sorted(name for name in names if not any(one in name for one in others))
-
-    def run(self, pattern: str, random: Random) -> str:
-        """Return how it ended."""
-        node = self._node
-        paths = [path for path in sorted(node.data_dir.glob(pattern)) if path.stat().st_size]
-        if not paths:
-            return "empty"
-        flip_bit(random.choice(paths), random)
-        written = len(node.log())
-        try:
-            node.start(wait=False)
-            assert node.process is not None
-            eventually(
-                lambda: node.process.poll() is not None or node.page().get("state") == "running",
-                "it serves or ends",
-                120,
-            )
-            return self._outcome(written)
-        finally:
-            if node.process is not None and node.process.poll() is None:
-                node.kill9()
-            self._mend()
-
-    def _outcome(self, written: int) -> str:
-        node = self._node
-        assert node.process is not None
-        if node.process.poll() is None:
-            try:
-                with node.client(timeout=3) as client:
-                    held = check_prefix(client, self._events)
-                assert held == self._events
-                return "right"
-            except MeterdError as error:
-                if node.process.poll() is None and not NAMED.search(node.log()[written:]):
-                    raise Violation(f"refused without file and offset: {error}") from error
-        said = node.log()[written:]
-        if not NAMED.search(said):
-            raise Violation(f"ended without file and offset: {said[-1000:]}")
-        return "refused, file and offset named"
-
-    def _mend(self) -> None:
-        for path in self._node.data_dir.iterdir():
-            if path.name not in ("run", "lock"):
-                path.unlink()
-        for path in self._safe.iterdir():
-            shutil.copy2(path, self._node.data_dir / path.name)
-
-
 def small_disk(seed: int, what: str) -> None:
     """A disk that others fill: space or inodes."""
     run = Run(seed)
@@ -535,14 +275,3 @@ def run_real(kind: str, seeds: range, note: Callable[[str, str], None]) -> None:
             else:
                 UNDER_LOAD[kind](run, Random(seed))
             note(kind, "right")
-
-
-def run_flips(runs: int, first: int, note: Callable[[str, str], None]) -> None:
-    """Let so many bits flip in each kind of file, one at a time, and start the node."""
-    with campaign(events=25_000) as run:
-        flips = Flips(run)
-        for pattern in flips.kinds():
-            for seed in range(first, first + runs):
-                outcome = flips.run(pattern, Random(f"{pattern} {seed}"))
-                if outcome != "empty":
-                    note(f"bit flip: {pattern}", outcome)

@@ -19,7 +19,8 @@ from random import Random
 from meterd.actors.backups.shelf import Shelf
 from meterd.actors.backups.verifying import Verification
 from meterd.protocol.errors import BootFailed, DiskFull, FsyncFailed, MeterdError
-from tests.support.disk_trace import Call, DiskImage
+from tests.support.disk_image import DiskImage
+from tests.support.disk_trace import Call
 from tests.support.fault_book import RECENT, Violation, judge
 from tests.support.fault_campaign import flip_bit, named_by_fsck
 from tests.support.fault_history import BACKUPS, DATA, Life, Recorded, Restoring, record, restore
