@@ -31,7 +31,7 @@ def wait_turn(group: GroupState) -> None:
     """
     settings = group.settings
     candidates = [m for m in group.log.configuration.voters if m != group.leader]
-    rank = 0
+    rank = len(candidates)
     if group.member in candidates:
         rank = (candidates.index(group.member) - group.group) % len(candidates)
     if not group.moment.room:

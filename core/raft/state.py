@@ -136,8 +136,16 @@ class GroupState:
 
     @property
     def is_voter(self) -> bool:
-        """Whether the newest configuration counts this replica."""
-        return self.member in self.log.configuration.voters
+        """Whether this replica is counted, or was until a change that may not be committed.
+
+        Who is about to be removed may have the longest log, and then nobody else can be elected:
+        it must lead until the change is committed.  It counts only the others.
+        """
+        log = self.log
+        if self.member in log.configuration.voters:
+            return True
+        changed = log.configuration_index
+        return changed > self.commit and self.member in log.configuration_at(changed - 1).voters
 
     @property
     def match(self) -> int:

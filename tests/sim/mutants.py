@@ -563,6 +563,8 @@ DIRECTED = {
         "snapshot_keeps_a_conflicting_log",
         "changes_two_voters_at_once",
         "limits_are_not_kept",
+        "configurations_outlive_truncation",
+        "lost_tail_votes",
     ),
 }
 SHARE_OF_DIRECTED = 4

@@ -13,14 +13,17 @@ from meterd.core.raft.events import Proposal, ProposeChange, Read, ReadReady, Sn
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.state import LEADER
 from meterd.protocol.raft_messages import (
+    CONFIG,
     AppendReply,
     Configuration,
     Mark,
+    Op,
     PreVoteReply,
     TimeoutNow,
     Vote,
     VoteReply,
 )
+from tests.sim.disk import DiskGroup
 from tests.sim.mutants import DIRECTED, applied
 from tests.support.raft_lab import EVENTS, Lab, ops_of
 
@@ -241,6 +244,28 @@ def two_voters_are_swapped() -> bool:
     lab.beat(1, 2, 3, 4, 5)
     lab.step(1, ProposeChange(Configuration((1, 2, 3, 4, 5))))
     return len(lab.groups[1].log.configuration.voters) == 5
+
+
+@shows("configurations_outlive_truncation")
+def a_change_is_truncated() -> bool:
+    lab = led_by_1()
+    group = lab.groups[2]
+    first = group.log.configuration
+    change = Op(2, 1, 7, CONFIG, 100, Configuration((1, 2)))
+    group.write_ops([change])
+    group.write_ops([ops_of([2], 2)[0]])
+    return group.log.configuration != first
+
+
+@shows("lost_tail_votes")
+def a_replica_whose_tail_is_lost_is_asked() -> bool:
+    image = DiskGroup(Mark(0, 0, 0, Configuration((1, 2, 3))))
+    image.uncertain = True
+    lab = Lab((1, 2, 3))
+    lab._open(2, image.recovered(), -10_000)
+    lab.wait(5000)
+    lab._done(2, lab.groups[2].receive(1, Vote(0, 1, 0, 0, False)))
+    return lab.groups[2].vote == 1
 
 
 @shows("limits_are_not_kept")

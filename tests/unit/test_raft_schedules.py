@@ -250,3 +250,24 @@ def test_damage_below_what_is_acked_is_repaired_by_a_peer() -> None:
         lab.beat(1, 2, 3)
     assert lab.groups[2].log.holes == []
     assert lab.groups[2].match == 5 == lab.applied(2)
+
+
+def test_who_is_about_to_be_removed_leads_while_nobody_else_can() -> None:
+    """It alone has the change, so its log is the longest and it votes for nobody else."""
+    lab = Lab((1, 2, 3, 4))
+    lab.elect(1)
+    lab.flow()
+    lab.beat(1, 2, 3, 4)
+    lab.step(1, ProposeChange(Configuration((1, 2, 4))))
+    lab.flow(1, 3)
+    lab.drop()
+    lab.crash(1)
+    lab.elect(3, 2, 3, 4)
+    lab.flow()
+    lab.beat(3, 2, 4)
+    lab.wait(150)
+    lab.step(3, Tick())
+    lab.flow()
+    assert lab.groups[3].role == FOLLOWER  # the change is committed: it has handed over
+    assert LEADER in (lab.groups[2].role, lab.groups[4].role)
+    assert lab.groups[2].log.configuration == Configuration((1, 2, 4))
