@@ -263,11 +263,11 @@ def test_who_is_about_to_be_removed_leads_while_nobody_else_can() -> None:
     lab.drop()
     lab.crash(1)
     lab.elect(3, 2, 3, 4)
-    lab.flow()
-    lab.beat(3, 2, 4)
-    lab.wait(150)
-    lab.step(3, Tick())
-    lab.flow()
+    for _ in range(2):  # the second beat is answered in a newer term
+        lab.flow()
+        lab.beat(3, 2, 4)
+        lab.wait(150)
+        lab.step(3, Tick())
     assert lab.groups[3].role == FOLLOWER  # the change is committed: it has handed over
     assert LEADER in (lab.groups[2].role, lab.groups[4].role)
     assert lab.groups[2].log.configuration == Configuration((1, 2, 4))
