@@ -106,6 +106,7 @@ class GroupState:
         self.applicable = self.commit  # committed and whole: what may be applied
         self.verified = 0  # last index compared with the log of this term's leader
         self.reported = 0  # last match told to it
+        self.leader_commit = 0  # last commit index heard from it
 
         # The disk.
         self.durable = self.log.last
@@ -241,6 +242,6 @@ class GroupState:
         """Follow `leader` (NOBODY: not known) in `term` >= the present one."""
         if term > self.term:
             self.term, self.vote = term, NOBODY
-            self.verified = self.reported = 0
+            self.verified = self.reported = self.leader_commit = 0
             self.write_term()
         self.enter(FOLLOWER, leader)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from meterd.core.raft.events import Proposal, ProposeChange, Read, ReadReady, SnapshotStored, Tick
+from meterd.core.raft.log import Log
 from meterd.core.raft.settings import Settings
-from meterd.core.raft.state import LEADER
+from meterd.core.raft.state import LEADER, Recovered
 from meterd.protocol.raft_messages import (
     CONFIG,
     AppendReply,
@@ -225,6 +226,22 @@ def a_replica_that_lost_its_tail_hears_an_old_commit() -> bool:
     beat = lab.beat_of(1)._replace(term=2, commit=1)
     lab._done(2, lab.groups[2].on_beat(1, beat)[1])
     return not lab.groups[2].uncertain
+
+
+@shows("lost_tail_is_trusted_by_its_own_commit")
+def a_replica_that_lost_its_tail_commits_what_is_left() -> bool:
+    """It had acked three ops and knows of one; the leader has committed all three."""
+    lab = led_by_1()
+    lab.propose(1, 2)
+    lab.flow()
+    group = lab.groups[2]
+    lost = Recovered(1, 0, Log(group.log.base, group.log.ops[:1]), uncertain=True)
+    lab._open(2, lost, -10_000)
+    group = lab.groups[2]
+    group.leader = 1
+    group.verified = 1
+    lab._done(2, group.on_beat(1, lab.beat_of(1))[1])
+    return not group.uncertain
 
 
 @shows("snapshot_keeps_a_conflicting_log")
