@@ -31,7 +31,7 @@ def wait_turn(group: GroupState) -> None:
     """
     settings = group.settings
     candidates = [m for m in group.log.configuration.voters if m != group.leader]
-    rank = 0
+    rank = len(candidates)
     if group.member in candidates:
         rank = (candidates.index(group.member) - group.group) % len(candidates)
     if not group.moment.room:
@@ -116,7 +116,7 @@ def campaign(group: GroupState, *, transfer: bool) -> None:
     """
     group.term += 1
     group.vote = group.member
-    group.verified = group.reported = 0
+    group.verified = group.reported = group.leader_commit = 0
     group.write_term()
     group.enter(CANDIDATE, NOBODY)
     _try_again_later(group, group.settings.election_ms)

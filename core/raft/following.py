@@ -43,6 +43,7 @@ def on_append(group: GroupState, sender: int, message: Append) -> None:
         return
     verified = _take(group, ops, prev)
     group.verified = max(group.verified, verified)
+    group.leader_commit = max(message.commit, group.leader_commit)
     group.advance_commit(min(message.commit, group.verified))
     maybe_certain(group)
     reply(group, sender, message.prev_index)
@@ -88,6 +89,7 @@ def on_beat(group: GroupState, sender: int, beat: Beat) -> BeatReply:
     if heed_leader(group, beat.term, sender):
         group.heard_at = group.moment.now
         group.election_at = group.moment.now + group.patience
+        group.leader_commit = max(beat.commit, group.leader_commit)
         group.advance_commit(min(beat.commit, group.verified))
         maybe_certain(group)
     return BeatReply(
@@ -130,9 +132,10 @@ def maybe_certain(group: GroupState) -> None:
     """Vote again when all that I may have forgotten is here.
 
     My tail was lost, so I may have acked what I no longer know.  A leader elected without my vote
-    has it; I have it when I have everything up to a commit index that lies in its own term.
+    has it; I have it when I have everything up to a commit index of *its* that lies in its own
+    term.  My own commit index will not do: it ends where my log ends.
     """
-    commit = group.commit
+    commit = group.leader_commit
     if (
         group.uncertain
         and group.match >= commit > group.log.base.index

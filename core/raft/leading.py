@@ -243,7 +243,7 @@ def _on_progress(group: GroupState, progress: Progress, message: AppendReply | B
         if message.room:
             progress.replicate()
         else:
-            progress.next = max(message.accepted, progress.match) + 1
+            progress.next = message.accepted + 1
 
 
 def maybe_commit(group: GroupState) -> None:

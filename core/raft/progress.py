@@ -73,8 +73,8 @@ class Progress:
         self.sent_at = -(1 << 60)
 
     def replicate(self) -> None:
-        """The logs agree up to `accepted`."""
+        """The logs agree up to `accepted`; a follower that lost its tail has less than `match`."""
         self.state = REPLICATE
         self.flights.clear()
         self.flight_bytes = 0
-        self.next = max(self.accepted, self.match) + 1
+        self.next = self.accepted + 1

@@ -106,6 +106,7 @@ class GroupState:
         self.applicable = self.commit  # committed and whole: what may be applied
         self.verified = 0  # last index compared with the log of this term's leader
         self.reported = 0  # last match told to it
+        self.leader_commit = 0  # last commit index heard from it
 
         # The disk.
         self.durable = self.log.last
@@ -136,8 +137,16 @@ class GroupState:
 
     @property
     def is_voter(self) -> bool:
-        """Whether the newest configuration counts this replica."""
-        return self.member in self.log.configuration.voters
+        """Whether this replica is counted, or was until a change that may not be committed.
+
+        Who is about to be removed may have the longest log, and then nobody else can be elected:
+        it must lead until the change is committed.  It counts only the others.
+        """
+        log = self.log
+        if self.member in log.configuration.voters:
+            return True
+        changed = log.configuration_index
+        return changed > self.commit and self.member in log.configuration_at(changed - 1).voters
 
     @property
     def match(self) -> int:
@@ -233,6 +242,6 @@ class GroupState:
         """Follow `leader` (NOBODY: not known) in `term` >= the present one."""
         if term > self.term:
             self.term, self.vote = term, NOBODY
-            self.verified = self.reported = 0
+            self.verified = self.reported = self.leader_commit = 0
             self.write_term()
         self.enter(FOLLOWER, leader)

@@ -168,13 +168,16 @@ class Clients:
     def answer(self, machine: Machine, served: tuple[int, Cause, int, int, bool]) -> None:
         boot, cause, group, index, by_lease = served
         client = self._is_current(cause)
-        if machine.node is None or machine.boot != boot or client is None:
+        if machine.node is None or machine.boot != boot:
             return
-        if by_lease:
-            if not may_answer(machine, group):
-                self._later(client, 1_000, self._attempt, client, cause.serial)
-                return
+        late = by_lease and not may_answer(machine, group)
+        if by_lease and not late:
             self.world.checks.lease(machine, group)
+        if client is None:
+            return
+        if late:
+            self._later(client, 1_000, self._attempt, client, cause.serial)
+            return
         self.world.checks.read(group, client.floor, index)
         client.hint = machine.number
         self._done(client, "lease read" if by_lease else "round read")

@@ -401,6 +401,17 @@ def lost_tail_is_trusted_at_once() -> list[Patch]:
 
 
 @mutant
+def lost_tail_is_trusted_by_its_own_commit() -> list[Patch]:
+    original = following.maybe_certain
+
+    def maybe_certain(group: GroupState) -> None:
+        group.leader_commit = group.commit
+        original(group)
+
+    return [(following, "maybe_certain", maybe_certain)]
+
+
+@mutant
 def damaged_replica_leads() -> list[Patch]:
     def may_campaign(group: GroupState) -> bool:
         return group.is_voter and not group.uncertain and group.moment.fit
@@ -560,9 +571,12 @@ DIRECTED = {
         "new_leader_reads_at_once",
         "stale_timeout_now_is_obeyed",
         "lost_tail_is_trusted_at_once",
+        "lost_tail_is_trusted_by_its_own_commit",
         "snapshot_keeps_a_conflicting_log",
         "changes_two_voters_at_once",
         "limits_are_not_kept",
+        "configurations_outlive_truncation",
+        "lost_tail_votes",
     ),
 }
 SHARE_OF_DIRECTED = 4

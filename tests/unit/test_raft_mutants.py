@@ -10,17 +10,21 @@ from collections.abc import Callable
 import pytest
 
 from meterd.core.raft.events import Proposal, ProposeChange, Read, ReadReady, SnapshotStored, Tick
+from meterd.core.raft.log import Log
 from meterd.core.raft.settings import Settings
-from meterd.core.raft.state import LEADER
+from meterd.core.raft.state import LEADER, Recovered
 from meterd.protocol.raft_messages import (
+    CONFIG,
     AppendReply,
     Configuration,
     Mark,
+    Op,
     PreVoteReply,
     TimeoutNow,
     Vote,
     VoteReply,
 )
+from tests.sim.disk import DiskGroup
 from tests.sim.mutants import DIRECTED, applied
 from tests.support.raft_lab import EVENTS, Lab, ops_of
 
@@ -224,6 +228,22 @@ def a_replica_that_lost_its_tail_hears_an_old_commit() -> bool:
     return not lab.groups[2].uncertain
 
 
+@shows("lost_tail_is_trusted_by_its_own_commit")
+def a_replica_that_lost_its_tail_commits_what_is_left() -> bool:
+    """It had acked three ops and knows of one; the leader has committed all three."""
+    lab = led_by_1()
+    lab.propose(1, 2)
+    lab.flow()
+    group = lab.groups[2]
+    lost = Recovered(1, 0, Log(group.log.base, group.log.ops[:1]), uncertain=True)
+    lab._open(2, lost, -10_000)
+    group = lab.groups[2]
+    group.leader = 1
+    group.verified = 1
+    lab._done(2, group.on_beat(1, lab.beat_of(1))[1])
+    return not group.uncertain
+
+
 @shows("snapshot_keeps_a_conflicting_log")
 def a_snapshot_of_another_history_arrives() -> bool:
     lab = Lab((1, 2, 3), logs={2: [1, 1, 1, 1]}, terms={2: 1})
@@ -241,6 +261,28 @@ def two_voters_are_swapped() -> bool:
     lab.beat(1, 2, 3, 4, 5)
     lab.step(1, ProposeChange(Configuration((1, 2, 3, 4, 5))))
     return len(lab.groups[1].log.configuration.voters) == 5
+
+
+@shows("configurations_outlive_truncation")
+def a_change_is_truncated() -> bool:
+    lab = led_by_1()
+    group = lab.groups[2]
+    first = group.log.configuration
+    change = Op(2, 1, 7, CONFIG, 100, Configuration((1, 2)))
+    group.write_ops([change])
+    group.write_ops([ops_of([2], 2)[0]])
+    return group.log.configuration != first
+
+
+@shows("lost_tail_votes")
+def a_replica_whose_tail_is_lost_is_asked() -> bool:
+    image = DiskGroup(Mark(0, 0, 0, Configuration((1, 2, 3))))
+    image.uncertain = True
+    lab = Lab((1, 2, 3))
+    lab._open(2, image.recovered(), -10_000)
+    lab.wait(5000)
+    lab._done(2, lab.groups[2].receive(1, Vote(0, 1, 0, 0, False)))
+    return lab.groups[2].vote == 1
 
 
 @shows("limits_are_not_kept")

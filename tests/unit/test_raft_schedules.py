@@ -9,8 +9,9 @@ import pytest
 
 from meterd.core.raft import membership
 from meterd.core.raft.events import Damaged, ProposeChange, Read, ReadReady, Tick
+from meterd.core.raft.log import Log
 from meterd.core.raft.settings import Settings
-from meterd.core.raft.state import FOLLOWER, LEADER
+from meterd.core.raft.state import FOLLOWER, LEADER, Recovered
 from meterd.protocol.raft_messages import Configuration, TimeoutNow
 from tests.sim.mutants import applied
 from tests.support.raft_lab import Lab
@@ -250,3 +251,42 @@ def test_damage_below_what_is_acked_is_repaired_by_a_peer() -> None:
         lab.beat(1, 2, 3)
     assert lab.groups[2].log.holes == []
     assert lab.groups[2].match == 5 == lab.applied(2)
+
+
+def test_who_is_about_to_be_removed_leads_while_nobody_else_can() -> None:
+    """It alone has the change, so its log is the longest and it votes for nobody else."""
+    lab = Lab((1, 2, 3, 4))
+    lab.elect(1)
+    lab.flow()
+    lab.beat(1, 2, 3, 4)
+    lab.step(1, ProposeChange(Configuration((1, 2, 4))))
+    lab.flow(1, 3)
+    lab.drop()
+    lab.crash(1)
+    lab.elect(3, 2, 3, 4)
+    for _ in range(2):  # the second beat is answered in a newer term
+        lab.flow()
+        lab.beat(3, 2, 4)
+        lab.wait(150)
+        lab.step(3, Tick())
+    assert lab.groups[3].role == FOLLOWER  # the change is committed: it has handed over
+    assert LEADER in (lab.groups[2].role, lab.groups[4].role)
+    assert lab.groups[2].log.configuration == Configuration((1, 2, 4))
+
+
+def test_a_follower_that_has_lost_what_it_acked_gets_it_again() -> None:
+    lab = led_by_1()
+    lab.propose(1, 5)
+    lab.flow()
+    group = lab.groups[2]
+    assert lab.groups[1].progress[2].match == 6
+    lost = Recovered(1, 0, Log(group.log.base, group.log.ops[:3]), uncertain=True)
+    lab._open(2, lost, lab.now)
+    lab.beat(1, 2)
+    for _ in range(3):
+        lab.wait(400)
+        lab.beat(1, 2, 3)
+        lab.flow()
+    lab.beat(1, 2)
+    assert lab.groups[2].log.last == 6 == lab.commit(2)
+    assert not lab.groups[2].uncertain
