@@ -184,11 +184,8 @@ def disk_bytes(directory: Path) -> dict[str, int]:
     names = [path.name for path in directory.iterdir()]
     state = read_state((directory / "checkpoint.bin").read_bytes())
     live = set(inventory.identity_files(state))
-    live |= {
-        f"seg-{first:012d}-{last:012d}.{part}"
-        for first, last in inventory.whole_segments(names)
-        for part in inventory.SEGMENT_PARTS
-    }
+    segments = set(inventory.whole_segments(names))
+    live |= {name for name in names if inventory.segment_of(name) in segments}
     kinds = dict.fromkeys(("seg", "idx", "props", "run", "part", "log", "replaced", "other"), 0)
     for path in directory.iterdir():
         kind = path.suffix[1:] if path.suffix[1:] in kinds else "other"
