@@ -217,6 +217,7 @@ def _on_refusal(group: GroupState, progress: Progress, message: AppendReply) -> 
     # It has an op of that term before `conflict`; mine of a newer term there cannot be the same.
     agreed = log.last_of_term(message.conflict_term, message.conflict - 1)
     agreed = min(agreed, message.asked - 1)
+    progress.match = min(progress.match, agreed)  # only who has lost its tail has less
     if message.asked < log.base.index and agreed > log.floor:
         # Terms there are known to the disk only: go back by as much as one message sends again.
         agreed = max(log.floor, agreed - group.settings.append_ops_max)
@@ -243,7 +244,7 @@ def _on_progress(group: GroupState, progress: Progress, message: AppendReply | B
         if message.room:
             progress.replicate()
         else:
-            progress.next = message.accepted + 1
+            progress.next = max(message.accepted, progress.match) + 1
 
 
 def maybe_commit(group: GroupState) -> None:

@@ -6,7 +6,7 @@
 
 Invariants:
   * match < next, except that a refusal may take `next` back (never `match`)
-  * match never falls in a term: it is what commit is counted from
+  * match falls in a term only when a follower refuses what it acked: it has lost its tail
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Progress:
         self.sent_at = -(1 << 60)
 
     def replicate(self) -> None:
-        """The logs agree up to `accepted`; a follower that lost its tail has less than `match`."""
+        """The logs agree up to `accepted`."""
         self.state = REPLICATE
         self.flights.clear()
         self.flight_bytes = 0
-        self.next = self.accepted + 1
+        self.next = max(self.accepted, self.match) + 1
