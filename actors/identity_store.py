@@ -40,7 +40,7 @@ from meterd.protocol.log_format import Damaged
 RUNS_PER_LEVEL = 8
 # So many parts become one, so that saves of few events do not leave a file each.
 PARTS_MAX = 8
-# Identities that a filter is made for at least: 16 MiB, or twice that.
+# A filter is made for twice as many identities at least: 26 MB.
 FILTER_MIN = 8_000_000
 # What found no room on the disk is tried again after so long.
 RETRY_SECONDS = 10.0
@@ -241,7 +241,7 @@ class IdentityStore:
     def _renew_filter(self) -> None:
         """Make a filter for twice as many identities as there are."""
         count = max(FILTER_MIN, self._state.counts()["identities"])
-        lines = 1 << (2 * count // bloom.FILTER_KEYS - 1).bit_length()
+        lines = 2 * count // bloom.FILTER_KEYS
         words = reserve((lines * bloom.FILTER_WORDS,), np.uint64, large_pages=True)
         self._fill_filter(words, set())
 

@@ -288,10 +288,11 @@ def main() -> None:
             document["warm_us"] = ask(node, events, model, cold=False)
             document["cold_us"] = ask(node, events, model, cold=True)
             print({key: document[key] for key in list(document)[-6:]}, flush=True)
+            document["ingest"] = ingest = {"full": node.bench(**INGEST)["events_per_second"]}
         with meterd_node(directory) as node:
             document["restart_seconds"] = round(node.ready_seconds, 2)
             document["old_ids"] = old_ids(node, events)
-            document["ingest"] = ingest = {"full": node.bench(**INGEST)["events_per_second"]}
+            ingest["full_after_restart"] = node.bench(**INGEST)["events_per_second"]
     with node_directory(options.directory) as directory, meterd_node(directory) as node:
         ingest["empty"] = node.bench(**INGEST)["events_per_second"]
     print({key: document[key] for key in list(document)[-3:]}, flush=True)

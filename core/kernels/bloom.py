@@ -1,9 +1,10 @@
 """One filter in front of all identities: most events are new, and one cache line says so.
 
 A blocked Bloom filter (Putze, Sanders and Singler 2007): a key has one line of 64 bytes, found as
-in a run, and five bits of it, from parts of the key that do not choose the line.  At 64 keys a
-line, one byte each, one look-up in 35 of what it does not hold says "perhaps"; at half of that, one
-in 400.  Nothing is ever taken out of it; it is made anew, larger, when it is full.
+in a run, and five bits of it, from parts of the key that do not choose the line.  At 40 keys a
+line, 1.6 bytes each, one look-up in 250 of what it does not hold says "perhaps"; at half of that,
+one in 4,000.  (At 64 keys it would be one in 43, and each "perhaps" looks into every run, for some
+microseconds together.)  Nothing is ever taken out of it; it is made anew, larger, when it is full.
 
 A filter is u64[8 lines]; one without lines says "perhaps" to everything.
 """
@@ -22,7 +23,7 @@ Array = Any
 _U64 = np.uint64
 
 FILTER_WORDS = 8
-FILTER_KEYS = 64  # of one line, when the filter is full
+FILTER_KEYS = 40  # of one line, when the filter is full
 _BIT = np.uint64(511)
 
 
