@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import signal
+import sys
 from collections.abc import Collection
 
 import psutil
@@ -27,6 +28,9 @@ PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 # Works in the background: never in the way of an acknowledgement.
 BACKGROUND = frozenset({"retention_sweeper"})
 BACKGROUND_NICE = 10
+# A thread beside an actor's loop calls one kernel after another, each without the interpreter, and
+# needs it in between for microseconds: with the usual 5 ms it waits longer than it works.
+SWITCH_SECONDS = 0.0005
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -72,6 +76,7 @@ def _live(
         _reset_signals()
         faulthandler.enable()
         random.seed()
+        sys.setswitchinterval(SWITCH_SECONDS)
         journal.open_journal(kind.name, options.log)
         _queue_up()
         if kind.name in BACKGROUND:

@@ -22,6 +22,8 @@ Facts = NDArray[np.int64]
 BLOCK_LINES: Final = 2_048
 # Entries that one block may take: its homes have 24 each, in sum 49,152 and a deviation of 222.
 BLOCK_ENTRIES_MAX: Final = BLOCK_LINES * kernels.SLOTS_USED * 17 // 16
+# Who only reads a run takes so many blocks at once.
+READ_BLOCKS: Final = 8
 ENTRY_SIZE_MAX: Final = 8 + kernels.DIGEST_BYTES + 2
 # Entries that a run can hold: their numbers are 32 bits.
 COUNT_MAX: Final = (1 << 32) - 1
@@ -97,10 +99,11 @@ class MemorySource:
 
 def blocks_of(run: Run, horizon_day: int) -> Iterator[Entries]:
     """Yield the entries of a run that have not expired; each block is valid until the next."""
-    state, out = np.zeros(3, np.int64), np.empty((BLOCK_ENTRIES_MAX, 2), np.uint64)
-    lines = int(run.facts[kernels.LINES])
-    for first in range(0, lines, BLOCK_LINES):
-        yield out[: _take(run, state, (first + BLOCK_LINES, lines), horizon_day, out)]
+    state = np.zeros(3, np.int64)
+    out = np.empty((READ_BLOCKS * BLOCK_ENTRIES_MAX, 2), np.uint64)
+    lines, step = int(run.facts[kernels.LINES]), READ_BLOCKS * BLOCK_LINES
+    for first in range(0, lines, step):
+        yield out[: _take(run, state, (first + step, lines), horizon_day, out)]
 
 
 def _take(run: Run, state: Any, end: tuple[int, int], horizon_day: int, out: Entries) -> int:

@@ -299,9 +299,9 @@ class StateMachine:
 
     @property
     def filter_is_full(self) -> bool:
-        """Does the filter say "perhaps" more often than it should?"""
+        """Does the filter say "perhaps" more often than it should, before another is made?"""
         room = len(self.tables.filter) // FILTER_WORDS * FILTER_KEYS
-        return self.counts()["identities"] >= room
+        return self.counts()["identities"] >= room * 3 // 4
 
     def end_flush(self) -> Index:
         """Forget what was flushed: a run in use has it.  Returns what somebody must `clear`."""
