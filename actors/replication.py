@@ -12,10 +12,13 @@ import time
 import msgpack
 import numpy as np
 
+from meterd.actors import identity
 from meterd.actors.actor import Actor
+from meterd.actors.leaders import number_of
 from meterd.core.log_scan import Groups
 from meterd.core.replica import Proposal, Replica
 from meterd.protocol.errors import InvariantViolation
+from meterd.protocol.log_format import GROUP_COUNT
 
 
 class Replication(Actor):
@@ -40,6 +43,12 @@ class Replication(Actor):
         groups = Groups.unpacked(end)
         self._replica = Replica(groups)
         self.send("usage", [b"replay", frames[1]])
+        every = np.arange(GROUP_COUNT, dtype=np.uint16)
+        self.send("usage", [b"committed", every.tobytes(), groups.index.tobytes()])
+        leaders = (
+            bytes([number_of(identity.read(self.options.node.data_dir).node_id)]) * GROUP_COUNT
+        )
+        self.send("usage", [b"leaders", (1).to_bytes(8, "little"), leaders])
         self.ready()
 
     def _on_propose(self, frames: list[bytes]) -> None:

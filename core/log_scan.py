@@ -73,7 +73,7 @@ class Torn(NamedTuple):
 class Groups:
     """The last term, index and digest of each group, and the last record's time and number.
 
-    Changes only through `follow`.
+    Changes only through `follow` and `take`.
     """
 
     def __init__(self) -> None:
@@ -114,6 +114,16 @@ class Groups:
         if fault:
             raise Damaged(record.offset, SLICE_FAULTS[fault])
         self.leader_time, self.sequence = record.leader_time, record.sequence
+
+    def take(self, slices: NDArray[np.void], leader_time: int) -> None:
+        """Move on by slices that are applied; `leader_time` becomes the latest there was.
+
+        The number of the last record stays.  Raises Damaged when one does not follow its group's.
+        """
+        fault = sectors.follow_slices(slices, self.term, self.index, self.digest)
+        if fault:
+            raise Damaged(0, SLICE_FAULTS[fault])
+        self.leader_time = max(self.leader_time, leader_time)
 
 
 def verify_chain(record: Record, groups: Groups) -> None:
