@@ -152,7 +152,11 @@ class CommitQueue(Generic[Asked]):
         self._durable = located[-1][0]
 
     def add_committed(self, groups: NDArray[np.intp], index: Words) -> None:
-        """These groups are committed up to these indices.  They never go back."""
+        """These groups are committed up to these indices.  They never go back.
+
+        Whoever says so knows all records that have come: what replaces something came before.
+        """
+        self._scan()
         self.committed[groups] = np.maximum(self.committed[groups], index)
         self._changed = True
 
@@ -186,7 +190,8 @@ class CommitQueue(Generic[Asked]):
             self._raise_committed()
         while not self._reading and (block := self._next_block()) is not None:
             yield from self._enter(*block)
-        if self._held and self._changed:
+        if self._held:
+            self._scan()
             yield from self._walk()
 
     def _next_block(self) -> tuple[Sequence[Location], Place, bool] | None:
@@ -273,7 +278,6 @@ class CommitQueue(Generic[Asked]):
         """Go over what is held until nothing more can be taken."""
         while self._changed:
             self._changed = False
-            self._scan()
             for held in list(self._held.values()):
                 version = self._registry()
                 ready = self._step(held)
@@ -344,6 +348,7 @@ class CommitQueue(Generic[Asked]):
                         " which is committed"
                     )
                 self._cuts.setdefault(group, []).append((record.sequence, index))
+                self._changed = True
         self._unscanned.clear()
 
 
