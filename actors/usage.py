@@ -235,6 +235,7 @@ class Usage(Actor):
         if self._answered:
             self._count_answered()
             self.maybe_save()
+            self._leaders.tell_applied(time.monotonic())
 
     # Start
 
@@ -663,6 +664,8 @@ class Usage(Actor):
 
 def _asked(record: Record, origin: Frame) -> Asked:
     """Return who asked for a record; None when nobody did."""
+    if not origin:
+        return None
     if record.kind == log_format.EVENTS:
         return parse_origin(origin)
     return origin if record.kind in COMMANDS else None

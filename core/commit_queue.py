@@ -244,7 +244,7 @@ class CommitQueue(Generic[Asked]):
         if self._unscanned and self._unscanned[0] is record:
             self._unscanned.popleft()
             self._stale = True
-        self.groups.take(record.slices, record.leader_time)
+        self.groups.take(record, record.slices)
 
     def _hold(
         self, rows: Sequence[tuple[Location, Record, Asked]], end: Place, last: int = 0
@@ -306,7 +306,7 @@ class CommitQueue(Generic[Asked]):
         if chosen.any():
             states[chosen] = APPLIED
             taken = record.slices[chosen]
-            self.groups.take(taken, record.leader_time)
+            self.groups.take(record, taken)
             # The slices behind a damaged one wait for its repair, which stands behind them.
             self._changed |= bool((taken["flags"] & REPAIR).any())
         return self._told(held, chosen)

@@ -115,15 +115,15 @@ class Groups:
             raise Damaged(record.offset, SLICE_FAULTS[fault])
         self.leader_time, self.sequence = record.leader_time, record.sequence
 
-    def take(self, slices: NDArray[np.void], leader_time: int) -> None:
-        """Move on by slices that are applied; `leader_time` becomes the latest there was.
+    def take(self, record: Record, slices: NDArray[np.void]) -> None:
+        """Move on by slices of a record that are applied, whatever their flags.
 
         The number of the last record stays.  Raises Damaged when one does not follow its group's.
         """
         fault = sectors.follow_slices(slices, self.term, self.index, self.digest)
         if fault:
-            raise Damaged(0, SLICE_FAULTS[fault])
-        self.leader_time = max(self.leader_time, leader_time)
+            raise Damaged(record.offset, SLICE_FAULTS[fault])
+        self.leader_time = max(self.leader_time, record.leader_time)
 
 
 def verify_chain(record: Record, groups: Groups) -> None:

@@ -191,7 +191,9 @@ class Node:
             assert expected_place == FIRST - 1
         else:
             assert place == expected_place == self.queue.groups.sequence
-        assert sorted(unresolved) == [n for n in self.queue._held if len(self.queue._held[n].states)]
+        assert sorted(unresolved) == [
+            n for n in self.queue._held if len(self.queue._held[n].states)
+        ]
 
 
 @settings(max_examples=150)
