@@ -39,6 +39,11 @@ class Leaders:
         self._tell_due = 0.0
 
     @property
+    def known(self) -> bool:
+        """Has replication said who leads?"""
+        return bool(self._nodes.any())
+
+    @property
     def led(self) -> NDArray[np.intp]:
         """Return the partitions that this node leads."""
         return np.flatnonzero(self._nodes[:META_GROUP] == self._own)
@@ -50,7 +55,7 @@ class Leaders:
         Not where it leads all: then everything in its log is its own to answer for.
         """
         mine = self._nodes == self._own
-        if not self._nodes.any() or mine.all():
+        if not self.known or mine.all():
             return False
         return bool((self._usage.groups.index >= self._wanted)[mine].all())
 

@@ -267,7 +267,9 @@ class Usage(Actor):
     def _try_serving(self) -> None:
         """Serve when the log of the start is resolved, or all that this node has to answer for."""
         start = self._start_sequence
-        if start is None or not (self.groups.sequence >= start or self._leaders.ready):
+        if start is None or not self._leaders.known:
+            return  # what expires is proposed before anybody may propose events
+        if self.groups.sequence < start and not self._leaders.ready:
             return
         self.serving = True
         if self.state.registry.entries:
@@ -533,7 +535,8 @@ class Usage(Actor):
 
     def note_leaders(self) -> None:
         """This node leads other groups now: their horizons may be behind."""
-        self._expire_due = 0.0
+        if self.serving:
+            self._expire()
 
     def _tell_retention(self) -> None:
         """Tell the sweeper what it may delete: nothing of this ever goes back."""

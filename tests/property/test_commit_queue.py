@@ -226,7 +226,7 @@ def test_slices_are_applied_as_the_rules_say(random, steps):
             groups = np.array(list(said), np.intp)
             node.queue.add_committed(groups, np.array(list(said.values()), np.uint64))
         elif what < 0.95:
-            # A start: what has not come to the disk is lost for this test's node, so it comes again.
+            # A start: what is not durable comes again.
             if node.durable == node.commits_told and node.durable >= FIRST:
                 told, here = node.told, node.here
                 node.take()
