@@ -327,6 +327,11 @@ class Usage(Actor):
                 if self.refused.rows(number):
                     self._announce_sealed(number)
 
+    def note_waiting(self) -> None:
+        """Have the bitmaps of refused rows say which rows of the durable log wait."""
+        for ready in self.queue.waiting():
+            self.applier.wait(ready)
+
     def _apply(self, ready: Ready[Asked]) -> None:
         """Apply what is ready of a record; when nothing is left answer its requests, if any."""
         record, origin = ready.record, ready.asked
@@ -615,6 +620,7 @@ class Usage(Actor):
 
     def save(self) -> None:
         """Begin to save a checkpoint; none may be under way."""
+        self.note_waiting()
         position = {
             "log": {
                 "file_number": self.position.file_number,

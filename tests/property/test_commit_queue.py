@@ -136,6 +136,14 @@ class Node:
         new.to_read = blocks
         # What is resolved stays so, and is not told again.
         new.resolved = {n for n in self.resolved if n <= begin[0]}
+        for number in range(new.durable + 1, self.here + 1):  # what is not durable comes again
+            new.queue.add_record(self.world.records[number - FIRST], "live")
+        new.here, new.told = self.here, self.told
+        new.queue.add_committed(
+            np.array(list(self.told), np.intp), np.array(list(self.told.values()), np.uint64)
+        )
+        if not blocks:
+            new.queue.end_replay()
         return new
 
     to_read: list[tuple[int, int]] = []
@@ -225,19 +233,9 @@ def test_slices_are_applied_as_the_rules_say(random, steps):
             node.told |= said
             groups = np.array(list(said), np.intp)
             node.queue.add_committed(groups, np.array(list(said.values()), np.uint64))
-        elif what < 0.95:
-            # A start: what is not durable comes again.
-            if node.durable == node.commits_told and node.durable >= FIRST:
-                told, here = node.told, node.here
-                node.take()
-                node = node.restart()
-                for number in range(node.durable + 1, here + 1):
-                    node.queue.add_record(world.records[number - FIRST], "live")
-                node.here, node.told = here, told
-                groups = np.array(list(told), np.intp)
-                node.queue.add_committed(groups, np.array(list(told.values()), np.uint64))
-                if not node.to_read:
-                    node.queue.end_replay()
+        elif what < 0.95 and FIRST <= node.durable == node.commits_told:
+            node.take()
+            node = node.restart()
         node.read()
         if not node.to_read:
             node.durable = min(node.commits_told, max(_whole(world, node.here), node.durable))

@@ -1,6 +1,6 @@
-"""The usage actor in a cluster: slices become committed one by one, are replaced, wait over a start.
+"""The usage actor in a cluster: slices become committed one by one, are replaced, outlast a start.
 
-The log, ingest and usage are the real ones; the test takes the place of replication and says what is
+Log, ingest and usage are the real ones; the test takes the place of replication and says what is
 committed.
 """
 
