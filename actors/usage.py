@@ -44,16 +44,18 @@ from meterd.actors.outcomes import (
 from meterd.actors.replay import Replay
 from meterd.actors.sockets import Frame
 from meterd.actors.standing import Standing
+from meterd.actors.wal_writer import COMMITTED
 from meterd.core.applier import Applier
 from meterd.core.commit_queue import CommitQueue, Ready
 from meterd.core.group_facts import GroupFacts
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups
+from meterd.core.proposals import body_slices
+from meterd.core.raft.events import NOT_LEADER
 from meterd.core.refused_rows import RefusedRows
-from meterd.core.replica import slices_of
 from meterd.core.state import DAY_NS, StateMachine
 from meterd.protocol import checkpoint_format, log_format
-from meterd.protocol.errors import DiskFull, exception_of
+from meterd.protocol.errors import DiskFull, NotLeader, Overloaded, exception_of
 from meterd.protocol.log_format import Record
 from meterd.protocol.result import Item, encode_result
 
@@ -80,10 +82,7 @@ COUNTERS = {
     "rejected": 'events_rejected_total{{reason="{}"}}',
 }
 
-# Flag of a block of which all is committed as soon as it is durable.
-ALL_COMMITTED = b"\1"
 META_ONLY = np.array([log_format.META_GROUP])
-COMMANDS = (log_format.META, log_format.EXPIRE, log_format.ACCOUNT)
 
 # Who asked for a record: of events parsed, of a command as it came.
 Asked = Any
@@ -187,8 +186,8 @@ class Usage(Actor):
         if kind == b"commit":
             located = np.frombuffer(frames[1], np.uint64).reshape(-1, 4).tolist()
             end = np.frombuffer(frames[2], np.uint64).tolist()
-            self.queue.add_commit(located, end, committed=frames[3] == ALL_COMMITTED)
-            self._heard |= frames[3] == ALL_COMMITTED
+            self.queue.add_commit(located, end, committed=frames[3] == COMMITTED)
+            self._heard |= frames[3] == COMMITTED
             self._go_on()
         elif kind == b"record":
             record, origin = log_format.parse_frames(frames[2], frames[3]), frames[4]
@@ -213,6 +212,8 @@ class Usage(Actor):
                 self._judge(frames[1])
         elif kind == b"replay":
             self._on_replay(frames)
+        elif kind == b"refused":
+            self._on_refused(msgpack.unpackb(frames[1]), frames[2])
         elif kind == b"segmented":
             self.refused.forget(int(frames[1]))
         elif kind == b"save":
@@ -327,6 +328,18 @@ class Usage(Actor):
                 if self.refused.rows(number):
                     self._announce_sealed(number)
 
+    def _on_refused(self, why: dict[str, Any], origin: Frame) -> None:
+        """Replication has taken nothing of a proposal: its clients send it again."""
+        said = f"the replicas cannot take this now ({why['reason']})"
+        error = NotLeader(said) if why["reason"] == NOT_LEADER else Overloaded(said)
+        if why["kind"] == log_format.EVENTS:
+            asked = [(rid, number, "ingest") for rid, number, *_ in parse_origin(origin).requests]
+        else:
+            asked = msgpack.unpackb(origin)
+        for rid, request_id, kind in asked:
+            if rid:
+                self.answers.error(rid, request_id, kind, error)
+
     def note_waiting(self) -> None:
         """Have the bitmaps of refused rows say which rows of the durable log wait."""
         for ready in self.queue.waiting():
@@ -340,7 +353,7 @@ class Usage(Actor):
             self._events_unsaved += record.row_count
         if record.kind != log_format.EVENTS:
             result = self.applier.other(ready)
-            if record.kind in COMMANDS and result is not None:
+            if record.kind in log_format.COMMANDS and result is not None:
                 self._after_command(record, result, origin)
             return
         refusals = None if origin is None else origin.refusals
@@ -514,7 +527,7 @@ class Usage(Actor):
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
         meta = {
             "kind": kind,
-            "slices": slices_of(groups.tolist(), payload),
+            "slices": body_slices(groups.tolist(), payload),
             "row_count": 0,
             "heap_size": len(packed),
             "registry_version": self.state.registry.version,
@@ -677,4 +690,4 @@ def _asked(record: Record, origin: Frame) -> Asked:
         return None
     if record.kind == log_format.EVENTS:
         return parse_origin(origin)
-    return origin if record.kind in COMMANDS else None
+    return origin if record.kind in log_format.COMMANDS else None

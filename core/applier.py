@@ -26,7 +26,8 @@ from meterd.protocol.errors import (
     NotLeader,
     error_body,
 )
-from meterd.protocol.log_format import CONFIG, EVENTS, MARK, NOOP, TERMS
+from meterd.protocol.log_format import EVENTS, MARK, TERMS
+from meterd.protocol.raft_messages import CONFIG, NOOP
 
 Outcome = NDArray[np.uint8]
 

@@ -20,11 +20,13 @@ from meterd.actors.ingest import Ingest
 from meterd.actors.usage import Usage
 from meterd.actors.wal_writer import WalWriter
 from meterd.core.log_scan import Groups
-from meterd.core.replica import Proposal, Replica
+from meterd.core.proposals import Proposal
 from meterd.protocol import log_format
 from meterd.protocol.errors import InvariantViolation
+from meterd.protocol.log_facts import TERM_ROW
 from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, NOT_HERE, SLICE
 from tests.support.recording import answers, recorded, request
+from tests.support.replica import Replica
 
 LIMITS = dict.fromkeys(("accounts", "series", "cells"), 10_000)
 ACCOUNTS = [f"account-{number}" for number in range(6)]
@@ -108,7 +110,8 @@ class Member:
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
         groups = self.replica._groups
         groups.sequence += 1
-        fields = log_format.RecordFields(kind, 0, len(packed), version, 0, groups.sequence)
+        now = time.time_ns() if kind in log_format.TIMED else 0
+        fields = log_format.RecordFields(kind, 0, len(packed), version, now, groups.sequence)
         self.write(log_format.encode_record_head(fields, table, payload), payload)
         self.turn()
 
@@ -224,12 +227,12 @@ def test_a_snapshot_in_the_log_is_refused(member):
 
 def test_terms_are_kept_when_everything_before_them_is_resolved(member):
     member.count("account-1")
-    row = np.array([(5, 1, 7, 3)], log_format.TERM_ROW)
+    row = np.array([(5, 1, 7, 3)], TERM_ROW)
     member.other(log_format.TERMS, row.tobytes())
     facts = member.usage.applier.facts
-    assert facts.terms == {}
+    assert facts.packed()["promises"] == b""
     member.commit_all()
-    assert facts.terms == {5: (7, 3, 1)}
+    assert facts.packed()["promises"] == row.tobytes()
     assert member.usage.drained()
 
 
