@@ -165,7 +165,12 @@ class CommitQueue(Generic[Asked]):
         last_index u64[257]: of the log's slices, 0 where there are none; cuts: (group, sequence of
         the record, first index that is gone).
         """
-        self._newest = self._durable = self._replayed = last
+        if self._commits and self._commits[0][0][0][0] != last + 1:
+            raise InvariantViolation(
+                f"the log was replayed up to {last}, and its commits go on later"
+            )
+        self._newest = self._replayed = last
+        self._durable = max(self._durable, last)  # of new records the WAL-writer may say so before
         self._last = np.maximum(last_index, np.where(last_index, 0, self.groups.index))
         self._reading = True
         for group, sequence, index in cuts:
@@ -249,7 +254,9 @@ class CommitQueue(Generic[Asked]):
         self, rows: Sequence[tuple[Location, Record, Asked]], end: Place, last: int = 0
     ) -> None:
         """Hold records of a block that is durable; none: all of it is resolved."""
-        last = last or rows[-1][0][0]
+        if not last:  # a block of the log may be empty
+            before = self._blocks[-1].last if self._blocks else self.groups.sequence
+            last = rows[-1][0][0] if rows else before
         self.end = end
         if len(self._blocks) >= BLOCKS_MAX and not self._blocks[-1].unresolved:
             block = self._blocks[-1]
