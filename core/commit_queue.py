@@ -308,6 +308,7 @@ class CommitQueue(Generic[Asked]):
             return self._told(held, done=True, whole=False) if waiting == 0 else None
         whole = taken == len(states)
         slices = record.slices if whole else record.slices[states == waits.TAKEN]
+        slices.setflags(write=False)  # as those of a buffer are: one type for the kernels
         self.groups.take(record, slices)
         # The slices behind a damaged one wait for its repair, which stands behind them.
         self._changed |= bool((slices["flags"] & REPAIR).any())

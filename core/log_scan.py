@@ -145,6 +145,7 @@ class Groups:
         if slices["flags"].any():
             slices = slices.copy()
             slices["flags"] = 0
+            slices.setflags(write=False)  # one type for the kernel
         self.take_time(record, slices["partition"])
         fault = sectors.follow_slices(slices, self.term, self.index, self.digest)
         if fault:
