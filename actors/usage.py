@@ -50,7 +50,7 @@ from meterd.core.commit_queue import CommitQueue, Ready
 from meterd.core.group_facts import GroupFacts
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups
-from meterd.core.proposals import body_slices
+from meterd.core.proposals import slices_of
 from meterd.core.raft.events import NOT_LEADER
 from meterd.core.refused_rows import RefusedRows
 from meterd.core.state import DAY_NS, StateMachine
@@ -527,7 +527,7 @@ class Usage(Actor):
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
         meta = {
             "kind": kind,
-            "slices": body_slices(groups.tolist(), payload),
+            "slices": slices_of(groups.tolist(), payload),
             "row_count": 0,
             "heap_size": len(packed),
             "registry_version": self.state.registry.version,

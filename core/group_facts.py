@@ -36,7 +36,7 @@ class GroupFacts:
         # By group: the voters when its last term was opened, if there was one.
         self._openers: dict[int, tuple[int, ...]] = {}
         self.view_changes: NDArray[np.int64] = np.zeros(GROUP_COUNT, np.int64)
-        self._terms: dict[int, NDArray[np.void]] = {}  # by group: the last row of terms
+        self.terms: dict[int, tuple[int, int, int]] = {}  # group: term, vote, flags
 
     @property
     def changes_of_partitions(self) -> int:
@@ -58,8 +58,8 @@ class GroupFacts:
 
     def note_terms(self, record: Record) -> None:
         """Take note of what a record of terms says of some groups."""
-        for row in log_facts.parse_terms(record):
-            self._terms[int(row["group"])] = row.copy()
+        for group, flags, term, vote in log_facts.parse_terms(record).tolist():
+            self.terms[group] = (term, vote, flags)
 
     def packed(self) -> dict[str, Any]:
         """Return everything as plain values, for a checkpoint."""
@@ -71,7 +71,7 @@ class GroupFacts:
             },
             "openers": {group: list(voters) for group, voters in self._openers.items()},
             "view_changes": {group: int(self.view_changes[group]) for group in changed},
-            "promises": b"".join(self._terms[group].tobytes() for group in sorted(self._terms)),
+            "terms": {group: list(terms) for group, terms in self.terms.items()},
         }
 
     @classmethod
@@ -83,6 +83,5 @@ class GroupFacts:
         facts._openers = {g: tuple(voters) for g, voters in packed.get("openers", {}).items()}
         for group, count in packed.get("view_changes", {}).items():
             facts.view_changes[group] = count
-        rows = np.frombuffer(packed.get("promises", b""), log_facts.TERM_ROW)
-        facts._terms = {int(row["group"]): row.copy() for row in rows}
+        facts.terms = {group: tuple(terms) for group, terms in packed.get("terms", {}).items()}
         return facts

@@ -142,11 +142,13 @@ class Groups:
 
         The number of the last record stays.  Raises Damaged when one does not follow its group's.
         """
+        if record.kind in TIMED:
+            self.time[slices["partition"]] = record.leader_time
+            self.leader_time = max(self.leader_time, record.leader_time)
         if slices["flags"].any():
             slices = slices.copy()
             slices["flags"] = 0
             slices.setflags(write=False)  # one type for the kernel
-        self.take_time(record, slices["partition"])
         fault = sectors.follow_slices(slices, self.term, self.index, self.digest)
         if fault:
             raise Damaged(record.offset, SLICE_FAULTS[fault])

@@ -22,12 +22,13 @@ from meterd.core.proposals import Proposal
 from meterd.core.raft.events import Write, WriteRepair, WriteSnapshot, WriteTerm
 from meterd.core.raft.slices import WriteSlices
 from meterd.protocol import log_facts, log_format, raft_records
-from meterd.protocol.log_facts import TERM_ROW, UNCERTAIN, LogMark
+from meterd.protocol.log_facts import UNCERTAIN, LogMark
 from meterd.protocol.log_format import (
     NOT_HERE,
     RECORD_HEADER_SIZE,
     REPAIR,
     SLICE,
+    TERM_ROW,
     Record,
     RecordFields,
 )
@@ -78,13 +79,10 @@ def ops_of(proposal: Proposal, leader_time: int) -> SliceOps:
         payload if isinstance(payload, memoryview) else memoryview(payload),
     )
     count = len(table)
-    none = np.zeros(count, np.int64)
+    none, digest = np.zeros(count, np.int64), np.zeros((count, 2), np.uint64)
     kind = np.full(count, proposal.kind, np.int64)
     groups = table["partition"].astype(np.int64)
-    return SliceOps(groups, none, none, _NONE, kind, sizes_of(record), Bodies(record))
-
-
-_NONE: Digests = np.zeros((0, 2), np.uint64)
+    return SliceOps(groups, none, none, digest, kind, sizes_of(record), Bodies(record))
 
 
 # The hash chain.

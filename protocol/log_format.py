@@ -130,15 +130,17 @@ SLICE: Final = np.dtype(
         ("heap_size", "<u4"),
     ]
 )
+# A row of a TERMS record; flag 1: it is not known where the log ended.
+TERM_ROW: Final = np.dtype([("group", "<u2"), ("flags", "<u2"), ("term", "<u4"), ("vote", "<u8")])
 
 _FILE: Final = struct.Struct("<8sHHI16s16sQQqI")
 _BLOCK: Final = struct.Struct("<IHHQIIIIIIqQI")
 _RECORD: Final = struct.Struct("<IBBHIIIIIIqQIII")
 _CRC: Final = struct.Struct("<I")
 _SIZES: Final = struct.Struct("<8xIII")
+_PAYLOAD_CRC_AT: Final = 48
 _SEQUENCE: Final = struct.Struct("<Q")
 _SEQUENCE_AT: Final = 40
-_PAYLOAD_CRC_AT: Final = 48
 
 Bytes = bytes | memoryview
 

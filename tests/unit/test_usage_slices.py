@@ -23,8 +23,7 @@ from meterd.core.log_scan import Groups
 from meterd.core.proposals import Proposal
 from meterd.protocol import log_format
 from meterd.protocol.errors import InvariantViolation
-from meterd.protocol.log_facts import TERM_ROW
-from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, NOT_HERE, SLICE
+from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, NOT_HERE, SLICE, TERM_ROW
 from tests.support.recording import answers, recorded, request
 from tests.support.replica import Replica
 
@@ -230,9 +229,9 @@ def test_terms_are_kept_when_everything_before_them_is_resolved(member):
     row = np.array([(5, 1, 7, 3)], TERM_ROW)
     member.other(log_format.TERMS, row.tobytes())
     facts = member.usage.applier.facts
-    assert facts.packed()["promises"] == b""
+    assert facts.terms == {}
     member.commit_all()
-    assert facts.packed()["promises"] == row.tobytes()
+    assert facts.packed()["terms"] == {5: [7, 3, 1]}
     assert member.usage.drained()
 
 
