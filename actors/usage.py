@@ -411,6 +411,9 @@ class Usage(Actor):
     def _after_command(self, record: Record, result: dict[str, Any], origin: Frame | None) -> None:
         if origin is None:
             return
+        if record.kind == log_format.EXPIRE and "error" not in result:
+            # Who asked has set the retention, which the record before this one has applied.
+            result = {"days": self.retention_days, "horizon": self.state.horizon}
         command_answers = Answers(self)
         for rid, request_id, kind in msgpack.unpackb(origin):
             if "error" in result:
