@@ -384,7 +384,11 @@ def unpack(packed: Mapping[str, Any]) -> list[GroupStart]:
     bounds = np.searchsorted(ops["group"], np.arange(GROUP_COUNT + 1))
     found = []
     for group, (row, known) in enumerate(
-        zip(np.frombuffer(packed["promises"], TERM_ROW), packed["configurations"].values(), strict=True)
+        zip(
+            np.frombuffer(packed["promises"], TERM_ROW),
+            packed["configurations"].values(),
+            strict=True,
+        )
     ):
         low, high = marks[2][group]
         found.append(
@@ -395,7 +399,7 @@ def unpack(packed: Mapping[str, Any]) -> list[GroupStart]:
                 marks[0][group],
                 marks[1][group],
                 low | high << 64,
-                [(at, Configuration(tuple(v), tuple(l))) for at, v, l in known],
+                [(at, Configuration(tuple(some), tuple(more))) for at, some, more in known],
                 ops[bounds[group] : bounds[group + 1]],
             )
         )

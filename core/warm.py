@@ -16,15 +16,15 @@ import numpy as np
 from meterd.core import identity_runs, periods
 from meterd.core.balance_rows import import_commands
 from meterd.core.erasures import erasure_command
+from meterd.core.group_logs import GroupLogs, unpack
 from meterd.core.identity_runs import Facts, MemorySource, MergeSource, Run, RunMaker, Source
 from meterd.core.kernels import bloom, runs, sectors
 from meterd.core.kernels.index import clear
 from meterd.core.kernels.tables import Capacity
-from meterd.core.group_logs import GroupLogs, unpack
 from meterd.core.log_scan import FileScan, Groups, verify_chain
 from meterd.core.memory_cells import collect
-from meterd.core.questions import Question
 from meterd.core.proposals import Proposal, command
+from meterd.core.questions import Question
 from meterd.core.replicas import Append, Clock, Replicas
 from meterd.core.staging import Stage
 from meterd.core.state import StateMachine
@@ -100,7 +100,7 @@ class _Pipeline:
     def __init__(self) -> None:
         self.state = StateMachine(KEY, CAPACITY)
         self.before = Groups()
-        fields = {"cluster": 1, "member": 1, "sequence": 0, "leader_time": 0}
+        fields: dict[str, Any] = {"cluster": 1, "member": 1, "sequence": 0, "leader_time": 0}
         starts = unpack(GroupLogs(1).packed())
         self._replicas = Replicas(starts, CLOCK, random=Random(1), **fields)
         self._replicas.tick(CLOCK)
@@ -161,13 +161,12 @@ class _Pipeline:
         balance = {"account": "a", "at": NOW, "count": 1}
         balances = [balance | {"metric": "v", "members": [1]}, balance | {"metric": "s", "sum": 1}]
         balances.append(balance | {"metric": "p", "present": ["x"]})
-        for partition, command in import_commands(
-            "warm", balances, self.state.registry, key
-        ).items():
-            self.command(command, log_format.ACCOUNT, partition)
+        imports = import_commands("warm", balances, self.state.registry, key)
+        for partition, fields in imports.items():
+            self.command(fields, log_format.ACCOUNT, partition)
         self.look()
-        command, partition = erasure_command(key, "a", True, "warm")
-        self.command(command, log_format.ACCOUNT, partition)
+        fields, partition = erasure_command(key, "a", True, "warm")
+        self.command(fields, log_format.ACCOUNT, partition)
 
     def look(self) -> None:
         for code in "svp":

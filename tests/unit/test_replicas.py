@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from meterd.core.group_logs import GroupLogs, unpack
 from meterd.core.log_scan import check_slices
-from meterd.core.proposals import Proposal, command
-from meterd.core.raft.events import NOT_LEADER
+from meterd.core.proposals import command
+from meterd.core.raft.events import NOT_LEADER, ProposeChange
 from meterd.core.raft.node import Request
-from meterd.core.raft.events import ProposeChange
 from meterd.core.replicas import Append, Clock, Replicas, Step
 from meterd.protocol import log_facts, log_format
 from meterd.protocol.log_format import (
@@ -172,8 +171,11 @@ def test_whatever_happens_the_log_goes_on(steps: list[str]) -> None:
             node.durable_to = random.randint(node.durable_to, len(node.records))
             node.start()
             node.elect()
-            term = max(log_facts.parse_terms(parsed(r))["term"].max() for r in node.records
-                       if parsed(r).kind == TERMS)
+            term = max(
+                log_facts.parse_terms(parsed(r))["term"].max()
+                for r in node.records
+                if parsed(r).kind == TERMS
+            )
             terms.add(int(term))
         else:
             node.tick()
@@ -272,7 +274,7 @@ def test_three_nodes_elect_replicate_and_agree(trio: Trio) -> None:
         if led:
             step = node.propose(*sorted(led + others))
             record = parsed(step.appends[0])
-            flags = dict(zip(record.slices["partition"].tolist(), record.slices["flags"].tolist()))
+            flags = {int(one["partition"]): int(one["flags"]) for one in record.slices}
             assert {g for g, flag in flags.items() if flag == NOT_HERE} == set(others)
             assert {refused.group for refused in step.refused} == set(others)
             assert not step.appends[0].commits
