@@ -44,6 +44,7 @@ from meterd.actors.outcomes import (
 from meterd.actors.replay import Replay
 from meterd.actors.sockets import Frame
 from meterd.actors.standing import Standing
+from meterd.actors.wal_writer import COMMITTED
 from meterd.core.applier import Applier
 from meterd.core.commit_queue import CommitQueue, Ready
 from meterd.core.group_facts import GroupFacts
@@ -81,10 +82,7 @@ COUNTERS = {
     "rejected": 'events_rejected_total{{reason="{}"}}',
 }
 
-# Flag of a block of which all is committed as soon as it is durable.
-ALL_COMMITTED = b"\1"
 META_ONLY = np.array([log_format.META_GROUP])
-COMMANDS = (log_format.META, log_format.EXPIRE, log_format.ACCOUNT)
 
 # Who asked for a record: of events parsed, of a command as it came.
 Asked = Any
@@ -188,8 +186,8 @@ class Usage(Actor):
         if kind == b"commit":
             located = np.frombuffer(frames[1], np.uint64).reshape(-1, 4).tolist()
             end = np.frombuffer(frames[2], np.uint64).tolist()
-            self.queue.add_commit(located, end, committed=frames[3] == ALL_COMMITTED)
-            self._heard |= frames[3] == ALL_COMMITTED
+            self.queue.add_commit(located, end, committed=frames[3] == COMMITTED)
+            self._heard |= frames[3] == COMMITTED
             self._go_on()
         elif kind == b"record":
             record, origin = log_format.parse_frames(frames[2], frames[3]), frames[4]
@@ -342,6 +340,11 @@ class Usage(Actor):
             if rid:
                 self.answers.error(rid, request_id, kind, error)
 
+    def note_waiting(self) -> None:
+        """Have the bitmaps of refused rows say which rows of the durable log wait."""
+        for ready in self.queue.waiting():
+            self.applier.wait(ready)
+
     def _apply(self, ready: Ready[Asked]) -> None:
         """Apply what is ready of a record; when nothing is left answer its requests, if any."""
         record, origin = ready.record, ready.asked
@@ -350,7 +353,7 @@ class Usage(Actor):
             self._events_unsaved += record.row_count
         if record.kind != log_format.EVENTS:
             result = self.applier.other(ready)
-            if record.kind in COMMANDS and result is not None:
+            if record.kind in log_format.COMMANDS and result is not None:
                 self._after_command(record, result, origin)
             return
         refusals = None if origin is None else origin.refusals
@@ -630,6 +633,7 @@ class Usage(Actor):
 
     def save(self) -> None:
         """Begin to save a checkpoint; none may be under way."""
+        self.note_waiting()
         position = {
             "log": {
                 "file_number": self.position.file_number,
@@ -686,4 +690,4 @@ def _asked(record: Record, origin: Frame) -> Asked:
         return None
     if record.kind == log_format.EVENTS:
         return parse_origin(origin)
-    return origin if record.kind in COMMANDS else None
+    return origin if record.kind in log_format.COMMANDS else None

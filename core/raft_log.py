@@ -113,7 +113,7 @@ def chain_one(before: int, term: int, index: int, kind: int, body: Any) -> int:
         fields = np.array([kind, 0, 0], np.uint64)
     else:
         record, number = body
-        contents = np.ascontiguousarray(record.slices["digest"][number : number + 1])
+        contents = record.slices["digest"][number : number + 1].copy()
         fields = _fields(record)
     out = np.empty((1, 2), np.uint64)
     digests = np.array([words(before)], np.uint64)

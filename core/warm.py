@@ -15,6 +15,7 @@ import numpy as np
 
 from meterd.core import identity_runs, periods
 from meterd.core.balance_rows import import_commands
+from meterd.core.commit_queue import CommitQueue
 from meterd.core.erasures import erasure_command
 from meterd.core.group_logs import GroupLogs, unpack
 from meterd.core.identity_runs import Facts, MemorySource, MergeSource, Run, RunMaker, Source
@@ -61,6 +62,15 @@ def warm() -> None:
     read_log(node)
 
 
+def _wait_for(record: Record) -> None:
+    """Have a record that is not the first of its group wait for what comes before it."""
+    queue: CommitQueue[None] = CommitQueue(Groups(), [0], lambda: 1)
+    queue.add_record(record, None)
+    queue.add_commit([[record.sequence, 1, 0, 0]], [1], committed=False)
+    if any(queue.ready()):
+        raise InvariantViolation("a record was applied that nobody has committed")
+
+
 def read_log(node: _Pipeline) -> None:
     """Write a log file of one block and a torn one behind it, and read it as a start does."""
     group = [log_format.META_GROUP]
@@ -76,6 +86,7 @@ def read_log(node: _Pipeline) -> None:
     scan = FileScan("", memoryview(head + block + torn), active=True)
     for read in scan:
         sectors.check_slices(read.records[0].slices, log_format.GROUP_COUNT, 0, 0)
+        _wait_for(read.records[0])
     if scan.torn is None:
         raise InvariantViolation("a torn block was not recognised")
 
