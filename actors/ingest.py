@@ -25,8 +25,8 @@ from meterd.actors.sockets import Frame
 from meterd.actors.zone_files import transitions
 from meterd.core.balance_rows import import_commands
 from meterd.core.erasures import erasure_command
-from meterd.core.registry import Registry
 from meterd.core.proposals import single_slice
+from meterd.core.registry import Registry
 from meterd.core.staging import Stage
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events

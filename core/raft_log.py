@@ -113,7 +113,7 @@ def chain_one(before: int, term: int, index: int, kind: int, body: Any) -> int:
         fields = np.array([kind, 0, 0], np.uint64)
     else:
         record, number = body
-        contents = np.ascontiguousarray(record.slices["digest"][number : number + 1])
+        contents = record.slices["digest"][number : number + 1].copy()
         fields = _fields(record)
     out = np.empty((1, 2), np.uint64)
     digests = np.array([words(before)], np.uint64)
@@ -161,13 +161,30 @@ def written(writes: Sequence[Write | WriteSlices], first: int) -> list[Written]:
 
 
 def _whole(ops: SliceOps, sequence: int) -> Written | None:
-    """Return the record of ops that are all slices of one proposal: the usual case."""
-    if not isinstance(ops.body, Bodies):
-        return None
-    record = ops.body.record
-    table = record.slices
-    table["index"], table["term"], table["digest"] = ops.index, ops.term, ops.digest
+    """Return the record of ops that are slices of one record: the usual case; else None."""
+    numbers: Any = slice(None)
+    if isinstance(ops.body, Bodies):
+        record = ops.body.record
+    else:
+        record = ops.body[0].record
+        if any(body.record is not record for body in ops.body):
+            return None
+        numbers = [body.number for body in ops.body]
+    table = _absent(record)
+    table["flags"][numbers], table["index"][numbers] = 0, ops.index
+    table["term"][numbers], table["digest"][numbers] = ops.term, ops.digest
     return _encoded(record, table, sequence, ops.groups, ops.index)
+
+
+def _absent(record: Record) -> NDArray[np.void]:
+    """Return the slice table of a record none of whose slices is here.
+
+    It is the record's own where that is a proposal's: the contents' hashes are needed no more.
+    """
+    mine = record.sequence == 0 and record.slices.flags.writeable
+    table = record.slices if mine else record.slices.copy()
+    table["flags"], table["index"], table["digest"], table["term"] = NOT_HERE, 0, 0, 0
+    return table
 
 
 def _drafts(writes: Sequence[Write | WriteSlices]) -> list[_Draft]:
@@ -232,10 +249,7 @@ def _record(draft: _Draft, sequence: int) -> Written:
         record = raft_records.engine_record(draft.kind, draft.ops[0][1].body, table)
         found = _encoded(record, table, sequence, groups, index)
         return found._replace(source=None)
-    table = draft.source.slices
-    if not table.flags.writeable:  # a peer's; of a proposal the hashes are needed no more
-        table = table.copy()
-    table["flags"], table["index"], table["digest"], table["term"] = NOT_HERE, 0, 0, 0
+    table = _absent(draft.source)
     _fill(table, [op.body.number for _, op in draft.ops], draft)
     return _encoded(draft.source, table, sequence, groups, index)
 

@@ -111,7 +111,7 @@ class _Pipeline:
     def __init__(self) -> None:
         self.state = StateMachine(KEY, CAPACITY)
         self.before = Groups()
-        fields = {"cluster": 1, "member": 1, "sequence": 0, "leader_time": 0}
+        fields: dict[str, Any] = {"cluster": 1, "member": 1, "sequence": 0, "leader_time": 0}
         starts = unpack(GroupLogs(1).packed())
         self._replicas = Replicas(starts, CLOCK, random=Random(1), **fields)
         self._replicas.tick(CLOCK)
@@ -172,13 +172,12 @@ class _Pipeline:
         balance = {"account": "a", "at": NOW, "count": 1}
         balances = [balance | {"metric": "v", "members": [1]}, balance | {"metric": "s", "sum": 1}]
         balances.append(balance | {"metric": "p", "present": ["x"]})
-        for partition, command in import_commands(
-            "warm", balances, self.state.registry, key
-        ).items():
-            self.command(command, log_format.ACCOUNT, partition)
+        imports = import_commands("warm", balances, self.state.registry, key)
+        for partition, fields in imports.items():
+            self.command(fields, log_format.ACCOUNT, partition)
         self.look()
-        command, partition = erasure_command(key, "a", True, "warm")
-        self.command(command, log_format.ACCOUNT, partition)
+        fields, partition = erasure_command(key, "a", True, "warm")
+        self.command(fields, log_format.ACCOUNT, partition)
 
     def look(self) -> None:
         for code in "svp":
