@@ -2,7 +2,8 @@
 
 The rule is `core/log_holds.py`.  Others say their part: the usage actor which file the kept
 checkpoints need, the replication actor which file a follower needs, the archive through which file
-there are copies, segments what they cover, and the pins.  Until the usage actor has spoken, everything is held.
+there are copies, segments what they cover, and the pins.  Until the usage actor has spoken,
+everything is held.
 """
 
 from __future__ import annotations

@@ -54,10 +54,10 @@ def model(files: list[LogFile], facts: Facts, rules: Rules) -> dict[int, set[str
         elif facts.covered[file.number] + rules.copy_grace > facts.now:
             held[file.number].add("grace")
     newest = [file.number for file in files][::-1]
-    for file in files:
-        if facts.replicas_from is not None and file.number in newest[: rules.replica_files_max]:
-            if not file.number < facts.replicas_from:
-                held[file.number].add("replica")
+    if facts.replicas_from is not None:
+        for number in newest[: rules.replica_files_max]:
+            if not number < facts.replicas_from:
+                held[number].add("replica")
     for file in alive:
         if file.number in newest[: rules.files_min]:
             held[file.number].add("count")
