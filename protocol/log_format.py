@@ -21,6 +21,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from meterd.protocol.errors import StorageError
+from meterd.protocol.raft_messages import CONFIG, NOOP
 
 SECTOR_SIZE: Final = 512
 FILE_HEADER_SIZE: Final = 4096
@@ -39,7 +40,7 @@ RECORD_VERSION: Final = 1
 MACHINE_VERSION: Final = 1
 
 EVENTS, META, EXPIRE, ACCOUNT = 1, 2, 3, 4
-KINDS: Final = (EVENTS, META, EXPIRE, ACCOUNT)
+KINDS: Final = (EVENTS, META, EXPIRE, ACCOUNT, NOOP, CONFIG)
 
 # Partitions 0..255 and the meta group.
 META_GROUP: Final = 256
