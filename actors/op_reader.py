@@ -1,9 +1,9 @@
 """Reads ops from the log files for followers that are behind, in a thread beside the actor's loop.
 
 The loop asks with what the engine wants (`ReadOps`) and takes what was found when `descriptor` is
-readable.  Checksums and the chain of digests are checked again: what does not check is not sent,
-but reported (`Damaged`), and the engine has it repaired.  What is in no file any more is an answer,
-too: then only a snapshot helps.
+readable.  Checksums are checked again: what does not check is not sent, but reported (`Damaged`),
+and the engine has it repaired.  (Who gets it checks the chain of digests, too.)  What is in no file
+any more is an answer, too: then only a snapshot helps.
 
 Groups that are behind together want slices of the same records, so records that were read are kept
 a while.  At most one request for each group and follower waits: who asks again means the newer one.
@@ -15,22 +15,19 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meterd.core.kernels import scan
-from meterd.core.log_scan import Groups, verify_chain
-from meterd.core.one_slice import one_slice
 from meterd.core.op_places import FileIndex, OpPlaces, Place
 from meterd.core.raft.events import Damaged, OpsRead, ReadOps
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
-from meterd.protocol.log_format import ACTIVE_NAME, Record, full_name, number_of
+from meterd.protocol.log_format import ACTIVE_NAME, EVENTS, Record, full_name, number_of
 from meterd.protocol.raft_messages import Op
-from meterd.protocol.raft_slices import words
+from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlice, engine_body
 
 # What one answer may hold; a single larger op is one, too.
 ANSWER_SIZE_MAX: Final = 2 * 1024 * 1024
@@ -39,9 +36,6 @@ RECORDS_SIZE_MAX: Final = 32 * 1024 * 1024
 # A file is indexed in pieces of this size, or of its largest block.
 WINDOW_SIZE: Final = 4 * 1024 * 1024
 OPEN_FILES_MAX: Final = 8
-
-# Makes the body of an op from the head and payload of its record.
-MakeBody = Callable[[Record, bytes, "bytes | memoryview"], Any]
 
 
 logger = logging.getLogger(__name__)
@@ -72,12 +66,10 @@ class OpReader:
     def __init__(
         self,
         directory: str,
-        make_body: MakeBody = lambda _, head, payload: (head, payload),
         answer_size_max: int = ANSWER_SIZE_MAX,
     ) -> None:
         self._files = _Files(directory)
         self._places = OpPlaces()
-        self._make_body = make_body
         self._size_max = answer_size_max
         self._readable_from = 0  # number of the first log file behind the last damaged one
         self._asked: OrderedDict[tuple[int, int], Asked] = OrderedDict()
@@ -161,14 +153,13 @@ class OpReader:
         self, wanted: ReadOps, before: tuple[int, int], places: dict[int, Place]
     ) -> OpsRead | Damaged:
         ops: list[Op] = []
-        digest = before[1]
         size = 0
         for index in range(wanted.first, wanted.last + 1):
             place = places.get(index)
             if place is None:
                 break
             try:
-                op = self._op(wanted.group, index, self._files.record(place), digest)
+                op = self._op(wanted.group, index, self._files.record(place))
             except log_format.Damaged:
                 if not ops:
                     return Damaged(index)
@@ -177,25 +168,20 @@ class OpReader:
             if ops and size > self._size_max:
                 break
             ops.append(op)
-            digest = op.digest
         return OpsRead(wanted.to, wanted.term, *before, tuple(ops))
 
-    def _op(self, group: int, index: int, record: Record, digest: int) -> Op:
-        """Return an op of a record.  Raises Damaged when it is not what follows `digest`."""
+    def _op(self, group: int, index: int, record: Record) -> Op:
+        """Return an op of a record.  Raises Damaged when it is not there."""
         number = _slice_of(record, group, index)
-        head, payload = one_slice(record, number)
-        alone = log_format.parse_frames(head, payload)
-        groups = Groups()
-        groups.digest[group] = words(digest)
-        verify_chain(alone, groups)
-        row = alone.slices[0]
+        row = record.slices[number]
+        is_engines = record.kind in ENGINE_KINDS
         return Op(
             index,
             int(row["term"]),
             _digest_of(row),
             record.kind,
-            len(head) + len(payload),
-            self._make_body(alone, head, payload),
+            _size_of(record, row),
+            engine_body(record) if is_engines else RecordSlice(record, number),
         )
 
     def _before(self, wanted: ReadOps, places: dict[int, Place]) -> tuple[int, int] | Damaged:
@@ -348,3 +334,11 @@ def _slice_of(record: Record, group: int, index: int) -> int:
 def _digest_of(row: np.void) -> int:
     low, high = row["digest"].tolist()
     return int(low | high << 64)
+
+
+def _size_of(record: Record, row: np.void) -> int:
+    """Return how many bytes an op takes as a record of its own."""
+    payload = log_format.padded(record.heap_size)
+    if record.kind == EVENTS:
+        payload = log_format.payload_layout(int(row["count"]), int(row["heap_size"])).size
+    return log_format.RECORD_HEADER_SIZE + log_format.SLICE_SIZE + payload

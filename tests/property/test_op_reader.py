@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from meterd.actors.op_reader import Asked, OpReader
 from meterd.core.op_places import OpPlaces, Place
 from meterd.core.raft.events import Damaged, OpsRead, ReadOps
+from meterd.core.record_cut import cut
 from meterd.protocol.log_format import ACTIVE_NAME, full_name
+from meterd.protocol.raft_records import head_of
 from tests.support.op_history import GROUPS, Known, OpHistory
 
 seeds = st.integers(0, 2**32)
@@ -51,7 +53,9 @@ def check(found: OpsRead, ops: list[Known], first: int) -> None:
     for at, op in enumerate(found.ops):
         known = ops[first - 1 + at]
         assert op[:3] == (first + at, known.term, words(known.digest))
-        assert op.body == (known.head, known.payload)
+        alone = cut(op.body.record, [op.body.number])
+        assert (head_of(alone), bytes(alone.payload)) == (known.head, known.payload)
+        assert op.size == alone.size
     assert len(found.ops) == 1 or sum(op.size for op in found.ops) <= 4_000
 
 

@@ -15,9 +15,10 @@ from meterd.actors.wal_log import Entry, Log
 from meterd.actors.wal_recovery import Owner
 from meterd.actors.wal_spare import Spare
 from meterd.core.kernels import stage
-from meterd.core.one_slice import one_slice
+from meterd.core.record_cut import cut
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EVENTS, META, SLICE, RecordFields
+from meterd.protocol.raft_records import head_of
 from tests.support.log_builder import LoggedEvent, columns
 
 OWNER = Owner(7, b"cluster identity", b"the identity key")
@@ -88,9 +89,9 @@ class OpHistory:
             if number in refused:
                 continue
             row = table[number]
-            alone = one_slice(record, number)
+            alone = cut(record, [number])
             digest = (int(row["digest"][0]), int(row["digest"][1]))
-            known.append(Known(self._term, digest, alone[0], bytes(alone[1])))
+            known.append(Known(self._term, digest, head_of(alone), bytes(alone.payload)))
             self.ops[group].append(known[-1])
         return Entry(self._sequence, head, payload), known
 

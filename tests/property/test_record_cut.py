@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from meterd.core.kernels import stage
 from meterd.core.log_scan import Groups, verify_chain
-from meterd.core.one_slice import one_slice
+from meterd.core.record_cut import cut
 from meterd.protocol import log_format
 from meterd.protocol.log_format import (
     EVENTS,
@@ -21,6 +21,7 @@ from meterd.protocol.log_format import (
     Record,
     RecordFields,
 )
+from meterd.protocol.raft_records import head_of
 from tests.support.log_builder import LoggedEvent, columns
 
 TERM = 7
@@ -77,6 +78,11 @@ def events_record(rows: dict[int, list[LoggedEvent]], groups: Groups) -> Record:
     return log_format.parse_frames(log_format.encode_record_head(fields, table, payload), payload)
 
 
+def _cut(record: Record, number: int) -> tuple[bytes, memoryview]:
+    alone = cut(record, [number])
+    return head_of(alone), alone.payload
+
+
 def views(payload: bytes, rows: int, heap_size: int) -> log_format.Columns:
     at = log_format.payload_layout(rows, heap_size)
     return log_format.Columns(
@@ -94,7 +100,7 @@ def test_a_slice_alone_has_the_digest_it_had(rows: dict[int, list[LoggedEvent]],
     before = groups_at(np.random.default_rng(seed))
     record = events_record(rows, groups_at(np.random.default_rng(seed)))
     for number, partition in enumerate(sorted(rows)):
-        head, payload = one_slice(record, number)
+        head, payload = _cut(record, number)
         alone = log_format.parse_frames(head, payload)
         verify_chain(alone, before)  # raises if content or digest had changed
         assert payload == columns(rows[partition])[0]
@@ -111,7 +117,7 @@ def test_a_slice_that_is_not_what_it_was_is_seen(
 ) -> None:
     before = groups_at(np.random.default_rng(seed))
     record = events_record(rows, groups_at(np.random.default_rng(seed)))
-    head, payload = one_slice(record, len(rows) - 1)
+    head, payload = _cut(record, len(rows) - 1)
     changed = bytearray(payload)
     changed[8] ^= 1  # the first row's value, or its timestamp's second row
     with pytest.raises(Damaged):
@@ -137,7 +143,7 @@ def test_a_body_is_the_content_of_each_of_its_slices() -> None:
     fields = RecordFields(META, 0, len(body), 3, 99, 12)
     record = log_format.parse_frames(log_format.encode_record_head(fields, table, payload), payload)
     for number in range(3):
-        head, same = one_slice(record, number)
+        head, same = _cut(record, number)
         alone = log_format.parse_frames(head, same)
         verify_chain(alone, groups_at(random(1)))
         assert bytes(alone.body) == body
