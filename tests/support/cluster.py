@@ -84,9 +84,9 @@ class ClusterNode(Node):
 
 
 class Links:
-    """Which nodes may speak to which: a file that nodes under test look at.
+    """Which nodes may speak to which: a file of rules that nodes under test look at.
 
-    One line `A>B` for each direction in which nothing may pass.
+    `actors/link_faults.py` says what a line means.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,7 +96,8 @@ class Links:
     def cut(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Let nothing pass from the first to the second node of each pair."""
         beside = self.path.with_suffix(".tmp")
-        beside.write_text("".join(f"{source}>{target}\n" for source, target in pairs))
+        rules = [f"{source} {target} * drop\n" for source, target in pairs]
+        beside.write_text("".join(rules))
         beside.rename(self.path)
 
     def heal(self) -> None:
