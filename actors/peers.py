@@ -19,7 +19,7 @@ from __future__ import annotations
 import struct
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import zmq
@@ -52,6 +52,10 @@ BULK_QUEUE: Final = 16
 # On an idle bulk connection.
 PRESENT_SECONDS: Final = 1.0
 PRESENT: Final = b"present"
+
+# The first frame of a question of a node that has no identity yet.
+QUESTION: Final = b"bootstrap"
+Answer = Callable[[list[Frame]], Sequence[Any] | None]
 
 ROUTING_ID: Final = struct.Struct("<cBQQ")
 ROUTING_MARK: Final = b"M"
@@ -120,11 +124,18 @@ class Peers:
         addresses: Mapping[int, str],
         telemetry: Telemetry,
         faults: LinkFaults | None = None,
+        answer: Answer | None = None,
     ) -> None:
-        """`addresses`: HOST:PORT of each other node's replication port."""
+        """`addresses`: HOST:PORT of each other node's replication port.
+
+        `answer`: what the frames of a question are answered with, which comes from a node that has
+        no identity yet (`QUESTION`); None is no answer.
+        """
         self.own = own
         self.telemetry = telemetry
         self._faults = faults
+        self._answer = answer
+        self._listener: zmq.Socket[bytes] | None = None
         self._peers: dict[int, _Peer] = {}
         self._guard: PeerGuard | None = None
         self._source, self._size = -1, 0  # of the last message: descriptor and bytes
@@ -136,7 +147,7 @@ class Peers:
 
         Raises BootFailed.
         """
-        socket = sockets.peer_listener(address)
+        socket = self._listener = sockets.peer_listener(address)
         port = int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         self._guard = PeerGuard(port, self.telemetry)
         return socket
@@ -271,6 +282,9 @@ class Peers:
 
         `frames` are those that `receive` has just returned.
         """
+        if len(frames) > 1 and frames[1] == QUESTION and self._answer is not None:
+            self._answer_question(frames)
+            return None
         arrived = self._look_at(frames)
         good = isinstance(arrived, Arrived)
         if self._guard is not None:
@@ -279,6 +293,14 @@ class Peers:
             self.drop(arrived)
             return None
         return None if len(frames) == 3 and frames[2] == PRESENT else arrived
+
+    def _answer_question(self, frames: Sequence[Frame]) -> None:
+        routing_id, *question = frames
+        answer = self._answer(question) if self._answer is not None else None
+        if answer is not None and self._listener is not None:
+            _try(self._listener, [routing_id, *answer])
+        if self._guard is not None:
+            self._guard.credit(self._source, self._size, answer is not None)
 
     def _look_at(self, frames: Sequence[Frame]) -> Arrived | str:
         """Return a message, or why it is dropped."""

@@ -174,7 +174,9 @@ def use_threads(count: int) -> None:
 
 
 def peer_listener(address: str) -> zmq.Socket[bytes]:
-    """Bind the replication port: a ROUTER that takes what other nodes send, and sends nothing.
+    """Bind the replication port: a ROUTER that takes what other nodes send.
+
+    It answers only those that have no identity yet.
 
     Raises BootFailed.
     """
@@ -184,6 +186,7 @@ def peer_listener(address: str) -> zmq.Socket[bytes]:
     # Peers limit what is under way, `peer_guard` what strangers send (and see
     # CLIENT_RECEIVE_HIGH_WATER_MARK).
     socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.SNDHWM, 16)
     socket.setsockopt(zmq.MAXMSGSIZE, raft_frames.FRAME_SIZE_MAX)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.BACKLOG, BACKLOG)

@@ -181,7 +181,7 @@ def test_a_cut_is_one_way_and_heals(
     links = tmp_path / "links"
     nodes += [One(n, ports, links=links) for n in ports]
     connect(nodes)
-    links.write_text("1 2 * drop\n\n2 3 control drop\n")
+    links.write_text("1>2\n\n2>3 control\n")
     assert nodes[0].hello(2, 1)  # as on a network: nobody says that it is lost
     assert nodes[0].hello(3, 2)
     assert nodes[1].hello(1, 3)
@@ -201,7 +201,7 @@ def test_what_was_delayed_comes_in_a_burst(
     links = tmp_path / "links"
     nodes += [One(1, ports, links=links), One(2, ports, links=links)]
     connect(nodes)
-    links.write_text("1 * control delay 300\n")
+    links.write_text("1>* control 300\n")
     begin = time.monotonic()
     for block in range(1, 6):
         nodes[0].hello(2, block)
@@ -283,6 +283,19 @@ def test_what_strangers_send_is_dropped_and_counted(
     until(nodes, lambda: nodes[0].came)
     assert nodes[0].came == [(2, 5, False)]
     stranger.close()
+
+
+def test_a_node_without_identity_may_ask(nodes: list[One], ports: dict[int, int]) -> None:
+    nodes.append(One(1, ports))
+    nodes[0].peers._answer = lambda question: [*question, b"!"] if len(question) == 2 else None
+    asker = sockets.context().socket(zmq.DEALER)
+    asker.setsockopt(zmq.LINGER, 0)
+    asker.connect(f"tcp://127.0.0.1:{ports[1]}")
+    asker.send_multipart([b"bootstrap"])  # not well said: no answer
+    asker.send_multipart([b"bootstrap", b"who?"])
+    until(nodes, lambda: asker.poll(0))
+    assert asker.recv_multipart() == [b"bootstrap", b"who?", b"!"]
+    asker.close()
 
 
 def flood(port: int, size: int) -> bool:
