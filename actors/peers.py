@@ -49,7 +49,7 @@ LOST_SECONDS: Final = 3.0
 CONTROL_QUEUE: Final = 64
 BULK_QUEUE: Final = 16
 
-# On an idle bulk connection.
+# Where there is nothing else to say.
 PRESENT_SECONDS: Final = 1.0
 PRESENT: Final = b"present"
 
@@ -103,6 +103,7 @@ class _Peer:
         self.member = 0  # newest that was heard, and its boot
         self.boot = 0
         self.heard = 0  # highest sequence of its bulk connection in that boot
+        self.told = 0  # and what of that it has been told
 
     def forget(self, sequence: int) -> None:
         """What has this sequence, or a lower one, is on its way no more."""
@@ -186,6 +187,11 @@ class Peers:
         peer = self._peers.get(node)
         return peer is not None and peer.has_room(time.monotonic())
 
+    def member_of(self, node: int) -> int:
+        """Return the member that a node was when it was heard last; 0: never."""
+        peer = self._peers.get(node)
+        return peer.member if peer is not None else 0
+
     def on_way(self, node: int) -> tuple[int, int]:
         """Return how many bulk messages, and bytes, a node has not yet said it has."""
         peer = self._peers[node]
@@ -210,15 +216,18 @@ class Peers:
 
     def _stamp(self, peer: _Peer, is_bulk: bool) -> tuple[int, int, int]:
         """Return sequence, and what has been heard of the peer."""
+        peer.told = peer.heard
         return peer.sequences[is_bulk] + 1, peer.boot, peer.heard
 
     def _send(self, peer: _Peer, is_bulk: bool, encode: Any) -> bool:
         now = time.monotonic()
         if is_bulk and not peer.has_room(now):
             return self._lose(FULL)
+        connection = peer.connections[is_bulk]
+        if not sockets.takes(connection):
+            return self._lose(UNCONNECTED)
         frames = encode()
         peer.sequences[is_bulk] += 1
-        connection = peer.connections[is_bulk]
         if self._faults is not None:
             self._faults.look()
             node = next(n for n, p in self._peers.items() if p is peer)
@@ -252,6 +261,12 @@ class Peers:
             self._faults.look()
             wait = min(wait, self._faults.release(now))
         return wait
+
+    def flush(self) -> None:
+        """Tell those that have sent bulk, and have got nothing since, that it has come."""
+        for peer in self._peers.values():
+            if peer.heard > peer.told:
+                self.send_note(peer.member, [PRESENT], is_bulk=False)
 
     def _be_present(self) -> None:
         """Say something on every bulk connection: peers see whose it is, and what was heard."""
@@ -330,7 +345,8 @@ class Peers:
         if found < newest:
             return False
         if found > newest:
-            peer.member, peer.boot, peer.heard = header.source, header.boot, 0
+            peer.member, peer.boot = header.source, header.boot
+            peer.heard = peer.told = 0
             peer.forget(peer.sequences[True])  # what was on its way to its last life
         if is_bulk:
             peer.heard = max(peer.heard, header.sequence)

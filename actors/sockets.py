@@ -55,7 +55,7 @@ VIEW_SIZE = 8 * 1024
 # The plain calls: what pyzmq puts around them costs some microseconds for each frame.
 _send, _receive, _get = _Backend.send, _Backend.recv, _Backend.get
 NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)  # plain numbers: an enum's | is a function
-_READABLE = int(zmq.POLLIN)
+_READABLE, _WRITABLE = int(zmq.POLLIN), int(zmq.POLLOUT)
 _EVENTS = zmq.SocketOption.EVENTS  # not its number: pyzmq would look for the option again
 
 Frame = bytes | memoryview
@@ -115,6 +115,11 @@ def content(frame: Any) -> Frame:
 def waits(socket: zmq.Socket[bytes]) -> bool:
     """Is there a message to take?  Asking is cheaper than an exception that says no."""
     return bool(int(_get(socket, _EVENTS)) & _READABLE)
+
+
+def takes(socket: zmq.Socket[bytes]) -> bool:
+    """Would it take a message now?"""
+    return bool(int(_get(socket, _EVENTS)) & _WRITABLE)
 
 
 def endpoint(run_dir: str, name: str) -> str:
