@@ -19,6 +19,7 @@ from crc32c import crc32c
 
 from meterd.actors import disk, endings
 from meterd.protocol.errors import BootFailed, StorageError
+from meterd.protocol.raft_messages import member_id
 
 MAGIC = "meterd node"
 STORAGE_VERSION = 2
@@ -41,6 +42,11 @@ class Identity:
     storage_version: int
     created: str
     directory_inode: int = 0  # of the directory it was written in; 0 when that is not known
+
+    @property
+    def member(self) -> int:
+        """Who this node is in its groups; the first incarnation is 1 here and 0 there."""
+        return member_id(self.node_id, max(self.incarnation, 1) - 1)
 
     @property
     def cluster_id(self) -> bytes:

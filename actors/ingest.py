@@ -26,7 +26,7 @@ from meterd.actors.zone_files import transitions
 from meterd.core.balance_rows import import_commands
 from meterd.core.erasures import erasure_command
 from meterd.core.registry import Registry
-from meterd.core.replica import single_slice
+from meterd.core.proposals import single_slice
 from meterd.core.staging import Stage
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events

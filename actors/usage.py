@@ -44,11 +44,12 @@ from meterd.actors.standing import Standing
 from meterd.core.commit_queue import CommitQueue
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups
+from meterd.core.raft.events import NOT_LEADER
 from meterd.core.refused_rows import RefusedRows
-from meterd.core.replica import single_slice
+from meterd.core.proposals import single_slice
 from meterd.core.state import DAY_NS, StateMachine
 from meterd.protocol import checkpoint_format, log_format
-from meterd.protocol.errors import DiskFull, exception_of
+from meterd.protocol.errors import DiskFull, NotLeader, Overloaded, exception_of
 from meterd.protocol.log_format import Record
 from meterd.protocol.result import Item, encode_result
 
@@ -67,6 +68,8 @@ FULL_RETRY_MS = 10_000
 SAVING_SECONDS = 0.01
 # How soon to go on with what is done in turns.
 BUSY_SECONDS = 0.001
+# After how many applied records replication is told; every second it is told anyway.
+TELL_RECORDS = 64
 DURATION = 'ingest_duration_seconds{mode="sync"}'
 # What counts events that were not stored, by status; with the reason, where it has that label.
 COUNTERS = {
@@ -114,6 +117,7 @@ class Usage(Actor):
         self._checkpoints = Checkpoints(directory, self._identities)
         self._checkpoint_requests = CheckpointRequests(self)
         self._records_unsaved = self._events_unsaved = self._events_handed = 0
+        self._records_untold = 0  # applied since replication was told
         self._busy = False  # is there more to do, of a checkpoint or an eviction?
         self._retention_told: dict[str, Any] | None = None
         self.serving = False
@@ -150,7 +154,9 @@ class Usage(Actor):
             self._apply_committed()
         elif kind == b"record":
             record, origin = log_format.parse_frames(frames[2], frames[3]), frames[4]
-            asked = parse_origin(origin) if record.kind == log_format.EVENTS else origin
+            asked: Asked | None = None  # what nobody here has asked for, nobody is answered
+            if origin:
+                asked = parse_origin(origin) if record.kind == log_format.EVENTS else origin
             self._commits.add_record(int.from_bytes(frames[1], "little"), (record, asked))
             self._apply_committed()
         elif kind == b"requests":
@@ -164,6 +170,8 @@ class Usage(Actor):
                 self._judge(frames[1])
         elif kind == b"replay":
             self._on_replay(frames)
+        elif kind == b"refused":
+            self._on_refused(msgpack.unpackb(frames[1]), frames[2])
         elif kind == b"segmented":
             self.refused.forget(int(frames[1]))
         elif kind == b"save":
@@ -250,6 +258,27 @@ class Usage(Actor):
             for refused in self._judge_after.pop(sequence, ()):
                 self._judge(refused)
         self._move(replay.Position(*block.end))
+        if self._records_untold >= TELL_RECORDS:
+            self._tell_applied()
+
+    def _tell_applied(self) -> None:
+        """Tell replication how far each group is applied: it need not keep that in memory."""
+        self._records_untold = 0
+        groups = np.flatnonzero(self.groups.index)
+        index = self.groups.index[groups]
+        self.send("replication", [b"applied", groups.astype(np.uint16), index])
+
+    def _on_refused(self, why: dict[str, Any], origin: Frame) -> None:
+        """Replication has taken nothing of a proposal: its clients send it again."""
+        said = f"the replicas cannot take this now ({why['reason']})"
+        error = NotLeader(said) if why["reason"] == NOT_LEADER else Overloaded(said)
+        if why["kind"] == log_format.EVENTS:
+            asked = [(rid, number, "ingest") for rid, number, *_ in parse_origin(origin).requests]
+        else:
+            asked = msgpack.unpackb(origin)
+        for rid, request_id, kind in asked:
+            if rid:
+                self.answers.error(rid, request_id, kind, error)
 
     def _move(self, position: replay.Position) -> None:
         """Everything before `position` is applied."""
@@ -263,7 +292,10 @@ class Usage(Actor):
         """Apply one record; answer its requests when there are any (there are none in a replay)."""
         self.groups.follow(record)
         self._records_unsaved += 1
+        self._records_untold += 1
         self._events_unsaved += record.row_count
+        if record.kind != log_format.EVENTS and record.kind not in log_format.COMMANDS:
+            return  # of the groups, not of what they count
         if record.kind != log_format.EVENTS:
             result = self.state.apply_command(record)
             self._after_command(record, result, origin)
@@ -358,6 +390,8 @@ class Usage(Actor):
             self._expire()
             self._expire_due = now + self.options.retention.sweep_interval
         self._standing.turn()
+        if self._records_untold:
+            self._tell_applied()
         self._tell_retention()
         self._check_room()
         self.maybe_save()

@@ -73,7 +73,7 @@ def _as_records(message: Any) -> tuple[Any, int, int]:
 def _record_of(ops: SliceOps) -> Record:
     """Return the record that these ops are all slices of, with their places in it."""
     whole = ops.body[0].record
-    numbers = [body.number for body in ops.body]
+    numbers = [ops.body[row].number for row in range(len(ops.groups))]
     if len(numbers) == len(whole.slices) and not whole.slices["flags"].any():
         record = whole._replace(slices=whole.slices.copy())
     else:

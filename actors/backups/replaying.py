@@ -75,8 +75,9 @@ class Replayer:
     def apply(self, record: Record, file_number: int, first_row: int, _origin: None) -> None:
         """Apply one record."""
         self.groups.follow(record)
-        if record.kind != log_format.EVENTS:
+        if record.kind in log_format.COMMANDS:
             self.state.apply_command(record)
+        if record.kind != log_format.EVENTS:
             return
         self.refused.note(file_number, first_row, self.state.apply_events(record) != 0)
 
