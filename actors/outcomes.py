@@ -106,6 +106,7 @@ def _result(count: int, items: list[Item]) -> IngestResult:
         counts["duplicate"],
         counts["conflict"],
         counts["rejected"],
+        counts["unknown"],
         items=items,
     )
 

@@ -47,7 +47,7 @@ SEGMENTS = "wal_segments"
 TRUNCATED = "wal_truncated_bytes_total"
 
 # What a block is when it is durable: committed, too, or that is for replication to say.
-COMMITTED, DURABLE = b"1", b"0"
+COMMITTED, DURABLE = b"\x01", b"\x00"
 
 # Where the next block belongs: file number, offset, block_seq, row, previous_crc.
 PLACE = struct.Struct("<5Q")

@@ -31,7 +31,7 @@ from meterd.core.kernels import sectors
 from meterd.core.log_scan import SLICE_FAULTS, Groups, first_broken
 from meterd.protocol import log_facts, raft_records
 from meterd.protocol.errors import RemoteProtocolError
-from meterd.protocol.log_facts import TERM_ROW, UNCERTAIN, LogMark
+from meterd.protocol.log_facts import UNCERTAIN, LogMark
 from meterd.protocol.log_format import (
     CONFIG,
     EVENTS,
@@ -40,6 +40,7 @@ from meterd.protocol.log_format import (
     MARK,
     NOT_HERE,
     REPAIR,
+    TERM_ROW,
     Damaged,
     Record,
 )
@@ -101,7 +102,8 @@ class GroupLogs:
         logs = cls(member, Groups.unpacked(log))
         for group, (voters, learners) in log.get("configurations", {}).items():
             logs.configure(group, Configuration(tuple(voters), tuple(learners)))
-        logs.promise(np.frombuffer(log.get("promises", b""), TERM_ROW))
+        for group, (term, vote, flags) in log.get("terms", {}).items():
+            logs.promise(np.array([(group, flags, term, vote)], TERM_ROW))
         return logs
 
     # What a checkpoint says besides `Groups`.

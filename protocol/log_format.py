@@ -130,6 +130,8 @@ SLICE: Final = np.dtype(
         ("heap_size", "<u4"),
     ]
 )
+# A row of a TERMS record; flag 1: it is not known where the log ended.
+TERM_ROW: Final = np.dtype([("group", "<u2"), ("flags", "<u2"), ("term", "<u4"), ("vote", "<u8")])
 
 _FILE: Final = struct.Struct("<8sHHI16s16sQQqI")
 _BLOCK: Final = struct.Struct("<IHHQIIIIIIqQI")
@@ -137,6 +139,8 @@ _RECORD: Final = struct.Struct("<IBBHIIIIIIqQIII")
 _CRC: Final = struct.Struct("<I")
 _SIZES: Final = struct.Struct("<8xIII")
 _PAYLOAD_CRC_AT: Final = 48
+_SEQUENCE: Final = struct.Struct("<Q")
+_SEQUENCE_AT: Final = 40
 
 Bytes = bytes | memoryview
 
@@ -379,6 +383,12 @@ def record_sizes(head: Bytes) -> tuple[int, int, int]:
     """Return record size, slice count and row count of an encoded record head."""
     sizes: tuple[int, int, int] = _SIZES.unpack_from(head)
     return sizes
+
+
+def record_sequence(buffer: Bytes, offset: int) -> int:
+    """Return the sequence of the record at `offset`, unchecked."""
+    sequence: int = _SEQUENCE.unpack_from(buffer, offset + _SEQUENCE_AT)[0]
+    return sequence
 
 
 def parse_record(buffer: Bytes, offset: int = 0) -> Record:

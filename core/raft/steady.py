@@ -382,6 +382,8 @@ class Steady:
             return None, []
         groups = found[0] if len(found) == 1 else np.unique(np.concatenate(found))
         committed = self._quorum_commit(groups[self._leads[groups]])
+        if self._lone[groups].all():
+            self.forget(groups, self._commit[groups])  # nobody will want them from memory
         if self._leads[groups].all():
             return committed, []
         following = groups[~self._leads[groups]]
