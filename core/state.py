@@ -27,6 +27,8 @@ from meterd.core.kernels.bloom import FILTER_KEYS, FILTER_WORDS, add_entries
 from meterd.core.kernels.index import ENTRIES, Index
 from meterd.core.kernels.memory import handle_of, reserve
 from meterd.core.kernels.tables import Capacity, Tables, make_tables
+from meterd.core.members import OPS as MEMBER_OPS
+from meterd.core.members import Members
 from meterd.core.metric_table import MetricBook, make_book
 from meterd.core.registry import Registry
 from meterd.core.snapshot import CELLS, Snapshot
@@ -54,7 +56,10 @@ EVICT_FREED_MAX = 512
 class StateMachine:
     """See the module."""
 
-    def __init__(self, identity_key: tuple[int, int], capacity: Capacity) -> None:
+    def __init__(
+        self, identity_key: tuple[int, int], capacity: Capacity, members: Members | None = None
+    ) -> None:
+        """`members` are those of the cluster's beginning."""
         self._key_pair = identity_key
         self._use(make_tables(capacity, identity_key))
         self._capacity = capacity
@@ -74,6 +79,7 @@ class StateMachine:
         self._flushing: Entries = self._spare_journal[:0]
         self._runs: list[Run] = []
         self.registry = Registry()
+        self.members = members or Members()
         self.horizon = BEGINNING
         self.totals_horizon = BEGINNING  # totals before it are an opening state
         self.erasures = none_erased(self.tables.key)
@@ -133,7 +139,7 @@ class StateMachine:
             result = self._command(command, record)
         except MeterdError as error:
             return {"error": error_body(error)}
-        if command["op"] not in ACCOUNT_OPS:
+        if command["op"] not in (*ACCOUNT_OPS, *MEMBER_OPS):
             self._renew_book()
         return result
 
@@ -162,6 +168,8 @@ class StateMachine:
         if op == "balance_import":
             taken = self.balances.take(command, *_place(record))
             return {"id": command["id"], "balances": command["count"], "outcome": taken}
+        if op in MEMBER_OPS:
+            return self.members.apply(command)
         raise InvariantViolation(f"the log holds an unknown command {op!r}")
 
     def _raise_horizons(self, command: dict[str, Any]) -> None:
@@ -357,6 +365,7 @@ class StateMachine:
         fixed |= balance_arrays
         state = {
             "registry": self.registry.to_bytes(),
+            "members": self.members.to_bytes(),
             "horizon": self.horizon,
             "totals_horizon": self.totals_horizon,
             "erasures": self.erasures.to_lists(),
@@ -386,6 +395,8 @@ class StateMachine:
         members = int(tables.counters[table_kernels.MEMBERS])
         table_kernels.rebuild(self.handle, np.zeros(members, np.uint8))
         self.registry = Registry.from_bytes(state["registry"])
+        if "members" in state:  # absent in older files: what it was made with
+            self.members = Members.from_bytes(state["members"])
         self.horizon, self.future_ns = state["horizon"], state["future_ns"]
         self.totals_horizon = state.get("totals_horizon", BEGINNING)  # absent in older files
         self.erasures = Erasures(map(Erasure.from_list, state.get("erasures", ())), tables.key)
