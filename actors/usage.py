@@ -99,6 +99,7 @@ class Usage(Actor):
                 cells=limits.cells,
                 members=limits.cells,
             ),
+            self.who.beginning,
         )
         self.refused = RefusedRows()
         self.groups = Groups()

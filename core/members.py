@@ -3,10 +3,10 @@
 Changed only by commands of the log (`apply`), so it is the same on every replica.  Nodes are named
 by number; what a group of the engine knows as a member is a node in one incarnation.
 
-The *plan* says what is to be: the voters of each group and who of them should lead.  What is, stands
-in the groups' own logs as configurations; leaders bring it to what the plan says
-(`plan_changes.py`).  The plan of the beginning follows from the list of nodes alone (`first`), and so
-does the first configuration of every group.
+The *plan* says what is to be: the voters of each group and who of them should lead.  What is,
+stands in the groups' own logs as configurations; leaders bring it to what the plan says
+(`plan_changes.py`).  The plan of the beginning follows from the list of nodes alone (`first`), and
+so does the first configuration of every group.
 
 States of a node: learner (gets the meta group, votes nowhere), voter (may be in the plan), drained
 (may be, and shall not lead), removed (comes back as a new incarnation only).
@@ -69,8 +69,8 @@ class Member(NamedTuple):
 
     @property
     def member(self) -> int:
-        """What the engine calls it."""
-        return member_id(self.node, self.incarnation)
+        """What the engine calls it; it counts incarnations from 0."""
+        return member_id(self.node, self.incarnation - FIRST_INCARNATION)
 
 
 class Seat(NamedTuple):
@@ -86,6 +86,7 @@ class Members:
     def __init__(self, nodes: Iterable[Member] = (), plan: Sequence[Seat] = ()) -> None:
         self.nodes: dict[int, Member] = {one.node: one for one in nodes}
         self.plan: list[Seat] = list(plan)
+        self.founder = min(self.nodes, default=0)  # who made the cluster
         self.version = 0  # grows by one with every change
         self.cluster_version = CLUSTER_VERSION
 
@@ -218,6 +219,7 @@ class Members:
             "format": FORMAT_VERSION,
             "version": self.version,
             "cluster_version": self.cluster_version,
+            "founder": self.founder,
             "nodes": [list(self.nodes[number]) for number in sorted(self.nodes)],
             "seats": [[list(seat.voters), seat.leader] for seat in seats],
             "plan": places,  # of each group in `seats`
@@ -231,6 +233,7 @@ class Members:
         seats = [Seat(tuple(voters), leader) for voters, leader in fields["seats"]]
         made = cls((Member(*row) for row in fields["nodes"]), [seats[n] for n in fields["plan"]])
         made.version, made.cluster_version = fields["version"], fields["cluster_version"]
+        made.founder = fields["founder"]
         return made
 
     def to_bytes(self) -> bytes:

@@ -1,9 +1,9 @@
 """Says what a leader should do next, so that its group becomes what the plan says.
 
-A change is one step of the engine: learners come and go freely, voters one at a time.  New ones come
-before old ones go, so a group never has fewer replicas than it had.  A leader that is to go, or
-that should not lead, hands over first.  Groups in want of a snapshot cost much, so only a few move
-at once (`CHANGES_AT_ONCE`); the meta group comes before all others: it says what the plan is.
+A change is one step of the engine: learners come and go freely, voters one at a time.  New ones
+come before old ones go, so a group never has fewer replicas than it had.  A leader that is to go,
+or that should not lead, hands over first.  Groups in want of a snapshot cost much, so only a few
+move at once (`CHANGES_AT_ONCE`); the meta group comes before all others: it says what the plan is.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def next_steps(members: Members, own: int, led: Mapping[int, Led]) -> list[Chang
             continue
         target = members.configuration(group)
         if led[group].configuration == target:
-            step = _lead(members, own, group, led[group])
+            step: Change | HandOver | None = _lead(members, own, group, led[group])
         elif absent & ({*target.voters} - {*led[group].configuration.voters}):
             continue  # whose directory is not there yet
         elif moving < CHANGES_AT_ONCE:
@@ -88,7 +88,7 @@ def _step(
     others = [member for member in leaving if member != own]
     if others:
         gone = others[0]
-        voters = [member for member in now.voters if member != gone]
+        voters = tuple(member for member in now.voters if member != gone)
         stays = {gone} & {*target.learners}  # who goes on as a learner becomes one at once
         return Change(group, _configuration(voters, {*now.learners} | stays))
     if leaving:

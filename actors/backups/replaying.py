@@ -49,7 +49,8 @@ class Replayer:
     def __init__(self, directory: str, say: Say) -> None:
         self.options = SimpleNamespace(node=SimpleNamespace(data_dir=directory))
         self.lifeline = SimpleNamespace(say=say)
-        key = identity.read(directory).identity_key
+        who = identity.read(directory)
+        key = who.identity_key
         words = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
         limits = Limits()
         capacity = Capacity(
@@ -59,7 +60,7 @@ class Replayer:
             cells=limits.cells,
             members=limits.cells,
         )
-        self.state = StateMachine(words, capacity)
+        self.state = StateMachine(words, capacity, who.beginning)
         self.refused = RefusedRows()
         self.groups = Groups()
         self.position = replay.BEGINNING
