@@ -25,6 +25,7 @@ from meterd.actors.sockets import Frame
 from meterd.actors.zone_files import transitions
 from meterd.core.balance_rows import import_commands
 from meterd.core.erasures import erasure_command
+from meterd.core.members import OPS as MEMBER_OPS
 from meterd.core.registry import Registry
 from meterd.core.replica import single_slice
 from meterd.core.staging import Stage
@@ -100,6 +101,8 @@ class Ingest(Actor):
                 self._on_events(rid, header, body)
             elif header.kind in ("account_erase", "balance_import"):
                 self._on_account(rid, header, body)
+            elif header.kind in MEMBER_OPS:
+                self._on_members(rid, header, body)
             else:
                 self._on_metric(rid, header, body)
         except MeterdError as error:
@@ -160,6 +163,12 @@ class Ingest(Actor):
             }
         else:
             command = {"op": "metric_delete", "code": fields["code"]}
+        origin = [(rid, header.id, header.kind)]
+        self._command(log_format.META, log_format.META_GROUP, command, origin)
+
+    def _on_members(self, rid: bytes, header: RequestHeader, body: Frame) -> None:
+        """Log a change of who belongs to the cluster; the state machine says whether it may be."""
+        command = {"op": header.kind, **check_request(header.kind, body, header.lz4_size)}
         origin = [(rid, header.id, header.kind)]
         self._command(log_format.META, log_format.META_GROUP, command, origin)
 

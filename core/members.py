@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from meterd.protocol.errors import ChangeRefused
-from meterd.protocol.limits import PARTITION_COUNT
+from meterd.protocol.limits import NODE_MAX, PARTITION_COUNT, VOTERS_MAX
 from meterd.protocol.log_format import META_GROUP
 from meterd.protocol.raft_messages import Configuration, member_id
 
@@ -34,8 +34,6 @@ FORMAT_VERSION: Final = 1
 # The first incarnation of a node; that of a single node, too.
 FIRST_INCARNATION: Final = 1
 REPLICAS: Final = 3
-VOTERS_MAX: Final = 7
-NODES_MAX: Final = 255
 # Of the metric registry and of the nodes: the more voters, the more nodes may fail.
 META_VOTERS_MAX: Final = 5
 CLUSTER_VERSION: Final = 1
@@ -106,8 +104,8 @@ class Members:
         number, directory = command["node"], command["directory"]
         known = self.nodes.get(number)
         if known is None or known.state == REMOVED:
-            if not 1 <= number <= NODES_MAX:
-                raise ChangeRefused(f"nodes of a cluster have numbers from 1 to {NODES_MAX}")
+            if not 1 <= number <= NODE_MAX:
+                raise ChangeRefused(f"nodes of a cluster have numbers from 1 to {NODE_MAX}")
             incarnation = FIRST_INCARNATION if known is None else known.incarnation + 1
             new = Member(number, incarnation, *_addresses(command), LEARNER, directory)
         elif not directory or not known.directory or known.directory == directory:
