@@ -102,6 +102,12 @@ FAMILIES = (
     _counter("events_duplicate_total", "Events that were there already."),
     _counter("events_conflict_total", "Events whose id belongs to an event with other content."),
     _counter("events_rejected_total", "Events refused, by reason.", "reason", REASONS[1:]),
+    _counter("events_unknown_total", "Events of which the outcome was not known in time."),
+    _counter("forwarded_total", "Parts of requests sent to the nodes that lead them."),
+    _counter("forwards_unsent_total", "Parts that could not be sent: no connection, or no room."),
+    _counter("forwards_taken_total", "Parts taken from other nodes."),
+    _counter("forwards_refused_total", "Parts and outcomes of other nodes that were wrong."),
+    _counter("outcomes_unsent_total", "Outcomes that could not be sent back."),
     _histogram("ingest_duration_seconds", "From request to answer, ingest.", "mode", MODES),
     # queries
     Family(

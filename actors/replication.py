@@ -8,11 +8,14 @@ usage itself that it is committed: one hop less.  All deciding is in `core.repli
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import msgpack
 import numpy as np
 
 from meterd.actors.actor import Actor
+from meterd.actors.forwarding import Forwarding
+from meterd.actors.sockets import Frame
 from meterd.core.log_scan import Groups
 from meterd.core.replica import Proposal, Replica
 from meterd.protocol.errors import InvariantViolation
@@ -23,12 +26,25 @@ class Replication(Actor):
 
     _replica: Replica | None = None  # until the log is open
 
+    def open(self) -> None:
+        self.forwarding = Forwarding(self, self.send_bulk, self.handle)
+
+    def send_bulk(self, node: int, frames: Sequence[Frame]) -> bool:
+        """Send frames to another node; False when that cannot be done now."""
+        return False
+
     def handle(self, frames: list[bytes]) -> None:
         kind = frames[0]
         if kind == b"propose":
             self._on_propose(frames)
         elif kind == b"judge":
             self.send("usage", frames)  # in the order of the records
+        elif kind == b"split":
+            self.forwarding.on_split(frames)
+        elif kind == b"forward":
+            self.forwarding.on_forward(frames)
+        elif kind == b"outcome":
+            self.forwarding.on_outcome(frames)
         elif kind == b"durable":
             self._on_durable(frames)
         elif kind == b"opened":

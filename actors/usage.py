@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,18 @@ from meterd.actors.disk import atomic_write
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
 from meterd.actors.identity_store import IdentityStore
 from meterd.actors.journal import timed
+from meterd.actors.leader_map import LeaderMap
 from meterd.actors.outcomes import (
     NO_REQUESTS,
     Origin,
     in_order,
+    parse_command_origin,
     parse_origin,
     refused_events,
     results,
 )
 from meterd.actors.sockets import Frame
+from meterd.actors.split_answers import LOOK_SECONDS, SplitAnswers
 from meterd.actors.standing import Standing
 from meterd.core.commit_queue import CommitQueue
 from meterd.core.kernels.tables import Capacity
@@ -73,7 +77,9 @@ COUNTERS = {
     "duplicate": "events_duplicate_total",
     "conflict": "events_conflict_total",
     "rejected": 'events_rejected_total{{reason="{}"}}',
+    "unknown": "events_unknown_total",
 }
+REGISTRY_KINDS = ("metric_put", "metric_delete", "retention_set")
 
 # Who asked for a record: of events parsed, of a command as it came.
 Asked = Any
@@ -106,6 +112,8 @@ class Usage(Actor):
         self.answers = Answers(self)
         self._asking = Asking(self)
         self._standing = Standing(self)
+        self.leader_map = LeaderMap(self.options)
+        self._splits = SplitAnswers(self)
         self._commits: CommitQueue[tuple[Record, Asked]] = CommitQueue()
         self._answered: list[tuple[float, int, int, int, int]] = []  # of this turn, to be counted
         self._cuts = Cuts(self)
@@ -156,6 +164,13 @@ class Usage(Actor):
         elif kind == b"requests":
             for rid, header, body in unbundle(frames[1:]):
                 self._asking.on_request(rid, header, body)
+        elif kind == b"split":
+            self._splits.on_split(frames)
+        elif kind == b"outcome":
+            self._splits.on_outcome(frames)
+        elif kind == b"leaders":
+            self.leader_map.take(frames)
+            self._splits.led(self.leader_map.nodes.tolist())
         elif kind == b"judge":
             before = self._commits.newest
             if before is not None:  # what came before is not applied yet
@@ -281,7 +296,18 @@ class Usage(Actor):
         self._answer(origin, outcome, judged, record)
 
     def _answer(self, origin: Origin, outcome: Any, judged: Any, record: Record | None) -> None:
-        """Answer the requests of a record, and note what became of their events."""
+        """Answer the requests of a record, or of a part of them; keep what was refused."""
+        if outcome.any() or judged is not None:
+            refused = refused_events(origin, outcome, judged, record)
+            if refused:
+                self.send("retention_sweeper", [b"refused_events", msgpack.packb(refused)])
+        if origin.reply is not None:
+            self._splits.decided(origin, outcome, judged)
+        else:
+            self.answer_requests(origin, outcome, judged)
+
+    def answer_requests(self, origin: Origin, outcome: Any, judged: Any) -> None:
+        """Answer requests all of whose events are decided, and note what became of these."""
         received = stored = stored_async = synchronous = 0
         items: list[Item] = []
         for rid, request_id, result in results(origin, outcome, judged):
@@ -297,9 +323,6 @@ class Usage(Actor):
         if items:
             for (status, reason), count in Counter(item[1:] for item in items).items():
                 self.telemetry.add(COUNTERS[status].format(reason), count)
-            refused = refused_events(origin, outcome, judged, record)
-            if refused:
-                self.send("retention_sweeper", [b"refused_events", msgpack.packb(refused)])
 
     def _count_answered(self) -> None:
         """Count what was answered in this turn, once the answers are on their way."""
@@ -322,7 +345,8 @@ class Usage(Actor):
         if origin is None:
             return
         command_answers = Answers(self)
-        for rid, request_id, kind in msgpack.unpackb(origin):
+        reply, asked = parse_command_origin(origin)
+        for rid, request_id, kind in asked:
             if "error" in result:
                 command_answers.error(rid, request_id, kind, exception_of(result["error"]))
             else:
@@ -330,9 +354,19 @@ class Usage(Actor):
         if record.kind == log_format.META:
             self._save_registry()
             self._tell_retention()
-            self._announce_registry(command_answers.take())
+            self._announce_registry([*command_answers.take(), *self._splits.registry_moved()])
+            if reply is not None:
+                self._splits.command_done(reply, result)
         else:
-            self._standing.follow(command_answers.take())
+            done = None if reply is None else partial(self._splits.command_done, reply, result)
+            self._standing.follow(command_answers.take(), done)
+
+    def answer_commands(self, kind: str, answers: list[Frame]) -> None:
+        """Let answers to commands go that other nodes have applied, when their promise holds."""
+        if kind in REGISTRY_KINDS:
+            self._announce_registry(answers)
+        else:
+            self._standing.follow(answers)
 
     def _save_registry(self) -> None:
         """Write the registry for those who look from outside; the log is the truth."""
@@ -352,6 +386,8 @@ class Usage(Actor):
     # Housekeeping
 
     def tick(self, now: float) -> float:
+        self._splits.turn(now)
+        self.answers.send()
         if not self.serving:
             return BEAT_SECONDS
         if now >= self._expire_due:
@@ -373,6 +409,8 @@ class Usage(Actor):
             self.telemetry.set("checkpoint_last_success_timestamp_seconds", moment)
         if self._busy:
             return BUSY_SECONDS
+        if len(self._splits):
+            return LOOK_SECONDS
         return SAVING_SECONDS if self._checkpoint_requests.busy else BEAT_SECONDS
 
     def _expire(self) -> None:

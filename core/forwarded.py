@@ -13,19 +13,19 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.core.kernels import foreign, sectors, stage
-from meterd.core.log_scan import Groups, verify_chain
+from meterd.core.kernels import foreign, stage
 from meterd.core.staging import Refusals
 from meterd.protocol import log_format
 from meterd.protocol.body import Bytes
 from meterd.protocol.errors import REASONS, UNKNOWN
-from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, SLICE_SIZE, Damaged
+from meterd.protocol.log_format import META_GROUP, SLICE_SIZE, Damaged
 
 # What nodes forward to each other: events, and commands that somebody waits for.
 KINDS = (log_format.EVENTS, log_format.META, log_format.ACCOUNT)
 META_KEYS = {"kind", "slices", "row_count", "heap_size", "registry_version"}
 NUMBER_MAX = (1 << 32) - 1
 CODES_MAX = 100_000
+ROWS_MAX = 1 << 20
 REQUESTS_MAX = 1 << 16
 REASON_COUNT = len(REASONS)
 
@@ -41,59 +41,43 @@ def check_proposal(meta: Bytes, payload: Bytes) -> dict[str, Any]:
     slices = fields["slices"]
     if fields["kind"] not in KINDS or not slices or len(slices) % SLICE_SIZE:
         raise Damaged(0, "a proposal of this kind or with these slices is not forwarded")
-    record = _as_record(fields, payload)
-    if fields["kind"] == log_format.EVENTS:
-        _check_events(record)
-    elif len(record.slices) != 1 or record.slices["partition"][0] >= GROUP_COUNT:
-        raise Damaged(0, "a command lies in one group")
-    elif (fields["kind"] == log_format.META) != (record.slices["partition"][0] == META_GROUP):
-        raise Damaged(0, "a command of this kind does not belong into this group")
+    table = _check_slices(fields, np.frombuffer(slices, log_format.SLICE))
+    events = fields["kind"] == log_format.EVENTS
+    row_count, heap_size = fields["row_count"], fields["heap_size"]
+    layout = log_format.payload_layout(row_count, heap_size)
+    if len(payload) != (layout.size if events else log_format.padded(heap_size)):
+        raise Damaged(0, "a payload of another size")
+    content = np.frombuffer(payload, np.uint8)
+    if foreign.first_bad_content(table, content, layout[:6], events) >= 0:
+        raise Damaged(0, "the content of a slice is not what its hash says")
+    if events:
+        columns = log_format.columns_of(row_count, heap_size, payload)
+        row = foreign.first_bad_row(table, columns.heap_end, columns.operation, columns.heap)
+        if row >= 0:
+            raise Damaged(0, f"row {row} is not what the slice table and heap_end say")
     return fields
 
 
-def _as_record(fields: dict[str, Any], payload: Bytes) -> log_format.Record:
-    """Return the proposal as the first record of an empty log; the content's hashes are right."""
-    words = np.frombuffer(bytearray(fields["slices"]), np.uint64).reshape(-1, SLICE_SIZE // 8)
-    table = np.frombuffer(fields["slices"], log_format.SLICE)
-    if table["flags"].any() or table["index"].any() or table["term"].any():
-        raise Damaged(0, "slices that nobody has ordered yet have neither index, term nor flags")
+def _check_slices(fields: dict[str, Any], table: NDArray[np.void]) -> NDArray[np.void]:
+    """Check that slices which nobody has ordered yet describe a proposal of this kind."""
     groups = table["partition"].astype(np.int64)
-    if (groups >= GROUP_COUNT).any() or (np.diff(groups) <= 0).any():
-        raise Damaged(0, "slices of a proposal are not in order")
-    if fields["kind"] == log_format.EVENTS:
-        sizes = (int(table["count"].sum(dtype=np.int64)), int(table["heap_size"].sum(dtype=np.int64)))
-        if sizes != (fields["row_count"], fields["heap_size"]):
-            raise Damaged(0, "slices of a proposal do not add up")
-    constants = np.array([fields["kind"], fields["registry_version"], 1, 1], np.uint64)
-    start = Groups()
-    stage.chain(words, constants, start.index, start.digest)
-    head = log_format.encode_record_head(
-        log_format.RecordFields(
-            fields["kind"],
-            fields["row_count"],
-            fields["heap_size"],
-            fields["registry_version"],
-            1,
-            1,
-        ),
-        np.frombuffer(words.tobytes(), log_format.SLICE),
-        payload,
-    )
-    record = log_format.parse_frames(head, payload)
-    verify_chain(record, Groups())
-    return record
-
-
-def _check_events(record: log_format.Record) -> None:
-    fault = sectors.check_slices(
-        record.slices, META_GROUP, record.row_count, record.heap_size
-    )
-    if fault or not record.slices["count"].all():
-        raise Damaged(0, "the slice table does not describe the rows")
-    columns = log_format.columns(record)
-    row = foreign.first_bad_row(record.slices, columns.heap_end, columns.operation, columns.heap)
-    if row >= 0:
-        raise Damaged(0, f"row {row} is not what the slice table and heap_end say")
+    if table["flags"].any() or table["index"].any() or table["term"].any():
+        raise Damaged(0, "slices that nobody has ordered have neither index, term nor flags")
+    if fields["kind"] != log_format.EVENTS:
+        is_meta = fields["kind"] == log_format.META
+        if fields["row_count"] or len(table) != 1 or groups[0] > META_GROUP:
+            raise Damaged(0, "a command lies in one group")
+        if is_meta != (groups[0] == META_GROUP):
+            raise Damaged(0, "a command of this kind does not belong into this group")
+        return table
+    counts, sizes = table["count"].astype(np.int64), table["heap_size"].astype(np.int64)
+    if (groups >= META_GROUP).any() or (np.diff(groups) <= 0).any() or not counts.all():
+        raise Damaged(0, "slices of events are not in order")
+    if (int(counts.sum()), int(sizes.sum())) != (fields["row_count"], fields["heap_size"]):
+        raise Damaged(0, "slices of events do not add up")
+    if fields["row_count"] > ROWS_MAX or fields["heap_size"] > log_format.RECORD_SIZE_MAX:
+        raise Damaged(0, "more events than a record holds")
+    return table
 
 
 class PartOrigin(NamedTuple):
@@ -128,7 +112,11 @@ def check_part_origin(frame: Bytes, row_count: int) -> PartOrigin:
     sizes = {len(request_of_row), len(row_of_row)}
     if sizes != {2 * row_count} or len(raw) % (8 * stage.ROW_WORDS) or not raw:
         raise Damaged(0, "the sizes of refused rows are wrong")
-    if type(codes) is not list or len(codes) > CODES_MAX or any(type(c) is not bytes for c in codes):
+    if (
+        type(codes) is not list
+        or len(codes) > CODES_MAX
+        or any(type(c) is not bytes for c in codes)
+    ):
         raise Damaged(0, "the codes of refused rows are wrong")
     rows = np.frombuffer(raw, np.int64).reshape(-1, stage.ROW_WORDS)
     places = rows[:, [stage.ENTRY_START, stage.ENTRY_END, stage.METRIC]]

@@ -26,7 +26,7 @@ class Part(NamedTuple):
 
     token: Token
     node: int
-    groups: tuple[int, ...]  # in which its commands or events lie
+    groups: Sequence[int]  # in which its commands or events lie
 
 
 @dataclass(slots=True, eq=False)

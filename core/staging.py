@@ -37,6 +37,10 @@ class Refusals:
     heap: NDArray[np.uint8]
     codes: list[bytes]
 
+    def partitions(self) -> NDArray[np.int64]:
+        """Return the partition of each row."""
+        return _partitions(self.rows)
+
 
 class Packed(NamedTuple):
     """One proposal: what goes into the log, and what leads its outcomes back to the requests."""
@@ -48,6 +52,13 @@ class Packed(NamedTuple):
     request_of_row: NDArray[np.uint16]
     row_of_row: NDArray[np.uint16]
     refusals: Refusals | None
+
+    def requests(self) -> set[int]:
+        """Return which requests have rows here, staged or refused."""
+        found = set(self.request_of_row.tolist())
+        if self.refusals is not None:
+            found.update(self.refusals.rows[:, kernels.REQUEST].tolist())
+        return found
 
 
 class Stage:
@@ -208,7 +219,11 @@ class Stage:
 
 def _led_by(rows: NDArray[np.int64], leaders: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return who leads the partition of each staged or refused row."""
-    return leaders[(rows[:, kernels.FLAGS] >> PARTITION_SHIFT) & 0xFFFF]
+    return leaders[_partitions(rows)]
+
+
+def _partitions(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return (rows[:, kernels.FLAGS] >> PARTITION_SHIFT) & 0xFFFF
 
 
 def _code_index(places: dict[bytes, tuple[int, int]]) -> tuple[NDArray[Any], ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from meterd.core.kernels.hashing import partition_of
+from meterd.core.kernels.stage import content_of, content_of_bytes
 from meterd.core.kernels.text import UUID_SIZE, is_utf8
 from meterd.protocol import limits
 
@@ -21,7 +22,7 @@ OPERATION_MAX = 2
 
 @njit(cache=True, _nrt=False)
 def entry_end(heap: Array, start: int, end: int) -> int:
-    """Return where the heap entry at `start` ends, or -1 when it is none or reaches beyond `end`."""
+    """Return where the heap entry at `start` ends; -1: it is none, or ends behind `end`."""
     if end - start < 2:
         return -1
     account, id_size = np.int64(heap[start]), np.int64(heap[start + 1])
@@ -42,6 +43,27 @@ def entry_end(heap: Array, start: int, end: int) -> int:
             return -1
         at += 1 + np.int64(heap[at])
     return at if at <= end else -1
+
+
+@njit(cache=True, _nrt=False)
+def first_bad_content(slices: Array, payload: Array, layout: Any, events: bool) -> int:
+    """Return the first slice whose content's hash, in place of its digest, is not right, or -1.
+
+    layout  byte offsets of timestamp, value, heap_end, metric, operation and heap in the payload
+    events  whether the payload is columns; else it is one body
+    """
+    row = byte = np.int64(0)
+    for s in range(len(slices)):
+        last_row = row + np.int64(slices[s].count)
+        last_byte = byte + np.int64(slices[s].heap_size)
+        if events:
+            c0, c1 = content_of(payload, layout, row, last_row - row, byte, last_byte)
+        else:
+            c0, c1 = content_of_bytes(payload)
+        if c0 != slices[s].digest[0] or c1 != slices[s].digest[1]:
+            return s
+        row, byte = last_row, last_byte
+    return -1
 
 
 @njit(cache=True, _nrt=False)
