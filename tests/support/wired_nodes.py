@@ -53,6 +53,7 @@ class WiredNodes:
             member.nodes = self
             self.members.append(member)
         for member in self.members:
+            member._clock = self.members[-1]._clock  # the one that was installed last
             member.start()
             replication = member.actors["replication"]
             replication.forwarding._send_bulk = self._sender(member.options.node.id)

@@ -14,7 +14,7 @@ from meterd.protocol.log_format import GROUP_COUNT
 from tests.support.one_process import Refusal, apart
 from tests.support.wired_nodes import WiredNodes
 
-NOW = 1_800_000_000_000_000_000
+NOW = 1_780_000_000_000_000_000
 LEADERS = [partition % 3 + 1 for partition in range(GROUP_COUNT)]
 METRIC = {"code": "calls", "aggregation": "sum", "decimals": 2}
 
