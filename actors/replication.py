@@ -13,12 +13,15 @@ from collections.abc import Sequence
 import msgpack
 import numpy as np
 
+from meterd.actors import identity
 from meterd.actors.actor import Actor
 from meterd.actors.forwarding import Forwarding
+from meterd.actors.leaders import number_of
 from meterd.actors.sockets import Frame
 from meterd.core.log_scan import Groups
 from meterd.core.replica import Proposal, Replica
 from meterd.protocol.errors import InvariantViolation
+from meterd.protocol.log_format import GROUP_COUNT
 
 
 class Replication(Actor):
@@ -56,6 +59,12 @@ class Replication(Actor):
         groups = Groups.unpacked(end)
         self._replica = Replica(groups)
         self.send("usage", [b"replay", frames[1]])
+        every = np.arange(GROUP_COUNT, dtype=np.uint16)
+        self.send("usage", [b"committed", every.tobytes(), groups.index.tobytes()])
+        leaders = (
+            bytes([number_of(identity.read(self.options.node.data_dir).node_id)]) * GROUP_COUNT
+        )
+        self.send("usage", [b"leaders", (1).to_bytes(8, "little"), leaders])
         self.ready()
 
     def _on_propose(self, frames: list[bytes]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgpack
+import numpy as np
 
 from meterd.actors.erased_file import FILE_NAME, add_erasures, read_erasures
 from meterd.actors.sockets import Frame
@@ -57,7 +58,7 @@ class Standing:
                 "root": erasure.root,
                 "subtree": erasure.subtree,
             }
-            self._usage.propose(log_format.ACCOUNT, erasure.partition, command)
+            self._usage.propose(log_format.ACCOUNT, np.array([erasure.partition]), command)
         if missing:
             logger.warning("erasing %d accounts again: the state is from before", len(missing))
         if {one.id for one in state.erasures} <= {one.id for one in known}:

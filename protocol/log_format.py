@@ -39,7 +39,13 @@ RECORD_VERSION: Final = 1
 MACHINE_VERSION: Final = 1
 
 EVENTS, META, EXPIRE, ACCOUNT = 1, 2, 3, 4
-KINDS: Final = (EVENTS, META, EXPIRE, ACCOUNT)
+# Ops without rows, and records without slices.
+NOOP, CONFIG, TERMS, MARK = 16, 17, 32, 33
+KINDS: Final = (EVENTS, META, EXPIRE, ACCOUNT, NOOP, CONFIG, TERMS, MARK)
+
+# Flags of a slice.
+NOT_HERE: Final = 1  # the record was not taken for this group
+REPAIR: Final = 2  # the content of a damaged op again: it replaces nothing
 
 # Partitions 0..255 and the meta group.
 META_GROUP: Final = 256
@@ -117,11 +123,16 @@ SLICE: Final = np.dtype(
     ]
 )
 
+# One row of a TERMS record.
+TERM_ROW: Final = np.dtype([("group", "<u2"), ("flags", "<u2"), ("term", "<u4"), ("vote", "<u8")])
+
 _FILE: Final = struct.Struct("<8sHHI16s16sQQqI")
 _BLOCK: Final = struct.Struct("<IHHQIIIIIIqQI")
 _RECORD: Final = struct.Struct("<IBBHIIIIIIqQIII")
 _CRC: Final = struct.Struct("<I")
 _SIZES: Final = struct.Struct("<8xIII")
+_SEQUENCE: Final = struct.Struct("<Q")
+_SEQUENCE_AT: Final = 40
 _PAYLOAD_CRC_AT: Final = 48
 
 Bytes = bytes | memoryview
@@ -360,6 +371,12 @@ def record_sizes(head: Bytes) -> tuple[int, int, int]:
     """Return record size, slice count and row count of an encoded record head."""
     sizes: tuple[int, int, int] = _SIZES.unpack_from(head)
     return sizes
+
+
+def record_sequence(buffer: Bytes, offset: int) -> int:
+    """Return the sequence of the record at `offset`, unchecked."""
+    sequence: int = _SEQUENCE.unpack_from(buffer, offset + _SEQUENCE_AT)[0]
+    return sequence
 
 
 def parse_record(buffer: Bytes, offset: int = 0) -> Record:
