@@ -59,8 +59,10 @@ class Forwarding:
         _, node, token, meta, payload, refused = frames
         check = checksum(meta, payload, refused)
         sent = self._send_bulk(node[0], [FORWARD, token, check, meta, payload, refused])
-        self._actor.telemetry.add("forwarded_total" if sent else "forwards_unsent_total")
-        if not sent:
+        if sent:
+            self._actor.telemetry.add("forwarded_total")
+        else:
+            self._actor.telemetry.add("forwards_unsent_total")
             self._actor.send("usage", [OUTCOME, token])
 
     def on_outcome(self, frames: Sequence[Frame]) -> None:
