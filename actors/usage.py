@@ -115,6 +115,7 @@ class Usage(Actor):
                 cells=limits.cells,
                 members=limits.cells,
             ),
+            self.who.beginning,
         )
         self.applier = Applier(self.state)
         self._use_log(Groups(), replay.BEGINNING)
