@@ -207,6 +207,19 @@ FAMILIES = (
     # replication: a group of one has neither, and both belong to every page
     _counter("view_changes_total", "Partitions that got a new leader."),
     _gauge("replication_lag_ops", "Ops that a peer lacks.", "peer"),
+    _counter(
+        "peer_messages_lost_total",
+        "Messages to other nodes that could not be sent at once.",
+        "reason",
+        ("full", "unconnected"),
+    ),
+    _counter(
+        "peer_messages_dropped_total",
+        "Messages on the replication port that were not taken.",
+        "reason",
+        ("version", "malformed", "cluster", "target", "stranger", "old"),
+    ),
+    _counter("peer_connections_reset_total", "Connections to the replication port cut off."),
     # node
     Family(
         "build_info",

@@ -21,6 +21,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from meterd.protocol.errors import StorageError
+from meterd.protocol.raft_messages import CONFIG, NOOP
 
 SECTOR_SIZE: Final = 512
 FILE_HEADER_SIZE: Final = 4096
