@@ -8,14 +8,20 @@ usage itself that it is committed: one hop less.  All deciding is in `core.repli
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import msgpack
 import numpy as np
 
+from meterd.actors import identity
 from meterd.actors.actor import Actor
+from meterd.actors.forwarding import Forwarding
+from meterd.actors.leaders import number_of
+from meterd.actors.sockets import Frame
 from meterd.core.log_scan import Groups
 from meterd.core.replica import Proposal, Replica
 from meterd.protocol.errors import InvariantViolation
+from meterd.protocol.log_format import GROUP_COUNT
 
 
 class Replication(Actor):
@@ -23,12 +29,25 @@ class Replication(Actor):
 
     _replica: Replica | None = None  # until the log is open
 
+    def open(self) -> None:
+        self.forwarding = Forwarding(self, self.send_bulk, self.handle)
+
+    def send_bulk(self, node: int, frames: Sequence[Frame]) -> bool:
+        """Send frames to another node; False when that cannot be done now."""
+        return False
+
     def handle(self, frames: list[bytes]) -> None:
         kind = frames[0]
         if kind == b"propose":
             self._on_propose(frames)
         elif kind == b"judge":
             self.send("usage", frames)  # in the order of the records
+        elif kind == b"split":
+            self.forwarding.on_split(frames)
+        elif kind == b"forward":
+            self.forwarding.on_forward(frames)
+        elif kind == b"outcome":
+            self.forwarding.on_outcome(frames)
         elif kind == b"durable":
             self._on_durable(frames)
         elif kind == b"opened":
@@ -40,6 +59,12 @@ class Replication(Actor):
         groups = Groups.unpacked(end)
         self._replica = Replica(groups)
         self.send("usage", [b"replay", frames[1]])
+        every = np.arange(GROUP_COUNT, dtype=np.uint16)
+        self.send("usage", [b"committed", every.tobytes(), groups.index.tobytes()])
+        leaders = (
+            bytes([number_of(identity.read(self.options.node.data_dir).node_id)]) * GROUP_COUNT
+        )
+        self.send("usage", [b"leaders", (1).to_bytes(8, "little"), leaders])
         self.ready()
 
     def _on_propose(self, frames: list[bytes]) -> None:

@@ -160,8 +160,8 @@ class WalWriter(Actor):
             entries = list(islice(self._waiting, count))
             durable = self._log.append(entries)
         place = PLACE.pack(self._log.file_number, *self._log.place)
-        if all(entry.commits for entry in entries):
-            self.send("usage", [b"commit", durable, place])
+        committed = bytes([all(entry.commits for entry in entries)])
+        self.send("usage", [b"commit", durable, place, committed])
         self.send("replication", [b"durable", durable, place])
         for _ in range(count):
             self._waiting.popleft()

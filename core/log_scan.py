@@ -73,7 +73,7 @@ class Torn(NamedTuple):
 class Groups:
     """The last term, index and digest of each group, and the last record's time and number.
 
-    Changes only through `follow`.
+    Changes only through `follow` and `take`.
     """
 
     def __init__(self) -> None:
@@ -114,6 +114,16 @@ class Groups:
         if fault:
             raise Damaged(record.offset, SLICE_FAULTS[fault])
         self.leader_time, self.sequence = record.leader_time, record.sequence
+
+    def take(self, record: Record, slices: NDArray[np.void]) -> None:
+        """Move on by slices of a record that are applied, whatever their flags.
+
+        The number of the last record stays.  Raises Damaged when one does not follow its group's.
+        """
+        fault = sectors.follow_slices(slices, self.term, self.index, self.digest)
+        if fault:
+            raise Damaged(record.offset, SLICE_FAULTS[fault])
+        self.leader_time = max(self.leader_time, record.leader_time)
 
 
 def verify_chain(record: Record, groups: Groups) -> None:

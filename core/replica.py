@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -93,8 +94,13 @@ class Replica:
                 raise InvariantViolation(f"record {sequence} is durable, {expected} was next")
 
 
-def single_slice(group: int, body: bytes) -> bytearray:
+def slices_of(groups: Iterable[int], body: bytes) -> bytearray:
     """Return the slice table, `Proposal.slices`, of a payload that is one msgpack body."""
     first, second = stage.content_of_bytes(np.frombuffer(body, np.uint8))
-    words = np.array([[group | 1 << 32, 0, first, second, 0]], np.uint64)
+    words = np.array([[group | 1 << 32, 0, first, second, 0] for group in groups], np.uint64)
     return bytearray(words.tobytes())
+
+
+def single_slice(group: int, body: bytes) -> bytearray:
+    """Return the slice table of a body that is for one group."""
+    return slices_of((group,), body)

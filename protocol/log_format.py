@@ -21,6 +21,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from meterd.protocol.errors import StorageError
+from meterd.protocol.raft_messages import CONFIG, NOOP
 
 SECTOR_SIZE: Final = 512
 FILE_HEADER_SIZE: Final = 4096
@@ -39,7 +40,13 @@ RECORD_VERSION: Final = 1
 MACHINE_VERSION: Final = 1
 
 EVENTS, META, EXPIRE, ACCOUNT = 1, 2, 3, 4
-KINDS: Final = (EVENTS, META, EXPIRE, ACCOUNT)
+# Ops without rows, and records without slices.
+NOOP, CONFIG, TERMS, MARK = 16, 17, 32, 33
+KINDS: Final = (EVENTS, META, EXPIRE, ACCOUNT, NOOP, CONFIG, TERMS, MARK)
+
+# Flags of a slice.
+NOT_HERE: Final = 1  # the record was not taken for this group
+REPAIR: Final = 2  # the content of a damaged op again: it replaces nothing
 
 # Partitions 0..255 and the meta group.
 META_GROUP: Final = 256
@@ -117,11 +124,16 @@ SLICE: Final = np.dtype(
     ]
 )
 
+# One row of a TERMS record.
+TERM_ROW: Final = np.dtype([("group", "<u2"), ("flags", "<u2"), ("term", "<u4"), ("vote", "<u8")])
+
 _FILE: Final = struct.Struct("<8sHHI16s16sQQqI")
 _BLOCK: Final = struct.Struct("<IHHQIIIIIIqQI")
 _RECORD: Final = struct.Struct("<IBBHIIIIIIqQIII")
 _CRC: Final = struct.Struct("<I")
 _SIZES: Final = struct.Struct("<8xIII")
+_SEQUENCE: Final = struct.Struct("<Q")
+_SEQUENCE_AT: Final = 40
 _PAYLOAD_CRC_AT: Final = 48
 
 Bytes = bytes | memoryview
@@ -362,6 +374,12 @@ def record_sizes(head: Bytes) -> tuple[int, int, int]:
     return sizes
 
 
+def record_sequence(buffer: Bytes, offset: int) -> int:
+    """Return the sequence of the record at `offset`, unchecked."""
+    sequence: int = _SEQUENCE.unpack_from(buffer, offset + _SEQUENCE_AT)[0]
+    return sequence
+
+
 def parse_record(buffer: Bytes, offset: int = 0) -> Record:
     """Return the record at `offset`, all its checksums verified.  Raises Damaged."""
     view = memoryview(buffer)
@@ -453,13 +471,17 @@ def _parse(head: memoryview, payload: memoryview, offset: int) -> Record:
 
 def columns(record: Record) -> Columns:
     """Return the columns of an events record: views, nothing is copied."""
-    n, payload = record.row_count, record.payload
-    at = payload_layout(n, record.heap_size)
+    return columns_of(record.row_count, record.heap_size, record.payload)
+
+
+def columns_of(n: int, heap_size: int, payload: Bytes) -> Columns:
+    """Return the columns of a payload of n events: views, nothing is copied."""
+    at = payload_layout(n, heap_size)
     return Columns(
         np.frombuffer(payload, np.int64, n, at.timestamp),
         np.frombuffer(payload, np.int64, n, at.value),
         np.frombuffer(payload, np.uint32, n, at.heap_end),
         np.frombuffer(payload, np.uint16, n, at.metric),
         np.frombuffer(payload, np.uint8, n, at.operation),
-        np.frombuffer(payload, np.uint8, record.heap_size, at.heap),
+        np.frombuffer(payload, np.uint8, heap_size, at.heap),
     )
