@@ -74,7 +74,12 @@ class ClusterRequests:
     # Requests
 
     def take(
-        self, frames: list[bytes], node: Node | None, links: Mapping[int, Link], now: int, step: Step
+        self,
+        frames: list[bytes],
+        node: Node | None,
+        links: Mapping[int, Link],
+        now: int,
+        step: Step,
     ) -> None:
         """Answer a message of requests; `node` is None until the log is open."""
         for rid, raw_header, body in unbundle(frames[1:]):
@@ -137,21 +142,21 @@ class ClusterRequests:
 
     def _tell(self, node: Node, links: Mapping[int, Link], now: int) -> None:
         standing = cluster_report.standing(node, self.view_changes.tolist())
-        tell = self._actor.telemetry.set
-        tell("partition_leader", standing.leads)
-        tell("groups_held", standing.members)
-        tell("partitions_without_leader", standing.leaderless)
-        tell("term", standing.term)
-        tell("membership_version", self.members.version)
-        tell("peers", len(self.members.present) - 1)
+        telemetry = self._actor.telemetry
+        telemetry.set("partition_leader", standing.leads)
+        telemetry.set("groups_held", standing.members)
+        telemetry.set("partitions_without_leader", standing.leaderless)
+        telemetry.set("term", standing.term)
+        telemetry.set("membership_version", self.members.version)
+        telemetry.set("peers", len(self.members.present) - 1)
         for number, lag in standing.lag_ops.items():
-            tell(f'replication_lag_ops{{peer="{number}"}}', lag)
+            telemetry.set(f'replication_lag_ops{{peer="{number}"}}', lag)
         for member in node.peers:
             number = node_of(member)
             heard, offset = node.clocks.heard(member, now), node.clocks.offset(member, now)
             up = heard is not None and heard[1] < node.settings.suspicion_ms
-            tell(f'peer_up{{peer="{number}"}}', int(up))
+            telemetry.set(f'peer_up{{peer="{number}"}}', int(up))
             if heard is not None:
-                tell(f'peer_round_trip_seconds{{peer="{number}"}}', heard[0] / 1000)
+                telemetry.set(f'peer_round_trip_seconds{{peer="{number}"}}', heard[0] / 1000)
             if offset is not None:
-                tell(f'clock_offset_seconds{{peer="{number}"}}', offset / 1000)
+                telemetry.set(f'clock_offset_seconds{{peer="{number}"}}', offset / 1000)

@@ -15,6 +15,7 @@ from meterd.core.raft.steady import View
 from meterd.protocol.limits import PARTITION_COUNT
 from meterd.protocol.raft_messages import NOBODY, incarnation_of, node_of
 
+
 class Link(NamedTuple):
     """What the connections to a node say."""
 
@@ -79,7 +80,7 @@ def report(
             _group(node, number, views[number], applied[number], view_changes[number])
             for number in sorted(views)
         ],
-        "plan": [seat.leader for seat in members.plan],
+        "plan": [[list(seat.voters), seat.leader] for seat in members.plan],
     }
 
 
@@ -136,9 +137,7 @@ def _peer(
     }
 
 
-def _group(
-    node: Node, number: int, view: View, applied: int, view_changes: int
-) -> dict[str, Any]:
+def _group(node: Node, number: int, view: View, applied: int, view_changes: int) -> dict[str, Any]:
     group = node.groups[number]
     configuration = group.log.configuration
     if node.member in configuration.learners:

@@ -67,9 +67,7 @@ class PlanKeeper:
 
     def _led(self, node: Node, number: int, view: View) -> Led:
         group = node.groups[number]
-        settled = (
-            group.log.configuration_index <= view.commit and view.commit >= group.term_start
-        )
+        settled = group.log.configuration_index <= view.commit and view.commit >= group.term_start
         caught_up = {
             member
             for member, match in view.matches.items()
