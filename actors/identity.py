@@ -23,6 +23,7 @@ from meterd.actors import disk, endings
 from meterd.core import members
 from meterd.core.members import Members
 from meterd.protocol.errors import BootFailed, StorageError
+from meterd.protocol.raft_messages import member_id
 
 MAGIC = "meterd node"
 STORAGE_VERSION = 2
@@ -53,6 +54,11 @@ class Identity:
     def beginning(self) -> Members:
         """Members and plan when the cluster was made: what its log starts from."""
         return members.first(self.first_members or [(self.node_id, "", "")])
+
+    @property
+    def member(self) -> int:
+        """Who this node is in its groups; the first incarnation is 1 here and 0 there."""
+        return member_id(self.node_id, max(self.incarnation, 1) - 1)
 
     @property
     def cluster_id(self) -> bytes:

@@ -23,7 +23,7 @@ from meterd.actors.outcomes import (
     encode_own_part,
 )
 from meterd.core.forwarded import encode_part_origin
-from meterd.core.replica import single_slice
+from meterd.core.proposals import single_slice
 from meterd.core.staging import Packed, Refusals
 from meterd.protocol import log_format
 from meterd.protocol.limits import PARTITION_COUNT

@@ -21,7 +21,6 @@ from meterd.actors.disk import Disk
 from meterd.actors.segment_files import SegmentFiles
 from meterd.actors.totals_files import standing
 from meterd.actors.wal_recovery import Owner, Start
-from meterd.core.log_scan import Groups
 from meterd.protocol import checkpoint_format, log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import FILE_HEADER_SIZE, SECTOR_SIZE, Damaged
@@ -53,7 +52,7 @@ def check_checkpoints(disk: Disk, directory: str) -> Start | None:
             continue
         try:
             log = checkpoint_format.decode(disk.view(descriptor))[0]["log"]
-            return Start(log["file_number"], Groups.unpacked(log))
+            return Start(log["file_number"], log)
         except Damaged as damage:
             damaged = Corrupt(path, damage.offset, damage.reason)
             logger.warning("%s; the one before is used", damaged)

@@ -53,11 +53,12 @@ from meterd.core.commit_queue import CommitQueue, Ready
 from meterd.core.group_facts import GroupFacts
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups
+from meterd.core.proposals import slices_of
+from meterd.core.raft.events import NOT_LEADER
 from meterd.core.refused_rows import RefusedRows
-from meterd.core.replica import slices_of
 from meterd.core.state import DAY_NS, StateMachine
 from meterd.protocol import checkpoint_format, log_format
-from meterd.protocol.errors import DiskFull, exception_of
+from meterd.protocol.errors import DiskFull, NotLeader, Overloaded, exception_of
 from meterd.protocol.log_format import Record
 from meterd.protocol.result import Item, encode_result
 
@@ -229,6 +230,8 @@ class Usage(Actor):
                 self._judge(frames[1])
         elif kind == b"replay":
             self._on_replay(frames)
+        elif kind == b"refused":
+            self._on_refused(msgpack.unpackb(frames[1]), frames[2])
         elif kind == b"segmented":
             self.refused.forget(int(frames[1]))
         elif kind == b"save":
@@ -355,6 +358,18 @@ class Usage(Actor):
             for number in range(before, self.queue.position[0]):
                 if self.refused.rows(number):
                     self._announce_sealed(number)
+
+    def _on_refused(self, why: dict[str, Any], origin: Frame) -> None:
+        """Replication has taken nothing of a proposal: its clients send it again."""
+        said = f"the replicas cannot take this now ({why['reason']})"
+        error = NotLeader(said) if why["reason"] == NOT_LEADER else Overloaded(said)
+        if why["kind"] == log_format.EVENTS:
+            asked = [(rid, number, "ingest") for rid, number, *_ in parse_origin(origin).requests]
+        else:
+            asked = msgpack.unpackb(origin)
+        for rid, request_id, kind in asked:
+            if rid:
+                self.answers.error(rid, request_id, kind, error)
 
     def _apply(self, ready: Ready[Asked]) -> None:
         """Apply what is ready of a record; when nothing is left answer its requests, if any."""

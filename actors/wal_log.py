@@ -100,6 +100,8 @@ class Log:
         self._descriptor = self._disk.open(self._path(ACTIVE_NAME))
         self._capacity = self._disk.size(self._descriptor)
         self._write_again(end.last_block)
+        if end.file_version < log_format.FILE_VERSION:
+            self._next_file(0)  # so an older program finds nothing in it that it misreads
 
     def _write_again(self, offset: int) -> None:
         """Make the last block durable: it was read, but a sync before may have failed.
@@ -274,12 +276,14 @@ class Log:
 
 
 def block_count(waiting: Sequence[Entry]) -> int:
-    """Return how many of the first entries make the next block."""
+    """Return how many of the first entries make the next block: all commit when durable, or none."""
     if len(waiting) == 1:
         return 1
-    size = 0
+    size, commits = 0, waiting[0].commits
     for count, entry in enumerate(waiting):
         size += len(entry.head) + len(entry.payload)
+        if entry.commits != commits:
+            return count
         if count == RECORDS_PER_BLOCK_MAX or (count and size > BLOCK_FILL_SIZE):
             return count
     return len(waiting)

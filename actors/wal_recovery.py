@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from meterd.actors.direct_file import page_memory
 from meterd.actors.disk import Disk
-from meterd.core.log_scan import FileScan, Groups, Place, Torn, verify_chain
+from meterd.core.group_logs import GroupLogs
+from meterd.core.log_scan import FileScan, Groups, Place, Torn
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import (
@@ -26,6 +27,7 @@ from meterd.protocol.log_format import (
     Record,
     full_name,
 )
+from meterd.protocol.raft_messages import member_id
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,17 @@ class Start(NamedTuple):
     """What a checkpoint holds; reading begins with the file that has its last record."""
 
     file_number: int
-    groups: Groups
+    log: Mapping[str, Any]  # as `Groups.packed` and, in a cluster, more (docs/STORAGE.md)
+
+    @classmethod
+    def of(cls, file_number: int, groups: Groups) -> Start:
+        """Return the start of a node that is alone."""
+        return cls(file_number, groups.packed())
+
+    @property
+    def sequence(self) -> int:
+        """The last record that the checkpoint covers."""
+        return int(self.log["sequence"])
 
 
 class End(NamedTuple):
@@ -50,12 +62,18 @@ class End(NamedTuple):
 
     file_number: int  # of the active file
     file_crc: int
+    file_version: int
     last_block: int  # where it begins in the active file; `place.offset` when it has none
     place: Place
-    groups: Groups
+    logs: GroupLogs
     protected: bool  # no damage to the last record can pass for a torn tail
     file_count: int
     torn: Torn | None  # what was zeroed
+
+    @property
+    def groups(self) -> Groups:
+        """Where each group ends."""
+        return self.logs.groups
 
 
 class Recovery:
@@ -68,14 +86,17 @@ class Recovery:
         owner: Owner,
         start: Start | None,
         report: Callable[[str], None],
+        member: int = 0,
     ) -> None:
+        """`member`: who this node is in its groups; by default in its first incarnation."""
         self._disk = disk
         self._directory = directory
         self._owner = owner
         self._report = report
         self._first = 1 if start is None else start.file_number
-        self._groups = Groups() if start is None else start.groups
-        self._known_sequence = self._groups.sequence  # records up to here are in the checkpoint
+        member = member or member_id(owner.node_id, 0)
+        self._logs = GroupLogs(member) if start is None else GroupLogs.at(member, start.log)
+        self._known_sequence = 0 if start is None else start.sequence  # in the checkpoint
         self._last_sequence = 0
         self._protected = True
         self._last_block = 0  # where it begins in the file that was read last; 0: there is none
@@ -99,12 +120,17 @@ class Recovery:
         if self._last_sequence < self._known_sequence:
             reason = f"ends before record {self._known_sequence} of the checkpoint"
             raise Corrupt(scan.path, scan.end.offset, reason)
+        if self._logs.doubt is not None:
+            number, offset, reason = self._logs.doubt
+            name = ACTIVE_NAME if number == scan.header.file_number else full_name(number)
+            raise Corrupt(self._path(name), offset, reason)
         return End(
             scan.header.file_number,
             scan.crc,
+            scan.version,
             self._last_block or scan.end.offset,
             scan.end,
-            self._groups,
+            self._logs,
             self._protected,
             len(full) + 1,
             scan.torn,
@@ -131,7 +157,7 @@ class Recovery:
             self._last_block = 0
             for block in scan:
                 for record in block.records:
-                    self._follow(scan.path, record)
+                    self._follow(scan, record)
                 self._protected = not block.records
                 self._last_block = block.offset
             self._scan = scan
@@ -162,15 +188,15 @@ class Recovery:
         ):
             raise Corrupt(scan.path, 0, "the file does not continue the one before")
 
-    def _follow(self, path: str, record: Record) -> None:
+    def _follow(self, scan: FileScan, record: Record) -> None:
         self._last_sequence = record.sequence
         if record.sequence <= self._known_sequence:
             return
         try:
-            verify_chain(record, self._groups)
-            self._groups.follow(record)
+            self._logs.follow(record, scan.header.file_number)
         except Damaged as damage:
-            raise Corrupt(path, record.offset, damage.reason) from damage
+            # A node with peers could keep a hole here, and ask them (docs/REPLICATION.md).
+            raise Corrupt(scan.path, record.offset, damage.reason) from damage
 
     def _repair(self, descriptor: int, path: str, torn: Torn) -> None:
         """Zero a torn tail, so that it is as if it had never been begun.

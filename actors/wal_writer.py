@@ -30,7 +30,7 @@ from meterd.actors.journal import timed
 from meterd.actors.wal_log import Entry, Log, block_count
 from meterd.actors.wal_recovery import End, Owner, Recovery
 from meterd.actors.wal_spare import BackgroundSpare
-from meterd.core.log_scan import Groups
+from meterd.core.group_logs import GroupLogs
 from meterd.protocol.errors import BootFailed, DiskFull
 
 TICK_SECONDS = 1.0
@@ -45,6 +45,9 @@ OFFSET = "wal_offset_bytes"
 ROTATIONS = "wal_rotations_total"
 SEGMENTS = "wal_segments"
 TRUNCATED = "wal_truncated_bytes_total"
+
+# What a block is when it is durable: committed, too, or that is for replication to say.
+COMMITTED, DURABLE = b"\x01", b"\x00"
 
 # Where the next block belongs: file number, offset, block_seq, row, previous_crc.
 PLACE = struct.Struct("<5Q")
@@ -98,13 +101,14 @@ class WalWriter(Actor):
             with timed(start_checks.CHECKPOINT):
                 start = start_checks.check_checkpoints(disk, directory)
             with timed(start_checks.LOG):
-                end = Recovery(disk, directory, owner, start, self._report_reading).run()
+                report = self._report_reading
+                end = Recovery(disk, directory, owner, start, report, who.member).run()
             with timed(start_checks.SEGMENTS):
                 start_checks.check_segments(disk, directory, owner, start)
             self._log.open(end)
             self._spare.prepare()
         self._count_from(end)
-        self._announce(end.groups if end is not None else Groups())
+        self._announce(GroupLogs(who.member) if end is None else end.logs)
         self.ready()
 
     def make_disk(self) -> Disk:
@@ -123,16 +127,16 @@ class WalWriter(Actor):
             self.telemetry.add(name, 0)
         self._measure()
 
-    def _announce(self, groups: Groups) -> None:
-        """Tell replication where the log ends."""
+    def _announce(self, logs: GroupLogs) -> None:
+        """Tell replication where the log ends, and what each group has of it."""
         opened = {
             "file_number": self._log.file_number,
             "offset": self._log.place.offset,
             "block_seq": self._log.place.block_seq,
             "row": self._log.place.row,
-            **groups.packed(),
+            **logs.groups.packed(),
         }
-        self.send("replication", [b"opened", msgpack.packb(opened)])
+        self.send("replication", [b"opened", msgpack.packb(opened), msgpack.packb(logs.packed())])
 
     def handle(self, frames: list[bytes]) -> None:
         kind, sequence, head, payload = frames
@@ -160,8 +164,8 @@ class WalWriter(Actor):
             entries = list(islice(self._waiting, count))
             durable = self._log.append(entries)
         place = PLACE.pack(self._log.file_number, *self._log.place)
-        committed = bytes([all(entry.commits for entry in entries)])
-        self.send("usage", [b"commit", durable, place, committed])
+        flag = COMMITTED if entries[0].commits else DURABLE
+        self.send("usage", [b"commit", durable, place, flag])
         self.send("replication", [b"durable", durable, place])
         for _ in range(count):
             self._waiting.popleft()

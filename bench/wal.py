@@ -25,7 +25,8 @@ from meterd.actors.wal_recovery import Owner, Recovery
 from meterd.actors.wal_spare import BackgroundSpare, Spare
 from meterd.core.kernels import stage
 from meterd.core.log_scan import FileScan, Groups
-from meterd.core.replica import Proposal, Replica
+from meterd.core.proposals import Proposal
+from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EVENTS, SLICE
 

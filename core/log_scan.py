@@ -31,6 +31,7 @@ from meterd.protocol.log_format import (
     FILE_HEADER_SIZE,
     GROUP_COUNT,
     SECTOR_SIZE,
+    TIMED,
     BlockHeader,
     Damaged,
     Record,
@@ -71,7 +72,7 @@ class Torn(NamedTuple):
 
 
 class Groups:
-    """The last term, index and digest of each group, and the last record's time and number.
+    """The last term, index, digest and time of each group, and the last record's time and number.
 
     Changes only through `follow` and `take`.
     """
@@ -80,65 +81,114 @@ class Groups:
         self.term: NDArray[np.uint32] = np.zeros(GROUP_COUNT, np.uint32)
         self.index: NDArray[np.uint64] = np.zeros(GROUP_COUNT, np.uint64)
         self.digest: NDArray[np.uint64] = np.zeros((GROUP_COUNT, 2), np.uint64)
-        self.leader_time = 0
+        self.time: NDArray[np.int64] = np.zeros(GROUP_COUNT, np.int64)
+        self.leader_time = 0  # the latest of all
         self.sequence = 0
 
     def packed(self) -> dict[str, Any]:
         """Return everything as plain values, for a message or a checkpoint."""
+        used = np.flatnonzero(self.index).tolist()
         return {
             "leader_time": self.leader_time,
             "sequence": self.sequence,
             "groups": {
                 group: [int(self.term[group]), int(self.index[group]), self.digest[group].tobytes()]
-                for group in np.flatnonzero(self.index).tolist()
+                for group in used
             },
+            "times": {group: int(self.time[group]) for group in used},
         }
 
     @classmethod
     def unpacked(cls, packed: Mapping[str, Any]) -> Self:
-        """Return the groups that `packed` described."""
+        """Return the groups that `packed` described; older versions knew one time for all."""
         groups = cls()
         groups.leader_time, groups.sequence = packed["leader_time"], packed["sequence"]
+        times = packed.get("times", {})
         for group, (term, index, digest) in packed["groups"].items():
             groups.term[group], groups.index[group] = term, index
             groups.digest[group] = np.frombuffer(digest, np.uint64)
+            groups.time[group] = times.get(group, groups.leader_time)
         return groups
 
     def follow(self, record: Record) -> None:
-        """Move on by one record.  Raises Damaged when it does not follow the last one."""
-        if record.leader_time <= self.leader_time:
-            raise Damaged(record.offset, "a record's time is not after the last one's")
-        if record.sequence <= self.sequence:
-            raise Damaged(record.offset, "a record's sequence is not after the last one's")
-        fault = sectors.follow_slices(record.slices, self.term, self.index, self.digest)
+        """Move on by one record.  Raises Damaged when it does not follow the last one.
+
+        Slices that are not here, and those that repair others, move nothing.
+        """
+        self.count(record)
+        slices = record.slices
+        self.take_time(record, slices["partition"][slices["flags"] == 0])
+        fault = sectors.follow_slices(slices, self.term, self.index, self.digest)
         if fault:
             raise Damaged(record.offset, SLICE_FAULTS[fault])
-        self.leader_time, self.sequence = record.leader_time, record.sequence
+
+    def count(self, record: Record) -> None:
+        """Take the number of a record.  Raises Damaged when it does not rise."""
+        if record.sequence <= self.sequence:
+            raise Damaged(record.offset, "a record's sequence is not after the last one's")
+        self.sequence = record.sequence
+
+    def take_time(self, record: Record, groups: NDArray[np.uint16]) -> None:
+        """Take a record's time for some groups.  Raises Damaged when it does not rise in one."""
+        if record.kind not in TIMED or not len(groups):
+            return
+        if record.leader_time <= self.time[groups].max():
+            raise Damaged(record.offset, "a record's time is not after the last one's of its group")
+        self.time[groups] = record.leader_time
+        self.leader_time = max(self.leader_time, record.leader_time)
 
     def take(self, record: Record, slices: NDArray[np.void]) -> None:
         """Move on by slices of a record that are applied, whatever their flags.
 
         The number of the last record stays.  Raises Damaged when one does not follow its group's.
         """
+        self.take_time(record, slices["partition"])
+        if slices["flags"].any():
+            slices = slices.copy()
+            slices["flags"] = 0
         fault = sectors.follow_slices(slices, self.term, self.index, self.digest)
         if fault:
             raise Damaged(record.offset, SLICE_FAULTS[fault])
-        self.leader_time = max(self.leader_time, record.leader_time)
 
 
 def verify_chain(record: Record, groups: Groups) -> None:
-    """Recompute the digest of every slice, from the digests before.  Raises Damaged."""
-    fields = [record.kind, record.registry_version, record.leader_time]
-    slice_number = chain.first_broken(
-        record.slices,
-        np.frombuffer(record.payload, np.uint8),
-        log_format.payload_layout(record.row_count, record.heap_size)[:6],
-        np.array(fields, np.int64).view(np.uint64),
-        groups.digest,
-    )
-    if slice_number >= 0:
-        partition = record.slices["partition"][slice_number]
+    """Recompute the digest of every slice that is here, from the digests before.
+
+    Raises Damaged.
+    """
+    slices = record.slices
+    broken = first_broken(record, slices["flags"] == 0, groups.digest[slices["partition"]])
+    if broken >= 0:
+        partition = slices["partition"][broken]
         raise Damaged(record.offset, f"the hash chain of partition {partition} is broken")
+
+
+def first_broken(record: Record, look: NDArray[np.bool_], before: NDArray[np.uint64]) -> int:
+    """Return the place of the first slice whose digest does not follow from the one before, or -1.
+
+    `look`: which slices count; `before`: u64[k, 2], a digest for each slice.
+    """
+    fields = [record.kind, record.registry_version, record.leader_time]
+    return int(
+        chain.first_broken(
+            record.slices,
+            look,
+            np.frombuffer(record.payload, np.uint8),
+            log_format.payload_layout(record.row_count, record.heap_size)[:6],
+            np.array(fields, np.int64).view(np.uint64),
+            before,
+        )
+    )
+
+
+def check_slices(record: Record) -> None:
+    """Check the slice table of a record against its header.  Raises Damaged."""
+    rows, heap_size = record.row_count, record.heap_size
+    if record.kind != EVENTS:
+        rows, heap_size = len(record.slices), 0
+    fault = sectors.check_slices(record.slices, GROUP_COUNT, rows, heap_size)
+    if fault:
+        raise Damaged(record.offset, SLICE_FAULTS[fault])
 
 
 def read_block(buffer: memoryview, offset: int) -> Block:
@@ -153,12 +203,7 @@ def read_block(buffer: memoryview, offset: int) -> Block:
     rows = 0
     for _ in range(header.record_count):
         record = log_format.parse_record(view, at)
-        if record.kind == EVENTS:
-            fault = sectors.check_slices(
-                record.slices, GROUP_COUNT, record.row_count, record.heap_size
-            )
-            if fault:
-                raise Damaged(at, SLICE_FAULTS[fault])
+        check_slices(record)
         records.append(record)
         rows += record.row_count
         at += record.size
@@ -195,6 +240,7 @@ class FileScan:
             raise Corrupt(path, damage.offset, damage.reason) from damage
         first_block, previous_crc = self.header.first_block_seq, self.header.previous_crc
         self.path = path
+        self.version = log_format.file_version(buffer)
         self.end = start or Place(FILE_HEADER_SIZE, first_block, 0, previous_crc)
         self.torn: Torn | None = None
         self._buffer = buffer

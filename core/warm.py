@@ -7,6 +7,7 @@ for seconds, in the middle of its work; a test sees to it that none is.
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import msgpack
@@ -19,10 +20,12 @@ from meterd.core.identity_runs import Facts, MemorySource, MergeSource, Run, Run
 from meterd.core.kernels import bloom, runs, sectors
 from meterd.core.kernels.index import clear
 from meterd.core.kernels.tables import Capacity
+from meterd.core.group_logs import GroupLogs, unpack
 from meterd.core.log_scan import FileScan, Groups, verify_chain
 from meterd.core.memory_cells import collect
 from meterd.core.questions import Question
-from meterd.core.replica import Proposal, Replica, single_slice
+from meterd.core.proposals import Proposal, command
+from meterd.core.replicas import Append, Clock, Replicas
 from meterd.core.staging import Stage
 from meterd.core.state import StateMachine
 from meterd.core.warm_reading import warm_reading
@@ -33,6 +36,7 @@ from meterd.protocol.log_format import Record
 
 KEY = (1, 2)
 NOW = 1_800_000_000_000_000_000
+CLOCK = Clock(1, NOW)
 CAPACITY = Capacity(4_096, 1_024, 1_024, 1_024, 1_024)
 UTC = ((-(2**63), 0),)
 
@@ -54,16 +58,14 @@ def warm() -> None:
     node.look()
     node.bring_and_erase()
     warm_reading(node.records, node.state.registry, KEY)
-    read_log(node.replica)
+    read_log(node)
 
 
-def read_log(replica: Replica) -> None:
+def read_log(node: _Pipeline) -> None:
     """Write a log file of one block and a torn one behind it, and read it as a start does."""
-    body = msgpack.packb({"op": "none"})
-    payload = body.ljust(log_format.padded(len(body)), b"\0")
-    slices = single_slice(log_format.META_GROUP, payload)
-    append = replica.propose(Proposal(log_format.META, slices, payload, 0, len(body), 1), NOW)
-    records = append.head + payload
+    group = [log_format.META_GROUP]
+    append = node.append(command(log_format.META, group, {"op": "none"}, 1))
+    records = append.head + append.payload
     size = log_format.padded(log_format.BLOCK_HEADER_SIZE + len(records), log_format.SECTOR_SIZE)
     head = log_format.encode_file_header(log_format.FileHeader(1, bytes(16), bytes(16), 1, 1, 0, 0))
     crc = log_format.parse_file_header(head)[1]
@@ -97,22 +99,33 @@ class _Pipeline:
 
     def __init__(self) -> None:
         self.state = StateMachine(KEY, CAPACITY)
-        self.replica = Replica(Groups())
+        self.before = Groups()
+        fields = {"cluster": 1, "member": 1, "sequence": 0, "leader_time": 0}
+        starts = unpack(GroupLogs(1).packed())
+        self._replicas = Replicas(starts, CLOCK, random=Random(1), **fields)
+        self._replicas.tick(CLOCK)
+        for _ in range(2):  # a vote for itself, the op that opens its term
+            step = self._replicas.durable(1 << 60, CLOCK)
+            for append in step.appends if step is not None else ():
+                self._read(append)
         self.stage = Stage(16, KEY)
         self.records: list[bytes] = []
 
+    def append(self, proposal: Proposal) -> Append:
+        """Have a proposal ordered."""
+        (append,) = self._replicas.propose(proposal, b"", CLOCK).appends
+        self._replicas.durable(append.sequence, CLOCK)
+        return append
+
     def command(
         self,
-        command: dict[str, Any],
+        fields: dict[str, Any],
         kind: int = log_format.META,
         group: int = log_format.META_GROUP,
     ) -> None:
-        command = {"transitions": UTC, "replace": False} | command
-        packed = msgpack.packb(command)
-        payload = packed.ljust(log_format.padded(len(packed)), b"\0")
-        slices = single_slice(group, payload)
-        proposal = Proposal(kind, slices, payload, 0, len(packed), self.state.registry.version)
-        self.state.apply_command(self._record(proposal))
+        fields = {"transitions": UTC, "replace": False} | fields
+        version = self.state.registry.version
+        self.state.apply_command(self._record(command(kind, [group], fields, version)))
         self.stage.use(self.state.registry)
 
     def ingest(self, body: bytes) -> None:
@@ -132,18 +145,15 @@ class _Pipeline:
             self.state.judge(packed.refusals)
 
     def _record(self, proposal: Proposal) -> Record:
-        append = self.replica.propose(proposal, NOW)
+        append = self.append(proposal)
         self.records.append(append.head + append.payload)
-        record = log_format.parse_frames(append.head, append.payload)
-        follower = Groups()
-        follower.digest[:] = self.before.digest
-        follower.index[:], follower.term[:] = self.before.index, self.before.term
-        verify_chain(record, follower)
-        follower.follow(record)
-        self.before = follower
-        return record
+        return self._read(append)
 
-    before = Groups()
+    def _read(self, append: Append) -> Record:
+        record = log_format.parse_frames(append.head, append.payload)
+        verify_chain(record, self.before)
+        self.before.follow(record)
+        return record
 
     def bring_and_erase(self) -> None:
         """Import balances, and erase an account of the tables, as commands of the log do."""

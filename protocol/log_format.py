@@ -34,19 +34,26 @@ SLICE_SIZE: Final = 40
 FILE_MAGIC: Final = b"METERDWL"
 BLOCK_MAGIC: Final = 0x4B4C424D
 RECORD_MAGIC: Final = 0x4345524D
-FILE_VERSION: Final = 1
+FILE_VERSION: Final = 2
+# Of version 1 are files of nodes that replicated to nobody; nothing of version 2 is added to them.
+FILE_VERSIONS: Final = (1, 2)
 BLOCK_VERSION: Final = 1
 RECORD_VERSION: Final = 1
 MACHINE_VERSION: Final = 1
 
 EVENTS, META, EXPIRE, ACCOUNT = 1, 2, 3, 4
-# Ops without rows, and records without slices.
-NOOP, CONFIG, TERMS, MARK = 16, 17, 32, 33
+TERMS, MARK = 32, 33
 KINDS: Final = (EVENTS, META, EXPIRE, ACCOUNT, NOOP, CONFIG, TERMS, MARK)
+# What the log says about groups; such a record is no op.
+FACTS: Final = (TERMS, MARK)
+# Operations of the state machine.
+COMMANDS: Final = (META, EXPIRE, ACCOUNT)
+# Kinds that were proposed under a registry version and at a time; the others have 0 for both.
+TIMED: Final = (EVENTS, META, EXPIRE, ACCOUNT)
 
 # Flags of a slice.
-NOT_HERE: Final = 1  # the record was not taken for this group
-REPAIR: Final = 2  # the content of a damaged op again: it replaces nothing
+NOT_HERE: Final = 1  # the record was not taken for this group: its rows count for nothing
+REPAIR: Final = 2  # the content of a damaged op again: replaces nothing
 
 # Partitions 0..255 and the meta group.
 META_GROUP: Final = 256
@@ -123,8 +130,7 @@ SLICE: Final = np.dtype(
         ("heap_size", "<u4"),
     ]
 )
-
-# One row of a TERMS record.
+# A row of a TERMS record; flag 1: it is not known where the log ended.
 TERM_ROW: Final = np.dtype([("group", "<u2"), ("flags", "<u2"), ("term", "<u4"), ("vote", "<u8")])
 
 _FILE: Final = struct.Struct("<8sHHI16s16sQQqI")
@@ -132,9 +138,9 @@ _BLOCK: Final = struct.Struct("<IHHQIIIIIIqQI")
 _RECORD: Final = struct.Struct("<IBBHIIIIIIqQIII")
 _CRC: Final = struct.Struct("<I")
 _SIZES: Final = struct.Struct("<8xIII")
+_PAYLOAD_CRC_AT: Final = 48
 _SEQUENCE: Final = struct.Struct("<Q")
 _SEQUENCE_AT: Final = 40
-_PAYLOAD_CRC_AT: Final = 48
 
 Bytes = bytes | memoryview
 
@@ -207,7 +213,7 @@ class RecordFields(NamedTuple):
     row_count: int  # 0 unless kind is EVENTS
     heap_size: int  # EVENTS: bytes of the heap; else: bytes of the body, unpadded
     registry_version: int
-    leader_time: int  # UTC ns
+    leader_time: int  # UTC ns; 0 unless kind is in TIMED
     sequence: int
 
 
@@ -305,11 +311,16 @@ def parse_file_header(buffer: Bytes) -> tuple[FileHeader, int]:
         raise Damaged(0, "not a log file (magic)")
     if crc != crc32c(buffer[: _FILE.size]):
         raise Damaged(0, "file header checksum")
-    if version != FILE_VERSION or reserved:
+    if version not in FILE_VERSIONS or reserved:
         raise Damaged(0, f"log file version {version} is not known")
     if bytes(buffer[_FILE.size + _CRC.size : FILE_HEADER_SIZE]).strip(b"\0"):
         raise Damaged(0, "file header padding is not zero")
     return FileHeader(*fields), crc
+
+
+def file_version(buffer: Bytes) -> int:
+    """Return the version in a file header that has been parsed."""
+    return int.from_bytes(buffer[8:10], "little")
 
 
 def encode_block_header(header: BlockHeader) -> bytes:
@@ -451,6 +462,10 @@ def _parse(head: memoryview, payload: memoryview, offset: int) -> Record:
         raise Damaged(offset, "record payload checksum")
     if version != RECORD_VERSION or kind not in KINDS or reserved | reserved_2 | reserved_3:
         raise Damaged(offset, f"record version {version} kind {kind} is not known")
+    if kind not in TIMED and (registry_version or leader_time):
+        raise Damaged(offset, f"a record of kind {kind} has a time or a registry version")
+    if (len(table) == 0) != (kind in FACTS):
+        raise Damaged(offset, f"a record of kind {kind} has {len(table) // SLICE_SIZE} slices")
     wanted = payload_layout(row_count, heap_size).size if kind == EVENTS else padded(heap_size)
     if len(payload) != wanted or (row_count > 0) != (kind == EVENTS):
         raise Damaged(offset, f"payload of {len(payload)} bytes where {wanted} belong")

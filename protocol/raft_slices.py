@@ -6,6 +6,7 @@ about group groups[k].  `expanded` says what they mean: nothing but a shorter wa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ class SliceOps(NamedTuple):
     digest: Digests
     kind: Ints
     size: Ints
-    body: list[Any]
+    body: Sequence[Any]
 
     def take(self, rows: Ints) -> SliceOps:
         """Return some rows."""

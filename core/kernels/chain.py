@@ -1,6 +1,6 @@
 """Verifies the hash chain of a record that was read back: content of each slice, then its digest.
 
-`stage.pack` and `stage.chain` compute the same when a record is made (docs/STORAGE.md, "Hash
+`stage.pack` and `chain_ops` compute the same when a record is made (docs/STORAGE.md, "Hash
 chain").
 """
 
@@ -27,33 +27,58 @@ _U64 = np.uint64
 
 
 @njit(cache=True)
-def first_broken(slices: Array, payload: Array, layout: Any, fields: Array, digests: Array) -> int:
+def _chained(before: Array, index: int, term: int, fields: Array, c0: Any, c1: Any) -> Any:
+    """Return the digest of an op: of the digest before, its place, u64[3] fields, its content."""
+    v0, v1, v2, v3 = sip_start(CHAIN_KEY_0, CHAIN_KEY_1)
+    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, before[0])
+    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, before[1])
+    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, _U64(index))
+    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, _U64(term))
+    for k in range(3):
+        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, fields[k])
+    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, c0)
+    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, c1)
+    return sip_finish(v0, v1, v2, v3)
+
+
+@njit(cache=True)
+def first_broken(
+    slices: Array, look: Array, payload: Array, layout: Any, fields: Array, before: Array
+) -> int:
     """Return the position of the first slice whose digest is not what it must be, or -1.
 
+    look     which slices to look at
     layout   byte offsets of timestamp, value, heap_end, metric, operation and heap in the payload
     fields   u64[3]: kind, registry version, leader time
-    digests  u64[257, 2]: each group's digest before this record
+    before   u64[k, 2]: for each slice the digest of what it follows
     """
     row = byte = 0
     for i in range(len(slices)):
-        last_row = row + int(slices[i].count)
-        last_byte = byte + int(slices[i].heap_size)
+        first_row, first_byte = row, byte
+        row += int(slices[i].count)
+        byte += int(slices[i].heap_size)
+        if not look[i]:
+            continue
         if fields[0] == EVENTS:
-            c0, c1 = content_of(payload, layout, row, last_row - row, byte, last_byte)
+            c0, c1 = content_of(payload, layout, first_row, row - first_row, first_byte, byte)
         else:
             c0, c1 = content_of_bytes(payload)
-        row, byte = last_row, last_byte
-        group = int(slices[i].partition)
-        v0, v1, v2, v3 = sip_start(CHAIN_KEY_0, CHAIN_KEY_1)
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, digests[group, 0])
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, digests[group, 1])
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, _U64(slices[i].index))
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, _U64(slices[i].term))
-        for k in range(3):
-            v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, fields[k])
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, c0)
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, c1)
-        d0, d1 = sip_finish(v0, v1, v2, v3)
+        index, term = slices[i].index, slices[i].term
+        d0, d1 = _chained(before[i], index, term, fields, c0, c1)
         if d0 != slices[i].digest[0] or d1 != slices[i].digest[1]:
             return i
     return -1
+
+
+@njit(cache=True)
+def chain_ops(
+    before: Array, index: Array, term: Array, fields: Array, contents: Array, out: Array
+) -> None:
+    """Write to out u64[k, 2] the digests of ops of one record that follow digests u64[k, 2].
+
+    index, term  int64[k]
+    fields       u64[3]: kind, registry version, leader time
+    contents     u64[k, 2]
+    """
+    for k in range(len(index)):
+        out[k] = _chained(before[k], index[k], term[k], fields, contents[k, 0], contents[k, 1])

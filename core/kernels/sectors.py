@@ -51,12 +51,12 @@ def first_nonzero(words: Array) -> int:
 
 @njit(cache=True)
 def check_slices(slices: Array, group_count: int, row_count: int, heap_size: int) -> int:
-    """Check the slice table of an events record against the counts in its header."""
+    """Check a slice table against the counts in its record's header (other kinds: a row a slice)."""
     last = -1
     rows = heap = 0
     for i in range(len(slices)):
         partition = int(slices[i].partition)
-        if partition <= last or partition >= group_count or slices[i].flags != 0:
+        if partition <= last or partition >= group_count or slices[i].flags > 2:
             return BAD_ORDER
         last = partition
         rows += int(slices[i].count)
@@ -70,8 +70,13 @@ def check_slices(slices: Array, group_count: int, row_count: int, heap_size: int
 
 @njit(cache=True)
 def follow_slices(slices: Array, term: Array, index: Array, digest: Array) -> int:
-    """Move each group's last (term, index, digest) on by its slice; stop at the first gap."""
+    """Move each group's last (term, index, digest) on by its slice; stop at the first gap.
+
+    Slices with a flag move nothing.
+    """
     for i in range(len(slices)):
+        if slices[i].flags != 0:
+            continue
         group = int(slices[i].partition)
         if slices[i].index != index[group] + 1:
             return BAD_INDEX

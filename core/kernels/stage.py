@@ -425,31 +425,3 @@ def compact_refused(refused: Array, n: int, staged_heap: Array, heap: Array) -> 
         at = copy_bytes(heap, at, staged_heap, refused[i, ENTRY_START], refused[i, ENTRY_END])
         refused[i, ENTRY_START], refused[i, ENTRY_END] = start, at
     return at
-
-
-@njit(cache=True)
-def chain(slices: Array, constants: Array, last_index: Array, last_digest: Array) -> None:
-    """Give every slice the next (term, index) of its group; chain its content to the digest before.
-
-    slices     u64[k, 5] as `pack` leaves them
-    constants  u64[4]: kind, registry version, leader time, term
-    last_index u64[257], last_digest u64[257, 2]: per group; advanced
-    """
-    for s in range(len(slices)):
-        group = np.int64(slices[s, 0] & _U64(0xFFFF))
-        index = last_index[group] + _U64(1)
-        v0, v1, v2, v3 = sip_start(CHAIN_KEY_0, CHAIN_KEY_1)
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, last_digest[group, 0])
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, last_digest[group, 1])
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, index)
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, constants[3])
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, constants[0])
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, constants[1])
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, constants[2])
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, slices[s, 2])
-        v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, slices[s, 3])
-        slices[s, 2], slices[s, 3] = sip_finish(v0, v1, v2, v3)
-        slices[s, 1] = index
-        slices[s, 4] |= constants[3]
-        last_index[group] = index
-        last_digest[group, 0], last_digest[group, 1] = slices[s, 2], slices[s, 3]

@@ -91,6 +91,13 @@ class Forgotten(NamedTuple):
     index: int  # type: ignore[assignment]
 
 
+class ForgottenSlices(NamedTuple):
+    """Forgotten for many groups, each as far as it is committed here."""
+
+    groups: Any  # int64, ascending
+    index: Any  # type: ignore[assignment]
+
+
 class OpsRead(NamedTuple):
     """The ops that ReadOps asked for, and what comes before them."""
 

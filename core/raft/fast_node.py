@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from meterd.core.raft.events import Durable
+from meterd.core.raft.events import Durable, ForgottenSlices
 from meterd.core.raft.group import Group
 from meterd.core.raft.node import Node, Output, ProposeSlices, Room
 from meterd.core.raft.steady import ChainMany, Steady, View
@@ -63,6 +63,12 @@ class FastNode(Node):
             causes = [event.causes[row] for row in fast.left.tolist()]
             left = ProposeSlices(event.ops.take(fast.left), causes)
         super()._propose(left)
+
+    def _forget(self, event: ForgottenSlices) -> None:
+        groups, index = event
+        parked = self._steady.parked[groups]
+        self._steady.forget(groups[parked], index[parked])
+        super()._forget(ForgottenSlices(groups[~parked], index[~parked]))
 
     def _on_slices(self, source: int, message: AppendSlices | AckSlices) -> None:
         groups = message.groups if isinstance(message, AckSlices) else message.ops.groups

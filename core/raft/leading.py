@@ -36,13 +36,13 @@ from meterd.protocol.raft_messages import (
 )
 
 NOOP_SIZE = 64
+NEVER = 1 << 60
 
 
 def become_leader(group: GroupState) -> None:
     """Open the term with an op of its own: until it commits, nobody knows what is committed."""
     group.enter(LEADER, group.member)
     group.led_since = group.moment.now
-    group.deadline = group.moment.now + group.settings.beat_ms
     group.progress = {}
     keep_progress(group)
     group.uncommitted_bytes = group.log.size_behind(group.commit)
@@ -55,6 +55,15 @@ def keep_progress(group: GroupState) -> None:
     members = [m for m in group.log.configuration.members if m != group.member]
     fresh = group.log.last + 1
     group.progress = {m: group.progress.get(m) or Progress(fresh) for m in members}
+    group.deadline = next_tick(group)
+
+
+def next_tick(group: GroupState) -> int:
+    """Return when a leader must look at its followers; never, when there are none.
+
+    Nothing can happen by the clock to who is alone: a node has hundreds of such groups.
+    """
+    return group.moment.now + group.settings.beat_ms if group.progress else NEVER
 
 
 def append_ops(group: GroupState, items: tuple[tuple[int, int, Any], ...]) -> int:
@@ -275,7 +284,7 @@ def lacks_quorum(group: GroupState) -> bool:
 def on_tick(group: GroupState) -> None:
     """Send again what seems lost."""
     now, settings = group.moment.now, group.settings
-    group.deadline = now + settings.beat_ms
+    group.deadline = next_tick(group)
     for member, progress in group.progress.items():
         if progress.state == SNAPSHOT and now - progress.sent_at >= settings.snapshot_retry_ms:
             progress.probe_from(group.log.floor)

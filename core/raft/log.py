@@ -146,6 +146,12 @@ class Log:
         self.compact(self.mark(index))
         self.floor = floor
 
+    def forget_to(self, mark: Mark) -> None:
+        """Keep everything up to a mark behind the last op on disk only."""
+        floor = self.floor
+        self.compact(mark)
+        self.floor = floor
+
     def compact(self, mark: Mark) -> bool:
         """Begin at `mark`, on disk, too; return whether the log goes on in the same history.
 

@@ -21,6 +21,8 @@ from meterd.core.raft.events import (
     BeatSoon,
     Durable,
     Event,
+    Forgotten,
+    ForgottenSlices,
     Moment,
     Proposal,
     Send,
@@ -102,7 +104,9 @@ class GoneBack(NamedTuple):
     block: int
 
 
-NodeEvent = Tick | Durable | Received | Request | ProposeSlices | Room | SnapshotRead
+NodeEvent = (
+    Tick | Durable | Received | Request | ProposeSlices | ForgottenSlices | Room | SnapshotRead
+)
 NodeAction = Action | AcceptedSlices | CommitSlices | GoneBack
 
 
@@ -183,6 +187,8 @@ class Node:
             self._carry_out(self._live(event.group).step(event.event))
         elif isinstance(event, ProposeSlices):
             self._propose(event)
+        elif isinstance(event, ForgottenSlices):
+            self._forget(event)
         elif isinstance(event, Room):
             self._on_room(event)
         elif isinstance(event, SnapshotRead):
@@ -227,6 +233,11 @@ class Node:
         for row, (group, kind, size) in enumerate(rows):
             proposal = Proposal(((kind, size, ops.body[row]),), event.causes[row])
             self._carry_out(self._live(group).step(proposal))
+
+    def _forget(self, event: ForgottenSlices) -> None:
+        for number, index in zip(event.groups.tolist(), event.index.tolist(), strict=True):
+            group = self._live(number)
+            self._carry_out(group.step(Forgotten(min(index, group.applicable))))
 
     def _on_slices(self, source: int, message: AppendSlices | AckSlices) -> None:
         for one in message.expanded():
@@ -301,7 +312,11 @@ class Node:
         now = self.moment.now
         if now >= self.beat_at:
             self._begin_round()
-        self.moment.fit = not self.clocks.is_off(now)
+        fit = not self.clocks.is_off(now)
+        if fit != self.moment.fit:
+            self.moment.fit = fit
+            for group in self.groups.values():
+                group.deadline = min(group.deadline, now)
         for group in self.groups.values():
             if now >= group.deadline:
                 if group.group in self._aside:
@@ -327,7 +342,7 @@ class Node:
                 self._send(peer, Hello(self.standing.block))
         beats: dict[int, list[Beat]] = {peer: [] for peer in self.peers}
         for group in self.groups.values():
-            if group.role == LEADER:
+            if group.role == LEADER and group.progress:
                 self._live(group.group)
                 beat = Beat(group.group, group.term, group.commit)
                 for member in group.progress:

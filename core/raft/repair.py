@@ -95,6 +95,7 @@ def on_damaged(group: GroupState, event: Damaged) -> None:
     group.log.damage(event.index)
     if group.log.floor < event.index <= group.applicable:
         group.actions.append(TakeSnapshot(group.group))
-    if group.log.holes and group.role != LEADER:
-        group.repair_at = group.moment.now
+    if group.log.holes:
         group.deadline = group.moment.now
+        if group.role != LEADER:
+            group.repair_at = group.moment.now

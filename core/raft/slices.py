@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from meterd.core.raft.events import Accepted, Commit, WriteOps
@@ -36,7 +37,7 @@ class AcceptedSlices(NamedTuple):
     groups: Ints
     index: Ints  # type: ignore[assignment]
     term: Ints
-    causes: list[Any]
+    causes: Sequence[Any]
 
     def expanded(self) -> list[Accepted]:
         """Return them as actions of one group each."""

@@ -18,7 +18,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from meterd.core.raft.group import Group
 from meterd.core.raft.progress import PROBE, REPLICATE
 from meterd.core.raft.slices import AcceptedSlices, CommitSlices, WriteSlices
 from meterd.core.raft.state import FOLLOWER, LEADER
-from meterd.protocol.raft_messages import NOBODY, Op
+from meterd.protocol.raft_messages import NOBODY, Mark, Op
 from meterd.protocol.raft_slices import AckSlices, AppendSlices, Digests, Ints, SliceOps, words
 
 # Members of one group: voters up to 7, and learners while replicas move.
@@ -36,9 +36,13 @@ MEMBERS_MAX: Final = 12
 # Records that parked groups' ops lie in; when there are more the oldest one's groups come back.
 HISTORY_MAX: Final = 512
 NEVER: Final = 1 << 60
+# Uncommitted ops of a group that has no followers; there are no flights to count.
+LONE_MAX: Final = 256
+
+_NO_ROWS: Ints = np.zeros(0, np.int64)
 
 # Digests [k, 2] of (digests before, terms, indices, kinds, bodies).
-ChainMany = Callable[[Digests, Ints, Ints, Ints, list[Any]], Digests]
+ChainMany = Callable[[Digests, Ints, Ints, Ints, Sequence[Any]], Digests]
 
 
 class Proposed(NamedTuple):
@@ -73,6 +77,11 @@ class Steady:
         self._chain, self._await_block = chain, await_block
         self.parked = np.zeros(count, np.bool_)
         self._leads = np.zeros(count, np.bool_)
+        self._lone = np.zeros(count, np.bool_)  # leads, and nobody follows
+        self._remembers = np.zeros(count, np.bool_)  # its Group holds ops, too
+        # The last op that was forgotten since it was parked, 0 for none.
+        self._forgotten, self._base, self._base_term = np.zeros((3, count), np.int64)
+        self._base_digest = np.zeros((count, 2), np.uint64)
         self._epoch = np.zeros(count, np.int64)
         self._term, self._last, self._last_term, self._durable, self._commit = np.zeros(
             (5, count), np.int64
@@ -114,6 +123,9 @@ class Steady:
         g, log = group.group, group.log
         self.parked[g] = True
         self._leads[g] = group.role == LEADER
+        self._lone[g] = group.role == LEADER and not group.progress
+        self._forgotten[g] = self._base[g] = 0
+        self._remembers[g] = len(log.ops) > 0
         self._epoch[g] += 1
         self._term[g], self._last[g], self._last_term[g] = group.term, log.last, log.last_term
         self._durable[g], self._commit[g] = group.durable, group.commit
@@ -151,6 +163,10 @@ class Steady:
         group, epoch = self._groups[g], self._epoch[g]
         self.parked[g] = False
         ops = self._ops_of(g, int(epoch))
+        if self._base[g]:
+            low, high = self._base_digest[g].tolist()
+            mark = (int(self._base[g]), int(self._base_term[g]), low | high << 64)
+            group.log.forget_to(Mark(*mark, group.log.configuration))
         group.log.extend(ops)
         group.commit = int(self._commit[g])
         group.applicable = group.commit
@@ -174,7 +190,9 @@ class Steady:
                 continue
             progress.accepted = int(self._accepted[g, column])
             while progress.next <= log.last:
-                progress.take_off(progress.next, log.op(progress.next).size, progress.sent_at)
+                index = progress.next
+                size = log.op(index).size if index > log.base.index else 0  # forgotten
+                progress.take_off(index, size, progress.sent_at)
             if self._sent_at[g] > -NEVER:
                 progress.sent_at = int(self._sent_at[g])
             match = int(self._match[g, column])
@@ -200,6 +218,26 @@ class Steady:
                 self.unpark(g)
             self._history.popleft()
 
+    def forget(self, groups: Ints, index: Ints) -> None:
+        """Drop ops of parked groups, each up to an index and as far as it is committed."""
+        index = np.minimum(index, self._commit[groups])
+        self._forgotten[groups] = np.maximum(index, self._forgotten[groups])
+        for g in groups[self._remembers[groups]].tolist():
+            log = self._groups[g].log
+            last = min(int(self._forgotten[g]), log.last)
+            if last > log.base.index:
+                log.forget(last)
+            self._remembers[g] = len(log.ops) > 0
+        while self._history:
+            ops, epochs = self._history[0]
+            valid = self._valid(ops, epochs)
+            if (ops.index > self._forgotten[ops.groups])[valid].any():
+                return
+            g = ops.groups[valid]
+            self._base[g], self._base_term[g] = ops.index[valid], ops.term[valid]
+            self._base_digest[g] = ops.digest[valid]
+            self._history.popleft()
+
     def _valid(self, ops: SliceOps, epochs: Ints) -> NDArray[np.bool_]:
         return self.parked[ops.groups] & (self._epoch[ops.groups] == epochs)
 
@@ -208,12 +246,19 @@ class Steady:
 
     # The leader's half.
 
-    def propose(self, wanted: SliceOps, causes: list[Any], block: int, now: int) -> Proposed | None:
+    def propose(self, wanted: SliceOps, causes: Sequence[Any], block: int, now: int) -> Proposed | None:
         """Append one op to each group that is parked and leads; None when there is none.
 
         Of `wanted` the groups, kinds, sizes and bodies count.
         """
         g = wanted.groups
+        if self._lone[g].all():
+            fast = (
+                self.parked[g]
+                & (self._last[g] - self._commit[g] < LONE_MAX)
+                & (wanted.size <= self._size_max[g])
+            )
+            return self._propose_some(fast, wanted, causes, block, now)
         lag = self._last[g, None] - self._match[g]
         full = (self._streams[g] & (lag >= self._flights_max[g, None])).any(axis=1)
         fast = (
@@ -224,6 +269,18 @@ class Steady:
             & (wanted.size <= self._size_max[g])
             & (now < self._probe_at[g])
         )
+        return self._propose_some(fast, wanted, causes, block, now)
+
+    def _propose_some(
+        self,
+        fast: NDArray[np.bool_],
+        wanted: SliceOps,
+        causes: Sequence[Any],
+        block: int,
+        now: int,
+    ) -> Proposed | None:
+        if fast.all():
+            return self._append(wanted, causes, block, now, _NO_ROWS)
         left = np.flatnonzero(~fast)
         rows = np.flatnonzero(fast)
         if not len(rows):
@@ -232,7 +289,7 @@ class Steady:
         return self._append(taken, [causes[k] for k in rows.tolist()], block, now, left)
 
     def _append(
-        self, taken: SliceOps, causes: list[Any], block: int, now: int, left: Ints
+        self, taken: SliceOps, causes: Sequence[Any], block: int, now: int, left: Ints
     ) -> Proposed:
         g = taken.groups
         before, before_term = self._digest[g], self._last_term[g]
@@ -249,6 +306,8 @@ class Steady:
 
     def _sends(self, g: Ints, message: AppendSlices) -> list[tuple[int, AppendSlices]]:
         """Return what each streaming member gets: usually the same for all of them."""
+        if self._lone[g].all():
+            return []
         members, streams = self._member[g], self._streams[g]
         sends = []
         for member in np.unique(members[streams]).tolist():
@@ -274,6 +333,8 @@ class Steady:
 
     def _quorum_commit(self, g: Ints) -> CommitSlices | None:
         """Commit what a majority of voters has durable; all behind commit is of this term."""
+        if self._lone[g].all():
+            return self._commit_lone(g)
         self._match[g, 0] = self._durable[g]
         matches = np.where(self._voter[g], self._match[g], -1)
         matches.sort(axis=1)
@@ -284,6 +345,16 @@ class Steady:
         g, index = g[more], index[more]
         self._commit[g] = index
         return CommitSlices(g, index)
+
+    def _commit_lone(self, g: Ints) -> CommitSlices | None:
+        """Commit what is durable here, where this replica is the only voter."""
+        index = self._durable[g]
+        self._match[g, 0] = index
+        more = index > self._commit[g]
+        if not more.any():
+            return None
+        self._commit[g] = index
+        return CommitSlices(g, index) if more.all() else CommitSlices(g[more], index[more])
 
     # The follower's half.
 
@@ -332,8 +403,12 @@ class Steady:
             found.append(g[valid])
         if not found:
             return None, []
-        groups = np.unique(np.concatenate(found))
+        groups = found[0] if len(found) == 1 else np.unique(np.concatenate(found))
         committed = self._quorum_commit(groups[self._leads[groups]])
+        if self._lone[groups].all():
+            self.forget(groups, self._commit[groups])  # nobody will want them from memory
+        if self._leads[groups].all():
+            return committed, []
         following = groups[~self._leads[groups]]
         tell = following[self._durable[following] > self._reported[following]]
         self._reported[tell] = self._durable[tell]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from meterd.actors.wal_recovery import Recovery
 from meterd.core.log_scan import FileScan, Torn
-from meterd.core.replica import Replica
+from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from tests.support.crash_disk import CrashDisk

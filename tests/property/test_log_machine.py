@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from meterd.actors.wal_recovery import Start
 from meterd.core.log_scan import Groups
-from meterd.core.replica import Replica
+from tests.support.replica import Replica
 from tests.support.crash_disk import CrashDisk, Crashed
 from tests.support.log_life import any_entries, as_read, open_log, read_all, recover
 
@@ -29,7 +29,7 @@ class LogMachine(RuleBasedStateMachine):
         self.disk = CrashDisk()
         self.acknowledged: list[tuple[int, bytes]] = []
         self.last_file = 1  # that holds the last record
-        self.start = Start(1, Groups())
+        self.start = Start.of(1, Groups())
         self.reopen()
 
     def reopen(self) -> None:
@@ -66,7 +66,7 @@ class LogMachine(RuleBasedStateMachine):
         """Remember where the log stands, as a checkpoint does."""
         end = recover(self.disk)
         assert end is not None
-        self.start = Start(self.last_file, end.groups)
+        self.start = Start.of(self.last_file, end.groups)
 
     @rule(calls=st.integers(0, 14))
     def crash(self, calls: int) -> None:
@@ -94,7 +94,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule()
     def read_from_checkpoint(self) -> None:
         """Starting behind a checkpoint gives the same groups as reading everything."""
-        behind = Start(self.start.file_number, Groups.unpacked(self.start.groups.packed()))
+        behind = self.start
         whole, part = recover(self.disk), recover(self.disk, start=behind)
         assert whole is not None
         assert part is not None

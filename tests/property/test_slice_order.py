@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meterd.core.record_part import part_of, rows_of
-from meterd.core.replica import Proposal, slices_of
+from meterd.core.proposals import Proposal, slices_of
 from meterd.core.state import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events

@@ -15,7 +15,7 @@ from meterd.client.partitions import partition_of
 from meterd.core.kernels import stage as kernels
 from meterd.core.log_scan import Groups, verify_chain
 from meterd.core.registry import Registry
-from meterd.core.replica import Replica
+from tests.support.replica import Replica
 from meterd.core.staging import Refusals, Stage
 from meterd.core.zones import UTC
 from meterd.protocol import log_format

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from meterd.core.log_scan import FileScan, Groups, verify_chain
-from meterd.core.replica import Replica
+from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from tests.support.crash_disk import CrashDisk

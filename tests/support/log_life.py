@@ -19,7 +19,8 @@ from meterd.actors.wal_recovery import End, Owner, Recovery, Start
 from meterd.actors.wal_spare import Spare
 from meterd.core.kernels import stage
 from meterd.core.log_scan import FileScan, Groups
-from meterd.core.replica import Proposal, Replica, single_slice
+from meterd.core.proposals import Proposal, single_slice
+from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EVENTS, META, SLICE
 

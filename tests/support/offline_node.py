@@ -26,7 +26,7 @@ from meterd.actors.zone_files import transitions
 from meterd.core.answers import AnswerContext, answer_usage
 from meterd.core.memory_cells import collect
 from meterd.core.questions import Question, resolve_question
-from meterd.core.replica import Replica
+from tests.support.replica import Replica
 from meterd.core.staging import Stage
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events

@@ -16,7 +16,8 @@ import numpy as np
 from meterd.actors.outcomes import Origin, encode_origin, parse_origin, results
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups, verify_chain
-from meterd.core.replica import Append, Proposal, Replica, single_slice
+from meterd.core.proposals import Proposal, single_slice
+from tests.support.replica import Append, Replica
 from meterd.core.staging import Packed, Stage
 from meterd.core.state import StateMachine
 from meterd.core.zones import UTC

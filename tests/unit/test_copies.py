@@ -17,7 +17,7 @@ from meterd.actors.wal_log import Log
 from meterd.actors.wal_recovery import Owner, Recovery
 from meterd.actors.wal_spare import Spare
 from meterd.core.log_scan import FileScan, Groups
-from meterd.core.replica import Replica
+from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.errors import BootFailed
 from meterd.protocol.log_format import ACTIVE_NAME, SECTOR_SIZE, full_name, open_name

@@ -23,7 +23,7 @@ from meterd.actors.direct_file import (
     page_memory,
 )
 from meterd.actors.disk import LocalDisk
-from meterd.core.replica import Replica
+from tests.support.replica import Replica
 from meterd.protocol.errors import DiskFull
 from tests.support.crash_disk import CrashDisk
 from tests.support.log_life import any_entries, open_log, read_all

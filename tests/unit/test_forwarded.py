@@ -15,7 +15,7 @@ from meterd.core.forwarded import (
     encode_part_origin,
     join_outcomes,
 )
-from meterd.core.replica import single_slice
+from meterd.core.proposals import single_slice
 from meterd.core.staging import Packed
 from meterd.protocol import log_format
 from meterd.protocol.errors import CONFLICT, DUPLICATE, REJECTED, UNKNOWN

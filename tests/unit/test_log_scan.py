@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from meterd.core.log_scan import Block, FileScan, Groups, Place, Torn, verify_chain
-from meterd.core.replica import Replica
+from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import BLOCK_HEADER_SIZE, BlockHeader, Damaged, FileHeader
@@ -211,10 +211,10 @@ def test_a_record_that_does_not_follow_is_damage(image: Image) -> None:
     records = [record for block in image.scan()[0] for record in block.records]
     groups = Groups()
     groups.follow(records[0])
-    with pytest.raises(Damaged, match="time"):
-        groups.follow(records[0])
     with pytest.raises(Damaged, match="sequence"):
-        groups.follow(records[0]._replace(leader_time=2**62))
+        groups.follow(records[0])
+    with pytest.raises(Damaged, match="time"):
+        groups.follow(records[0]._replace(sequence=2**40))
     skipped = Groups()
     skipped.index[int(records[0].slices["partition"][0])] = 5
     with pytest.raises(Damaged, match="index"):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from meterd.core.kernels.hashing import CHAIN_KEY_0, CHAIN_KEY_1
 from meterd.core.log_scan import Groups, verify_chain
-from meterd.core.replica import TERM, Proposal, Replica, single_slice
+from meterd.core.proposals import Proposal, single_slice
+from tests.support.replica import TERM, Replica
 from meterd.core.staging import Stage
 from meterd.protocol import log_format
 from meterd.protocol.errors import InvariantViolation

@@ -19,7 +19,7 @@ from meterd.actors.options import Options
 from meterd.actors.wal_recovery import Owner
 from meterd.actors.wal_writer import WalWriter
 from meterd.core.log_scan import Groups
-from meterd.core.replica import Replica
+from tests.support.replica import Replica
 from meterd.protocol import checkpoint_format, log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import full_name

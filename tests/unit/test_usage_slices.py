@@ -20,11 +20,12 @@ from meterd.actors.ingest import Ingest
 from meterd.actors.usage import Usage
 from meterd.actors.wal_writer import WalWriter
 from meterd.core.log_scan import Groups
-from meterd.core.replica import Proposal, Replica
+from meterd.core.proposals import Proposal
 from meterd.protocol import log_format
 from meterd.protocol.errors import InvariantViolation
 from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, NOT_HERE, SLICE
 from tests.support.recording import answers, recorded, request
+from tests.support.replica import Replica
 
 LIMITS = dict.fromkeys(("accounts", "series", "cells"), 10_000)
 ACCOUNTS = [f"account-{number}" for number in range(6)]

@@ -21,7 +21,7 @@ from meterd.actors.options import Options
 from meterd.actors.wal_log import BLOCK_FILL_SIZE, RECORDS_PER_BLOCK_MAX, Entry, block_count
 from meterd.actors.wal_writer import PLACE, WalWriter
 from meterd.core.log_scan import Groups
-from meterd.core.replica import Replica
+from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.errors import BootFailed, Corrupt
 from tests.support.crash_disk import CrashDisk
@@ -71,7 +71,7 @@ def started(directory: Path, lifeline: Lifeline, disk: CrashDisk | None = None) 
 
 
 def opened(writer: Recorded) -> dict[str, Any]:
-    ((actor, kind, body),) = writer.taken()
+    ((actor, kind, body, _),) = writer.taken()
     assert (actor, kind) == ("replication", b"opened")
     end: dict[str, Any] = msgpack.unpackb(body, strict_map_key=False)
     return end
@@ -103,6 +103,7 @@ def test_an_empty_directory_gets_a_log(writer: Recorded) -> None:
         "leader_time": 0,
         "sequence": 0,
         "groups": {},
+        "times": {},
     }
     writer.close()
 
@@ -111,7 +112,7 @@ def test_what_waits_becomes_one_block_and_is_reported_record_by_record(writer: R
     opened(writer)
     entries = entries_of(Replica(Groups()), 5)
     give(writer, entries)
-    ((actor, kind, frame, place),) = writer.taken()
+    _, (actor, kind, frame, place) = writer.taken()
     assert (actor, kind) == ("replication", b"durable")
     assert PLACE.unpack(place) == (1, *writer._log.place)
     rows = np.frombuffer(frame, np.uint64).reshape(-1, 4).tolist()
@@ -123,22 +124,24 @@ def test_what_waits_becomes_one_block_and_is_reported_record_by_record(writer: R
 
 
 @pytest.mark.parametrize(
-    ("kinds", "told"),
+    ("kinds", "flags"),
     [
-        ([b"append_commit"], ["usage", "replication"]),
-        ([b"append"], ["replication"]),
-        ([b"append_commit", b"append", b"append_commit"], ["replication"]),
+        ([b"append_commit"], [b"\x01"]),
+        ([b"append"], [b"\x00"]),
+        ([b"append_commit", b"append", b"append_commit"], [b"\x01", b"\x00", b"\x01"]),
     ],
 )
-def test_usage_is_told_of_a_block_when_nobody_else_need_have_any_of_it(
-    writer: Recorded, kinds: list[bytes], told: list[str]
+def test_usage_is_told_of_a_block_whether_anybody_else_need_have_it(
+    writer: Recorded, kinds: list[bytes], flags: list[bytes]
 ) -> None:
     opened(writer)
     give(writer, entries_of(Replica(Groups()), 3), kinds)
     sent = writer.taken()
-    assert [to for to, *_ in sent] == told
-    assert [kind for _, kind, *_ in sent] == [b"commit", b"durable"][-len(told) :]
-    assert len({(located, place) for *_, located, place in sent}) == 1  # they are told the same
+    told = [message for message in sent if message[0] == "usage"]
+    durable = [message for message in sent if message[0] == "replication"]
+    assert len(told) + len(durable) == len(sent)
+    assert [(message[1], message[4]) for message in told] == [(b"commit", f) for f in flags]
+    assert [message[2:4] for message in told] == [message[2:4] for message in durable]
     writer.close()
 
 
@@ -215,7 +218,7 @@ def test_a_full_disk_stops_admission_and_acknowledges_nothing(
     give(writer, entries)
     *durable, (actor, kind, body), no_room = writer.taken()
     assert no_room == ("retention_sweeper", b"no_room", b"wal_writer", b"1")
-    assert {sent[1] for sent in durable} == {b"durable"}
+    assert {sent[1] for sent in durable} == {b"commit", b"durable"}
     assert (actor, kind) == ("router", b"admission")
     assert msgpack.unpackb(body) == {
         "source": "wal_writer",

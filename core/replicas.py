@@ -1,0 +1,241 @@
+"""This node's replicas of all groups: proposals and the engine's wishes become records.
+
+Sans-I/O around `raft/fast_node.py`: proposals, durable sequences, ticks and envelopes go in; records
+to append, envelopes to send, and what is committed come out.
+
+The engine numbers blocks, the log numbers records: a block's number is the sequence of its first
+record, and it is durable when its last record is.
+
+A group whose only voter is this node commits what is durable here, so its records say so when they
+are appended: the log's writer tells usage itself.  Of all others usage is told what is committed.
+
+Invariants:
+  * sequences rise by one from record to record
+  * a proposal's time is after that of every record that was ever appended here
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meterd.core import raft_log
+from meterd.core.group_logs import GroupStart
+from meterd.core.proposals import Proposal
+from meterd.core.raft.events import (
+    Accepted,
+    Commit,
+    Durable,
+    ForgottenSlices,
+    Moment,
+    Refused,
+    RoleChanged,
+    Tick,
+    WriteOps,
+    WriteSnapshot,
+)
+from meterd.core.raft.fast_node import FastNode
+from meterd.core.raft.group import Group
+from meterd.core.raft.log import Log
+from meterd.core.raft.node import NodeEvent, Output, ProposeSlices, Received
+from meterd.core.raft.settings import Settings
+from meterd.core.raft.slices import AcceptedSlices, CommitSlices
+from meterd.core.raft.state import LEADER, Random, Recovered
+from meterd.protocol.log_format import CONFIG, GROUP_COUNT
+from meterd.protocol.raft_messages import Envelope, Mark, Op, node_of
+from meterd.protocol.raft_slices import Ints
+
+NONE: Final[Ints] = np.zeros(0, np.int64)
+
+
+class OnDisk(NamedTuple):
+    """The body of an op that the log held at the start: its record lies there."""
+
+    file_number: int
+    offset: int
+
+
+class Clock(NamedTuple):
+    """What time it is."""
+
+    now: int  # monotonic ms
+    wall: int  # UTC ns
+
+
+class Append(NamedTuple):
+    """A record to make durable."""
+
+    sequence: int
+    head: bytes
+    payload: bytes | memoryview
+    commits: bool  # durable here is committed: nobody else need have it
+    cause: Any  # of the proposal that it is, else None
+
+
+class Step(NamedTuple):
+    """What is to be done, in this order."""
+
+    appends: list[Append]
+    envelopes: list[tuple[int, Envelope]]
+    committed: tuple[Ints, Ints]  # groups, and up to where each is; not what `commits` has said
+    refused: list[Refused]  # slices of a proposal; with an append the rest of it was taken
+    actions: list[Any]  # of the engine, all others
+
+
+class Replicas:
+    """Change it only through `propose`, `durable`, `receive`, `applied`, `tick` and `step`."""
+
+    def __init__(
+        self,
+        starts: list[GroupStart],
+        clock: Clock,
+        *,
+        cluster: int,
+        member: int,
+        sequence: int,
+        leader_time: int,
+        random: Random,
+        settings: Settings | None = None,
+        seeds: Iterable[int] = (),
+    ) -> None:
+        """`sequence`, `leader_time`: of the log's last record, and the latest of all."""
+        settings = settings or Settings()
+        self.member = member
+        self._sequence, self._leader_time = sequence, leader_time
+        self._moment = Moment(clock.now, sequence + 1)
+        fields = {"settings": settings, "random": random, "chain": raft_log.chain_one}
+        groups = [
+            Group(number, member, recovered(start), self._moment, **fields)
+            for number, start in enumerate(starts)
+        ]
+        self._node = FastNode(
+            chain_many=raft_log.chain_many,
+            cluster=cluster,
+            member=member,
+            boot=clock.wall,
+            moment=self._moment,
+            groups=groups,
+            seeds=seeds,
+            settings=settings,
+        )
+        self._blocks: deque[tuple[int, int]] = deque()  # last sequence, number; not durable
+        self._alone = np.array([self._is_alone(group) for group in range(GROUP_COUNT)], np.bool_)
+        self._told = np.zeros(GROUP_COUNT, np.int64)  # up to where records commit when durable
+        self.leaders: NDArray[np.uint8] = np.zeros(GROUP_COUNT, np.uint8)  # node numbers
+        self._opened = False
+
+    @property
+    def waiting(self) -> bool:
+        """Is anything appended and not yet durable?"""
+        return bool(self._blocks)
+
+    @property
+    def deadline(self) -> int:
+        """When to tick at the latest, in monotonic ms."""
+        return self._node.deadline
+
+    @property
+    def opened(self) -> bool:
+        """Does every group lead itself, and commit, that needs nobody else for it?"""
+        if not self._opened:
+            own = [self._node.groups[group] for group in np.flatnonzero(self._alone).tolist()]
+            self._opened = all(g.role == LEADER and g.commit >= g.term_start for g in own)
+        return self._opened
+
+    def propose(self, proposal: Proposal, cause: Any, clock: Clock) -> Step:
+        """Have one proposal ordered: what is taken of it is one record."""
+        self._leader_time = max(clock.wall, self._leader_time + 1)
+        ops = raft_log.ops_of(proposal, self._leader_time)
+        return self.step(ProposeSlices(ops, [cause] * len(ops.groups)), clock, cause)
+
+    def durable(self, sequence: int, clock: Clock) -> Step | None:
+        """All records up to this one are on stable storage; None when nothing follows from it."""
+        block = 0
+        while self._blocks and self._blocks[0][0] <= sequence:
+            block = self._blocks.popleft()[1]
+        return self.step(Durable(block), clock) if block else None
+
+    def receive(self, envelope: Envelope, clock: Clock) -> Step:
+        """Take what a peer has sent; bodies of its ops are `RecordSlice`s whose chain is right."""
+        return self.step(Received(envelope), clock)
+
+    def applied(self, groups: Ints, index: Ints, clock: Clock) -> Step:
+        """Usage has applied each of these groups up to an index."""
+        return self.step(ForgottenSlices(groups, index), clock)
+
+    def tick(self, clock: Clock) -> Step:
+        """Do what is due."""
+        return self.step(Tick(), clock)
+
+    def step(self, event: NodeEvent, clock: Clock, cause: Any = None) -> Step:
+        """Take any event of the engine."""
+        self._moment.block = self._sequence + 1
+        output = self._node.step(clock.now, clock.wall // 1_000_000, event)
+        appends = self._appends(output, cause) if output.block else []
+        groups, index = NONE, NONE
+        refused, actions = [], []
+        for action in output.actions:
+            if isinstance(action, CommitSlices):
+                groups, index = _joined(groups, index, action.groups, action.index)
+            elif isinstance(action, Commit):
+                one = np.array([action.group]), np.array([action.index])
+                groups, index = _joined(groups, index, *one)
+            elif isinstance(action, RoleChanged):
+                self.leaders[action.group] = node_of(action.leader)
+                actions.append(action)
+            elif isinstance(action, Refused):
+                refused.append(action)
+            elif not isinstance(action, AcceptedSlices | Accepted):
+                actions.append(action)
+        if len(groups):
+            new = index > self._told[groups]
+            groups, index = groups[new], index[new]
+        return Step(appends, output.envelopes, (groups, index), refused, actions)
+
+    def _appends(self, output: Output, cause: Any) -> list[Append]:
+        for write in output.records:
+            if isinstance(write, WriteOps | WriteSnapshot):
+                self._alone[write.group] = self._is_alone(write.group)
+        appends = []
+        for record in raft_log.written(output.records, self._sequence + 1):
+            commits = bool(self._alone[record.groups if len(record.groups) else slice(None)].all())
+            if commits:
+                self._told[record.groups] = record.index
+            source = record.source
+            if source is not None:
+                self._leader_time = max(self._leader_time, source.leader_time)
+            why = None if source is None else cause
+            appends.append(Append(record.sequence, record.head, record.payload, commits, why))
+        self._sequence += len(appends)
+        self._blocks.append((self._sequence, output.block))
+        return appends
+
+    def _is_alone(self, group: int) -> bool:
+        return self._node.groups[group].log.configuration.voters == (self.member,)
+
+
+def recovered(start: GroupStart) -> Recovered:
+    """Return a group as the engine wants it, from what recovery has found."""
+    configurations = dict(start.configurations)
+    _, configuration = start.configurations[0]
+    mark = Mark(start.index, start.mark_term, start.digest, configuration)
+    ops, holes = [], []
+    for row in start.ops:
+        index, kind = int(row["index"]), int(row["kind"])
+        low, high = row["digest"].tolist()
+        place: Any = OnDisk(int(row["file"]), int(row["offset"]))
+        body = configurations.get(index, place) if kind == CONFIG else place
+        ops.append(Op(index, int(row["term"]), low | high << 64, kind, int(row["size"]), body))
+        if row["damaged"]:
+            holes.append(index)
+    return Recovered(start.term, start.vote, Log(mark, ops, holes), start.uncertain)
+
+
+def _joined(groups: Ints, index: Ints, more: Ints, up_to: Ints) -> tuple[Ints, Ints]:
+    if not len(groups):
+        return more, up_to
+    return np.concatenate([groups, more]), np.concatenate([index, up_to])
