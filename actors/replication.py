@@ -14,6 +14,7 @@ import logging
 import random
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -21,6 +22,8 @@ import numpy as np
 
 from meterd.actors import identity
 from meterd.actors.actor import BEAT_SECONDS, Actor
+from meterd.actors.forwarding import Forwarding
+from meterd.actors.sockets import Frame
 from meterd.core.group_logs import unpack
 from meterd.core.proposals import Proposal
 from meterd.core.raft.events import Refused
@@ -45,6 +48,11 @@ class Replication(Actor):
         self._serving = False
         self._leaders_told = b""
         self._leaders_version = 0
+        self.forwarding = Forwarding(self, self.send_bulk, self.handle)
+
+    def send_bulk(self, node: int, frames: Sequence[Frame]) -> bool:
+        """Send frames to another node; False when that cannot be done now."""
+        return False
 
     @property
     def replicas(self) -> Replicas:
@@ -62,6 +70,12 @@ class Replication(Actor):
                 self._held.append(frames)
         elif kind == b"judge":
             self.send("usage", frames)  # in the order of the records
+        elif kind == b"split":
+            self.forwarding.on_split(frames)
+        elif kind == b"forward":
+            self.forwarding.on_forward(frames)
+        elif kind == b"outcome":
+            self.forwarding.on_outcome(frames)
         elif kind == b"durable":
             self._on_durable(frames)
         elif kind == b"applied":
