@@ -207,26 +207,6 @@ class Node:
         log = self._live(group).log
         return log.digest_at(index) if log.base.index <= index <= log.last else None
 
-    def preferred(self, group: int, now: int) -> int:
-        """Return who should lead a group that this member leads: voters take turns by its number.
-
-        That is this member where the other is not heard, has not all, or the group is not settled.
-        """
-        voters = self.groups[group].log.configuration.voters
-        target = voters[group % len(voters)] if voters else self.member
-        if target == self.member:
-            return target
-        found = self._live(group)
-        progress = found.progress.get(target)
-        fit = (
-            progress is not None
-            and found.transfer is None
-            and found.commit >= found.term_start
-            and progress.match == found.log.last
-            and now - progress.round_sent_at < self.settings.lease_ms
-        )
-        return target if fit else self.member
-
     # What the fast path replaces.
 
     def view(self, number: int) -> View:

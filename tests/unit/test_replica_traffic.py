@@ -18,6 +18,8 @@ from meterd.actors.replica_traffic import ReplicaTraffic
 from meterd.actors.telemetry import Telemetry
 from meterd.core import proposals
 from meterd.core.group_logs import GroupLogs, unpack
+from meterd.core.raft.events import TransferLeadership
+from meterd.core.raft.node import Request
 from meterd.core.replicas import Append, Clock, Replicas, Step
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EXPIRE, GROUP_COUNT, NOT_HERE, Record
@@ -160,11 +162,15 @@ def batch(groups: list[int], number: int) -> Record:
     return events_record({group: [event(number), event(number + 1)] for group in groups})
 
 
-def test_leaders_are_spread(machines: list[Machine]) -> None:
+def test_groups_are_handed_over(machines: list[Machine]) -> None:
+    for one in machines:
+        for group in one.led():
+            target = member_id(group % 3 + 1, 0)
+            if target != one.replicas.member:
+                request = Request(group, TransferLeadership(target))
+                one.carry_out(one.replicas.step(request, _clock()))
+
     def are_spread() -> bool:
-        for one in machines:
-            for step in one.replicas.hand_over(_clock()):
-                one.carry_out(step)
         return all(one.led() == list(range(one.node - 1, GROUP_COUNT, 3)) for one in machines)
 
     until(machines, are_spread, "each node leads a third")
