@@ -135,7 +135,8 @@ class Asking:
             "question": question.to_map(),
             "registry_version": registry.version,
             "erasures": len(erasures),
-            "end": [usage.position.file_number, usage.position.offset],
+            # A feed goes on from here later, so it must not step over rows that wait.
+            "end": list((usage.position if question.kind == "feed" else usage.read_end)[:2]),
             "position": str(usage.groups.sequence),
             "horizon": usage.state.horizon,
         }

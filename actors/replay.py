@@ -1,22 +1,44 @@
-"""Replays the log into the state machine: every record after the position of the checkpoint."""
+"""Replays the log: hands the records behind the position of the checkpoint to the commit queue.
+
+The log is looked through first for slices that replace earlier ones, headers and slice tables only;
+then its records are read as they are applied, so that a long log is not held in memory.
+"""
 
 from __future__ import annotations
 
 import mmap
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from meterd.core.commit_queue import Location, Words, everything, find_cuts
 from meterd.core.log_scan import FileScan, Place
+from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
-from meterd.protocol.log_format import ACTIVE_NAME, FILE_HEADER_SIZE, Record, full_name
+from meterd.protocol.log_format import (
+    ACTIVE_NAME,
+    BLOCK_HEADER_SIZE,
+    FILE_HEADER_SIZE,
+    GROUP_COUNT,
+    RECORD_HEADER_SIZE,
+    SLICE,
+    Damaged,
+    Record,
+    full_name,
+)
 
 if TYPE_CHECKING:
     from meterd.actors.usage import Usage
 
 STATUS_SECONDS = 0.5
+# Hold so many records until replication says for the first time what is committed.
+HELD_MAX = 4_096
+
+Cut = tuple[int, int, int]  # group, sequence of the record, first index that is gone
 
 
 class Position(NamedTuple):
@@ -33,55 +55,154 @@ class Position(NamedTuple):
 BEGINNING = Position(1, FILE_HEADER_SIZE, 1, 0, 0)
 
 
-def replay(usage: Usage, last_sequence: int) -> int:
-    """Apply every record after `usage.position` up to `last_sequence`; return how many events.
+class LoggedBlock(NamedTuple):
+    """A block of the log, and where the next one belongs."""
 
-    The WAL-writer has checked and repaired the log before, and may be writing behind
-    that record by now.  Raises Corrupt.
+    records: Sequence[tuple[Location, Record]]
+    end: Position
+
+
+class LogReader:
+    """The log from a position to a record.
+
+    The WAL-writer has checked and repaired it before, and may be writing behind that record by now.
     """
-    events = 0
-    status_due = 0.0
-    while usage.groups.sequence < last_sequence:
-        number = usage.position.file_number
-        for row, records, end in _blocks(usage, last_sequence):
-            for record in records:
-                usage.apply(record, number, row, None)
-                row += record.row_count
-                events += record.row_count
-            usage.position = end
+
+    def __init__(self, directory: str, position: Position, last_sequence: int) -> None:
+        self._directory = Path(directory)
+        self._position = position
+        self._last = last_sequence
+
+    def survey(self) -> tuple[Words, list[Cut]]:
+        """Return each group's last index there (u64[257]; 0: none), and all cuts.
+
+        Raises Corrupt.
+        """
+        last_index = np.zeros(GROUP_COUNT, np.uint64)
+        cuts: list[Cut] = []
+        number, offset, sequence = *self._position[:2], 0
+        while sequence < self._last:
+            path, active = self._file(number)
+            view = _mapped(path)
+            self._check(path, view, number)
+            while sequence < self._last and offset < len(view):
+                try:
+                    header, _ = log_format.parse_block(view, offset)
+                except Damaged as damage:
+                    raise Corrupt(str(path), damage.offset, damage.reason) from damage
+                at = offset + BLOCK_HEADER_SIZE
+                for _ in range(header.record_count):
+                    size, count, _ = log_format.record_sizes(view[at : at + RECORD_HEADER_SIZE])
+                    sequence = log_format.record_sequence(view, at)
+                    if count:
+                        slices = np.frombuffer(view, SLICE, count, at + RECORD_HEADER_SIZE)
+                        found = find_cuts(slices, last_index)
+                        cuts += [(group, sequence, index) for group, index in found]
+                    at += size
+                offset += header.block_size
+            if active and sequence < self._last:
+                raise Corrupt(str(path), offset, f"ends before record {self._last}")
+            number, offset = number + 1, FILE_HEADER_SIZE
+        return last_index, cuts
+
+    def blocks(self) -> Iterator[LoggedBlock]:
+        """Yield the blocks.  Raises Corrupt."""
+        position, sequence = self._position, 0
+        while sequence < self._last:
+            number = position.file_number
+            path, active = self._file(number)
+            start = Place(*position[1:])
+            view = _mapped(path)
+            self._check(path, view, number)
+            scan = FileScan(str(path), view, active, start)
+            for block in scan:
+                rows, row = [], block.header.first_row
+                for record in block.records:
+                    rows.append(((record.sequence, number, record.offset, row), record))
+                    row += record.row_count
+                    sequence = record.sequence
+                yield LoggedBlock(rows, Position(number, *scan.end))
+                if sequence >= self._last:
+                    return
+            if active:
+                raise Corrupt(str(path), scan.end.offset, f"ends before record {self._last}")
+            first_block, crc = scan.end.block_seq, scan.end.previous_crc
+            position = Position(number + 1, FILE_HEADER_SIZE, first_block, 0, crc)
+
+    def _check(self, path: Path, view: memoryview, number: int) -> None:
+        """Check that it is the file that belongs here."""
+        try:
+            found = log_format.parse_file_header(view)[0].file_number
+        except Damaged as damage:
+            raise Corrupt(str(path), damage.offset, damage.reason) from damage
+        if found != number:
+            raise Corrupt(str(path), 0, f"log file {found} where {number} belongs")
+
+    def _file(self, number: int) -> tuple[Path, bool]:
+        """Return a file's path, and whether it is the active one."""
+        full = self._directory / full_name(number)
+        if full.exists():
+            return full, False
+        active = self._directory / ACTIVE_NAME
+        if not active.exists():
+            raise Corrupt(str(active), 0, f"log file {number} is missing")
+        return active, True
+
+
+class Replay:
+    """A replay that is under way; call `turn` whenever more may be applied."""
+
+    def __init__(self, usage: Usage, last_sequence: int) -> None:
+        """Replay up to `last_sequence`, which must not be before the position.  Raises Corrupt."""
+        self._usage = usage
+        self.events = 0
+        self._blocks: Iterator[LoggedBlock] = iter(())
+        self._status_due = 0.0
+        self.last_index = np.zeros(GROUP_COUNT, np.uint64)
+        self.cuts: list[Cut] = []
+        if usage.groups.sequence < last_sequence:
+            directory = usage.options.node.data_dir
+            reader = LogReader(directory, Position(*usage.position), last_sequence)
+            self.last_index, self.cuts = reader.survey()
+            self._blocks = reader.blocks()
+        usage.queue.replay(last_sequence, self.last_index, self.cuts)
+
+    def turn(self, heard: bool) -> bool:
+        """Go on; return whether the log has been read to its end.
+
+        heard: replication has said what is committed, so what waits is no more than was under way.
+        """
+        usage = self._usage
+        usage.apply_ready()
+        while heard or usage.queue.unresolved < HELD_MAX:
+            block = next(self._blocks, None)
+            if block is None:
+                usage.queue.end_replay()
+                usage.apply_ready()
+                return True
+            usage.queue.add_logged(block.records, block.end, None)
+            usage.apply_ready()
+            self.events += sum(record.row_count for _, record in block.records)
             usage.maybe_save()
-            if time.monotonic() >= status_due:
-                usage.lifeline.say(f"status replayed {events} events, in log file {number}")
-                status_due = time.monotonic() + STATUS_SECONDS
-    return events
+            self._say(block.end.file_number)
+        return False
+
+    def _say(self, number: int) -> None:
+        now = time.monotonic()
+        if now >= self._status_due:
+            self._usage.lifeline.say(f"status replayed {self.events} events, in log file {number}")
+            self._status_due = now + STATUS_SECONDS
 
 
-def _blocks(usage: Usage, last_sequence: int) -> Iterator[tuple[int, list[Record], Position]]:
-    """Yield (first row, records, end) of the blocks left in the file of `usage.position`.
+def replay(usage: Usage, last_sequence: int) -> int:
+    """Apply every record up to `last_sequence`, all of it committed; return how many events.
 
-    After the last one move it on to the next file.
+    Raises Corrupt.
     """
-    directory = Path(usage.options.node.data_dir)
-    position = usage.position
-    number = position.file_number
-    full = directory / full_name(number)
-    active = not full.exists()
-    path = directory / ACTIVE_NAME if active else full
-    if not path.exists():
-        raise Corrupt(str(path), 0, f"log file {number} is missing")
-    start = Place(position.offset, position.block_seq, position.row, position.previous_crc)
-    scan = FileScan(str(path), _mapped(path), active, start)
-    if scan.header.file_number != number:
-        raise Corrupt(str(path), 0, f"log file {scan.header.file_number} where {number} belongs")
-    for block in scan:
-        yield block.header.first_row, block.records, Position(number, *scan.end)
-        if usage.groups.sequence >= last_sequence:
-            return
-    if active:
-        raise Corrupt(str(path), scan.end.offset, f"ends before record {last_sequence}")
-    usage.position = Position(
-        number + 1, FILE_HEADER_SIZE, scan.end.block_seq, 0, scan.end.previous_crc
-    )
+    work = Replay(usage, last_sequence)
+    usage.queue.add_committed(*everything(work.last_index))
+    work.turn(heard=True)
+    return work.events
 
 
 def _mapped(path: Path) -> memoryview:

@@ -17,7 +17,7 @@ import msgpack
 import zmq
 
 from meterd import __version__
-from meterd.actors import identity, sockets
+from meterd.actors import identity, peer_list, sockets
 from meterd.actors.actor import Actor
 from meterd.actors.answering import MAP_VERSION, answer_frames, error_frames
 from meterd.actors.bundle import bundle, unbundle
@@ -25,6 +25,7 @@ from meterd.actors.disk import atomic_write
 from meterd.actors.idle_poll import IdlePoll
 from meterd.actors.listener_guard import ListenerGuard
 from meterd.actors.sockets import Frame
+from meterd.core.members import Members
 from meterd.protocol import body as bodies
 from meterd.protocol import checkpoint_format
 from meterd.protocol.envelope import RequestHeader, decode_request
@@ -57,6 +58,9 @@ HALT_HINT = "meterctl health says what is short; what was sent is not stored and
 
 logger = logging.getLogger(__name__)
 
+# What starts anew together with ingest.
+CHAIN = ("ingest", "replication")
+
 # rid, request id, kind, size, expires, descriptor of its connection
 Waiting = tuple[bytes, int, str, int, float, int]
 
@@ -84,8 +88,9 @@ class Router(Actor):
         self.listen(self._clients, self._on_client, self._guard.receive, self._guard.waits)
         self._idle_poll = IdlePoll(node.idle_poll)
         self._map_unsaved = False
+        self._members = self._who.beginning
         self._write_map()
-        for actor in ("ingest", "retention_sweeper"):
+        for actor in ("ingest", "retention_sweeper", "usage"):
             self.send(actor, [b"hello", self.name.encode()])
 
     def _write_map(self) -> None:
@@ -163,11 +168,12 @@ class Router(Actor):
 
     def _map(self) -> dict[str, object]:
         node = self.options.node
-        host = node.advertise or node.listen
+        nodes = {str(one.node): one.client_address for one in self._members.present}
+        nodes[str(node.id)] = peer_list.join(node.advertise or node.listen, node.port)
         return {
             "version": MAP_VERSION,
             "partitions": PARTITION_COUNT,
-            "nodes": {str(node.id): f"{host}:{node.port}"},
+            "nodes": nodes,
             "leaders": [node.id] * PARTITION_COUNT,
         }
 
@@ -201,6 +207,9 @@ class Router(Actor):
             self._on_hello(*(frame.decode() for frame in frames[1:]))
         elif kind == b"admission":
             self._on_admission(msgpack.unpackb(frames[1]))
+        elif kind == b"members":
+            self._members = Members.from_bytes(frames[1])
+            self._write_map()
 
     def _on_hello(self, actor: str, process: str = "") -> None:
         """An actor has (re)started: what it held is lost or undecided; its clients ask again."""
@@ -216,7 +225,7 @@ class Router(Actor):
         for ticket, waiting in list(self._waiting.items()):
             rid, request_id, kind, size, *_ = waiting
             served_by = kind_of(kind).actor
-            if served_by == "usage" or (chain and served_by == "ingest"):
+            if served_by == "usage" or (chain and served_by in CHAIN):
                 del self._waiting[ticket]
                 self._waiting_bytes -= size
                 error = Restarting(retry_after_ms=RESTARTING_RETRY_MS)

@@ -7,9 +7,11 @@ again what the file knows and the state does not.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgpack
+import numpy as np
 
 from meterd.actors.erased_file import FILE_NAME, add_erasures, read_erasures
 from meterd.actors.sockets import Frame
@@ -34,6 +36,7 @@ class Standing:
         self._written = 0  # erasures in the file that the state knows
         self._waits = False  # for room
         self._answers: list[Frame] = []  # that may leave when the file is written
+        self._calls: list[Callable[[], None]] = []  # to be made then
         self.saves_due = 0
         self._told: tuple[int, int, int] | None = None  # horizons and erasures
         self.missing: set[bytes] = set()  # erasures to be applied before any question is answered
@@ -55,7 +58,7 @@ class Standing:
                 "root": erasure.root,
                 "subtree": erasure.subtree,
             }
-            self._usage.propose(log_format.ACCOUNT, erasure.partition, command)
+            self._usage.propose(log_format.ACCOUNT, np.array([erasure.partition]), command)
         if missing:
             logger.warning("erasing %d accounts again: the state is from before", len(missing))
         if {one.id for one in state.erasures} <= {one.id for one in known}:
@@ -63,8 +66,13 @@ class Standing:
         self.turn()
         self.announce()
 
-    def follow(self, answers: list[Frame]) -> None:
-        """A command was applied: keep and tell what it has changed, then let its answers go."""
+    def follow(self, answers: list[Frame], done: Callable[[], None] | None = None) -> None:
+        """A command was applied: keep and tell what it has changed, then let its answers go.
+
+        done: what else may happen only then.
+        """
+        if done is not None:
+            self._calls.append(done)
         self.missing = {one for one in self.missing if not self._usage.state.erasures.knows(one)}
         self._answers += answers
         self.turn()
@@ -85,6 +93,9 @@ class Standing:
         if self._answers:
             self._usage.answers.add(self._answers)
             self._answers = []
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
 
     def saved(self) -> None:
         """A checkpoint was begun."""

@@ -13,11 +13,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
+from numpy.typing import NDArray
 
 from meterd.actors import identity, replay, restored
 from meterd.actors.actor import BEAT_SECONDS, Actor
@@ -31,22 +33,29 @@ from meterd.actors.disk import atomic_write
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
 from meterd.actors.identity_store import IdentityStore
 from meterd.actors.journal import timed
+from meterd.actors.leader_map import LeaderMap
+from meterd.actors.leaders import Leaders
 from meterd.actors.outcomes import (
     NO_REQUESTS,
     Origin,
     in_order,
+    parse_command_origin,
     parse_origin,
     refused_events,
     results,
 )
+from meterd.actors.replay import Replay
 from meterd.actors.sockets import Frame
+from meterd.actors.split_answers import LOOK_SECONDS, SplitAnswers
 from meterd.actors.standing import Standing
-from meterd.core.commit_queue import CommitQueue
+from meterd.core.applier import Applier
+from meterd.core.commit_queue import CommitQueue, Ready
+from meterd.core.group_facts import GroupFacts
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups
+from meterd.core.proposals import slices_of
 from meterd.core.raft.events import NOT_LEADER
 from meterd.core.refused_rows import RefusedRows
-from meterd.core.proposals import single_slice
 from meterd.core.state import DAY_NS, StateMachine
 from meterd.protocol import checkpoint_format, log_format
 from meterd.protocol.errors import DiskFull, NotLeader, Overloaded, exception_of
@@ -68,15 +77,20 @@ FULL_RETRY_MS = 10_000
 SAVING_SECONDS = 0.01
 # How soon to go on with what is done in turns.
 BUSY_SECONDS = 0.001
-# After how many applied records replication is told; every second it is told anyway.
-TELL_RECORDS = 64
 DURATION = 'ingest_duration_seconds{mode="sync"}'
 # What counts events that were not stored, by status; with the reason, where it has that label.
 COUNTERS = {
     "duplicate": "events_duplicate_total",
     "conflict": "events_conflict_total",
     "rejected": 'events_rejected_total{{reason="{}"}}',
+    "unknown": "events_unknown_total",
 }
+REGISTRY_KINDS = ("metric_put", "metric_delete", "retention_set")
+
+# Flag of a block of which all is committed as soon as it is durable.
+ALL_COMMITTED = b"\1"
+META_ONLY = np.array([log_format.META_GROUP])
+COMMANDS = (log_format.META, log_format.EXPIRE, log_format.ACCOUNT)
 
 # Who asked for a record: of events parsed, of a command as it came.
 Asked = Any
@@ -102,14 +116,21 @@ class Usage(Actor):
                 cells=limits.cells,
                 members=limits.cells,
             ),
+            self.who.beginning,
         )
-        self.refused = RefusedRows()
-        self.groups = Groups()
-        self.position = replay.BEGINNING
+        self.applier = Applier(self.state)
+        self._use_log(Groups(), replay.BEGINNING)
         self.answers = Answers(self)
         self._asking = Asking(self)
         self._standing = Standing(self)
-        self._commits: CommitQueue[tuple[Record, Asked]] = CommitQueue()
+        self.leader_map = LeaderMap(self.options)
+        self._splits = SplitAnswers(self)
+        self._before: dict[int, Any] = {}  # what refused rows were before their record, by sequence
+        self._replay: Replay | None = None  # while the log is read
+        self._replay_began = 0.0
+        self._start_sequence: int | None = None  # the last record in the log when we began
+        self._heard = False  # has replication said what is committed?
+        self._leaders = Leaders(self)
         self._answered: list[tuple[float, int, int, int, int]] = []  # of this turn, to be counted
         self._cuts = Cuts(self)
         self._judge_after: dict[int, list[Frame]] = {}  # by the record they came behind
@@ -117,9 +138,9 @@ class Usage(Actor):
         self._checkpoints = Checkpoints(directory, self._identities)
         self._checkpoint_requests = CheckpointRequests(self)
         self._records_unsaved = self._events_unsaved = self._events_handed = 0
-        self._records_untold = 0  # applied since replication was told
         self._busy = False  # is there more to do, of a checkpoint or an eviction?
         self._retention_told: dict[str, Any] | None = None
+        self._members_told = -1  # their version
         self.serving = False
         self._expire_due = 0.0
         self._full = False
@@ -136,9 +157,35 @@ class Usage(Actor):
 
     def _restore(self, state: dict[str, Any], arrays: dict[str, Any]) -> None:
         self.state.restore(state, arrays)
-        self.refused = RefusedRows.from_map(state["refused"])
-        self.groups = Groups.unpacked(state["log"])
-        self.position = replay.Position(*state["position"])
+        self.applier.refused = RefusedRows.from_map(state["refused"])
+        self.applier.facts = GroupFacts.unpacked(state["log"])
+        self._use_log(Groups.unpacked(state["log"]), replay.Position(*state["position"]))
+
+    def _use_log(self, groups: Groups, position: replay.Position) -> None:
+        """Go on from where a checkpoint stands in the log."""
+        self.queue: CommitQueue[Asked] = CommitQueue(groups, position, self._registry_version)
+
+    def _registry_version(self) -> int:
+        return self.state.registry.version
+
+    @property
+    def groups(self) -> Groups:
+        """What is applied: of each group, and the last record before which nothing waits."""
+        return self.queue.groups
+
+    @property
+    def position(self) -> replay.Position:
+        """Where the oldest block begins of which something waits: a replay begins there."""
+        return replay.Position(*self.queue.position)
+
+    @property
+    def read_end(self) -> replay.Position:
+        """Up to where the log may be read: rows that wait before it count as refused."""
+        return replay.Position(*self.queue.end)
+
+    @property
+    def refused(self) -> RefusedRows:
+        return self.applier.refused
 
     @property
     def answers_questions(self) -> bool:
@@ -150,20 +197,33 @@ class Usage(Actor):
         kind = frames[0]
         if kind == b"commit":
             located = np.frombuffer(frames[1], np.uint64).reshape(-1, 4).tolist()
-            self._commits.add_commit(located, np.frombuffer(frames[2], np.uint64).tolist())
-            self._apply_committed()
+            end = np.frombuffer(frames[2], np.uint64).tolist()
+            self.queue.add_commit(located, end, committed=frames[3] == ALL_COMMITTED)
+            self._heard |= frames[3] == ALL_COMMITTED
+            self._go_on()
         elif kind == b"record":
             record, origin = log_format.parse_frames(frames[2], frames[3]), frames[4]
-            asked: Asked | None = None  # what nobody here has asked for, nobody is answered
-            if origin:
-                asked = parse_origin(origin) if record.kind == log_format.EVENTS else origin
-            self._commits.add_record(int.from_bytes(frames[1], "little"), (record, asked))
-            self._apply_committed()
+            self.queue.add_record(record, _asked(record, origin))
+            self._go_on()
+        elif kind == b"committed":
+            groups = np.frombuffer(frames[1], np.uint16).astype(np.intp)
+            self.queue.add_committed(groups, np.frombuffer(frames[2], np.uint64))
+            self._heard = True
+            self._go_on()
+        elif kind == b"leaders":
+            self.leader_map.take(frames)
+            self._splits.led(self.leader_map.nodes.tolist())
+            self._leaders.take(frames)
+            self._go_on()
         elif kind == b"requests":
             for rid, header, body in unbundle(frames[1:]):
                 self._asking.on_request(rid, header, body)
+        elif kind == b"split":
+            self._splits.on_split(frames)
+        elif kind == b"outcome":
+            self._splits.on_outcome(frames)
         elif kind == b"judge":
-            before = self._commits.newest
+            before = self.queue.newest
             if before is not None:  # what came before is not applied yet
                 self._judge_after.setdefault(before, []).append(frames[1])
             else:
@@ -194,30 +254,52 @@ class Usage(Actor):
         if self._answered:
             self._count_answered()
             self.maybe_save()
+            self._leaders.tell_applied(time.monotonic())
 
     # Start
 
     def _on_replay(self, frames: list[bytes]) -> None:
-        """Apply what the log holds beyond the checkpoint, then serve."""
-        began = time.monotonic()
+        """Replay what the log holds beyond the checkpoint, as it becomes committed."""
+        self._replay_began = time.monotonic()
         self.lifeline.say("status replaying the log")
-        events = replay.replay(self, msgpack.unpackb(frames[1], strict_map_key=False)["sequence"])
-        seconds = time.monotonic() - began
-        fields = {"events": events, "seconds": f"{seconds:.3f}"}
+        last = msgpack.unpackb(frames[1], strict_map_key=False)["sequence"]
+        self._start_sequence, self._replay = last, Replay(self, last)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Apply what may be applied, first of what is replayed; serve when that is done."""
+        if self._replay is None:
+            self.apply_ready()
+        elif self._replay.turn(self._heard):
+            self._replay_read(self._replay)
+            self._replay = None
+        if not self.serving and self._replay is None:
+            self._try_serving()
+
+    def _replay_read(self, work: Replay) -> None:
+        seconds = time.monotonic() - self._replay_began
+        fields = {"events": work.events, "seconds": f"{seconds:.3f}"}
         logger.info("log replayed", extra={"fields": fields})
         self.telemetry.set("wal_recovery_duration_seconds", seconds)
-        self.telemetry.set("wal_recovered_events", events)
+        self.telemetry.set("wal_recovered_events", work.events)
+
+    def _try_serving(self) -> None:
+        """Serve when the log of the start is resolved, or all that this node has to answer for."""
+        start = self._start_sequence
+        if start is None or not self._leaders.known:
+            return  # what expires is proposed before anybody may propose events
+        if self.groups.sequence < start and not self._leaders.ready:
+            return
         self.serving = True
         if self.state.registry.entries:
             self._save_registry()  # the end may have come before there was room for it
         self.send("retention_sweeper", [b"hello", self.name.encode()])
         self._standing.begin()
+        self._announce_members()
         self._announce_registry([])
         self.answers.send()
         self._expire()
-        for number in self.refused.files():
-            if number < self.position.file_number:
-                self._announce_sealed(number)
+        self._announce_sealed_files()
         self.ready()
 
     def _on_hello(self, actor: str) -> None:
@@ -230,16 +312,32 @@ class Usage(Actor):
             self._standing.announce()
             self._tell_retention()
             self._room_told = False
-            for number in self.refused.files():
-                if number < self.position.file_number:
-                    self._announce_sealed(number)
+            self._announce_sealed_files()
         elif actor == "query":
             self._asking.forget_registry()
+        elif actor == "router":
+            self._members_told = -1
+            self._announce_members()
 
     def _announce_registry(self, answers: list[Frame]) -> None:
         """Give ingest the registry, and the answers that it may pass on once it has it."""
         packed = self.state.registry.to_bytes()
         self.send("ingest", [b"registry", packed, *bundle(answers)])
+
+    def _announce_members(self) -> None:
+        """Tell who belongs to the cluster, when that has changed."""
+        version = self.state.members.version
+        if version != self._members_told:
+            self._members_told = version
+            packed = self.state.members.to_bytes()
+            for actor in ("router", "replication"):
+                self.send(actor, [b"members", packed])
+
+    def _announce_sealed_files(self) -> None:
+        """Announce all files of which everything is resolved and that have no index yet."""
+        for number in self.refused.files():
+            if number < self.position.file_number:
+                self._announce_sealed(number)
 
     def _announce_sealed(self, file_number: int) -> None:
         bitmap, count = self.refused.packed(file_number)
@@ -248,25 +346,18 @@ class Usage(Actor):
 
     # Committed records
 
-    def _apply_committed(self) -> None:
-        """Apply the next block, if its commit and its records are here."""
-        block = self._commits.take()
-        if block is None:
-            return
-        for (sequence, file_number, _, first_row), (record, origin) in block.records:
-            self.apply(record, file_number, first_row, origin)
-            for refused in self._judge_after.pop(sequence, ()):
-                self._judge(refused)
-        self._move(replay.Position(*block.end))
-        if self._records_untold >= TELL_RECORDS:
-            self._tell_applied()
-
-    def _tell_applied(self) -> None:
-        """Tell replication how far each group is applied: it need not keep that in memory."""
-        self._records_untold = 0
-        groups = np.flatnonzero(self.groups.index)
-        index = self.groups.index[groups]
-        self.send("replication", [b"applied", groups.astype(np.uint16), index])
+    def apply_ready(self) -> None:
+        """Apply what is durable and committed."""
+        before = self.queue.position[0]
+        for ready in self.queue.ready():
+            self._apply(ready)
+            if ready.done:
+                for refused in self._judge_after.pop(ready.record.sequence, ()):
+                    self._judge(refused)
+        if self.serving:
+            for number in range(before, self.queue.position[0]):
+                if self.refused.rows(number):
+                    self._announce_sealed(number)
 
     def _on_refused(self, why: dict[str, Any], origin: Frame) -> None:
         """Replication has taken nothing of a proposal: its clients send it again."""
@@ -280,40 +371,42 @@ class Usage(Actor):
             if rid:
                 self.answers.error(rid, request_id, kind, error)
 
-    def _move(self, position: replay.Position) -> None:
-        """Everything before `position` is applied."""
-        before = self.position.file_number
-        self.position = position
-        for number in range(before, position.file_number):
-            if self.refused.rows(number):
-                self._announce_sealed(number)
-
-    def apply(self, record: Record, file_number: int, first_row: int, origin: Asked | None) -> None:
-        """Apply one record; answer its requests when there are any (there are none in a replay)."""
-        self.groups.follow(record)
-        self._records_unsaved += 1
-        self._records_untold += 1
-        self._events_unsaved += record.row_count
-        if record.kind != log_format.EVENTS and record.kind not in log_format.COMMANDS:
-            return  # of the groups, not of what they count
+    def _apply(self, ready: Ready[Asked]) -> None:
+        """Apply what is ready of a record; when nothing is left answer its requests, if any."""
+        record, origin = ready.record, ready.asked
+        if ready.done:
+            self._records_unsaved += 1
+            self._events_unsaved += record.row_count
         if record.kind != log_format.EVENTS:
-            result = self.state.apply_command(record)
-            self._after_command(record, result, origin)
+            result = self.applier.other(ready)
+            if record.kind in COMMANDS and result is not None:
+                self._after_command(record, result, origin)
             return
         refusals = None if origin is None else origin.refusals
-        before = None if refusals is None else self.state.judge(refusals)
-        outcome = self.state.apply_events(record)
-        self.refused.note(file_number, first_row, outcome != 0)
-        if origin is None:
+        if refusals is not None and record.sequence not in self._before:
+            self._before[record.sequence] = self.state.judge(refusals)
+        outcome = self.applier.events(ready)
+        if origin is None or outcome is None:
             return
         judged = None
-        if refusals is not None and before is not None:
-            after = self.state.judge(refusals)
+        if refusals is not None:
+            before, after = self._before.pop(record.sequence), self.state.judge(refusals)
             judged = in_order(origin, record, outcome, before, after)
         self._answer(origin, outcome, judged, record)
 
     def _answer(self, origin: Origin, outcome: Any, judged: Any, record: Record | None) -> None:
-        """Answer the requests of a record, and note what became of their events."""
+        """Answer the requests of a record, or of a part of them; keep what was refused."""
+        if outcome.any() or judged is not None:
+            refused = refused_events(origin, outcome, judged, record)
+            if refused:
+                self.send("retention_sweeper", [b"refused_events", msgpack.packb(refused)])
+        if origin.reply is not None:
+            self._splits.decided(origin, outcome, judged)
+        else:
+            self.answer_requests(origin, outcome, judged)
+
+    def answer_requests(self, origin: Origin, outcome: Any, judged: Any) -> None:
+        """Answer requests all of whose events are decided, and note what became of these."""
         received = stored = stored_async = synchronous = 0
         items: list[Item] = []
         for rid, request_id, result in results(origin, outcome, judged):
@@ -329,9 +422,6 @@ class Usage(Actor):
         if items:
             for (status, reason), count in Counter(item[1:] for item in items).items():
                 self.telemetry.add(COUNTERS[status].format(reason), count)
-            refused = refused_events(origin, outcome, judged, record)
-            if refused:
-                self.send("retention_sweeper", [b"refused_events", msgpack.packb(refused)])
 
     def _count_answered(self) -> None:
         """Count what was answered in this turn, once the answers are on their way."""
@@ -351,10 +441,11 @@ class Usage(Actor):
             self._answer(origin, np.zeros(0, np.uint8), judged, None)
 
     def _after_command(self, record: Record, result: dict[str, Any], origin: Frame | None) -> None:
-        if origin is None:
-            return
+        if origin is None and not self.serving:
+            return  # a replay
         command_answers = Answers(self)
-        for rid, request_id, kind in msgpack.unpackb(origin):
+        reply, asked = parse_command_origin(NO_REQUESTS if origin is None else origin)
+        for rid, request_id, kind in asked:
             if "error" in result:
                 command_answers.error(rid, request_id, kind, exception_of(result["error"]))
             else:
@@ -362,9 +453,22 @@ class Usage(Actor):
         if record.kind == log_format.META:
             self._save_registry()
             self._tell_retention()
-            self._announce_registry(command_answers.take())
+            self._announce_members()
+            self._announce_registry([*command_answers.take(), *self._splits.registry_moved()])
+            if reply is not None:
+                self._splits.command_done(reply, result)
         else:
-            self._standing.follow(command_answers.take())
+            if record.kind == log_format.EXPIRE:
+                self._tell_retention()
+            done = None if reply is None else partial(self._splits.command_done, reply, result)
+            self._standing.follow(command_answers.take(), done)
+
+    def answer_commands(self, kind: str, answers: list[Frame]) -> None:
+        """Let answers to commands go that other nodes have applied, when their promise holds."""
+        if kind in REGISTRY_KINDS:
+            self._announce_registry(answers)
+        else:
+            self._standing.follow(answers)
 
     def _save_registry(self) -> None:
         """Write the registry for those who look from outside; the log is the truth."""
@@ -384,22 +488,25 @@ class Usage(Actor):
     # Housekeeping
 
     def tick(self, now: float) -> float:
+        self._splits.turn(now)
+        self.answers.send()
         if not self.serving:
             return BEAT_SECONDS
         if now >= self._expire_due:
             self._expire()
             self._expire_due = now + self.options.retention.sweep_interval
         self._standing.turn()
-        if self._records_untold:
-            self._tell_applied()
         self._tell_retention()
+        self._announce_members()
         self._check_room()
         self.maybe_save()
         self._checkpoint_requests.turn()
         self._cuts.answer()
         self._tell_room()
+        self._leaders.tell_applied(now)
         if self._registry_unsaved:
             self._save_registry()
+        self.telemetry.set("view_changes_total", self.applier.facts.changes_of_partitions)
         for name, count in self.state.counts().items():
             self.telemetry.set(f'state_entries{{kind="{name}"}}', count)
         if self._checkpoints.saved_at:
@@ -407,17 +514,20 @@ class Usage(Actor):
             self.telemetry.set("checkpoint_last_success_timestamp_seconds", moment)
         if self._busy:
             return BUSY_SECONDS
+        if len(self._splits):
+            return LOOK_SECONDS
         return SAVING_SECONDS if self._checkpoint_requests.busy else BEAT_SECONDS
 
     def _expire(self) -> None:
-        """Propose to move the horizons to where the retention has them now."""
-        state, horizons = self.state, self._horizons(self.retention_days)
+        """Propose to move the horizons of what this node leads to where the retention has them."""
+        command = self._expiry(self.retention_days)
+        partitions = self.state.horizons.behind(self._leaders.led, command)
+        if len(partitions):
+            self.propose(log_format.EXPIRE, partitions, command)
+
+    def _expiry(self, days: int) -> dict[str, Any]:
         future_ns = self.options.retention.future_hours * HOUR_NS
-        of_totals = min(horizons["horizon"], horizons["totals_horizon"])
-        moves = horizons["horizon"] > state.horizon or of_totals > state.totals_horizon
-        if moves or future_ns != state.future_ns:
-            command = {"op": "expire", "future_ns": future_ns} | horizons
-            self.propose(log_format.EXPIRE, log_format.META_GROUP, command)
+        return {"op": "expire", "future_ns": future_ns} | self._horizons(days)
 
     def _horizons(self, days: int) -> dict[str, int]:
         """Return the beginnings of the oldest days of which events, and totals, are kept.
@@ -440,20 +550,33 @@ class Usage(Actor):
         return self.options.retention.days if set_days is None else set_days
 
     def propose_retention(self, rid: bytes, request_id: int, days: int) -> None:
-        """Have every replica keep events for so many days from now on; the answer comes later."""
-        command = {"op": "retention_set", "days": days} | self._horizons(days)
+        """Have every replica keep events for so many days from now on; the answer comes later.
+
+        Where this node leads everything it comes when the horizons have moved, too; other leaders
+        move theirs when they see the days.
+        """
+        command = {"op": "retention_set", "days": days}
         origin = msgpack.packb([(rid, request_id, "retention_set")])
-        self.propose(log_format.META, log_format.META_GROUP, command, origin)
+        led = self._leaders.led
+        alone = len(led) == log_format.META_GROUP
+        answers = (NO_REQUESTS, origin) if alone else (origin, NO_REQUESTS)
+        self.propose(log_format.META, META_ONLY, command, answers[0])
+        if len(led):
+            self.propose(log_format.EXPIRE, led, self._expiry(days), answers[1])
 
     def propose(
-        self, kind: int, group: int, command: dict[str, Any], origin: bytes = NO_REQUESTS
+        self,
+        kind: int,
+        groups: NDArray[np.intp],
+        command: dict[str, Any],
+        origin: bytes = NO_REQUESTS,
     ) -> None:
-        """Have a command ordered and logged."""
+        """Have a command ordered and logged in some groups."""
         packed = msgpack.packb(command)
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
         meta = {
             "kind": kind,
-            "slices": single_slice(group, payload),
+            "slices": slices_of(groups.tolist(), payload),
             "row_count": 0,
             "heap_size": len(packed),
             "registry_version": self.state.registry.version,
@@ -476,6 +599,11 @@ class Usage(Actor):
             self._room_told = waiting
             said = b"1" if waiting else b"0"
             self.send("retention_sweeper", [b"no_room", self.name.encode(), said])
+
+    def note_leaders(self) -> None:
+        """This node leads other groups now: their horizons may be behind."""
+        if self.serving:
+            self._expire()
 
     def _tell_retention(self) -> None:
         """Tell the sweeper what it may delete: nothing of this ever goes back."""
@@ -555,7 +683,11 @@ class Usage(Actor):
     def save(self) -> None:
         """Begin to save a checkpoint; none may be under way."""
         position = {
-            "log": {"file_number": self.position.file_number, **self.groups.packed()},
+            "log": {
+                "file_number": self.position.file_number,
+                **self.groups.packed(),
+                **self.applier.facts.packed(),
+            },
             "position": list(self.position),
             "refused": self.refused.to_map(),
         }
@@ -584,7 +716,7 @@ class Usage(Actor):
         }
 
     def drained(self) -> bool:
-        return self._commits.empty
+        return self.queue.empty
 
     def close(self) -> None:
         """Save a last checkpoint, so that the next start has nothing to replay."""
@@ -598,3 +730,12 @@ class Usage(Actor):
                 self._take_saved(wait=True)
             self._checkpoint_requests.turn()
         self._identities.finish()
+
+
+def _asked(record: Record, origin: Frame) -> Asked:
+    """Return who asked for a record; None when nobody did."""
+    if not origin:
+        return None
+    if record.kind == log_format.EVENTS:
+        return parse_origin(origin)
+    return origin if record.kind in COMMANDS else None

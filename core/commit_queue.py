@@ -1,84 +1,371 @@
-"""Brings records and their commits together: they reach usage by different ways, each in order.
+"""Says what may be applied: slices of records that are durable here, committed, and not replaced.
 
-Sans-I/O.  A commit covers a block, all of whose records are applied together.  It may come before
-records of it, because it comes from another actor: then it waits for them, and the next waits
-behind it.
+Sans-I/O.  Records and what is durable and committed come by different ways, each in its order.  A
+record is taken at once when everything in it may be applied and nothing before it waits: that is
+nearly always so, and then no slice is looked at.  Otherwise it is held until each of its slices is
+applied, or *replaced* (a later slice of the group took its index before it was committed), or *not
+here*; what the checkpoint had applied already is passed over.  Groups do not wait for each other.
+
+Where a later slice replaces earlier ones is kept as a cut (record, first index that is gone), and
+there is none while leaders stay.  A log that is replayed is looked through for cuts first
+(actors/replay.py), so that its records can be read when their turn comes.
 
 Invariants:
-  * blocks are taken in the order of their commits, each with all its records
-  * a record or commit that does not follow the last one is a fault, so nothing waits for ever
-Bounded by what the router admits: every record and every commit here belongs to requests in flight.
+  * the slices of a group are taken in the order of their indices, without a gap
+  * nothing that a cut has removed is taken, and no cut removes what is committed
+  * `position` is where the oldest block begins of which something is unresolved
+Bounded by what the router admits (records on their way) and by what the engine appends beyond the
+commit index (unresolved slices); blocks behind an unresolved one are merged beyond BLOCKS_MAX.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from meterd.protocol.errors import InvariantViolation
+import numpy as np
+from numpy.typing import NDArray
 
-Item = TypeVar("Item")
+from meterd.core.log_scan import Groups
+from meterd.protocol.errors import InvariantViolation
+from meterd.protocol.log_format import GROUP_COUNT, NOT_HERE, REPAIR, Record
+
+Asked = TypeVar("Asked")
 
 # Of a record: sequence, file number, offset in the file, first row in the file.
 Location = Sequence[int]
+# Where a block belongs: file number, offset, block_seq, row, previous_crc.
+Place = Sequence[int]
+Mask = NDArray[np.bool_]
+Words = NDArray[np.uint64]
+
+# States of a slice.
+WAITING, APPLIED, REPLACED, ABSENT, PASSED = range(5)
+# Beyond so many blocks their places are no longer kept one by one.
+BLOCKS_MAX = 4_096
 
 
-class Block(NamedTuple, Generic[Item]):
-    """Committed records, and where the next block belongs (five words)."""
+class Ready(NamedTuple, Generic[Asked]):
+    """What may be applied now of a record; the first of a record that waits may be nothing."""
 
-    records: Sequence[tuple[Location, Item]]
-    end: Sequence[int]
+    record: Record
+    location: Location
+    asked: Asked
+    chosen: Mask | None  # slices; None: all of them, at once
+    passed: Mask | None  # slices that the checkpoint has applied
+    done: bool  # nothing of the record is left
 
 
-class CommitQueue(Generic[Item]):
-    """Change it only through `add_record`, `add_commit` and `take`."""
+class _Block:
+    """Records that became durable together, and where the next block belongs."""
 
-    def __init__(self) -> None:
-        self._records: dict[int, Item] = {}  # by sequence, in its order
-        self._commits: deque[tuple[Sequence[Location], Sequence[int]]] = deque()
-        self._last = 0  # sequence of the newest record that came
-        self._committed = 0  # and of the newest that is committed
+    __slots__ = ("end", "last", "unresolved")
+
+    def __init__(self, unresolved: int, last: int, end: Place) -> None:
+        self.unresolved, self.last, self.end = unresolved, last, end
+
+
+class _Held(Generic[Asked]):
+    """A durable record that waits, and the state of each of its slices."""
+
+    __slots__ = ("asked", "block", "groups", "index", "location", "record", "seen", "states")
+
+    def __init__(self, record: Record, asked: Asked, location: Location, block: _Block) -> None:
+        self.record, self.asked, self.location, self.block = record, asked, location, block
+        self.groups: NDArray[np.intp] = record.slices["partition"].astype(np.intp)
+        self.index: Words = record.slices["index"].astype(np.uint64)
+        absent = record.slices["flags"] & NOT_HERE != 0
+        self.states = np.where(absent, ABSENT, WAITING).astype(np.uint8)
+        self.seen = False  # has somebody been told that it waits?
+
+
+class CommitQueue(Generic[Asked]):
+    """`groups` is what is applied; it moves on as slices are taken from `ready`."""
+
+    def __init__(self, groups: Groups, position: Place, registry: Callable[[], int]) -> None:
+        """Begin with what a checkpoint says; `registry` returns the version that is applied."""
+        self.groups = groups
+        self.position = position
+        self.end = position  # behind the last durable block of which records were taken or held
+        self._registry = registry
+        self.committed = groups.index.copy()
+        self._base = groups.index.copy()  # applied by the checkpoint
+        self._coming: dict[int, tuple[Record, Asked]] = {}  # not durable yet, by sequence
+        self._commits: deque[tuple[Sequence[Location], Place, bool]] = deque()
+        self._noted = 0  # of these commits: so many have raised `committed`
+        self._held: dict[int, _Held[Asked]] = {}  # in the order of the log
+        self._blocks: deque[_Block] = deque()
+        self._newest = 0  # sequence of the last record that came
+        self._durable = 0  # and of the last that is durable
+        self._replayed = 0  # the last record that was in the log when the replay began
+        self._reading = False  # is some of it still to come?
+        self._unscanned: deque[Record] = deque()
+        self._last = groups.index.copy()  # of each group, when nothing is stale or unscanned
+        self._stale = False
+        self._cuts: dict[int, list[tuple[int, int]]] = {}  # group: (sequence, first index gone)
+        self._changed = False
 
     @property
     def newest(self) -> int | None:
-        """Return the sequence of the newest record that is here."""
-        return self._last if self._records else None
+        """Return the sequence of the newest record that is here and not resolved."""
+        for waiting in (self._coming, self._held):
+            if waiting:
+                return next(reversed(waiting))
+        return None
+
+    @property
+    def unresolved(self) -> int:
+        """Return how many durable records wait."""
+        return len(self._held)
 
     @property
     def empty(self) -> bool:
         """Is there neither a record nor a commit?"""
-        return not (self._records or self._commits)
+        return not (self._coming or self._commits or self._held)
 
-    def add_record(self, sequence: int, item: Item) -> None:
-        """Take a record that has just come.  Raises InvariantViolation when one was left out."""
-        if self._last and sequence != self._last + 1:
-            raise InvariantViolation(f"record {sequence} came after record {self._last}")
-        self._records[sequence] = item
-        self._last = sequence
+    def last_index(self) -> Words:
+        """Return the last index of each group in the records that have come (u64[257])."""
+        self._scan()
+        return self.groups.index if self._stale else self._last
 
-    def add_commit(self, located: Sequence[Location], end: Sequence[int]) -> None:
-        """Take a commit that has just come: the records of one block, in order.
+    # What comes
+
+    def add_record(self, record: Record, asked: Asked) -> None:
+        """Take a record that has just been made.  Raises InvariantViolation on a gap."""
+        if self._newest and record.sequence != self._newest + 1:
+            raise InvariantViolation(f"record {record.sequence} came after record {self._newest}")
+        self._coming[record.sequence] = (record, asked)
+        self._newest = record.sequence
+        self._unscanned.append(record)
+
+    def add_commit(self, located: Sequence[Location], end: Place, committed: bool) -> None:
+        """Take a block that is durable now; `committed`: all that is here in it is committed, too.
 
         Raises InvariantViolation when it does not follow the last one.
         """
-        if self._committed and located[0][0] != self._committed + 1:
+        if self._durable and located[0][0] != self._durable + 1:
             raise InvariantViolation(
-                f"record {located[0][0]} was committed after record {self._committed}"
+                f"record {located[0][0]} was committed after record {self._durable}"
             )
-        self._commits.append((located, end))
-        self._committed = located[-1][0]
+        self._commits.append((located, end, committed))
+        self._durable = located[-1][0]
 
-    def take(self) -> Block[Item] | None:
-        """Return the next block when its commit and all its records are here."""
-        if not self._commits:
+    def add_committed(self, groups: NDArray[np.intp], index: Words) -> None:
+        """These groups are committed up to these indices.  They never go back.
+
+        Whoever says so knows all records that have come: what replaces something came before.
+        """
+        self._scan()
+        self.committed[groups] = np.maximum(self.committed[groups], index)
+        self._changed = True
+
+    def replay(self, last: int, last_index: Words, cuts: Iterable[tuple[int, int, int]]) -> None:
+        """Records up to `last` will be added from the log (`add_logged`), then `end_replay`.
+
+        last_index u64[257]: of the log's slices, 0 where there are none; cuts: (group, sequence of
+        the record, first index that is gone).
+        """
+        self._newest = self._durable = self._replayed = last
+        self._last = np.maximum(last_index, np.where(last_index, 0, self.groups.index))
+        self._reading = True
+        for group, sequence, index in cuts:
+            self._cuts.setdefault(group, []).append((sequence, index))
+
+    def add_logged(
+        self, records: Sequence[tuple[Location, Record]], end: Place, asked: Asked
+    ) -> None:
+        """Take the next block of the log that is replayed."""
+        self._hold([(location, record, asked) for location, record in records], end)
+
+    def end_replay(self) -> None:
+        """The log has been read up to where it ended at the start."""
+        self._reading = False
+
+    # What may be applied
+
+    def ready(self) -> Iterator[Ready[Asked]]:
+        """Yield what may be applied; `groups` has moved on by it already."""
+        if self._reading:
+            self._raise_committed()
+        while not self._reading and (block := self._next_block()) is not None:
+            yield from self._enter(*block)
+        if self._held:
+            self._scan()
+            yield from self._walk()
+
+    def _next_block(self) -> tuple[Sequence[Location], Place, bool] | None:
+        """Return the next durable block when all its records are here."""
+        if not self._commits or self._commits[0][0][-1][0] > self._newest:
             return None
-        located, end = self._commits[0]
-        if located[-1][0] > self._last:
+        self._noted = max(0, self._noted - 1)
+        return self._commits.popleft()
+
+    def _raise_committed(self) -> None:
+        """Take from blocks that wait for the replay's end that they are committed."""
+        for located, _, committed in list(self._commits)[self._noted :]:
+            if located[-1][0] > self._newest:
+                return
+            self._noted += 1
+            if committed:
+                for sequence, *_ in located:
+                    self._commit(self._coming[sequence][0])
+
+    def _commit(self, record: Record) -> None:
+        """Everything that is here in a record is committed."""
+        here = record.slices[record.slices["flags"] & NOT_HERE == 0]
+        self.add_committed(here["partition"].astype(np.intp), here["index"])
+
+    def _enter(
+        self, located: Sequence[Location], end: Place, committed: bool
+    ) -> Iterator[Ready[Asked]]:
+        rows: list[tuple[Location, Record, Asked]] = []
+        for location in located:
+            found = self._coming.pop(location[0], None)
+            if found is None:
+                raise InvariantViolation(f"record {location[0]} is committed but never came")
+            record, asked = found
+            if committed and not (self._held or rows) and self._is_simple(record):
+                self._take_whole(record)
+                yield Ready(record, location, asked, None, None, True)
+                continue
+            if committed:
+                self._commit(record)
+            rows.append((location, record, asked))
+        self._hold(rows, end, located[-1][0])
+
+    def _is_simple(self, record: Record) -> bool:
+        """May all slices be applied at once, now that everything before it is resolved?"""
+        if record.registry_version > self._registry() or len(record.slices) == 0:
+            return False
+        return not (self._cuts or record.slices["flags"].any())
+
+    def _take_whole(self, record: Record) -> None:
+        if self._unscanned and self._unscanned[0] is record:
+            self._unscanned.popleft()
+            self._stale = True
+        self.groups.take(record, record.slices)
+
+    def _hold(
+        self, rows: Sequence[tuple[Location, Record, Asked]], end: Place, last: int = 0
+    ) -> None:
+        """Hold records of a block that is durable; none: all of it is resolved."""
+        last = last or rows[-1][0][0]
+        self.end = end
+        if len(self._blocks) >= BLOCKS_MAX and not self._blocks[-1].unresolved:
+            block = self._blocks[-1]
+            block.unresolved, block.last, block.end = len(rows), last, end
+        else:
+            block = _Block(len(rows), last, end)
+            self._blocks.append(block)
+        for location, record, asked in rows:
+            self._held[record.sequence] = _Held(record, asked, location, block)
+        self._changed = True
+        self._advance()
+
+    def _advance(self) -> None:
+        """Move on over blocks of which nothing is left."""
+        blocks = self._blocks
+        while blocks and not blocks[0].unresolved:
+            self.position, self.groups.sequence = blocks[0].end, blocks[0].last
+            blocks.popleft()
+        if self._cuts and not self._reading:
+            done = self.groups.sequence
+            kept = {g: [cut for cut in cuts if cut[0] > done] for g, cuts in self._cuts.items()}
+            self._cuts = {group: cuts for group, cuts in kept.items() if cuts}
+
+    def _walk(self) -> Iterator[Ready[Asked]]:
+        """Go over what is held until nothing more can be taken."""
+        while self._changed:
+            self._changed = False
+            for held in list(self._held.values()):
+                version = self._registry()
+                ready = self._step(held)
+                if ready is not None:
+                    yield ready
+                self._changed |= self._registry() != version
+
+    def _step(self, held: _Held[Asked]) -> Ready[Asked] | None:
+        """Resolve what can be resolved of a record; return None when nothing has changed."""
+        record, states = held.record, held.states
+        if len(states) == 0:
+            if next(iter(self._held)) != record.sequence:
+                return None  # it speaks of what comes before it
+            return self._told(held, states == APPLIED)
+        applied = self.groups.index[held.groups]
+        if not held.seen and record.sequence <= self._replayed:
+            states[(states == WAITING) & (held.index <= self._base[held.groups])] = PASSED
+        if self._cuts:
+            self._cut(held)
+        waiting = states == WAITING
+        states[waiting & (held.index <= applied)] = REPLACED  # a repair of what was not lost
+        chosen = waiting & (held.index == applied + np.uint64(1))
+        chosen &= held.index <= self.committed[held.groups]
+        if record.registry_version > self._registry():
+            chosen[:] = False
+        if chosen.any():
+            states[chosen] = APPLIED
+            taken = record.slices[chosen]
+            self.groups.take(record, taken)
+            # The slices behind a damaged one wait for its repair, which stands behind them.
+            self._changed |= bool((taken["flags"] & REPAIR).any())
+        return self._told(held, chosen)
+
+    def _cut(self, held: _Held[Asked]) -> None:
+        for row in np.flatnonzero(held.states == WAITING).tolist():
+            for sequence, index in self._cuts.get(int(held.groups[row]), ()):
+                if sequence > held.record.sequence and index <= int(held.index[row]):
+                    held.states[row] = REPLACED
+
+    def _told(self, held: _Held[Asked], chosen: Mask) -> Ready[Asked] | None:
+        done = not (held.states == WAITING).any()
+        if held.seen and not done and not chosen.any():
             return None
-        self._commits.popleft()
-        records = self._records
-        for sequence, *_ in located:
-            if sequence not in records:
-                raise InvariantViolation(f"record {sequence} is committed but never came")
-        return Block([(row, records.pop(row[0])) for row in located], end)
+        whole = done and not held.seen and bool(chosen.all())
+        held.seen = True
+        if done:
+            del self._held[held.record.sequence]
+            held.block.unresolved -= 1
+            self._advance()
+        passed = None if whole else held.states == PASSED
+        mask = None if whole else chosen
+        return Ready(held.record, held.location, held.asked, mask, passed, done)
+
+    def _scan(self) -> None:
+        """Look through new records for slices that replace earlier ones.
+
+        When none was looked at that is still held, `_last` is what is applied.
+        """
+        if not self._unscanned:
+            return
+        if self._stale:
+            self._last, self._stale = self.groups.index.copy(), False
+        for record in self._unscanned:
+            for group, index in find_cuts(record.slices, self._last):
+                if index <= max(int(self.committed[group]), int(self.groups.index[group])):
+                    raise InvariantViolation(
+                        f"record {record.sequence} replaces op {index} of group {group},"
+                        " which is committed"
+                    )
+                self._cuts.setdefault(group, []).append((record.sequence, index))
+                self._changed = True
+        self._unscanned.clear()
+
+
+def find_cuts(slices: NDArray[np.void], last_index: Words) -> list[tuple[int, int]]:
+    """Return (group, first index that is gone) of slices that replace earlier ones.
+
+    last_index u64[257]: of each group; moved on.
+    """
+    flags = slices["flags"]
+    if flags.any():
+        slices = slices[flags & (NOT_HERE | REPAIR) == 0]
+    groups, index = slices["partition"].astype(np.intp), slices["index"]
+    gone = np.flatnonzero(index <= last_index[groups]).tolist()
+    last_index[groups] = index
+    return [(int(groups[row]), int(index[row])) for row in gone]
+
+
+def everything(last_index: Words) -> tuple[NDArray[np.intp], Words]:
+    """Return what to say to `add_committed` when all of a log is committed."""
+    return np.arange(GROUP_COUNT), last_index

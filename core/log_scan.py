@@ -74,7 +74,7 @@ class Torn(NamedTuple):
 class Groups:
     """The last term, index, digest and time of each group, and the last record's time and number.
 
-    Changes only through `follow`.
+    Changes only through `follow` and `take`.
     """
 
     def __init__(self) -> None:
@@ -136,6 +136,19 @@ class Groups:
             raise Damaged(record.offset, "a record's time is not after the last one's of its group")
         self.time[groups] = record.leader_time
         self.leader_time = max(self.leader_time, record.leader_time)
+
+    def take(self, record: Record, slices: NDArray[np.void]) -> None:
+        """Move on by slices of a record that are applied, whatever their flags.
+
+        The number of the last record stays.  Raises Damaged when one does not follow its group's.
+        """
+        self.take_time(record, slices["partition"])
+        if slices["flags"].any():
+            slices = slices.copy()
+            slices["flags"] = 0
+        fault = sectors.follow_slices(slices, self.term, self.index, self.digest)
+        if fault:
+            raise Damaged(record.offset, SLICE_FAULTS[fault])
 
 
 def verify_chain(record: Record, groups: Groups) -> None:

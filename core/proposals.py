@@ -30,11 +30,11 @@ def command(kind: int, groups: Iterable[int], fields: Any, registry_version: int
     """Return the proposal of one command for some groups, ascending."""
     packed = msgpack.packb(fields)
     payload = packed.ljust(log_format.padded(len(packed)), b"\0")
-    slices = body_slices(groups, payload)
+    slices = slices_of(groups, payload)
     return Proposal(kind, slices, payload, 0, len(packed), registry_version)
 
 
-def body_slices(groups: Iterable[int], body: bytes) -> bytearray:
+def slices_of(groups: Iterable[int], body: bytes) -> bytearray:
     """Return the slice table of a payload that is one body, the same for each group, ascending."""
     first, second = stage.content_of_bytes(np.frombuffer(body, np.uint8))
     words = np.array([[group | 1 << 32, 0, first, second, 0] for group in groups], np.uint64)
@@ -43,4 +43,4 @@ def body_slices(groups: Iterable[int], body: bytes) -> bytearray:
 
 def single_slice(group: int, body: bytes) -> bytearray:
     """Return the slice table of a payload that is one body for one group."""
-    return body_slices((group,), body)
+    return slices_of((group,), body)

@@ -22,12 +22,13 @@ from meterd.core.proposals import Proposal
 from meterd.core.raft.events import Write, WriteRepair, WriteSnapshot, WriteTerm
 from meterd.core.raft.slices import WriteSlices
 from meterd.protocol import log_facts, log_format, raft_records
-from meterd.protocol.log_facts import TERM_ROW, UNCERTAIN, LogMark
+from meterd.protocol.log_facts import UNCERTAIN, LogMark
 from meterd.protocol.log_format import (
     NOT_HERE,
     RECORD_HEADER_SIZE,
     REPAIR,
     SLICE,
+    TERM_ROW,
     Record,
     RecordFields,
 )

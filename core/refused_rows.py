@@ -15,7 +15,7 @@ _GROWTH = 1 << 16
 
 
 class RefusedRows:
-    """Bitmaps by file number.  Changed only through `note` and `forget`."""
+    """Bitmaps by file number.  Changed only through `note`, `note_some` and `forget`."""
 
     def __init__(self) -> None:
         self._bits: dict[int, NDArray[np.uint8]] = {}
@@ -24,14 +24,25 @@ class RefusedRows:
     def note(self, file_number: int, first_row: int, refused: NDArray[np.bool_]) -> None:
         """Take note of the rows of one record: which were not stored."""
         end = first_row + len(refused)
+        self._room(file_number, end)[first_row:end] = refused
+
+    def note_some(
+        self, file_number: int, first_row: int, rows: NDArray[np.bool_], refused: bool
+    ) -> None:
+        """Take note of some rows of one record: all stored, or none; the others stay."""
+        end = first_row + len(rows)
+        self._room(file_number, end)[first_row:end][rows] = refused
+
+    def _room(self, file_number: int, end: int) -> NDArray[np.uint8]:
+        """Return the bits of a file, at least up to a row that has been looked at."""
         bits = self._bits.get(file_number)
         if bits is None or end > len(bits):
             grown = np.zeros(-(-end // _GROWTH) * _GROWTH, np.uint8)
             if bits is not None:
                 grown[: len(bits)] = bits
             bits = self._bits[file_number] = grown
-        bits[first_row:end] = refused
-        self._counts[file_number] = end
+        self._counts[file_number] = max(end, self._counts.get(file_number, 0))
+        return bits
 
     def forget(self, file_number: int) -> None:
         """Drop a file whose index holds its bitmap now."""
@@ -43,7 +54,7 @@ class RefusedRows:
         return sorted(self._counts)
 
     def rows(self, file_number: int) -> int:
-        """Return how many rows of a file have been applied."""
+        """Return how many rows of a file have been looked at."""
         return self._counts.get(file_number, 0)
 
     def packed(self, file_number: int) -> tuple[bytes, int]:

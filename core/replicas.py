@@ -35,23 +35,19 @@ from meterd.core.raft.events import (
     Refused,
     RoleChanged,
     Tick,
-    TransferLeadership,
     WriteOps,
     WriteSnapshot,
 )
 from meterd.core.raft.fast_node import FastNode
 from meterd.core.raft.group import Group
 from meterd.core.raft.log import Log
-from meterd.core.raft.node import NodeEvent, Output, ProposeSlices, Received, Request
+from meterd.core.raft.node import NodeEvent, Output, ProposeSlices, Received
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.slices import AcceptedSlices, CommitSlices
 from meterd.core.raft.state import LEADER, Random, Recovered
 from meterd.protocol.log_format import CONFIG, GROUP_COUNT
 from meterd.protocol.raft_messages import Envelope, Mark, Op, node_of
 from meterd.protocol.raft_slices import Ints
-
-# Groups that are handed over at once.
-HAND_OVERS_MAX: Final = 16
 
 NONE: Final[Ints] = np.zeros(0, np.int64)
 
@@ -134,6 +130,11 @@ class Replicas:
         self._opened = False
 
     @property
+    def node(self) -> FastNode:
+        """The engine, for those who only look."""
+        return self._node
+
+    @property
     def waiting(self) -> bool:
         """Is anything appended and not yet durable?"""
         return bool(self._blocks)
@@ -179,15 +180,6 @@ class Replicas:
     def tick(self, clock: Clock) -> Step:
         """Do what is due."""
         return self.step(Tick(), clock)
-
-    def hand_over(self, clock: Clock) -> list[Step]:
-        """Hand groups over to whom their number prefers, a few at a time, where he is fit."""
-        steps: list[Step] = []
-        for group in np.flatnonzero(self.leaders == node_of(self.member)).tolist():
-            target = self._node.preferred(group, clock.now)
-            if target != self.member and len(steps) < HAND_OVERS_MAX:
-                steps.append(self.step(Request(group, TransferLeadership(target)), clock))
-        return steps
 
     def step(self, event: NodeEvent, clock: Clock, cause: Any = None) -> Step:
         """Take any event of the engine."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from meterd.core.balances import Balances
 from meterd.core.erasures import ERASURES_MAX, Erasure, Erasures, erasure_of, none_erased
+from meterd.core.horizons import BEGINNING, Horizons
 from meterd.core.identity_runs import Entries, Run, run_arrays
 from meterd.core.kernels import apply as kernels
 from meterd.core.kernels import erased as erased_kernels
@@ -27,19 +28,27 @@ from meterd.core.kernels.bloom import FILTER_KEYS, FILTER_WORDS, add_entries
 from meterd.core.kernels.index import ENTRIES, Index
 from meterd.core.kernels.memory import handle_of, reserve
 from meterd.core.kernels.tables import Capacity, Tables, make_tables
+from meterd.core.members import OPS as MEMBER_OPS
+from meterd.core.members import Members
 from meterd.core.metric_table import MetricBook, make_book
+from meterd.core.record_part import part_of, rows_of
 from meterd.core.registry import Registry
 from meterd.core.snapshot import CELLS, Snapshot
 from meterd.core.staging import Refusals, code_hash
 from meterd.protocol import log_format
-from meterd.protocol.errors import InvariantViolation, MeterdError, TooManyErasures, error_body
+from meterd.protocol.errors import (
+    UNKNOWN,
+    InvariantViolation,
+    MeterdError,
+    TooManyErasures,
+    error_body,
+)
 from meterd.protocol.log_format import Record
 from meterd.protocol.metric import MetricDefinition
 
 # The largest record: a full one and one request more (core/staging.py).
 ROWS_MAX = table_kernels.RECORD_ROWS_MAX
 DAY_NS = table_kernels.DAY_NS
-BEGINNING = -(2**63)
 # A counter that is always 0.
 NONE_FREE = table_kernels.COUNTERS - 1
 # Commands of an account: nothing about metrics changes.
@@ -54,7 +63,10 @@ EVICT_FREED_MAX = 512
 class StateMachine:
     """See the module."""
 
-    def __init__(self, identity_key: tuple[int, int], capacity: Capacity) -> None:
+    def __init__(
+        self, identity_key: tuple[int, int], capacity: Capacity, members: Members | None = None
+    ) -> None:
+        """`members` are those of the cluster's beginning."""
         self._key_pair = identity_key
         self._use(make_tables(capacity, identity_key))
         self._capacity = capacity
@@ -74,11 +86,10 @@ class StateMachine:
         self._flushing: Entries = self._spare_journal[:0]
         self._runs: list[Run] = []
         self.registry = Registry()
-        self.horizon = BEGINNING
-        self.totals_horizon = BEGINNING  # totals before it are an opening state
+        self.horizons = Horizons()
+        self.members = members or Members()
         self.erasures = none_erased(self.tables.key)
         self.balances = Balances()
-        self.future_ns = DAY_NS
         self.retention_days: int | None = None  # None: nobody has set it, the option counts
         self.leader_time = 0
         self.stored = 0  # events counted, ever
@@ -99,10 +110,43 @@ class StateMachine:
 
     # Applying
 
-    def apply_events(self, record: Record) -> NDArray[np.uint8]:
-        """Apply a record of events; return each row's status | reason << 4, until the next call."""
+    @property
+    def horizon(self) -> int:
+        """The horizon of all partitions together: what is before it may be dropped."""
+        return self.horizons.events
+
+    @property
+    def totals_horizon(self) -> int:
+        """The same of totals, which are an opening state before it."""
+        return self.horizons.totals
+
+    @property
+    def future_ns(self) -> int:
+        """How far ahead an event may lie in any partition."""
+        return self.horizons.future_ns
+
+    def apply_events(
+        self, record: Record, chosen: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.uint8]:
+        """Apply some slices of a record of events, or all of them.
+
+        Returns each row's status | reason << 4, until the next call: UNKNOWN for rows of others.
+        """
         self._advance(record)
         self._check_room()
+        if chosen is None and self.horizons.alike:
+            return self._apply_rows(record, self.horizons.times)
+        if chosen is None:
+            chosen = np.ones(len(record.slices), np.bool_)
+        outcome = np.full(record.row_count, UNKNOWN, np.uint8)
+        partitions = record.slices["partition"].astype(np.intp)
+        for mask, times in self.horizons.parts(partitions, chosen):
+            part = record if mask.all() else part_of(record, mask)
+            outcome[rows_of(record, mask)] = self._apply_rows(part, times)
+        return outcome
+
+    def _apply_rows(self, record: Record, times: tuple[int, int]) -> NDArray[np.uint8]:
+        """Apply all rows of a record; times: horizon and future limit of all its partitions."""
         stored, newest = kernels.apply(
             np.frombuffer(record.payload, np.uint8),
             record.row_count,
@@ -110,7 +154,7 @@ class StateMachine:
             self.handle,
             self._book.handle,
             self._scratch_handle,
-            (self.horizon, record.leader_time + self.future_ns),
+            (times[0], record.leader_time + times[1]),
         )
         if stored == kernels.UNKNOWN_METRIC:
             raise InvariantViolation("a record names a metric number that was never given")
@@ -125,19 +169,27 @@ class StateMachine:
             if counters[used] - counters[free] > capacity:
                 raise InvariantViolation(f"the tables are full; raise limits.{key}")
 
-    def apply_command(self, record: Record) -> dict[str, Any]:
-        """Apply a command of the log; return its result, or an error body under "error"."""
+    def apply_command(
+        self, record: Record, chosen: NDArray[np.bool_] | None = None
+    ) -> dict[str, Any]:
+        """Apply a command of the log, in all its groups or some.
+
+        Returns its result, or an error body under "error".
+        """
         self._advance(record)
         command = msgpack.unpackb(record.body, strict_map_key=False)
+        groups = record.slices["partition"]
         try:
-            result = self._command(command, record)
+            result = self._command(command, record, groups if chosen is None else groups[chosen])
         except MeterdError as error:
             return {"error": error_body(error)}
-        if command["op"] not in ACCOUNT_OPS:
+        if command["op"] not in (*ACCOUNT_OPS, *MEMBER_OPS):
             self._renew_book()
         return result
 
-    def _command(self, command: dict[str, Any], record: Record) -> dict[str, Any]:
+    def _command(
+        self, command: dict[str, Any], record: Record, groups: NDArray[np.uint16]
+    ) -> dict[str, Any]:
         op, leader_time = command["op"], record.leader_time
         if op == "metric_put":
             definition = MetricDefinition.from_map(command["definition"])
@@ -150,28 +202,21 @@ class StateMachine:
             self.registry.delete(command["code"])
             return {"code": command["code"]}
         if op == "expire":
-            self._raise_horizons(command)
-            self.future_ns = command["future_ns"]
+            self.horizons.move(groups, command)
             return {"horizon": self.horizon, "totals_horizon": self.totals_horizon}
         if op == "retention_set":
             self.retention_days = command["days"]
-            self._raise_horizons(command)
+            if "horizon" in command:  # of a version whose command moved the horizons as well
+                self.horizons.move(groups, command)
             return {"days": self.retention_days, "horizon": self.horizon}
         if op == "account_erase":
             return self._erase(command, record)
         if op == "balance_import":
             taken = self.balances.take(command, *_place(record))
             return {"id": command["id"], "balances": command["count"], "outcome": taken}
+        if op in MEMBER_OPS:
+            return self.members.apply(command)
         raise InvariantViolation(f"the log holds an unknown command {op!r}")
-
-    def _raise_horizons(self, command: dict[str, Any]) -> None:
-        """Move the horizons to the beginnings of days; that of totals is never in front.
-
-        They never move back.  Identities know the day of their event.
-        """
-        self.horizon = max(self.horizon, command["horizon"] // DAY_NS * DAY_NS)
-        of_totals = command.get("totals_horizon", command["horizon"]) // DAY_NS * DAY_NS
-        self.totals_horizon = max(self.totals_horizon, min(of_totals, self.horizon))
 
     def _erase(self, command: dict[str, Any], record: Record) -> dict[str, Any]:
         """Forget what an account has, but for its identities.  Raises TooManyErasures."""
@@ -211,8 +256,9 @@ class StateMachine:
             raise InvariantViolation(f"machine version {record.machine_version} in the log")
         if record.registry_version > self.registry.version:
             raise InvariantViolation("a record is made under a registry that is not yet applied")
-        self.leader_time = record.leader_time
-        if record.leader_time >= self._book.until:
+        # In each group time rises; the latest there was decides what memory keeps, and no outcome.
+        self.leader_time = max(self.leader_time, record.leader_time)
+        if self.leader_time >= self._book.until:
             self._renew_book()
 
     def _renew_book(self) -> None:
@@ -357,11 +403,13 @@ class StateMachine:
         fixed |= balance_arrays
         state = {
             "registry": self.registry.to_bytes(),
+            "members": self.members.to_bytes(),
             "horizon": self.horizon,
             "totals_horizon": self.totals_horizon,
             "erasures": self.erasures.to_lists(),
             "balances": balances,
             "future_ns": self.future_ns,
+            "horizons": self.horizons.packed(),
             "retention_days": self.retention_days,
             "leader_time": self.leader_time,
             "stored": self.stored,
@@ -386,8 +434,9 @@ class StateMachine:
         members = int(tables.counters[table_kernels.MEMBERS])
         table_kernels.rebuild(self.handle, np.zeros(members, np.uint8))
         self.registry = Registry.from_bytes(state["registry"])
-        self.horizon, self.future_ns = state["horizon"], state["future_ns"]
-        self.totals_horizon = state.get("totals_horizon", BEGINNING)  # absent in older files
+        if "members" in state:  # absent in older files: what it was made with
+            self.members = Members.from_bytes(state["members"])
+        self.horizons.restore(state)
         self.erasures = Erasures(map(Erasure.from_list, state.get("erasures", ())), tables.key)
         if "balances" in state:
             self.balances.restore(state["balances"], arrays)

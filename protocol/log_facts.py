@@ -9,11 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meterd.protocol import log_format
-from meterd.protocol.log_format import GROUP_COUNT, MARK, TERMS, Damaged, Record, RecordFields
+from meterd.protocol.log_format import (
+    GROUP_COUNT,
+    MARK,
+    TERM_ROW,
+    TERMS,
+    Damaged,
+    Record,
+    RecordFields,
+)
 from meterd.protocol.raft_messages import Configuration, Mark
 
-# A row of a TERMS record.
-TERM_ROW: Final = np.dtype([("group", "<u2"), ("flags", "<u2"), ("term", "<u4"), ("vote", "<u8")])
 UNCERTAIN: Final = 1  # the last block was unreadable: it is not known where the log ended
 
 NO_SLICES: Final[NDArray[np.void]] = np.zeros(0, log_format.SLICE)

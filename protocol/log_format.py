@@ -130,6 +130,8 @@ SLICE: Final = np.dtype(
         ("heap_size", "<u4"),
     ]
 )
+# A row of a TERMS record; flag 1: it is not known where the log ended.
+TERM_ROW: Final = np.dtype([("group", "<u2"), ("flags", "<u2"), ("term", "<u4"), ("vote", "<u8")])
 
 _FILE: Final = struct.Struct("<8sHHI16s16sQQqI")
 _BLOCK: Final = struct.Struct("<IHHQIIIIIIqQI")
@@ -137,6 +139,8 @@ _RECORD: Final = struct.Struct("<IBBHIIIIIIqQIII")
 _CRC: Final = struct.Struct("<I")
 _SIZES: Final = struct.Struct("<8xIII")
 _PAYLOAD_CRC_AT: Final = 48
+_SEQUENCE: Final = struct.Struct("<Q")
+_SEQUENCE_AT: Final = 40
 
 Bytes = bytes | memoryview
 
@@ -381,6 +385,12 @@ def record_sizes(head: Bytes) -> tuple[int, int, int]:
     return sizes
 
 
+def record_sequence(buffer: Bytes, offset: int) -> int:
+    """Return the sequence of the record at `offset`, unchecked."""
+    sequence: int = _SEQUENCE.unpack_from(buffer, offset + _SEQUENCE_AT)[0]
+    return sequence
+
+
 def parse_record(buffer: Bytes, offset: int = 0) -> Record:
     """Return the record at `offset`, all its checksums verified.  Raises Damaged."""
     view = memoryview(buffer)
@@ -476,13 +486,17 @@ def _parse(head: memoryview, payload: memoryview, offset: int) -> Record:
 
 def columns(record: Record) -> Columns:
     """Return the columns of an events record: views, nothing is copied."""
-    n, payload = record.row_count, record.payload
-    at = payload_layout(n, record.heap_size)
+    return columns_of(record.row_count, record.heap_size, record.payload)
+
+
+def columns_of(n: int, heap_size: int, payload: Bytes) -> Columns:
+    """Return the columns of a payload of n events: views, nothing is copied."""
+    at = payload_layout(n, heap_size)
     return Columns(
         np.frombuffer(payload, np.int64, n, at.timestamp),
         np.frombuffer(payload, np.int64, n, at.value),
         np.frombuffer(payload, np.uint32, n, at.heap_end),
         np.frombuffer(payload, np.uint16, n, at.metric),
         np.frombuffer(payload, np.uint8, n, at.operation),
-        np.frombuffer(payload, np.uint8, record.heap_size, at.heap),
+        np.frombuffer(payload, np.uint8, heap_size, at.heap),
     )

@@ -23,13 +23,13 @@ AFTER_TRANSFER: Final = 2
 
 NODE_BITS: Final = 8
 NOBODY: Final = 0  # no member has this id: nodes are numbered from 1
-# A node without a number (0) is alone for ever, and counts as this one.
+# In a cluster nodes have numbers up to this; it stands for any other, of a node alone.
 NUMBERLESS: Final = 255
 
 
 def member_id(node: int, incarnation: int) -> int:
-    """Return the member that node number `node` (0..255) is in its `incarnation` (from 0)."""
-    return incarnation << NODE_BITS | (node or NUMBERLESS)
+    """Return the member that node number `node` is in its `incarnation` (from 0)."""
+    return incarnation << NODE_BITS | (node if 0 < node < NUMBERLESS else NUMBERLESS)
 
 
 def node_of(member: int) -> int:

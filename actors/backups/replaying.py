@@ -21,6 +21,9 @@ from meterd.actors.options import Limits
 from meterd.actors.start_checks import check_checkpoints
 from meterd.actors.usage import RECENT_FLUSH, RECENT_MAX, RECENT_WAIT
 from meterd.actors.wal_recovery import Owner, Recovery
+from meterd.core.applier import Applier
+from meterd.core.commit_queue import CommitQueue
+from meterd.core.group_facts import GroupFacts
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups
 from meterd.core.refused_rows import RefusedRows
@@ -28,7 +31,6 @@ from meterd.core.state import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.backup_manifest import TotalsMap
 from meterd.protocol.errors import Corrupt
-from meterd.protocol.log_format import Record
 
 Say = Callable[[str], None]
 
@@ -49,7 +51,8 @@ class Replayer:
     def __init__(self, directory: str, say: Say) -> None:
         self.options = SimpleNamespace(node=SimpleNamespace(data_dir=directory))
         self.lifeline = SimpleNamespace(say=say)
-        key = identity.read(directory).identity_key
+        who = identity.read(directory)
+        key = who.identity_key
         words = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
         limits = Limits()
         capacity = Capacity(
@@ -59,27 +62,36 @@ class Replayer:
             cells=limits.cells,
             members=limits.cells,
         )
-        self.state = StateMachine(words, capacity)
-        self.refused = RefusedRows()
-        self.groups = Groups()
-        self.position = replay.BEGINNING
+        self.state = StateMachine(words, capacity, who.beginning)
+        self.applier = Applier(self.state)
+        self._use_log(Groups(), replay.BEGINNING)
         self._identities = IdentityStore(directory, self.state, RECENT_FLUSH)
         Checkpoints(directory, self._identities).load(self._restore)
 
     def _restore(self, state: dict[str, Any], arrays: dict[str, Any]) -> None:
         self.state.restore(state, arrays)
-        self.refused = RefusedRows.from_map(state["refused"])
-        self.groups = Groups.unpacked(state["log"])
-        self.position = replay.Position(*state["position"])
+        self.applier.refused = RefusedRows.from_map(state["refused"])
+        self.applier.facts = GroupFacts.unpacked(state["log"])
+        self._use_log(Groups.unpacked(state["log"]), replay.Position(*state["position"]))
 
-    def apply(self, record: Record, file_number: int, first_row: int, _origin: None) -> None:
-        """Apply one record."""
-        self.groups.follow(record)
-        if record.kind in log_format.COMMANDS:
-            self.state.apply_command(record)
-        if record.kind != log_format.EVENTS:
-            return
-        self.refused.note(file_number, first_row, self.state.apply_events(record) != 0)
+    def _use_log(self, groups: Groups, position: replay.Position) -> None:
+        self.groups = groups
+        self.queue: CommitQueue[None] = CommitQueue(groups, position, self._registry_version)
+
+    def _registry_version(self) -> int:
+        return self.state.registry.version
+
+    @property
+    def position(self) -> replay.Position:
+        return replay.Position(*self.queue.position)
+
+    def apply_ready(self) -> None:
+        """Apply what the log holds."""
+        for ready in self.queue.ready():
+            if ready.record.kind == log_format.EVENTS:
+                self.applier.events(ready)
+            else:
+                self.applier.other(ready)
 
     def maybe_save(self) -> None:
         """Make room in memory for the identities that come next."""
@@ -108,7 +120,7 @@ def replay_directory(directory: str, names: list[str], say: Say) -> Replayed:
     replayed = replay.replay(replayer, end.groups.sequence)
     replayer.finish()
     cut = (end.file_number, end.place.offset)
-    refused = {n: replayer.refused.packed(n) for n in replayer.refused.files()}
+    refused = {n: replayer.applier.refused.packed(n) for n in replayer.applier.refused.files()}
     say("counting the stored events")
     totals = Counting(directory, Memory(), lambda: None).totals(names, cut, refused)
     position = replay.Position(end.file_number, *end.place)

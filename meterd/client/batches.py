@@ -279,5 +279,3 @@ def _is_final(error: Exception) -> bool:
     if isinstance(error, LocalProtocolError) or not isinstance(error, MeterdError):
         return True
     return error.retry == "never"
-
-

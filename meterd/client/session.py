@@ -188,9 +188,7 @@ class Job:
 class Session:
     """All calls of one client; changed through start, on_answer, on_tick and abandon."""
 
-    def __init__(
-        self, seeds: Sequence[str], timeout_s: float, jitter: Callable[[], float]
-    ) -> None:
+    def __init__(self, seeds: Sequence[str], timeout_s: float, jitter: Callable[[], float]) -> None:
         """Begin with the addresses of some nodes; `jitter` gives numbers from 0 to 1."""
         self.timeout_s = timeout_s
         self._seeds = tuple(seeds)
@@ -330,9 +328,7 @@ class Session:
     def _patient_until(self, call: Call) -> float:
         """Say when the node's silence about the newest attempt becomes too long."""
         silent_since = max(call.sent_at, self._heard.get(call.address, 0.0))
-        return min(
-            silent_since + call.patience_s, call.sent_at + STRETCH_MAX * call.patience_s
-        )
+        return min(silent_since + call.patience_s, call.sent_at + STRETCH_MAX * call.patience_s)
 
     def _choose(self, now: float, call: Call) -> str:
         """Choose the leader if it is known, else the last node that answered, suspects last."""
@@ -386,9 +382,7 @@ class Session:
             self._pending.pop(request_id, None)
         call.body = b""  # may be megabytes
 
-    def _finish(
-        self, call: Call, answer: bytes | None, error: MeterdError | None
-    ) -> None:
+    def _finish(self, call: Call, answer: bytes | None, error: MeterdError | None) -> None:
         self._release(call)
         call.answer, call.error = answer, error
         job = call.job

@@ -34,13 +34,28 @@ NS = 1_000_000_000
 @from_option
 @name_option
 @scratch_option
-@click.option("--max-rto", callback=parse_duration, metavar="DURATION",
-              help="Exit code 1 when restore and start take longer.")
-@click.option("--max-rpo", callback=parse_duration, metavar="DURATION",
-              help="Exit code 1 when the backup is older.")
+@click.option(
+    "--max-rto",
+    callback=parse_duration,
+    metavar="DURATION",
+    help="Exit code 1 when restore and start take longer.",
+)
+@click.option(
+    "--max-rpo",
+    callback=parse_duration,
+    metavar="DURATION",
+    help="Exit code 1 when the backup is older.",
+)
 @click.option("--report", metavar="FILE", help="Write the JSON result there as well.")
-def drill(session: Session, source: str, name: str | None, scratch: str | None,
-          max_rto: int | None, max_rpo: int | None, report: str | None) -> None:
+def drill(
+    session: Session,
+    source: str,
+    name: str | None,
+    scratch: str | None,
+    max_rto: int | None,
+    max_rpo: int | None,
+    report: str | None,
+) -> None:
     """Restore the newest backup into a scratch directory, start a node on it, compare, remove it.
 
     RTO is the time from nothing to a node that serves, control totals compared on the way; RPO is
@@ -77,9 +92,10 @@ def drill(session: Session, source: str, name: str | None, scratch: str | None,
     }
     if report:
         Path(report).write_text(to_json(document, 1) + "\n")
-    session.console.show(document, lambda: field_lines(
-        (key.replace("_", " "), str(value)) for key, value in document.items()
-    ))
+    session.console.show(
+        document,
+        lambda: field_lines((key.replace("_", " "), str(value)) for key, value in document.items()),
+    )
     if not equal:
         raise SystemExit(AdminExit.CORRUPT)
     late = max_rto is not None and document["rto_seconds"] > max_rto
@@ -100,8 +116,13 @@ def _position_of_started(todo: "Plan", home: Path) -> str:
 @contextmanager
 def _started(todo: "Plan", home: Path) -> Iterator[str]:
     port, http_port = _free_ports(2)
-    flags = {"--data-dir": todo.data_dir, "--node-id": str(todo.manifest.node_id),
-             "--port": str(port), "--http-port": str(http_port), "--bootstrap": "recover"}
+    flags = {
+        "--data-dir": todo.data_dir,
+        "--node-id": str(todo.manifest.node_id),
+        "--port": str(port),
+        "--http-port": str(http_port),
+        "--bootstrap": "recover",
+    }
     command = [sys.executable, "-m", "meterd", *(text for pair in flags.items() for text in pair)]
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
@@ -109,8 +130,9 @@ def _started(todo: "Plan", home: Path) -> Iterator[str]:
     ):
         notify.bind(str(home / "notify"))
         notify.settimeout(0.1)
-        environment = {key: value for key, value in os.environ.items()
-                       if not key.startswith("METERD")}
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith("METERD")
+        }
         environment |= {"NOTIFY_SOCKET": str(home / "notify"), "PYTHONPATH": _code_path()}
         with subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process:
             try:
@@ -134,8 +156,11 @@ def _await_ready(process: "subprocess.Popen[bytes]", notify: socket.socket, log:
             if process.poll() is not None:
                 break
     lines = log.read_text("utf-8", "replace").splitlines()
-    raise AdminError(AdminExit.CORRUPT, "corrupt",
-                     f"the restored node did not start: {lines[-1] if lines else ''}")
+    raise AdminError(
+        AdminExit.CORRUPT,
+        "corrupt",
+        f"the restored node did not start: {lines[-1] if lines else ''}",
+    )
 
 
 def _code_path() -> str:

@@ -50,9 +50,7 @@ def reached(answers: list[dict[str, Any]]) -> int:
     count = sum("answer" in answer for answer in answers)
     if count == 0:
         first = answers[0]
-        raise AdminError(
-            AdminExit.UNREACHABLE, first["error"], first["message"], first["hint"]
-        )
+        raise AdminError(AdminExit.UNREACHABLE, first["error"], first["message"], first["hint"])
     return count
 
 
@@ -164,8 +162,11 @@ def await_healthy(session: Session, patience: float) -> dict[str, Any]:
 
 
 @command("health", short_help="Tell whether the nodes are well.")
-@click.option("--exit-when-healthy", is_flag=True,
-              help="Wait until all are, at most --timeout seconds [default then: 60].")
+@click.option(
+    "--exit-when-healthy",
+    is_flag=True,
+    help="Wait until all are, at most --timeout seconds [default then: 60].",
+)
 def health(session: Session, exit_when_healthy: bool) -> None:
     """Tell whether every node named with -n can do its work.
 
@@ -204,8 +205,13 @@ def _health_cells(node: Row) -> list[str]:
 
 
 @command("metrics", short_help="Show telemetry of the nodes.")
-@click.option("--filter", "text", default="", metavar="TEXT",
-              help="Only series whose name or labels contain this.")
+@click.option(
+    "--filter",
+    "text",
+    default="",
+    metavar="TEXT",
+    help="Only series whose name or labels contain this.",
+)
 def metrics(session: Session, text: str) -> None:
     """Show the telemetry of every node named with -n: names, labels, values.
 
@@ -254,15 +260,23 @@ def _sample_cells(row: Row) -> list[str]:
     return [row["node"], row["name"], labels, scalar_text(row["value"])]
 
 
-@command("wait", short_help="Wait until the nodes are well.")
-@click.option("--for", "condition", type=click.Choice(["healthy"]), required=True,
-              help="What to wait for.")
+@command("wait", short_help="Wait until the nodes, or the cluster, are well.")
+@click.option("--for", "condition", type=click.Choice(["healthy", "caught-up", "leader"]),
+              required=True, help="What to wait for.")
 def wait(session: Session, condition: str) -> None:
-    """Wait until every node named with -n is well, at most --timeout seconds (60 by default).
+    """Wait until a condition holds, at most --timeout seconds (60 by default).
 
-    Exit code 8 when that did not happen in time.
+    healthy: every node named with -n is well. leader: every partition of the cluster has a leader.
+    caught-up: that, all its nodes answer, and none lacks anything. Exit code 8 when it did not
+    happen in time.
     """
-    document = await_healthy(session, session.patience(WAIT_TIMEOUT_DEFAULT))
+    patience = session.patience(WAIT_TIMEOUT_DEFAULT)
+    if condition == "healthy":
+        document = await_healthy(session, patience)
+    else:
+        from meterd.commands.changes import await_condition
+
+        document = await_condition(session, condition, patience)
     session.console.show(document, lambda: [condition])
 
 

@@ -14,6 +14,7 @@ from meterd.actors.identity_store import PARTS_MAX, RUNS_PER_LEVEL, IdentityStor
 from meterd.core.kernels.tables import Capacity
 from meterd.core.state import DAY_NS, StateMachine
 from meterd.protocol.errors import Corrupt, FsyncFailed
+from meterd.protocol.log_format import META_GROUP
 from tests.support.identities import entries_of
 
 CAPACITY = Capacity(20_000, 1_000, 1_000, 1_000, 1_000)
@@ -150,14 +151,19 @@ def test_what_is_flushed_and_not_yet_in_a_checkpoint_comes_again_from_the_log(tm
     assert files(tmp_path) == named(again.checkpoints.saved)
 
 
+def expire(state: StateMachine, day: int) -> None:
+    every = np.array([META_GROUP], np.uint16)
+    state.horizons.move(every, {"horizon": day * DAY_NS, "future_ns": DAY_NS})
+
+
 def test_merging_drops_what_has_expired(tmp_path):
     node = Node(tmp_path, BATCH)
     for number in range(1, RUNS_PER_LEVEL):
         node.add(number, day=number)
-    node.state.horizon = 3 * DAY_NS
+    expire(node.state, 3)
     node.add(RUNS_PER_LEVEL, day=RUNS_PER_LEVEL)
     assert node.batches() == list(range(3, RUNS_PER_LEVEL + 1))
-    node.state.horizon = 100 * DAY_NS
+    expire(node.state, 100)
     node.work()
     assert node.levels == []
     node.save(1)

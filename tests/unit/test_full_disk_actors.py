@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 
 from meterd.actors.checkpoints import CURRENT
@@ -15,6 +16,7 @@ from meterd.actors.router import MAP_FILE, Router
 from meterd.actors.usage import Usage
 from meterd.core.zones import UTC
 from meterd.protocol import checkpoint_format, log_format
+from meterd.protocol.log_format import GROUP_COUNT
 from meterd.protocol.metric import MetricDefinition
 from tests.support.log_builder import LoggedEvent
 from tests.support.log_directory import LogDirectory
@@ -135,6 +137,9 @@ def test_the_log_is_replayed_on_a_full_disk(small, usage):
     usage.state.registry.version = 1
     usage.serving = False
     usage.handle([b"replay", msgpack.packb({"sequence": 1})])
+    usage.handle([b"leaders", bytes(8), b"\1" * GROUP_COUNT])
+    every, index = np.arange(GROUP_COUNT, dtype=np.uint16), np.ones(GROUP_COUNT, np.uint64)
+    usage.handle([b"committed", every.tobytes(), index.tobytes()])
     assert usage.serving
     assert usage.groups.sequence == 1
 

@@ -126,9 +126,9 @@ def test_what_waits_becomes_one_block_and_is_reported_record_by_record(writer: R
 @pytest.mark.parametrize(
     ("kinds", "flags"),
     [
-        ([b"append_commit"], [b"1"]),
-        ([b"append"], [b"0"]),
-        ([b"append_commit", b"append", b"append_commit"], [b"1", b"0", b"1"]),
+        ([b"append_commit"], [b"\x01"]),
+        ([b"append"], [b"\x00"]),
+        ([b"append_commit", b"append", b"append_commit"], [b"\x01", b"\x00", b"\x01"]),
     ],
 )
 def test_usage_is_told_of_a_block_whether_anybody_else_need_have_it(

@@ -1,0 +1,92 @@
+"""What each group's log has said of the group itself: members, terms, and its changes of leader.
+
+Part of the state: it changes only through ops and records of the log, so at equal applied index all
+replicas of a group have the same configuration and count.  (Terms and votes are a node's own: they
+are what its log has said before the position of its checkpoint.)
+
+A view change is a no-op by which a new leader opens its term.  Two are none: the first one (index 1
+or term 1), for before it there was no leader, and one in a group whose only voter was also its only
+voter when the last term was opened, for that one leads again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, TERM_ROW, Record
+
+# `why` of a no-op: a leader opens its term, or goes on in it after a transfer was given up.
+OPENS_TERM, GOES_ON = 1, 2
+
+
+class Configuration(NamedTuple):
+    """Members of a group, by member id.  Empty: nobody has said, so this node is alone."""
+
+    voters: tuple[int, ...] = ()
+    learners: tuple[int, ...] = ()
+
+
+ALONE = Configuration()
+
+
+class GroupFacts:
+    """Change it only through `open_term`, `configure` and `note_terms`, in each group's order."""
+
+    def __init__(self) -> None:
+        self.configurations: dict[int, Configuration] = {}
+        # By group: the voters when its last term was opened, if there was one.
+        self._openers: dict[int, tuple[int, ...]] = {}
+        self.view_changes: NDArray[np.int64] = np.zeros(GROUP_COUNT, np.int64)
+        self.terms: dict[int, tuple[int, int, int]] = {}  # group: term, vote, flags
+
+    @property
+    def changes_of_partitions(self) -> int:
+        """Return how often partitions got a new leader."""
+        return int(self.view_changes[:META_GROUP].sum())
+
+    def open_term(self, group: int, index: int, term: int) -> None:
+        """Apply a no-op by which a leader opens its term."""
+        voters = self.configurations.get(group, ALONE).voters
+        leads_again = len(voters) <= 1 and self._openers.get(group, voters) == voters
+        self._openers[group] = voters
+        if index > 1 and term > 1 and not leads_again:
+            self.view_changes[group] += 1
+
+    def configure(self, group: int, body: Mapping[str, Any]) -> None:
+        """Apply a configuration."""
+        voters, learners = tuple(body["voters"]), tuple(body["learners"])
+        self.configurations[group] = Configuration(voters, learners)
+
+    def note_terms(self, record: Record) -> None:
+        """Take note of what a record of terms says of some groups."""
+        for group, flags, term, vote in np.frombuffer(record.body, TERM_ROW).tolist():
+            self.terms[group] = (term, vote, flags)
+
+    def packed(self) -> dict[str, Any]:
+        """Return everything as plain values, for a checkpoint."""
+        changed = np.flatnonzero(self.view_changes).tolist()
+        return {
+            "configurations": {
+                group: [list(one.voters), list(one.learners)]
+                for group, one in self.configurations.items()
+            },
+            "openers": {group: list(voters) for group, voters in self._openers.items()},
+            "view_changes": {group: int(self.view_changes[group]) for group in changed},
+            "terms": {group: list(term) for group, term in self.terms.items()},
+        }
+
+    @classmethod
+    def unpacked(cls, packed: Mapping[str, Any]) -> GroupFacts:
+        """Return what `packed` gave; older checkpoints say nothing."""
+        facts = cls()
+        for group, (voters, learners) in packed.get("configurations", {}).items():
+            facts.configurations[group] = Configuration(tuple(voters), tuple(learners))
+        facts._openers = {g: tuple(voters) for g, voters in packed.get("openers", {}).items()}
+        for group, count in packed.get("view_changes", {}).items():
+            facts.view_changes[group] = count
+        facts.terms = {group: tuple(row) for group, row in packed.get("terms", {}).items()}
+        return facts

@@ -1,0 +1,87 @@
+"""The horizons and the future limit of each partition: which events are too old, which too early.
+
+A partition's own log moves them, so what an event is judged by does not depend on other partitions.
+What is dropped for all partitions together (identities, segments, cells of totals files) goes by
+the least.
+
+Horizons are beginnings of days (identities know the day of their event) and never move back; that
+of totals is never in front of that of events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meterd.core.kernels.tables import DAY_NS
+from meterd.protocol.limits import I64_MIN
+from meterd.protocol.log_format import META_GROUP, Damaged
+
+Mask = NDArray[np.bool_]
+
+BEGINNING = I64_MIN
+EVENTS, TOTALS, FUTURE = range(3)  # rows
+
+
+class Horizons:
+    """Change it only through `move` and `restore`."""
+
+    def __init__(self) -> None:
+        self._rows = np.full((3, META_GROUP), BEGINNING, np.int64)
+        self._rows[FUTURE] = DAY_NS
+        self._renew()
+
+    def _renew(self) -> None:
+        rows = self._rows
+        self.events, self.totals = int(rows[EVENTS].min()), int(rows[TOTALS].min())
+        self.future_ns = int(rows[FUTURE].max())
+        self.times = (self.events, int(rows[FUTURE].min()))  # of every partition, when alike
+        self.alike = bool((rows[[EVENTS, FUTURE]] == rows[[EVENTS, FUTURE], :1]).all())
+
+    def move(self, groups: NDArray[np.unsignedinteger[Any]], command: Mapping[str, Any]) -> None:
+        """Apply a command in these groups; in the meta group it is about every partition."""
+        rows = self._rows
+        at = slice(None) if META_GROUP in groups else groups.astype(np.intp)
+        events = command["horizon"] // DAY_NS * DAY_NS
+        totals = command.get("totals_horizon", command["horizon"]) // DAY_NS * DAY_NS
+        rows[EVENTS, at] = np.maximum(rows[EVENTS, at], events)
+        behind = np.minimum(rows[EVENTS, at], totals)
+        rows[TOTALS, at] = np.maximum(rows[TOTALS, at], behind)
+        if "future_ns" in command:
+            rows[FUTURE, at] = command["future_ns"]
+        self._renew()
+
+    def behind(self, partitions: NDArray[np.intp], command: Mapping[str, Any]) -> NDArray[np.intp]:
+        """Return those of the partitions in which a command would change anything."""
+        rows = self._rows[:, partitions]
+        totals = min(command["horizon"], command["totals_horizon"])
+        changes = rows[EVENTS] < command["horizon"]
+        changes |= (rows[TOTALS] < totals) | (rows[FUTURE] != command["future_ns"])
+        return partitions[changes]
+
+    def parts(
+        self, partitions: NDArray[np.intp], chosen: Mask
+    ) -> Iterator[tuple[Mask, tuple[int, int]]]:
+        """Yield (slices, (horizon, future limit)): the chosen slices that have these alike."""
+        times = self._rows[:, partitions][[EVENTS, FUTURE]]
+        for horizon, future_ns in np.unique(times[:, chosen], axis=1).T.tolist():
+            yield chosen & (times[0] == horizon) & (times[1] == future_ns), (horizon, future_ns)
+
+    def packed(self) -> bytes:
+        """Return everything, for a checkpoint: i64[3, 256]."""
+        return self._rows.astype("<i8").tobytes()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what a checkpoint says; an older one has one number for all partitions."""
+        if "horizons" in state:
+            rows = np.frombuffer(state["horizons"], "<i8")
+            if rows.size != self._rows.size:
+                raise Damaged(0, f"horizons of {rows.size // 3} partitions")
+            self._rows[:] = rows.reshape(self._rows.shape)
+        else:
+            self._rows[EVENTS], self._rows[FUTURE] = state["horizon"], state["future_ns"]
+            self._rows[TOTALS] = state.get("totals_horizon", BEGINNING)
+        self._renew()
