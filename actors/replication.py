@@ -22,11 +22,14 @@ import numpy as np
 
 from meterd.actors import identity
 from meterd.actors.actor import BEAT_SECONDS, Actor
+from meterd.actors.cluster_requests import ClusterRequests
 from meterd.actors.forwarding import Forwarding
 from meterd.actors.sockets import Frame
+from meterd.core.cluster_report import Link
 from meterd.core.group_logs import unpack
 from meterd.core.proposals import Proposal
 from meterd.core.raft.events import Refused
+from meterd.core.raft.node import NodeEvent
 from meterd.core.replicas import Clock, Replicas, Step
 from meterd.protocol.errors import InvariantViolation
 from meterd.protocol.raft_messages import Envelope
@@ -49,6 +52,7 @@ class Replication(Actor):
         self._leaders_told = b""
         self._leaders_version = 0
         self.forwarding = Forwarding(self, self.send_bulk, self.handle)
+        self.cluster = ClusterRequests(self, self._who)
 
     def send_bulk(self, node: int, frames: Sequence[Frame]) -> bool:
         """Send frames to another node; False when that cannot be done now."""
@@ -81,7 +85,13 @@ class Replication(Actor):
         elif kind == b"applied":
             groups = np.frombuffer(frames[1], np.uint16).astype(np.int64)
             index = np.frombuffer(frames[2], np.uint64).astype(np.int64)
+            self.cluster.take_applied(groups, index)
             self._carry_out(self.replicas.applied(groups, index, _clock()))
+        elif kind == b"requests":
+            node = None if self._replicas is None else self._replicas.node
+            self.cluster.take(frames, node, self._links(), _clock().now, self._engine_step)
+        elif kind == b"members":
+            self.cluster.take_members(frames[1])
         elif kind == b"opened":
             self._on_opened(frames)
         elif kind == b"hello":
@@ -165,6 +175,17 @@ class Replication(Actor):
 
     def _act(self, action: Any) -> None:
         """Do what the engine asks for besides; nothing yet: snapshots, reads, reading back."""
+        self.cluster.note(action)
+
+    def _engine_step(self, event: NodeEvent) -> list[Refused]:
+        """Give the engine an event and do what follows; return what it refused."""
+        step = self.replicas.step(event, _clock())
+        self._carry_out(step)
+        return step.refused
+
+    def _links(self) -> dict[int, Link]:
+        """Return what the connections to other nodes say; a node that is alone has none."""
+        return {}
 
     def _tell_leaders(self) -> None:
         """Say who leads each group, when that has changed."""
@@ -184,6 +205,7 @@ class Replication(Actor):
         clock = _clock()
         if clock.now >= self._replicas.deadline:
             self._carry_out(self._replicas.tick(clock))
+        self.cluster.turn(self._replicas.node, clock.now, self._engine_step)
         self._tell_leaders()
         wait = (self._replicas.deadline - clock.now) / 1000
         return min(BEAT_SECONDS, max(0.0, wait))

@@ -129,6 +129,11 @@ class Replicas:
         self._opened = False
 
     @property
+    def node(self) -> FastNode:
+        """The engine, for those who only look."""
+        return self._node
+
+    @property
     def waiting(self) -> bool:
         """Is anything appended and not yet durable?"""
         return bool(self._blocks)
