@@ -306,7 +306,7 @@ class Replication(Actor):
         clock = _clock()
         if clock.now >= self._replicas.deadline:
             self._carry_out(self._replicas.tick(clock))
-        self._requests.turn(self._replicas.node, self._links(), clock.now, self._request)
+        self._requests.turn(self._replicas.node, clock.now, self._request)
         self._tell_leaders()
         if self._peers is not None:
             self._traffic.flush()
