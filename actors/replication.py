@@ -47,7 +47,6 @@ class Replication(Actor):
         self._held: deque[list[bytes]] = deque()  # bounded by what the router admits
         self._serving = False
         self._leaders_told = b""
-        self._leaders_version = 0
         self.forwarding = Forwarding(self, self.send_bulk, self.handle)
 
     def send_bulk(self, node: int, frames: Sequence[Frame]) -> bool:
@@ -173,8 +172,7 @@ class Replication(Actor):
         leaders = self.replicas.leaders.tobytes()
         if leaders != self._leaders_told:
             self._leaders_told = leaders
-            self._leaders_version += 1
-            version = self._leaders_version.to_bytes(8, "little")
+            version = self.replicas.map_version.to_bytes(8, "little")
             for actor in ROUTING:
                 self.send(actor, [b"leaders", version, leaders])
 

@@ -47,6 +47,7 @@ from meterd.actors.outcomes import (
 from meterd.actors.replay import Replay
 from meterd.actors.sockets import Frame
 from meterd.actors.split_answers import LOOK_SECONDS, SplitAnswers
+from meterd.actors.splitting import PART_SECONDS_MAX, Splitting, command_proposal
 from meterd.actors.standing import Standing
 from meterd.core.applier import Applier
 from meterd.core.commit_queue import CommitQueue, Ready
@@ -125,6 +126,7 @@ class Usage(Actor):
         self._standing = Standing(self)
         self.leader_map = LeaderMap(self.options)
         self._splits = SplitAnswers(self)
+        self._splitting = Splitting(self, self.leader_map)
         self._before: dict[int, Any] = {}  # what refused rows were before their record, by sequence
         self._replay: Replay | None = None  # while the log is read
         self._replay_began = 0.0
@@ -350,9 +352,13 @@ class Usage(Actor):
         said = f"the replicas cannot take this now ({why['reason']})"
         error = NotLeader(said) if why["reason"] == NOT_LEADER else Overloaded(said)
         if why["kind"] == log_format.EVENTS:
-            asked = [(rid, number, "ingest") for rid, number, *_ in parse_origin(origin).requests]
+            parsed = parse_origin(origin)
+            reply = parsed.reply
+            asked = [(rid, number, "ingest") for rid, number, *_ in parsed.requests]
         else:
-            asked = msgpack.unpackb(origin)
+            reply, asked = parse_command_origin(origin)
+        if reply is not None:
+            self._splits.refused(reply, None if why["kind"] == log_format.EVENTS else error)
         for rid, request_id, kind in asked:
             if rid:
                 self.answers.error(rid, request_id, kind, error)
@@ -540,6 +546,13 @@ class Usage(Actor):
         move theirs when they see the days.
         """
         command = {"op": "retention_set", "days": days}
+        if not self.leader_map.is_mine(log_format.META_GROUP):
+            version = self.state.registry.version
+            proposal = command_proposal(log_format.META, log_format.META_GROUP, command, version)
+            asked = (rid, request_id, "retention_set")
+            group = log_format.META_GROUP
+            self._splitting.commands(asked, [(group, *proposal)], PART_SECONDS_MAX)
+            return
         origin = msgpack.packb([(rid, request_id, "retention_set")])
         led = self._leaders.led
         alone = len(led) == log_format.META_GROUP

@@ -126,6 +126,7 @@ class Replicas:
         self._alone = np.array([self._is_alone(group) for group in range(GROUP_COUNT)], np.bool_)
         self._told = np.zeros(GROUP_COUNT, np.int64)  # up to where records commit when durable
         self.leaders: NDArray[np.uint8] = np.zeros(GROUP_COUNT, np.uint8)  # node numbers
+        self._led_terms: NDArray[np.int64] = np.zeros(GROUP_COUNT, np.int64)
         self._opened = False
 
     @property
@@ -145,6 +146,15 @@ class Replicas:
             own = [self._node.groups[group] for group in np.flatnonzero(self._alone).tolist()]
             self._opened = all(g.role == LEADER and g.commit >= g.term_start for g in own)
         return self._opened
+
+    @property
+    def map_version(self) -> int:
+        """Return a number that rises with every leader of any group that becomes known.
+
+        It is the sum of the newest terms whose leaders are known, so nodes that know the same
+        leaders have the same number, and it does not fall but by a start.
+        """
+        return int(self._led_terms.sum())
 
     def propose(self, proposal: Proposal, cause: Any, clock: Clock) -> Step:
         """Have one proposal ordered: what is taken of it is one record."""
@@ -186,6 +196,8 @@ class Replicas:
                 groups, index = _joined(groups, index, *one)
             elif isinstance(action, RoleChanged):
                 self.leaders[action.group] = node_of(action.leader)
+                if action.leader:
+                    self._led_terms[action.group] = action.term
                 actions.append(action)
             elif isinstance(action, Refused):
                 refused.append(action)
