@@ -384,11 +384,7 @@ def unpack(packed: Mapping[str, Any]) -> list[GroupStart]:
     bounds = np.searchsorted(ops["group"], np.arange(GROUP_COUNT + 1))
     found = []
     for group, (row, known) in enumerate(
-        zip(
-            np.frombuffer(packed["promises"], TERM_ROW),
-            packed["configurations"].values(),
-            strict=True,
-        )
+        zip(np.frombuffer(packed["promises"], TERM_ROW), packed["configurations"].values(), strict=True)
     ):
         low, high = marks[2][group]
         found.append(

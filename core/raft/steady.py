@@ -223,9 +223,7 @@ class Steady:
 
     # The leader's half.
 
-    def propose(
-        self, wanted: SliceOps, causes: Sequence[Any], block: int, now: int
-    ) -> Proposed | None:
+    def propose(self, wanted: SliceOps, causes: Sequence[Any], block: int, now: int) -> Proposed | None:
         """Append one op to each group that is parked and leads; None when there is none.
 
         Of `wanted` the groups, kinds, sizes and bodies count.
