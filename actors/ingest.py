@@ -26,6 +26,7 @@ from meterd.actors.splitting import Request, Splitting, command_proposal
 from meterd.actors.zone_files import transitions
 from meterd.core.balance_rows import import_commands
 from meterd.core.erasures import erasure_command
+from meterd.core.members import OPS as MEMBER_OPS
 from meterd.core.registry import Registry
 from meterd.core.staging import Packed, Stage
 from meterd.protocol import log_format
@@ -106,6 +107,8 @@ class Ingest(Actor):
                 self._on_events(rid, header, body)
             elif header.kind in ("account_erase", "balance_import"):
                 self._on_account(rid, header, body)
+            elif header.kind in MEMBER_OPS:
+                self._on_members(rid, header, body)
             else:
                 self._on_metric(rid, header, body)
         except MeterdError as error:
@@ -172,6 +175,11 @@ class Ingest(Actor):
             }
         else:
             command = {"op": "metric_delete", "code": fields["code"]}
+        self._commands(log_format.META, {log_format.META_GROUP: command}, rid, header)
+
+    def _on_members(self, rid: bytes, header: RequestHeader, body: Frame) -> None:
+        """Log a change of who belongs to the cluster; the state machine says whether it may be."""
+        command = {"op": header.kind, **check_request(header.kind, body, header.lz4_size)}
         self._commands(log_format.META, {log_format.META_GROUP: command}, rid, header)
 
     def _on_account(self, rid: bytes, header: RequestHeader, body: Frame) -> None:

@@ -111,12 +111,24 @@ def claim_directory(options: Options, notifier: Notifier) -> None:
         new = who is None
         if who is None:
             who = _first_identity(options, notifier)
+        _refuse_alone(options, who)
     claims.settle(node.data_dir)
     if not new and identity.is_copy(node.data_dir, who):
         with timed("copied directory settled"):
             copies.settle(node.data_dir)
     if identity.is_elsewhere(node.data_dir, who):
         identity.write(node.data_dir, who)
+
+
+def _refuse_alone(options: Options, who: identity.Identity) -> None:
+    """A node of a cluster never serves as if it were alone.  Raises BootFailed."""
+    others = [number for number, *_ in who.first_members if number != who.node_id]
+    if others and not options.node.peers:
+        raise BootFailed(
+            endings.CONFIGURATION,
+            f"node {who.node_id} belongs to cluster {who.cluster_id_hex} with other nodes; start it"
+            " with --peers",
+        )
 
 
 def _first_identity(options: Options, notifier: Notifier) -> identity.Identity:

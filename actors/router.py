@@ -17,7 +17,7 @@ import msgpack
 import zmq
 
 from meterd import __version__
-from meterd.actors import identity, sockets
+from meterd.actors import identity, peer_list, sockets
 from meterd.actors.actor import Actor
 from meterd.actors.answering import answer_frames, error_frames
 from meterd.actors.bundle import bundle, unbundle
@@ -27,8 +27,8 @@ from meterd.actors.leader_map import FIRST_VERSION, LeaderMap
 from meterd.actors.listener_guard import ListenerGuard
 from meterd.actors.passing_on import PassingOn
 from meterd.actors.sockets import Frame
+from meterd.core.members import Members
 from meterd.protocol import body as bodies
-from meterd.core.members import REMOVED, Members
 from meterd.protocol import checkpoint_format
 from meterd.protocol.envelope import RequestHeader, decode_request, with_map_version
 from meterd.protocol.errors import (
@@ -60,6 +60,9 @@ HALT_HINT = "meterctl health says what is short; what was sent is not stored and
 
 logger = logging.getLogger(__name__)
 
+# What starts anew together with ingest.
+CHAIN = ("ingest", "replication")
+
 # rid, request id, kind, size, expires, descriptor of its connection
 Waiting = tuple[bytes, int, str, int, float, int]
 
@@ -88,8 +91,7 @@ class Router(Actor):
         self._idle_poll = IdlePoll(node.idle_poll)
         self._map_unsaved = False
         self._leaders = LeaderMap(self.options)
-        self._addresses = {peer.node: peer.client_address for peer in node.cluster_nodes}
-        self._members_version = 0
+        self._members = self._who.beginning
         self._passing_on = PassingOn(self, self._deliver)
         self._write_map()
         for actor in ("ingest", "retention_sweeper", "replication", "usage"):
@@ -179,34 +181,21 @@ class Router(Actor):
     def _nodes(self) -> dict[int, str]:
         """Return the client address of each node, as far as they are known."""
         node = self.options.node
-        own = {node.id: f"{node.advertise or node.listen}:{node.port}"}
+        own = {node.id: peer_list.join(node.advertise or node.listen, node.port)}
         if self._leaders.alone:
             return own
-        return own | {number: to for number, to in self._addresses.items() if to}
+        return {one.node: one.client_address for one in self._members.present} | own
 
     @property
     def _map_version(self) -> int:
         """It never falls in a cluster, and is the same on all nodes that know the same."""
-        return self._leaders.version + self._members_version
+        return self._leaders.version + (0 if self._leaders.alone else self._members.version)
 
     def _on_leaders(self, frames: Sequence[Frame]) -> None:
         self._leaders.take(frames)
         if not self._leaders.alone:
             self._passing_on.led_by(set(self._leaders.nodes.tolist()))
             self._map_unsaved = True  # it is written within a second, however often it changes
-
-    def _on_members(self, packed: bytes) -> None:
-        """Take over who belongs to the cluster."""
-        if self._leaders.alone:
-            return
-        members = Members.from_bytes(packed)
-        self._members_version = members.version
-        self._addresses = {
-            member.node: member.client_address
-            for member in members.nodes.values()
-            if member.state != REMOVED
-        }
-        self._map_unsaved = True
 
     def _reply(self, frames: Sequence[Frame]) -> bool:
         """Send one answer; a client that does not take it loses it and asks again."""
@@ -236,12 +225,13 @@ class Router(Actor):
             self._on_elsewhere(frames)
         elif kind == b"leaders":
             self._on_leaders(frames)
-        elif kind == b"members":
-            self._on_members(bytes(frames[1]))
         elif kind == b"hello":
             self._on_hello(*(frame.decode() for frame in frames[1:]))
         elif kind == b"admission":
             self._on_admission(msgpack.unpackb(frames[1]))
+        elif kind == b"members":
+            self._members = Members.from_bytes(frames[1])
+            self._write_map()
 
     def _deliver(self, ticket: bytes, parts: Sequence[Frame]) -> None:
         """Give a client its answer: header and body."""
@@ -277,7 +267,7 @@ class Router(Actor):
         for ticket, waiting in list(self._waiting.items()):
             rid, request_id, kind, size, *_ = waiting
             served_by = kind_of(kind).actor
-            if served_by == "usage" or (chain and served_by == "ingest"):
+            if served_by == "usage" or (chain and served_by in CHAIN):
                 del self._waiting[ticket]
                 self._waiting_bytes -= size
                 error = Restarting(retry_after_ms=RESTARTING_RETRY_MS)

@@ -142,6 +142,7 @@ class Usage(Actor):
         self._records_unsaved = self._events_unsaved = self._events_handed = 0
         self._busy = False  # is there more to do, of a checkpoint or an eviction?
         self._retention_told: dict[str, Any] | None = None
+        self._members_told = -1  # their version
         self.serving = False
         self._expire_due = 0.0
         self._full = False
@@ -296,6 +297,7 @@ class Usage(Actor):
             self._save_registry()  # the end may have come before there was room for it
         self.send("retention_sweeper", [b"hello", self.name.encode()])
         self._standing.begin()
+        self._announce_members()
         self._announce_registry([])
         self.answers.send()
         self._expire()
@@ -315,11 +317,23 @@ class Usage(Actor):
             self._announce_sealed_files()
         elif actor == "query":
             self._asking.forget_registry()
+        elif actor == "router":
+            self._members_told = -1
+            self._announce_members()
 
     def _announce_registry(self, answers: list[Frame]) -> None:
         """Give ingest the registry, and the answers that it may pass on once it has it."""
         packed = self.state.registry.to_bytes()
         self.send("ingest", [b"registry", packed, *bundle(answers)])
+
+    def _announce_members(self) -> None:
+        """Tell who belongs to the cluster, when that has changed."""
+        version = self.state.members.version
+        if version != self._members_told:
+            self._members_told = version
+            packed = self.state.members.to_bytes()
+            for actor in ("router", "replication"):
+                self.send(actor, [b"members", packed])
 
     def _announce_sealed_files(self) -> None:
         """Announce all files of which everything is resolved and that have no index yet."""
@@ -445,6 +459,7 @@ class Usage(Actor):
         if record.kind == log_format.META:
             self._save_registry()
             self._tell_retention()
+            self._announce_members()
             self._announce_registry([*command_answers.take(), *self._splits.registry_moved()])
             if reply is not None:
                 self._splits.command_done(reply, result)
@@ -488,6 +503,7 @@ class Usage(Actor):
             self._expire_due = now + self.options.retention.sweep_interval
         self._standing.turn()
         self._tell_retention()
+        self._announce_members()
         self._check_room()
         self.maybe_save()
         self._checkpoint_requests.turn()

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from meterd.protocol.errors import ChangeRefused
-from meterd.protocol.limits import PARTITION_COUNT
+from meterd.protocol.limits import NODE_MAX, PARTITION_COUNT, VOTERS_MAX
 from meterd.protocol.log_format import META_GROUP
 from meterd.protocol.raft_messages import Configuration, member_id
 
@@ -34,8 +34,6 @@ FORMAT_VERSION: Final = 1
 # The first incarnation of a node; that of a single node, too.
 FIRST_INCARNATION: Final = 1
 REPLICAS: Final = 3
-VOTERS_MAX: Final = 7
-NODES_MAX: Final = 255
 # Of the metric registry and of the nodes: the more voters, the more nodes may fail.
 META_VOTERS_MAX: Final = 5
 CLUSTER_VERSION: Final = 1
@@ -106,8 +104,8 @@ class Members:
         number, directory = command["node"], command["directory"]
         known = self.nodes.get(number)
         if known is None or known.state == REMOVED:
-            if not 1 <= number <= NODES_MAX:
-                raise ChangeRefused(f"nodes of a cluster have numbers from 1 to {NODES_MAX}")
+            if not 1 <= number <= NODE_MAX:
+                raise ChangeRefused(f"nodes of a cluster have numbers from 1 to {NODE_MAX}")
             incarnation = FIRST_INCARNATION if known is None else known.incarnation + 1
             new = Member(number, incarnation, *_addresses(command), LEARNER, directory)
         elif not directory or not known.directory or known.directory == directory:
@@ -284,3 +282,59 @@ def _seat(numbers: Sequence[int], place: int, replicas: int) -> Seat:
     """Return the seat of the group at a place of the ring."""
     ring = [numbers[(place + step) % len(numbers)] for step in range(replicas)]
     return Seat(tuple(sorted(ring)), ring[0])
+
+
+def balanced_leaders(members: Members) -> list[list[Any]]:
+    """Return moves of a plan that spread the leaders evenly and move nothing else.
+
+    A node leads at most one more than another that could take over from it, and as few as possible
+    change; drained nodes lead nothing that anybody else can.
+    """
+    able = [one.node for one in members.present if one.state == VOTER]
+    count = dict.fromkeys(able, 0)
+    leaders: dict[int, int] = {}
+    homeless = []
+    for group in range(PARTITION_COUNT):
+        seat = members.plan[group]
+        if seat.leader in count:
+            leaders[group] = seat.leader
+            count[seat.leader] += 1
+        elif set(seat.voters) & set(able):
+            homeless.append(group)
+    for group in homeless:
+        to = min((n for n in members.plan[group].voters if n in count), key=lambda n: (count[n], n))
+        leaders[group] = to
+        count[to] += 1
+    while _shift(members, leaders, count):
+        pass
+    return [
+        [group, list(members.plan[group].voters), leader]
+        for group, leader in sorted(leaders.items())
+        if leader != members.plan[group].leader
+    ]
+
+
+def _shift(members: Members, leaders: dict[int, int], count: dict[int, int]) -> bool:
+    """Move one leader to a voter that leads two less or fewer; return whether there was one."""
+    for group, leader in leaders.items():
+        others = [n for n in members.plan[group].voters if n in count]
+        to = min(others, key=lambda n: (count[n], n))
+        if count[leader] - count[to] >= 2:
+            leaders[group] = to
+            count[leader] -= 1
+            count[to] += 1
+            return True
+    return False
+
+
+def balanced_plan(members: Members) -> list[list[Any]]:
+    """Return moves to the plan that a new cluster of the nodes that can vote would have."""
+    able = sorted(one.node for one in members.present if one.state == VOTER)
+    if not able:
+        return []
+    wanted = first((number, "", "") for number in able).plan
+    return [
+        [group, list(seat.voters), seat.leader]
+        for group, seat in enumerate(wanted)
+        if seat != members.plan[group]
+    ]

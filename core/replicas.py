@@ -96,6 +96,7 @@ class Replicas:
         *,
         cluster: int,
         member: int,
+        boot: int,
         sequence: int,
         leader_time: int,
         random: Random,
@@ -116,7 +117,7 @@ class Replicas:
             chain_many=raft_log.chain_many,
             cluster=cluster,
             member=member,
-            boot=clock.wall,
+            boot=boot,
             moment=self._moment,
             groups=groups,
             seeds=seeds,
@@ -128,6 +129,11 @@ class Replicas:
         self.leaders: NDArray[np.uint8] = np.zeros(GROUP_COUNT, np.uint8)  # node numbers
         self._led_terms: NDArray[np.int64] = np.zeros(GROUP_COUNT, np.int64)
         self._opened = False
+
+    @property
+    def node(self) -> FastNode:
+        """The engine, for those who only look."""
+        return self._node
 
     @property
     def waiting(self) -> bool:
@@ -155,6 +161,10 @@ class Replicas:
         leaders have the same number, and it does not fall but by a start.
         """
         return int(self._led_terms.sum())
+
+    def digest_at(self, group: int, index: int) -> int | None:
+        """Return the digest of an op that this replica knows, for `wire_check`."""
+        return self._node.digest_at(group, index)
 
     def propose(self, proposal: Proposal, cause: Any, clock: Clock) -> Step:
         """Have one proposal ordered: what is taken of it is one record."""
