@@ -77,6 +77,8 @@ class AnsweringWhere:
             if node != self._usage.leader_map.own:
                 self._pass_on(asked, node)
                 return
+        if groups is EVERY_PARTITION:
+            self._check_replicas()
         if local:
             asked.added["as_of"] = self._as_of(groups)
             self._asking.answer_now(asked, fields)
@@ -85,6 +87,16 @@ class AnsweringWhere:
         failed = partial(self._asking.refuse, asked.rid, asked.header)
         until = time.monotonic() + asked.header.deadline_ms / 1000
         self._usage.reads.when_fresh(groups, until, Waiting(ready, failed))
+
+    def _check_replicas(self) -> None:
+        """Refuse a question about all accounts that this node's replicas cannot answer."""
+        own = self._usage.leader_map.own
+        seats = self._usage.state.members.plan[:PARTITION_COUNT]
+        if any(own not in seat.voters for seat in seats):
+            raise BadRequest(
+                "this version adds up all accounts only where each node has a replica of every"
+                " partition; ask for single accounts"
+            )
 
     def _pass_on(self, asked: Asked, node: int) -> None:
         if asked.header.hops:
