@@ -106,9 +106,8 @@ class AnsweringWhere:
 
     def _as_of(self, groups: range | list[int]) -> int | None:
         """Return the moment (UTC ns) of the newest op that is applied of the group that is
-        furthest behind; groups in which nothing ever happened do not count."""
-        times = self._usage.groups.time[np.array(groups)]
-        return int(times[times > 0].min()) if (times > 0).any() else None
+        furthest behind; None when there is none in some of them."""
+        return int(self._usage.groups.time[np.array(groups)].min()) or None
 
 
 def groups_of(kind: str, account: str | None) -> range | list[int]:
