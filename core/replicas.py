@@ -125,6 +125,7 @@ class Replicas:
         )
         self._blocks: deque[tuple[int, int]] = deque()  # last sequence, number; not durable
         self._alone = np.array([self._is_alone(group) for group in range(GROUP_COUNT)], np.bool_)
+        self._all_alone = bool(self._alone.all())
         self._told = np.zeros(GROUP_COUNT, np.int64)  # up to where records commit when durable
         self.leaders: NDArray[np.uint8] = np.zeros(GROUP_COUNT, np.uint8)  # node numbers
         self._led_terms: NDArray[np.int64] = np.zeros(GROUP_COUNT, np.int64)
@@ -199,6 +200,8 @@ class Replicas:
         groups, index = NONE, NONE
         refused, actions = [], []
         for action in output.actions:
+            if isinstance(action, CommitSlices | Commit) and self._all_alone:
+                continue  # its records have said so
             if isinstance(action, CommitSlices):
                 groups, index = _joined(groups, index, action.groups, action.index)
             elif isinstance(action, Commit):
@@ -213,7 +216,7 @@ class Replicas:
                 refused.append(action)
             elif not isinstance(action, AcceptedSlices | Accepted):
                 actions.append(action)
-        if len(groups):
+        if len(groups) and not self._all_alone:
             new = index > self._told[groups]
             groups, index = groups[new], index[new]
         return Step(appends, output.envelopes, (groups, index), refused, actions)
@@ -222,11 +225,15 @@ class Replicas:
         for write in output.records:
             if isinstance(write, WriteOps | WriteSnapshot):
                 self._alone[write.group] = self._is_alone(write.group)
+                self._all_alone = bool(self._alone.all())
         appends = []
         for record in raft_log.written(output.records, self._sequence + 1):
-            commits = bool(self._alone[record.groups if len(record.groups) else slice(None)].all())
-            if commits:
-                self._told[record.groups] = record.index
+            commits = self._all_alone
+            if not commits:
+                some = record.groups if len(record.groups) else slice(None)
+                commits = bool(self._alone[some].all())
+                if commits:
+                    self._told[record.groups] = record.index
             source = record.source
             if source is not None:
                 self._leader_time = max(self._leader_time, source.leader_time)
