@@ -27,6 +27,7 @@ from meterd.actors.cluster_requests import ClusterRequests
 from meterd.actors.forwarding import KINDS, Forwarding
 from meterd.actors.link_faults import LinkFaults
 from meterd.actors.peers import Own, Peers
+from meterd.actors.read_rounds import ReadRounds
 from meterd.actors.replica_traffic import ReplicaTraffic
 from meterd.actors.sockets import Frame
 from meterd.core.cluster_report import Link
@@ -66,8 +67,8 @@ class Replication(Actor):
         self._held: deque[list[bytes]] = deque()  # bounded by what the router admits
         self._serving = False
         self._leaders_told = b""
-        self._leaders_version = 0
-        self.forwarding = Forwarding(self, self.send_bulk, self.handle)
+        self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
+        self._reads = ReadRounds(self)
 
     def _open_peers(self) -> None:
         """Listen to the other nodes, and connect to them.  Raises BootFailed."""
@@ -101,6 +102,13 @@ class Replication(Actor):
         member = self._peers.member_of(node) if self._peers is not None else 0
         return member != 0 and self._peers is not None and self._peers.send_note(member, frames)
 
+    def send_small(self, node: int, frames: Sequence[Frame]) -> bool:
+        """The same for what is small and must not wait behind what is not."""
+        member = self._peers.member_of(node) if self._peers is not None else 0
+        if self._peers is None or member == 0:
+            return False
+        return self._peers.send_note(member, frames, is_bulk=False)
+
     def _on_peer(self, frames: list[Any]) -> None:
         """Take what another node has sent."""
         found = self._traffic.take(frames)
@@ -133,6 +141,10 @@ class Replication(Actor):
             self.forwarding.on_forward(frames)
         elif kind == b"outcome":
             self.forwarding.on_outcome(frames)
+        elif kind in (b"ask_index", b"index"):
+            self.forwarding.on_index(frames)
+        elif kind == b"read":
+            self._reads.ask(frames)
         elif kind == b"durable":
             self._on_durable(frames)
         elif kind == b"applied":
@@ -144,7 +156,7 @@ class Replication(Actor):
             self._on_opened(frames)
         elif kind == b"requests":
             node = self._node
-            self._requests.take(frames, node, self._links(), _clock().now, self._request)
+            self._requests.take(frames, node, self._links(), _clock().now, self.request)
         elif kind == b"members":
             self._requests.take_members(frames[1])
             if self._peers is not None:
@@ -156,7 +168,7 @@ class Replication(Actor):
     def _node(self) -> Node | None:
         return self._replicas.node if self._replicas is not None else None
 
-    def _request(self, event: Any) -> list[Refused]:
+    def request(self, event: Any) -> list[Refused]:
         """Give the engine a wish; return what it refused."""
         step = self.replicas.step(event, _clock())
         self._carry_out(step)
@@ -168,7 +180,9 @@ class Replication(Actor):
 
     def flush(self) -> None:
         self._tell_leaders()
+        self._renew_leases()
         if self._peers is not None and self._replicas is not None:
+            self.forwarding.pump()
             self._traffic.flush()
             self.tick_by(self._replicas.deadline / 1000)
 
@@ -242,7 +256,9 @@ class Replication(Actor):
             self.send("wal_writer", [kind, sequence, append.head, append.payload])
             origin = append.cause or b""
             self.send("usage", [b"record", sequence, append.head, append.payload, origin])
+        self._reads.refused(step.refused)
         for peer, envelope in step.envelopes:
+            self._reads.leaving(envelope)
             self._send_envelope(peer, envelope)
         groups, index = step.committed
         if len(groups):
@@ -278,6 +294,7 @@ class Replication(Actor):
                 self._catching_up.ask(action)
             return
         self._requests.note(action)
+        self._reads.note(action)
         if isinstance(action, GoneBack):
             raise BootFailed(
                 endings.IDENTITY,
@@ -294,8 +311,7 @@ class Replication(Actor):
         leaders = self.replicas.leaders.tobytes()
         if leaders != self._leaders_told:
             self._leaders_told = leaders
-            self._leaders_version += 1
-            version = self._leaders_version.to_bytes(8, "little")
+            version = self.replicas.map_version.to_bytes(8, "little")
             for actor in ROUTING:
                 self.send(actor, [b"leaders", version, leaders])
 
@@ -306,11 +322,17 @@ class Replication(Actor):
         clock = _clock()
         if clock.now >= self._replicas.deadline:
             self._carry_out(self._replicas.tick(clock))
-        self._requests.turn(self._replicas.node, clock.now, self._request)
+        self._requests.turn(self._replicas.node, clock.now, self.request)
         self._tell_leaders()
+        self._renew_leases()
         if self._peers is not None:
+            self.forwarding.pump()
             self._traffic.flush()
         return min(wait, max(0.0, (self._replicas.deadline - clock.now) / 1000))
+
+    def _renew_leases(self) -> None:
+        if self._replicas is not None and self._peers is not None:
+            self._reads.renew(_clock().now)
 
     def close(self) -> None:
         if self._catching_up is not None:

@@ -56,7 +56,8 @@ class WiredNodes:
             member._clock = self.members[-1]._clock  # the one that was installed last
             member.start()
             replication = member.actors["replication"]
-            replication.forwarding._send_bulk = self._sender(member.options.node.id)
+            send = self._sender(member.options.node.id)
+            replication.forwarding._send_bulk = replication.forwarding._send_small = send
         for member in self.members:  # each registers what all have registered
             self.tell([member.options.node.id] * GROUP_COUNT, [member])
 
