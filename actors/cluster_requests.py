@@ -48,6 +48,7 @@ class ClusterRequests:
     def __init__(self, actor: Actor, who: Identity) -> None:
         """Raises BootFailed."""
         self._actor = actor
+        self._own = who.node_id
         self.members = who.beginning
         self.respondent = Respondent(actor.options.node.data_dir, who)
         self._keeper = PlanKeeper()
@@ -95,6 +96,7 @@ class ClusterRequests:
                 raise Starting(retry_after_ms=RETRY_AFTER_MS)
             if header.kind == "cluster_status":
                 result = cluster_report.report(
+                    self._own,
                     node,
                     self.members,
                     links,
@@ -129,7 +131,7 @@ class ClusterRequests:
 
     # Once a second
 
-    def turn(self, node: Node, links: Mapping[int, Link], now: int, step: Step) -> None:
+    def turn(self, node: Node, now: int, step: Step) -> None:
         """Carry the plan out, and tell telemetry how things are, when that is due."""
         if now < self._plan_due:
             return
@@ -138,9 +140,9 @@ class ClusterRequests:
             refused = step(request)
             for one in refused:
                 logger.debug("group %d: %s", one.group, one.reason)
-        self._tell(node, links, now)
+        self._tell(node, now)
 
-    def _tell(self, node: Node, links: Mapping[int, Link], now: int) -> None:
+    def _tell(self, node: Node, now: int) -> None:
         standing = cluster_report.standing(node, self.view_changes.tolist())
         telemetry = self._actor.telemetry
         telemetry.set("partition_leader", standing.leads)

@@ -22,6 +22,7 @@ import numpy as np
 
 from meterd.actors import boots, endings, identity, peer_list, sockets
 from meterd.actors.actor import BEAT_SECONDS, Actor
+from meterd.actors.catching_up import CatchingUp
 from meterd.actors.cluster_requests import ClusterRequests
 from meterd.actors.forwarding import KINDS, Forwarding
 from meterd.actors.link_faults import LinkFaults
@@ -32,7 +33,7 @@ from meterd.actors.sockets import Frame
 from meterd.core.cluster_report import Link
 from meterd.core.group_logs import unpack
 from meterd.core.proposals import Proposal
-from meterd.core.raft.events import Refused
+from meterd.core.raft.events import ReadOps, Refused
 from meterd.core.raft.node import GoneBack, Node
 from meterd.core.replicas import Clock, Replicas, Step
 from meterd.protocol.errors import BootFailed, InvariantViolation
@@ -51,6 +52,7 @@ class Replication(Actor):
     name = "replication"
 
     _replicas: Replicas | None = None  # until the log is open
+    _catching_up: CatchingUp | None = None  # of a node alone
 
     def open(self) -> None:
         node = self.options.node
@@ -200,6 +202,10 @@ class Replication(Actor):
             random=random.Random(),
         )
         self.send("usage", [b"replay", frames[1]])
+        if self._peers is not None:
+            directory = self.options.node.data_dir
+            self._catching_up = CatchingUp(directory, end["file_number"], end["offset"])
+            self.watch(self._catching_up.descriptor, self._on_read)
         self._carry_out(self._replicas.tick(_clock()))
         self._maybe_serve()
 
@@ -234,6 +240,9 @@ class Replication(Actor):
     def _on_durable(self, frames: list[bytes]) -> None:
         """The WAL-writer has made records durable."""
         sequence = int(np.frombuffer(frames[1], np.uint64)[-4])
+        if self._catching_up is not None:
+            file_number, offset = np.frombuffer(frames[2], np.uint64)[:2].tolist()
+            self._catching_up.durable(file_number, offset)
         step = self.replicas.durable(sequence, _clock())
         if step is not None:
             self._carry_out(step)
@@ -260,14 +269,30 @@ class Replication(Actor):
 
     def _send_envelope(self, peer: int, envelope: Envelope) -> None:
         """Have a member of another node sent what is for it, at the end of the turn."""
-        if self._peers is not None:
+        if self._peers is not None and self._catching_up is not None:
+            now = self._catching_up.hold(envelope)
+            if now.messages:
+                self._traffic.add(now)
+
+    def _on_read(self) -> None:
+        """Ops that are only on disk have been read."""
+        assert self._catching_up is not None
+        taken = self._catching_up.take()
+        for envelope in taken.envelopes:
             self._traffic.add(envelope)
+        for event in taken.events:
+            self._carry_out(self.replicas.step(event, _clock()))
+        self._traffic.flush()
 
     def _act(self, action: Any) -> None:
         """Do what the engine asks for besides.
 
-        Nothing yet: snapshots, reads, reading back.  Raises BootFailed.
+        Nothing yet: snapshots, reads.  Raises BootFailed.
         """
+        if isinstance(action, ReadOps):
+            if self._catching_up is not None:
+                self._catching_up.ask(action)
+            return
         self._requests.note(action)
         self._reads.note(action)
         if isinstance(action, GoneBack):
@@ -297,7 +322,7 @@ class Replication(Actor):
         clock = _clock()
         if clock.now >= self._replicas.deadline:
             self._carry_out(self._replicas.tick(clock))
-        self._requests.turn(self._replicas.node, self._links(), clock.now, self.request)
+        self._requests.turn(self._replicas.node, clock.now, self.request)
         self._tell_leaders()
         self._renew_leases()
         if self._peers is not None:
@@ -310,6 +335,8 @@ class Replication(Actor):
             self._reads.renew(_clock().now)
 
     def close(self) -> None:
+        if self._catching_up is not None:
+            self._catching_up.close()
         if self._peers is not None:
             self._peers.close()
 

@@ -305,6 +305,8 @@ class Usage(Actor):
         logger.info("log replayed", extra={"fields": fields})
         self.telemetry.set("wal_recovery_duration_seconds", seconds)
         self.telemetry.set("wal_recovered_events", work.events)
+        # Before this node serves: without the others it never may, and they wait for their place.
+        self._announce_members()
 
     def _try_serving(self) -> None:
         """Serve when the log of the start is resolved, or all that this node has to answer for."""

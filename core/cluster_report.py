@@ -45,7 +45,7 @@ def standing(node: Node, view_changes: Sequence[int]) -> Standing:
         view = node.view(number)
         held += 1
         leads += view.role == LEADER and number < PARTITION_COUNT
-        leaderless += view.leader == NOBODY
+        leaderless += view.role != LEADER and view.leader == NOBODY
         term = max(term, view.term)
         for member, match in view.matches.items():
             lag[node_of(member)] = lag.get(node_of(member), 0) + max(0, view.last - match)
@@ -53,6 +53,7 @@ def standing(node: Node, view_changes: Sequence[int]) -> Standing:
 
 
 def report(
+    own: int,
     node: Node,
     members: Members,
     links: Mapping[int, Link],
@@ -60,9 +61,8 @@ def report(
     view_changes: Sequence[int],
     now: int,
 ) -> dict[str, Any]:
-    """Return what `cluster_status` answers; `applied` and `view_changes` are by group."""
+    """Return what node `own` answers to `cluster_status`; `applied`, `view_changes`: by group."""
     views = {number: node.view(number) for number in node.groups}
-    own = node_of(node.member)
     known = members.nodes.get(own)
     return {
         "node": own,
@@ -70,14 +70,19 @@ def report(
         "members_version": members.version,
         "cluster_version": members.cluster_version,
         "standing_aside": node.is_aside,
-        "members": [_member(members, views, one.node) for one in members.present],
+        "members": [_member(members, views, one.node, own) for one in members.present],
         "peers": [
             _peer(node, members, links, views, peer, now)
             for peer in sorted(node.peers, key=node_of)
             if peer in _present(members, node)
         ],
         "groups": [
-            _group(node, number, views[number], applied[number], view_changes[number])
+            {
+                **_group(node, number, views[number]),
+                "leader": _leader(views[number], own),
+                "applied": applied[number],
+                "view_changes": view_changes[number],
+            }
             for number in sorted(views)
         ],
         "plan": [[list(seat.voters), seat.leader] for seat in members.plan],
@@ -90,7 +95,14 @@ def _present(members: Members, node: Node) -> set[int]:
     return known or {*node.peers}
 
 
-def _member(members: Members, views: Mapping[int, View], number: int) -> dict[str, Any]:
+def _leader(view: View, own: int) -> int | None:
+    """Return the node that leads a group, or None when that is not known."""
+    if view.role == LEADER:
+        return own  # a single node may have any number
+    return None if view.leader == NOBODY else node_of(view.leader)
+
+
+def _member(members: Members, views: Mapping[int, View], number: int, own: int) -> dict[str, Any]:
     one = members.nodes[number]
     partitions = [view for group, view in views.items() if group < PARTITION_COUNT]
     return {
@@ -100,7 +112,7 @@ def _member(members: Members, views: Mapping[int, View], number: int) -> dict[st
         "peer_address": one.peer_address,
         "client_address": one.client_address,
         "joined": bool(one.directory),
-        "leads": sum(node_of(view.leader) == number for view in partitions if view.leader),
+        "leads": sum(_leader(view, own) == number for view in partitions),
         "planned": len(members.held(number)),
     }
 
@@ -150,14 +162,11 @@ def _group(node: Node, number: int, view: View, applied: int, view_changes: int)
     return {
         "group": number,
         "role": role,
-        "leader": node_of(view.leader),
         "term": view.term,
         "commit": view.commit,
-        "applied": applied,
         "last": view.last,
         "lag": max(0, behind if view.role == LEADER else group.leader_commit - view.commit),
         "holes": len(group.log.holes),
-        "view_changes": view_changes,
         "voters": [node_of(member) for member in configuration.voters],
         "learners": [node_of(member) for member in configuration.learners],
     }

@@ -205,6 +205,11 @@ class Members:
             tuple(sorted(one.member for one in learners)) if group == META_GROUP else (),
         )
 
+    @property
+    def configurations(self) -> list[Configuration]:
+        """Return what the configuration of each group is to be."""
+        return [self.configuration(group) for group in range(len(self.plan))]
+
     def held(self, node: int) -> list[int]:
         """Return the partitions of which a node has a replica by the plan."""
         return [group for group in range(PARTITION_COUNT) if node in self.plan[group].voters]

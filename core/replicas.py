@@ -261,7 +261,9 @@ def recovered(start: GroupStart) -> Recovered:
         ops.append(Op(index, int(row["term"]), low | high << 64, kind, int(row["size"]), body))
         if row["damaged"]:
             holes.append(index)
-    return Recovered(start.term, start.vote, Log(mark, ops, holes), start.uncertain)
+    log = Log(mark, ops, holes)
+    log.floor = 0  # how far back the files reach shows when somebody asks for what is there
+    return Recovered(start.term, start.vote, log, start.uncertain)
 
 
 def _joined(groups: Ints, index: Ints, more: Ints, up_to: Ints) -> tuple[Ints, Ints]:

@@ -365,7 +365,7 @@ def cancel(session: Session) -> None:
         voters, planned = document["plan"][group["group"]]
         if group["voters"] != voters:
             now = group["voters"]
-            keeps = planned if planned in now else group["leader"] or now[0]
+            keeps = planned if planned in now else now[0]
             moves.append([group["group"], now, keeps])
     if moves:
         change(session, "plan_move", moves=moves)
@@ -413,7 +413,7 @@ def _move_lines(rows: list[Row]) -> Iterator[str]:
             group_name(row["group"]),
             ",".join(map(str, row["from"])),
             ",".join(map(str, row["to"])),
-            str(row["leader_from"] or "none"),
+            "none" if row["leader_from"] is None else str(row["leader_from"]),
             str(row["leader_to"]),
         ]
         for row in rows

@@ -69,7 +69,7 @@ def _node(member: Row, found: Row | None) -> Row:
         "learns": roles.count("learner"),
         "campaigns": sum(role.endswith("candidate") for role in roles),
         "holds": len(roles) - roles.count("none"),
-        "leaderless": sum(not group["leader"] for group in held),
+        "leaderless": sum(group["leader"] is None for group in held),
         "term": max((group["term"] for group in held), default=0),
         "unapplied": sum(max(0, group["commit"] - group["applied"]) for group in held),
         "holes": sum(group["holes"] for group in held),

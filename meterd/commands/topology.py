@@ -40,12 +40,12 @@ def topology(session: Session, partitions: bool) -> None:
     """
     document = ask_cluster(session)
     rows = _partitions(document)
-    lacking = [row for row in rows if not row["leader"] or row["missing"]]
+    lacking = [row for row in rows if row["leader"] is None or row["missing"]]
     shown = {
         "members_version": document["members_version"],
         "reachable": document["reachable"],
         "configured": document["configured"],
-        "without_leader": sum(not row["leader"] for row in rows),
+        "without_leader": sum(row["leader"] is None for row in rows),
         "under_replicated": sum(bool(row["missing"]) for row in rows),
         "nodes": [
             {key: value for key, value in node.items() if key not in ("peers", "groups")}
@@ -67,7 +67,7 @@ def _partitions(document: Row) -> list[Row]:
         rows.append(
             {
                 "group": group["group"],
-                "leader": group["leader"] if group["leader"] in there else 0,
+                "leader": group["leader"] if group["leader"] in there else None,
                 "term": group["term"],
                 "replicas": group["voters"],
                 "learners": group["learners"],
@@ -95,7 +95,7 @@ def _topology_lines(shown: Row, partitions: bool) -> Iterator[str]:
 
 
 def _partition_cells(row: Row) -> list[str]:
-    leader = str(row["leader"]) if row["leader"] else "none"
+    leader = "none" if row["leader"] is None else str(row["leader"])
     names = [_numbers(row[key]) for key in ("replicas", "learners", "planned", "missing")]
     return [group_name(row["group"]), leader, str(row["term"]), *names]
 
@@ -136,7 +136,7 @@ def consensus(session: Session, groups: bool, wanted: str | None, stuck: bool) -
         and (not stuck or _is_stuck(group))
     ]
     rows.sort(key=lambda row: (row["group"], row["node"]))
-    lost = [group["group"] for group in document["groups"] if not group["leader"]]
+    lost = [group["group"] for group in document["groups"] if group["leader"] is None]
     shown: Row = {
         "reachable": document["reachable"],
         "configured": document["configured"],
@@ -151,7 +151,7 @@ def consensus(session: Session, groups: bool, wanted: str | None, stuck: bool) -
 
 
 def _is_stuck(group: Row) -> bool:
-    return not group["leader"] or group["holes"] > 0 or group["commit"] > group["applied"]
+    return group["leader"] is None or group["holes"] > 0 or group["commit"] > group["applied"]
 
 
 _CONSENSUS = ("leads", "follows", "learns", "campaigns", "leaderless", "term", "unapplied",
@@ -181,7 +181,7 @@ def _group_cells(row: Row) -> list[str]:
         _number(row[key])
         for key in ("term", "commit", "applied", "last", "lag", "holes", "view_changes")
     ]
-    leader = str(row["leader"]) if row["leader"] else "none"
+    leader = "none" if row["leader"] is None else str(row["leader"])
     members = [_numbers(row["voters"]), _numbers(row["learners"])]
     return [group_name(row["group"]), str(row["node"]), row["role"], leader, *numbers, *members]
 
