@@ -50,7 +50,7 @@ def join(known: IngestResult, found: IngestResult) -> IngestResult:
     if known.received != found.received:
         raise RemoteProtocolError("malformed", "an answer about another number of events")
     newly = {row: (row, status, reason) for row, status, reason in found.items}
-    counts = dict(zip(COUNTS, known[: len(COUNTS)], strict=True))
+    counts: dict[str, int] = {name: getattr(known, name) for name in COUNTS}
     otherwise = "accepted" if found.accepted else "stored"
     items = []
     for item in known.items:
