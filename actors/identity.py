@@ -23,7 +23,7 @@ from meterd.actors import disk, endings
 from meterd.core import members
 from meterd.core.members import Members
 from meterd.protocol.errors import BootFailed, StorageError
-from meterd.protocol.raft_messages import member_id
+from meterd.protocol.raft_messages import Configuration, member_id
 
 MAGIC = "meterd node"
 STORAGE_VERSION = 2
@@ -54,6 +54,12 @@ class Identity:
     def beginning(self) -> Members:
         """Members and plan when the cluster was made: what its log starts from."""
         return members.first(self.first_members or [(self.node_id, "", "")])
+
+    @property
+    def first_configurations(self) -> list[Configuration]:
+        """Each group's members where its log begins."""
+        beginning = self.beginning
+        return [beginning.configuration(group) for group in range(members.GROUP_COUNT)]
 
     @property
     def member(self) -> int:

@@ -114,6 +114,13 @@ class Wal:
         100, "but not more than so many of them", 1, 1_000_000, reloadable=True
     )
     min_segments: int = _count(4, "and never fewer", 1, 1_000_000, reloadable=True)
+    replica_segments: int = _count(
+        200,
+        "keep up to so many for nodes that are behind; one further behind gets a snapshot",
+        0,
+        1_000_000,
+        reloadable=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ PEER_HELD_MAX: Final = MESSAGE_SIZE_MAX + 32 * MIB
 # What all connections together may hold that have brought nothing good; a peer's first message
 # may be large.
 STRANGERS_HELD_MAX: Final = 64 * MIB
-# And for so long, and so many.
-STRANGER_SECONDS_MAX: Final = 15.0
+# There may be so many, and each may hold more than a little for so long.
 STRANGERS_MAX: Final = 64
+LITTLE: Final = 64 * 1024
+STRANGER_SECONDS_MAX: Final = 15.0
 # Bad messages on a connection that has brought no good one.
 STRIKES_MAX: Final = 3
 
@@ -79,7 +80,9 @@ class PeerGuard:
             if connection.good:
                 if connection.held > PEER_HELD_MAX:
                     offenders.append(descriptor)
-            elif connection.strikes >= STRIKES_MAX or now - connection.since > STRANGER_SECONDS_MAX:
+            elif connection.strikes >= STRIKES_MAX or (
+                connection.held > LITTLE and now - connection.since > STRANGER_SECONDS_MAX
+            ):
                 offenders.append(descriptor)
             else:
                 strangers.append((connection.held, descriptor))

@@ -28,6 +28,7 @@ from meterd.actors import sockets
 from meterd.actors.link_faults import LinkFaults
 from meterd.actors.peer_guard import PeerGuard
 from meterd.actors.telemetry import Telemetry
+from meterd.core.cluster_report import Link
 from meterd.protocol import raft_wire
 from meterd.protocol.errors import RemoteProtocolError
 from meterd.protocol.raft_frames import (
@@ -55,7 +56,7 @@ PRESENT: Final = b"present"
 
 # The first frame of a question of a node that has no identity yet.
 QUESTION: Final = b"bootstrap"
-Answer = Callable[[list[Frame]], Sequence[Any] | None]
+Answer = Callable[[list[Any]], Sequence[Any] | None]
 
 ROUTING_ID: Final = struct.Struct("<cBQQ")
 ROUTING_MARK: Final = b"M"
@@ -191,6 +192,15 @@ class Peers:
         """Return the member that a node was when it was heard last; 0: never."""
         peer = self._peers.get(node)
         return peer.member if peer is not None else 0
+
+    def links(self) -> dict[int, Link]:
+        """Return what is known of the connections to each node."""
+        return {
+            node: Link(
+                all(map(sockets.takes, peer.connections)), len(peer.on_way), peer.bytes_on_way
+            )
+            for node, peer in self._peers.items()
+        }
 
     def on_way(self, node: int) -> tuple[int, int]:
         """Return how many bulk messages, and bytes, a node has not yet said it has."""

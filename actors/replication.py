@@ -20,19 +20,25 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from meterd.actors import identity
+from meterd.actors import boots, endings, identity, peer_list, sockets
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.cluster_requests import ClusterRequests
-from meterd.actors.forwarding import Forwarding
+from meterd.actors.forwarding import KINDS, Forwarding
+from meterd.actors.link_faults import LinkFaults
+from meterd.actors.peers import Own, Peers
+from meterd.actors.replica_traffic import ReplicaTraffic
 from meterd.actors.sockets import Frame
 from meterd.core.cluster_report import Link
 from meterd.core.group_logs import unpack
 from meterd.core.proposals import Proposal
 from meterd.core.raft.events import Refused
-from meterd.core.raft.node import NodeEvent
+from meterd.core.raft.node import GoneBack, Node
 from meterd.core.replicas import Clock, Replicas, Step
-from meterd.protocol.errors import InvariantViolation
-from meterd.protocol.raft_messages import Envelope
+from meterd.protocol.errors import BootFailed, InvariantViolation
+from meterd.protocol.raft_messages import Envelope, node_of
+
+# I/O threads: a peer whose name is slow to resolve holds up those of its thread.
+IO_THREADS_MAX = 8
 
 # Who must know who leads.
 ROUTING = ("router", "ingest", "usage")
@@ -46,17 +52,62 @@ class Replication(Actor):
     _replicas: Replicas | None = None  # until the log is open
 
     def open(self) -> None:
-        self._who = identity.read(self.options.node.data_dir)
+        node = self.options.node
+        self._who = identity.read(node.data_dir)
+        self._cluster = int.from_bytes(self._who.cluster_id, "little")
+        self._boot = time.time_ns()
+        self._requests = ClusterRequests(self, self._who)
+        self._peers: Peers | None = None  # of a node alone
+        if node.peers:
+            self._boot = boots.next_boot(node.data_dir)
+            self._open_peers()
         self._held: deque[list[bytes]] = deque()  # bounded by what the router admits
         self._serving = False
         self._leaders_told = b""
         self._leaders_version = 0
         self.forwarding = Forwarding(self, self.send_bulk, self.handle)
-        self.cluster = ClusterRequests(self, self._who)
+
+    def _open_peers(self) -> None:
+        """Listen to the other nodes, and connect to them.  Raises BootFailed."""
+        node = self.options.node
+        addresses = self._addresses()
+        sockets.use_threads(min(len(addresses) + 1, IO_THREADS_MAX))
+        self._peers = Peers(
+            Own(self._cluster, self._who.member, self._boot),
+            addresses,
+            self.telemetry,
+            LinkFaults.wanted(node.id),
+            self._requests.respondent.answer,
+        )
+        self._traffic = ReplicaTraffic(self._peers, self._digest_at)
+        listener = self._peers.listen(f"tcp://{peer_list.join(node.listen, node.replication_port)}")
+        self.listen(listener, self._on_peer, self._peers.receive)
+
+    def _addresses(self) -> dict[int, str]:
+        """Return where the other nodes are: as the members say, or else the operator."""
+        node = self.options.node
+        found = {peer.node: peer.address for peer in node.cluster_nodes}
+        found |= {m.node: m.peer_address for m in self._requests.members.present if m.peer_address}
+        found.pop(node.id, None)
+        return found
+
+    def _digest_at(self, group: int, index: int) -> int | None:
+        return self.replicas.digest_at(group, index)
 
     def send_bulk(self, node: int, frames: Sequence[Frame]) -> bool:
         """Send frames to another node; False when that cannot be done now."""
-        return False
+        member = self._peers.member_of(node) if self._peers is not None else 0
+        return member != 0 and self._peers is not None and self._peers.send_note(member, frames)
+
+    def _on_peer(self, frames: list[Any]) -> None:
+        """Take what another node has sent."""
+        found = self._traffic.take(frames)
+        if self._replicas is None or found is None:
+            return
+        if isinstance(found, Envelope):
+            self._carry_out(self._replicas.receive(found, _clock()))
+        elif found.frames and bytes(found.frames[0]) in KINDS:
+            self.forwarding.on_peer(node_of(found.source), found.frames)
 
     @property
     def replicas(self) -> Replicas:
@@ -85,20 +136,39 @@ class Replication(Actor):
         elif kind == b"applied":
             groups = np.frombuffer(frames[1], np.uint16).astype(np.int64)
             index = np.frombuffer(frames[2], np.uint64).astype(np.int64)
-            self.cluster.take_applied(groups, index)
+            self._requests.take_applied(groups, index)
             self._carry_out(self.replicas.applied(groups, index, _clock()))
-        elif kind == b"requests":
-            node = None if self._replicas is None else self._replicas.node
-            self.cluster.take(frames, node, self._links(), _clock().now, self._engine_step)
-        elif kind == b"members":
-            self.cluster.take_members(frames[1])
         elif kind == b"opened":
             self._on_opened(frames)
+        elif kind == b"requests":
+            node = self._node
+            self._requests.take(frames, node, self._links(), _clock().now, self._request)
+        elif kind == b"members":
+            self._requests.take_members(frames[1])
+            if self._peers is not None:
+                self._peers.update(self._addresses())
         elif kind == b"hello":
             self._leaders_told = b""  # somebody has started anew
 
+    @property
+    def _node(self) -> Node | None:
+        return self._replicas.node if self._replicas is not None else None
+
+    def _request(self, event: Any) -> list[Refused]:
+        """Give the engine a wish; return what it refused."""
+        step = self.replicas.step(event, _clock())
+        self._carry_out(step)
+        return step.refused
+
+    def _links(self) -> dict[int, Link]:
+        """Return what the connections to the other nodes say."""
+        return {} if self._peers is None else self._peers.links()
+
     def flush(self) -> None:
         self._tell_leaders()
+        if self._peers is not None and self._replicas is not None:
+            self._traffic.flush()
+            self.tick_by(self._replicas.deadline / 1000)
 
     def _on_opened(self, frames: list[bytes]) -> None:
         """The log is open: continue every group where it ends, and have usage replay it."""
@@ -107,8 +177,10 @@ class Replication(Actor):
         self._replicas = Replicas(
             starts,
             _clock(),
-            cluster=int.from_bytes(self._who.cluster_id, "little"),
+            cluster=self._cluster,
             member=self._who.member,
+            boot=self._boot,
+            seeds=[one.member for one in self._requests.members.present],
             sequence=end["sequence"],
             leader_time=end["leader_time"],
             random=random.Random(),
@@ -171,21 +243,24 @@ class Replication(Actor):
             self._act(action)
 
     def _send_envelope(self, peer: int, envelope: Envelope) -> None:
-        """Send a member of other nodes what is for it; a node that is alone has none."""
+        """Have a member of another node sent what is for it, at the end of the turn."""
+        if self._peers is not None:
+            self._traffic.add(envelope)
 
     def _act(self, action: Any) -> None:
-        """Do what the engine asks for besides; nothing yet: snapshots, reads, reading back."""
-        self.cluster.note(action)
+        """Do what the engine asks for besides.
 
-    def _engine_step(self, event: NodeEvent) -> list[Refused]:
-        """Give the engine an event and do what follows; return what it refused."""
-        step = self.replicas.step(event, _clock())
-        self._carry_out(step)
-        return step.refused
-
-    def _links(self) -> dict[int, Link]:
-        """Return what the connections to other nodes say; a node that is alone has none."""
-        return {}
+        Nothing yet: snapshots, reads, reading back.  Raises BootFailed.
+        """
+        self._requests.note(action)
+        if isinstance(action, GoneBack):
+            raise BootFailed(
+                endings.IDENTITY,
+                f"node {node_of(action.peer)} has heard of block {action.heard} of this node, whose"
+                f" log ends with {action.block}: the directory is an older copy and has forgotten"
+                " what it promised; restore the newest one, or say meterctl node recover"
+                f" {self._who.node_id} and begin with an empty one",
+            )
 
     def _tell_leaders(self) -> None:
         """Say who leads each group, when that has changed."""
@@ -200,15 +275,21 @@ class Replication(Actor):
                 self.send(actor, [b"leaders", version, leaders])
 
     def tick(self, now: float) -> float:
+        wait = BEAT_SECONDS if self._peers is None else min(BEAT_SECONDS, self._peers.tick(now))
         if self._replicas is None:
-            return BEAT_SECONDS
+            return wait
         clock = _clock()
         if clock.now >= self._replicas.deadline:
             self._carry_out(self._replicas.tick(clock))
-        self.cluster.turn(self._replicas.node, clock.now, self._engine_step)
+        self._requests.turn(self._replicas.node, self._links(), clock.now, self._request)
         self._tell_leaders()
-        wait = (self._replicas.deadline - clock.now) / 1000
-        return min(BEAT_SECONDS, max(0.0, wait))
+        if self._peers is not None:
+            self._traffic.flush()
+        return min(wait, max(0.0, (self._replicas.deadline - clock.now) / 1000))
+
+    def close(self) -> None:
+        if self._peers is not None:
+            self._peers.close()
 
     def drained(self) -> bool:
         return self._replicas is None or not (self._held or self._replicas.waiting)

@@ -62,6 +62,7 @@ OP: Final = np.dtype(
 ROW_SIZE: Final = 27  # bytes a row of events takes in its columns, without its heap
 
 Ops = NDArray[np.void]
+First = Sequence[Configuration]
 
 
 class Doubt(NamedTuple):
@@ -76,14 +77,11 @@ class GroupLogs:
     """Change it only through `follow`."""
 
     def __init__(
-        self,
-        member: int,
-        groups: Groups | None = None,
-        first: Sequence[Configuration] = (),
+        self, member: int, groups: Groups | None = None, first: First | None = None
     ) -> None:
         """`groups`: where a checkpoint stands, which is the mark of each group.
 
-        `first`: who was a member of each group in the beginning; by default this node alone.
+        `first`: each group's configuration where its log begins; without it this member alone.
         """
         self.member = member
         self.groups = Groups() if groups is None else groups
@@ -93,21 +91,19 @@ class GroupLogs:
         self.term: NDArray[np.uint32] = np.zeros(GROUP_COUNT, np.uint32)
         self.vote: NDArray[np.uint64] = np.zeros(GROUP_COUNT, np.uint64)
         self.uncertain: NDArray[np.bool_] = np.zeros(GROUP_COUNT, np.bool_)
-        known = first or [Configuration((member,))] * GROUP_COUNT
+        first = first or [Configuration((member,))] * GROUP_COUNT
         # The mark's configuration, and those of ops behind it, by index.
         self._configurations: list[list[tuple[int, Configuration]]] = [
-            [(int(index), one)] for index, one in zip(self.mark_index, known, strict=True)
+            [(int(index), first[group])] for group, index in enumerate(self.mark_index)
         ]
-        self._alone = np.array([one.voters == (member,) for one in known], np.bool_)
+        self._alone = np.array([known.voters == (member,) for known in first], np.bool_)
         self._seen = np.zeros(GROUP_COUNT, np.bool_)  # has an op that continues the mark
         self._doubts: dict[int, Doubt] = {}
         self._chunks: list[Ops] = []
         self._repairs: dict[tuple[int, int], Ops] = {}
 
     @classmethod
-    def at(
-        cls, member: int, log: Mapping[str, Any], first: Sequence[Configuration] = ()
-    ) -> Self:
+    def at(cls, member: int, log: Mapping[str, Any], first: First | None = None) -> Self:
         """Return where a checkpoint stands, by its `log`; older ones say only what groups are."""
         logs = cls(member, Groups.unpacked(log), first)
         for group, (voters, learners) in log.get("configurations", {}).items():
@@ -394,7 +390,11 @@ def unpack(packed: Mapping[str, Any]) -> list[GroupStart]:
     bounds = np.searchsorted(ops["group"], np.arange(GROUP_COUNT + 1))
     found = []
     for group, (row, known) in enumerate(
-        zip(np.frombuffer(packed["promises"], TERM_ROW), packed["configurations"].values(), strict=True)
+        zip(
+            np.frombuffer(packed["promises"], TERM_ROW),
+            packed["configurations"].values(),
+            strict=True,
+        )
     ):
         low, high = marks[2][group]
         found.append(

@@ -82,10 +82,8 @@ def ops_of(proposal: Proposal, leader_time: int) -> SliceOps:
     none = np.zeros(count, np.int64)
     kind = np.full(count, proposal.kind, np.int64)
     groups = table["partition"].astype(np.int64)
-    return SliceOps(groups, none, none, _NONE, kind, sizes_of(record), Bodies(record))
-
-
-_NONE: Digests = np.zeros((0, 2), np.uint64)
+    digests = np.zeros((count, 2), np.uint64)
+    return SliceOps(groups, none, none, digests, kind, sizes_of(record), Bodies(record))
 
 
 # The hash chain.

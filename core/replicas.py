@@ -96,6 +96,7 @@ class Replicas:
         *,
         cluster: int,
         member: int,
+        boot: int,
         sequence: int,
         leader_time: int,
         random: Random,
@@ -116,7 +117,7 @@ class Replicas:
             chain_many=raft_log.chain_many,
             cluster=cluster,
             member=member,
-            boot=clock.wall,
+            boot=boot,
             moment=self._moment,
             groups=groups,
             seeds=seeds,
@@ -150,6 +151,10 @@ class Replicas:
             own = [self._node.groups[group] for group in np.flatnonzero(self._alone).tolist()]
             self._opened = all(g.role == LEADER and g.commit >= g.term_start for g in own)
         return self._opened
+
+    def digest_at(self, group: int, index: int) -> int | None:
+        """Return the digest of an op that this replica knows, for `wire_check`."""
+        return self._node.digest_at(group, index)
 
     def propose(self, proposal: Proposal, cause: Any, clock: Clock) -> Step:
         """Have one proposal ordered: what is taken of it is one record."""

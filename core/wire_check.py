@@ -13,20 +13,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from meterd.core.kernels import chain
+from meterd.core.log_scan import first_broken
 from meterd.protocol import log_format, raft_records
 from meterd.protocol.errors import RemoteProtocolError
-from meterd.protocol.log_format import EVENTS, GROUP_COUNT, SLICE, Record
+from meterd.protocol.log_format import EVENTS, SLICE, Record
 from meterd.protocol.raft_messages import Append, Envelope, Op, RepairReply
 from meterd.protocol.raft_records import ENGINE_KINDS
-from meterd.protocol.raft_slices import AppendSlices, words
+from meterd.protocol.raft_slices import AppendSlices, Digests, words
 
 # The digest of a group's op at an index, or None when this replica does not know it.
 DigestAt = Callable[[int, int], int | None]
-# u64[257, 2]: each group's digest before what is looked at.
-Before = NDArray[np.uint64]
 
 
 def check_envelope(envelope: Envelope, digest_at: DigestAt) -> Envelope:
@@ -34,61 +31,50 @@ def check_envelope(envelope: Envelope, digest_at: DigestAt) -> Envelope:
 
     Raises RemoteProtocolError when a content does not follow: its sender is broken.
     """
-    before: Before = np.zeros((GROUP_COUNT, 2), np.uint64)
     messages: list[Any] = []
     for message in envelope.messages:
         if isinstance(message, AppendSlices):
-            before[message.ops.groups] = message.prev_digest
-            _check_record(message.ops.body[0].record, before)
+            _check_record(message.ops.body[0].record, np.array(message.prev_digest))
         elif isinstance(message, Append):
-            _check_append(message, before)
+            _check_append(message)
         elif isinstance(message, RepairReply):
-            message = _checkable(message, digest_at, before)
+            message = _checkable(message, digest_at)
         messages.append(message)
     return envelope._replace(messages=tuple(messages))
 
 
-def _check_append(message: Append, before: Before) -> None:
-    digest = message.prev_digest
+def _check_append(message: Append) -> None:
+    before = message.prev_digest
     for op in message.ops:
-        before[message.group] = words(digest)
         _check_op(message.group, op, before)
-        digest = op.digest
+        before = op.digest
 
 
-def _checkable(message: RepairReply, digest_at: DigestAt, before: Before) -> RepairReply:
+def _checkable(message: RepairReply, digest_at: DigestAt) -> RepairReply:
     ops = []
     for op in message.ops:
-        digest = digest_at(message.group, op.index - 1)
-        if digest is not None:
-            before[message.group] = words(digest)
+        before = digest_at(message.group, op.index - 1)
+        if before is not None:
             _check_op(message.group, op, before)
             ops.append(op)
     return message._replace(ops=tuple(ops))
 
 
-def _check_op(group: int, op: Op, before: Before) -> None:
+def _check_op(group: int, op: Op, before: int) -> None:
+    digest = np.array([words(before)], np.uint64)
     if op.kind not in ENGINE_KINDS:
-        _check_record(op.body.record, before)
+        _check_record(op.body.record, digest)
         return
     table = np.array([(group, 0, 1, op.index, words(op.digest), op.term, 0)], SLICE)
     table.flags.writeable = False  # as what is read: the kernel is compiled for that
-    _check_record(raft_records.engine_record(op.kind, op.body, table), before)
+    _check_record(raft_records.engine_record(op.kind, op.body, table), digest)
 
 
-def _check_record(record: Record, before: Before) -> None:
-    """Check every slice against the digests before, and what no digest covers."""
+def _check_record(record: Record, before: Digests) -> None:
+    """Check every slice against the digest before it, and what no digest covers."""
     if record.kind == EVENTS:
         _check_rest(record)
-    is_engines = record.kind in ENGINE_KINDS
-    stamps = [0, 0] if is_engines else [record.registry_version, record.leader_time]
-    broken = chain.first_broken(
-        record.slices,
-        np.frombuffer(record.payload, np.uint8),
-        log_format.payload_layout(record.row_count, record.heap_size)[:6],
-        np.array([record.kind, *stamps], np.int64).view(np.uint64),
-        before,
-    )
+    broken = first_broken(record, np.ones(len(record.slices), np.bool_), before)
     if broken >= 0:
         group = int(record.slices["partition"][broken])
         raise RemoteProtocolError("malformed", f"the hash chain of group {group} is broken")

@@ -200,6 +200,13 @@ class Node:
         self.moment.now = now
         return self._live(group).holds_lease()
 
+    def digest_at(self, group: int, index: int) -> int | None:
+        """Return the digest of an op, None when it is not known here."""
+        if group not in self.groups:
+            return None
+        log = self._live(group).log
+        return log.digest_at(index) if log.base.index <= index <= log.last else None
+
     # What the fast path replaces.
 
     def view(self, number: int) -> View:

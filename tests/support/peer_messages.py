@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meterd.core.kernels import stage
+from meterd.core.kernels import chain, stage
 from meterd.protocol import log_format, raft_records
 from meterd.protocol.log_format import EVENTS, META, SLICE, Record
 from meterd.protocol.raft_messages import (
@@ -101,8 +101,14 @@ class Histories:
         """Give a record's slices the next places of their groups."""
         stamps = [0, 0] if record.kind in (NOOP, CONFIG) else [REGISTRY, TIME]
         table = record.slices.copy()
-        constants = np.array([record.kind, *stamps, term], np.uint64)
-        stage.chain(table.view(np.uint64).reshape(-1, 5), constants, self.index, self.digest)
+        groups = table["partition"]
+        fields = np.array([record.kind, *stamps], np.uint64)
+        index = (self.index[groups] + np.uint64(1)).astype(np.int64)
+        terms, out = np.full(len(groups), term), np.empty((len(groups), 2), np.uint64)
+        contents = np.ascontiguousarray(table["digest"])
+        chain.chain_ops(self.digest[groups], index, terms, fields, contents, out)
+        table["index"], table["term"], table["digest"] = index, term, out
+        self.index[groups], self.digest[groups] = index, out
         return record._replace(slices=table)
 
     def op(self, group: int, kind: int, body: object = None, record: Record | None = None) -> Op:
