@@ -131,7 +131,7 @@ class ClusterRequests:
 
     # Once a second
 
-    def turn(self, node: Node, links: Mapping[int, Link], now: int, step: Step) -> None:
+    def turn(self, node: Node, now: int, step: Step) -> None:
         """Carry the plan out, and tell telemetry how things are, when that is due."""
         if now < self._plan_due:
             return
@@ -140,9 +140,9 @@ class ClusterRequests:
             refused = step(request)
             for one in refused:
                 logger.debug("group %d: %s", one.group, one.reason)
-        self._tell(node, links, now)
+        self._tell(node, now)
 
-    def _tell(self, node: Node, links: Mapping[int, Link], now: int) -> None:
+    def _tell(self, node: Node, now: int) -> None:
         standing = cluster_report.standing(node, self.view_changes.tolist())
         telemetry = self._actor.telemetry
         telemetry.set("partition_leader", standing.leads)

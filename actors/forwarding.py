@@ -2,19 +2,24 @@
 
 From ingest and usage of this node to the peer that leads a part, and outcomes back; from a peer,
 what it has forwarded: checked like a record of the log, then ordered as if ingest had proposed it,
-and what came back of that.  It keeps nothing: who waits, and how long, the origin's usage knows.
+and what came back of that.  Who waits, and how long, the origin's usage knows; here are only those
+that wait for room on the way to a peer, for a moment.
 
-Frames on the bulk socket, behind its envelope: kind, token and
+Frames between nodes: kind, token and
 
   * `forward`: checksum over the rest (u32), meta, payload, what belongs to refused rows
   * `outcome`: nothing (not known), or the outcome's body
+  * `ask_index`: groups (u16); up to where must they be read?  (control socket)
+  * `index`: groups, index (u64) of each; nothing: nobody knows  (control socket)
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgpack
 from crc32c import crc32c
@@ -29,10 +34,13 @@ if TYPE_CHECKING:
     from meterd.actors.actor import Actor
 
 TOKEN_SIZE = 16
-FORWARD, OUTCOME = b"forward", b"outcome"
-KINDS = (FORWARD, OUTCOME)
+# What waits for room on the way to a peer: no more than this, and no longer.
+QUEUE_SIZE_MAX = 16 * 1024 * 1024
+QUEUE_SECONDS = 1.0
+FORWARD, OUTCOME, ASK_INDEX, INDEX = b"forward", b"outcome", b"ask_index", b"index"
+KINDS = (FORWARD, OUTCOME, ASK_INDEX, INDEX)
 
-# Sends frames to a node on the bulk socket; False: it is not connected, or its queue is full.
+# Sends frames to a node on one of the sockets; False: not connected, or too much is on its way.
 SendBulk = Callable[[int, Sequence[Frame]], bool]
 # Takes what ingest would send: `propose` or `judge`.
 Propose = Callable[[list[Frame]], None]
@@ -40,13 +48,25 @@ Propose = Callable[[list[Frame]], None]
 logger = logging.getLogger(__name__)
 
 
+class Queued(NamedTuple):
+    """What waits for room."""
+
+    frames: list[Frame]
+    size: int
+    since: float
+
+
 class Forwarding:
     """See the module."""
 
-    def __init__(self, actor: Actor, send_bulk: SendBulk, propose: Propose) -> None:
+    def __init__(
+        self, actor: Actor, send_bulk: SendBulk, send_small: SendBulk, propose: Propose
+    ) -> None:
         self._actor = actor
-        self._send_bulk = send_bulk
+        self._send_bulk, self._send_small = send_bulk, send_small
         self._propose = propose
+        self._queues: dict[int, deque[Queued]] = {}
+        self._queued = 0  # bytes
 
     # From actors of this node
 
@@ -58,12 +78,7 @@ class Forwarding:
         """Send a part to the node that leads it: node, token, meta, payload, refused rows."""
         _, node, token, meta, payload, refused = frames
         check = checksum(meta, payload, refused)
-        sent = self._send_bulk(node[0], [FORWARD, token, check, meta, payload, refused])
-        if sent:
-            self._actor.telemetry.add("forwarded_total")
-        else:
-            self._actor.telemetry.add("forwards_unsent_total")
-            self._actor.send("usage", [OUTCOME, token])
+        self._send(node[0], [FORWARD, token, check, meta, payload, refused])
 
     def on_outcome(self, frames: Sequence[Frame]) -> None:
         """Send an outcome to the node that waits for it: node, token, body if there is one.
@@ -71,8 +86,59 @@ class Forwarding:
         It may be lost: then the origin does not know it, and its client asks again.
         """
         _, node, *rest = frames
-        if not self._send_bulk(node[0], [OUTCOME, *rest]):
+        self._send(node[0], [OUTCOME, *rest])
+
+    def _send(self, node: int, frames: list[Frame]) -> None:
+        """Send in the order of the calls, as soon as there is room."""
+        queue = self._queues.get(node)
+        if not queue and self._send_bulk(node, frames):
+            self._sent(frames)
+            return
+        size = sum(memoryview(frame).nbytes for frame in frames)
+        if self._queued + size > QUEUE_SIZE_MAX:
+            self._unsent(frames)
+            return
+        self._queued += size
+        self._queues.setdefault(node, deque()).append(Queued(frames, size, time.monotonic()))
+
+    def pump(self) -> None:
+        """Send what has waited for room; give up what has waited for too long."""
+        if not self._queued:
+            return
+        now = time.monotonic()
+        for node, queue in self._queues.items():
+            while queue:
+                first = queue[0]
+                if self._send_bulk(node, first.frames):
+                    self._sent(first.frames)
+                elif now - first.since > QUEUE_SECONDS:
+                    self._unsent(first.frames)
+                else:
+                    break
+                queue.popleft()
+                self._queued -= first.size
+
+    def _sent(self, frames: list[Frame]) -> None:
+        if frames[0] == FORWARD:
+            self._actor.telemetry.add("forwarded_total")
+
+    def _unsent(self, frames: list[Frame]) -> None:
+        if frames[0] == FORWARD:
+            self._actor.telemetry.add("forwards_unsent_total")
+            self._actor.send("usage", [OUTCOME, frames[1]])
+        else:
             self._actor.telemetry.add("outcomes_unsent_total")
+
+    def on_index(self, frames: Sequence[Frame]) -> None:
+        """Send a question for indices, or its answer: kind, node, token, and what belongs to it.
+
+        It may be lost: then usage gives up when its time is over.
+        """
+        kind, node, *rest = frames
+        if not self._send_small(node[0], [kind, *rest]):
+            self._actor.telemetry.add("outcomes_unsent_total")
+            if kind == ASK_INDEX:
+                self._actor.send("usage", [INDEX, rest[0]])
 
     # From peers
 
@@ -86,6 +152,10 @@ class Forwarding:
                 self._take(Reply(node, token), *frames[2:])
             elif frames[0] == OUTCOME and len(frames) <= 3:
                 self._actor.send("usage", [OUTCOME, token, *frames[2:]])
+            elif frames[0] == ASK_INDEX and len(frames) == 3 and not len(frames[2]) % 2:
+                self._actor.send("usage", [ASK_INDEX, bytes([node]), token, frames[2]])
+            elif frames[0] == INDEX and len(frames) in (2, 4):
+                self._actor.send("usage", [INDEX, token, *frames[2:]])
             else:
                 raise Damaged(0, "a message of another form")
         except Damaged as damage:

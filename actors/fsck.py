@@ -151,17 +151,11 @@ class Fsck:
                 continue  # it was said
 
     def _check_log(self) -> Iterator[Finding]:
-        if self._owner is None or self._who is None:
+        if self._owner is None:
             return
         try:
             end = Recovery(
-                self._disk,
-                self._directory,
-                self._owner,
-                self._start,
-                lambda _: None,
-                self._who.member,
-                self._who.beginning.configurations,
+                self._disk, self._directory, self._owner, self._start, lambda _: None, self._who
             ).run()
         except Corrupt as error:
             yield self._finding(error)
@@ -175,7 +169,7 @@ class Fsck:
             yield Finding(WARNING, name, end.torn.start, said)
 
     def _check_segments(self) -> Iterator[Finding]:
-        if self._owner is None or self._who is None:
+        if self._owner is None:
             return
         try:
             start_checks.check_segments(self._disk, self._directory, self._owner, self._start)

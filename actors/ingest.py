@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -23,6 +24,7 @@ from meterd.actors.leader_map import LeaderMap
 from meterd.actors.outcomes import encode_origin
 from meterd.actors.sockets import Frame
 from meterd.actors.splitting import Request, Splitting, command_proposal
+from meterd.actors.unknown_metrics import UnknownMetrics
 from meterd.actors.zone_files import transitions
 from meterd.core.balance_rows import import_commands
 from meterd.core.erasures import erasure_command
@@ -32,7 +34,13 @@ from meterd.core.staging import Packed, Stage
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
 from meterd.protocol.envelope import RequestHeader, decode_request_header
-from meterd.protocol.errors import REASONS, MeterdError, RemoteProtocolError
+from meterd.protocol.errors import (
+    REASONS,
+    MeterdError,
+    RemoteProtocolError,
+    UnknownMetric,
+    exception_of,
+)
 from meterd.protocol.messages import check_request
 from meterd.protocol.result import IngestResult, encode_result
 
@@ -58,6 +66,7 @@ class Ingest(Actor):
         self._patience = 0.0  # seconds that the most patient client of the requests waits
         self._leaders = LeaderMap(self.options)
         self._splitting = Splitting(self, self._leaders)
+        self._unknown = UnknownMetrics(self)
         self._began = 0.0  # when the first request of what is staged was taken
         self._serving = False
 
@@ -70,9 +79,13 @@ class Ingest(Actor):
                 for rid, raw_header, body in unbundle(frames[1:]):
                     self._on_request(rid, raw_header, body)
         elif kind == b"registry":
-            self._on_registry(frames)
+            self.take_registry(frames)
         elif kind == b"leaders":
             self._leaders.take(frames)
+        elif kind == b"fresh_registry":
+            self._unknown.fresh(frames)
+        elif kind == b"no_registry":
+            self._unknown.failed(exception_of(msgpack.unpackb(frames[1])))
         elif kind == b"hello" and self._serving:  # the router has started after us
             self._say_hello()
 
@@ -88,7 +101,7 @@ class Ingest(Actor):
         self._propose()
         self._answers.send()
 
-    def _on_registry(self, frames: list[bytes]) -> None:
+    def take_registry(self, frames: Sequence[Frame]) -> None:
         """Take over the registry, then pass on the answers that promise it."""
         self._propose()  # what is staged was numbered by the old one
         self._registry = Registry.from_bytes(frames[1])
@@ -101,20 +114,37 @@ class Ingest(Actor):
             self.ready()
 
     def _on_request(self, rid: bytes, raw_header: bytes, body: Frame) -> None:
-        header = decode_request_header(raw_header)  # the router has checked it
-        try:
-            if header.kind == "ingest":
-                self._on_events(rid, header, body)
-            elif header.kind in ("account_erase", "balance_import"):
-                self._on_account(rid, header, body)
-            elif header.kind in MEMBER_OPS:
-                self._on_members(rid, header, body)
-            else:
-                self._on_metric(rid, header, body)
-        except MeterdError as error:
-            self._answers.error(rid, header.id, header.kind, error)
+        # The router has checked the header.  A node alone knows what there is to know.
+        header = decode_request_header(raw_header)
+        self.take_request(rid, header, body, certain=self._leaders.alone)
 
-    def _on_events(self, rid: bytes, header: RequestHeader, body: Frame) -> None:
+    def take_request(self, rid: bytes, header: RequestHeader, body: Frame, certain: bool) -> None:
+        """Do what a request asks for; certain: a metric that the registry lacks there is not."""
+        try:
+            try:
+                self._take(rid, header, body, certain)
+            except UnknownMetric:
+                if certain:
+                    raise
+                self._unknown.hold(rid, header, body)
+        except MeterdError as error:
+            self.refuse(rid, header, error)
+
+    def refuse(self, rid: bytes, header: RequestHeader, error: MeterdError) -> None:
+        """Answer a request with an error."""
+        self._answers.error(rid, header.id, header.kind, error)
+
+    def _take(self, rid: bytes, header: RequestHeader, body: Frame, certain: bool) -> None:
+        if header.kind == "ingest":
+            self._on_events(rid, header, body, certain)
+        elif header.kind in ("account_erase", "balance_import"):
+            self._on_account(rid, header, body)
+        elif header.kind in MEMBER_OPS:
+            self._on_members(rid, header, body)
+        else:
+            self._on_metric(rid, header, body)
+
+    def _on_events(self, rid: bytes, header: RequestHeader, body: Frame, certain: bool) -> None:
         if self._stage.full or len(self._requests) >= REQUESTS_PER_RECORD_MAX:
             self._propose()
         if not self._requests:
@@ -124,7 +154,7 @@ class Ingest(Actor):
         if header.lz4_size is None:
             whole = self._stage.add_body(body, len(self._requests))
         if whole is None:
-            self._on_other_events(rid, header, body)
+            self._on_other_events(rid, header, body, certain)
             return
         count, durability = whole
         if durability == "async":
@@ -132,9 +162,16 @@ class Ingest(Actor):
             rid = b""
         self._requests.append((rid, header.id, count, ()))
 
-    def _on_other_events(self, rid: bytes, header: RequestHeader, body: Frame) -> None:
-        """Take a request that is not of the usual form, or that has a row which is not right."""
+    def _on_other_events(
+        self, rid: bytes, header: RequestHeader, body: Frame, certain: bool
+    ) -> None:
+        """Take a request that is not of the usual form, or that has a row which is not right.
+
+        Raises UnknownMetric where that is not certain.
+        """
         columns = decode_events(body, header.lz4_size)
+        if not (certain or all(map(self._stage.knows, columns.metric_codes))):
+            raise UnknownMetric
         faults = self._stage.add(columns, len(self._requests))
         if faults is None:  # it may fit into an empty stage
             self._propose()

@@ -47,11 +47,15 @@ class LeaderMap:
         """Does this node lead the group?"""
         return self.alone or int(self.nodes[group]) == self.own
 
+    def node_of(self, group: int) -> int:
+        """Return the node that leads the group; 0: it is not known."""
+        return self.own if self.alone else int(self.nodes[group])
+
     def leader_of(self, group: int) -> int:
         """Return the node that leads the group; raise NotLeader while nobody is known to."""
         if self.alone:
             return self.own
-        node = int(self.nodes[group])
+        node = self.node_of(group)
         if node == 0:
             raise NotLeader("no leader is known at the moment: one is being elected")
         return node

@@ -23,6 +23,7 @@ from meterd.actors import (
     founding,
     identity,
     journal,
+    lease_words,
     peer_list,
     restored,
     start_checks,
@@ -93,6 +94,7 @@ def _prepare(options: Options, notifier: Notifier) -> str:
     notifier.status("loading kernels (the first start compiles them)", extend=True)
     with timed("kernels loaded"):
         warm_kernels()
+    lease_words.shared()  # before the fork
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
     gc.collect()
     gc.freeze()

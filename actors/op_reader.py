@@ -20,13 +20,14 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.group_logs import sizes_of
 from meterd.core.kernels import scan
 from meterd.core.op_places import FileIndex, OpPlaces, Place
 from meterd.core.raft.events import Damaged, OpsRead, ReadOps
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
-from meterd.protocol.log_format import ACTIVE_NAME, EVENTS, Record, full_name, number_of
-from meterd.protocol.raft_messages import Op
+from meterd.protocol.log_format import ACTIVE_NAME, Record, full_name, number_of
+from meterd.protocol.raft_messages import Append, Envelope, Op, RepairReply
 from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlice, engine_body
 
 # What one answer may hold; a single larger op is one, too.
@@ -38,6 +39,9 @@ WINDOW_SIZE: Final = 4 * 1024 * 1024
 OPEN_FILES_MAX: Final = 8
 
 
+# What waits: kind of request, group, follower.
+Key = tuple[str, int, int]
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,12 +52,29 @@ class Asked(NamedTuple):
     end: Place  # where the durable part of the log ends
     before: tuple[int, int] | None = None  # term and digest of the op before, if known
 
+    @property
+    def key(self) -> Key:
+        return "ops", self.wanted.group, self.wanted.to
+
+
+class Unfilled(NamedTuple):
+    """A message some of whose ops are only on disk, and where: it goes when they are read."""
+
+    envelope: Envelope
+    message: Append | RepairReply
+    places: dict[int, Place]  # by index
+
+    @property
+    def key(self) -> Key:
+        return "message", self.message.group, self.envelope.target
+
 
 class Answer(NamedTuple):
     """What became of a request."""
 
-    asked: Asked
-    event: OpsRead | Damaged | None  # None: no file has these ops any more
+    asked: Asked | Unfilled
+    # OpsRead for Asked, the message for Unfilled; None: no file has these ops any more.
+    found: OpsRead | Append | RepairReply | Damaged | None
 
 
 class Gone(Exception):
@@ -72,7 +93,7 @@ class OpReader:
         self._places = OpPlaces()
         self._size_max = answer_size_max
         self._readable_from = 0  # number of the first log file behind the last damaged one
-        self._asked: OrderedDict[tuple[int, int], Asked] = OrderedDict()
+        self._asked: OrderedDict[Key, Asked | Unfilled] = OrderedDict()
         self._answers: list[Answer] = []
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
@@ -88,10 +109,10 @@ class OpReader:
         """Readable when `take` has something."""
         return self._wake[0]
 
-    def ask(self, asked: Asked) -> None:
+    def ask(self, asked: Asked | Unfilled) -> None:
         """Have ops read; what was asked before for this group and follower is forgotten."""
         with self._changed:
-            self._asked[asked.wanted.group, asked.wanted.to] = asked
+            self._asked[asked.key] = asked
             self._changed.notify()
 
     def take(self) -> list[Answer]:
@@ -127,7 +148,8 @@ class OpReader:
                     return
                 _, asked = self._asked.popitem(last=False)
             try:
-                answer = Answer(asked, self.read(asked))
+                read = self.read if isinstance(asked, Asked) else self.fill
+                answer = Answer(asked, read(asked))
             except BaseException as error:  # handed to the actor's loop
                 self._failure = error
                 os.write(self._wake[1], b"!")
@@ -148,6 +170,22 @@ class OpReader:
             return before if isinstance(before, Damaged) else self._ops(wanted, before, places)
         except Gone:
             return None
+
+    def fill(self, unfilled: Unfilled) -> Append | RepairReply | Damaged | None:
+        """Return a message with the ops that are only on disk."""
+        message = unfilled.message
+        ops = []
+        for op in message.ops:
+            place = unfilled.places.get(op.index)
+            try:
+                if place is not None:
+                    op = self._op(message.group, op.index, self._files.record(place))
+            except log_format.Damaged:
+                return Damaged(op.index)
+            except Gone:
+                return None
+            ops.append(op)
+        return message._replace(ops=tuple(ops))
 
     def _ops(
         self, wanted: ReadOps, before: tuple[int, int], places: dict[int, Place]
@@ -180,7 +218,7 @@ class OpReader:
             int(row["term"]),
             _digest_of(row),
             record.kind,
-            _size_of(record, row),
+            int(sizes_of(record)[number]),
             engine_body(record) if is_engines else RecordSlice(record, number),
         )
 
@@ -334,11 +372,3 @@ def _slice_of(record: Record, group: int, index: int) -> int:
 def _digest_of(row: np.void) -> int:
     low, high = row["digest"].tolist()
     return int(low | high << 64)
-
-
-def _size_of(record: Record, row: np.void) -> int:
-    """Return how many bytes an op takes as a record of its own."""
-    payload = log_format.padded(record.heap_size)
-    if record.kind == EVENTS:
-        payload = log_format.payload_layout(int(row["count"]), int(row["heap_size"])).size
-    return log_format.RECORD_HEADER_SIZE + log_format.SLICE_SIZE + payload

@@ -22,16 +22,18 @@ import numpy as np
 
 from meterd.actors import boots, endings, identity, peer_list, sockets
 from meterd.actors.actor import BEAT_SECONDS, Actor
+from meterd.actors.catching_up import CatchingUp
 from meterd.actors.cluster_requests import ClusterRequests
 from meterd.actors.forwarding import KINDS, Forwarding
 from meterd.actors.link_faults import LinkFaults
 from meterd.actors.peers import Own, Peers
+from meterd.actors.read_rounds import ReadRounds
 from meterd.actors.replica_traffic import ReplicaTraffic
 from meterd.actors.sockets import Frame
 from meterd.core.cluster_report import Link
 from meterd.core.group_logs import unpack
 from meterd.core.proposals import Proposal
-from meterd.core.raft.events import Refused
+from meterd.core.raft.events import ReadOps, Refused
 from meterd.core.raft.node import GoneBack, Node
 from meterd.core.replicas import Clock, Replicas, Step
 from meterd.protocol.errors import BootFailed, InvariantViolation
@@ -50,6 +52,7 @@ class Replication(Actor):
     name = "replication"
 
     _replicas: Replicas | None = None  # until the log is open
+    _catching_up: CatchingUp | None = None  # of a node alone
 
     def open(self) -> None:
         node = self.options.node
@@ -64,8 +67,8 @@ class Replication(Actor):
         self._held: deque[list[bytes]] = deque()  # bounded by what the router admits
         self._serving = False
         self._leaders_told = b""
-        self._leaders_version = 0
-        self.forwarding = Forwarding(self, self.send_bulk, self.handle)
+        self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
+        self._reads = ReadRounds(self)
 
     def _open_peers(self) -> None:
         """Listen to the other nodes, and connect to them.  Raises BootFailed."""
@@ -99,6 +102,13 @@ class Replication(Actor):
         member = self._peers.member_of(node) if self._peers is not None else 0
         return member != 0 and self._peers is not None and self._peers.send_note(member, frames)
 
+    def send_small(self, node: int, frames: Sequence[Frame]) -> bool:
+        """The same for what is small and must not wait behind what is not."""
+        member = self._peers.member_of(node) if self._peers is not None else 0
+        if self._peers is None or member == 0:
+            return False
+        return self._peers.send_note(member, frames, is_bulk=False)
+
     def _on_peer(self, frames: list[Any]) -> None:
         """Take what another node has sent."""
         found = self._traffic.take(frames)
@@ -131,6 +141,10 @@ class Replication(Actor):
             self.forwarding.on_forward(frames)
         elif kind == b"outcome":
             self.forwarding.on_outcome(frames)
+        elif kind in (b"ask_index", b"index"):
+            self.forwarding.on_index(frames)
+        elif kind == b"read":
+            self._reads.ask(frames)
         elif kind == b"durable":
             self._on_durable(frames)
         elif kind == b"applied":
@@ -142,7 +156,7 @@ class Replication(Actor):
             self._on_opened(frames)
         elif kind == b"requests":
             node = self._node
-            self._requests.take(frames, node, self._links(), _clock().now, self._request)
+            self._requests.take(frames, node, self._links(), _clock().now, self.request)
         elif kind == b"members":
             self._requests.take_members(frames[1])
             if self._peers is not None:
@@ -154,7 +168,7 @@ class Replication(Actor):
     def _node(self) -> Node | None:
         return self._replicas.node if self._replicas is not None else None
 
-    def _request(self, event: Any) -> list[Refused]:
+    def request(self, event: Any) -> list[Refused]:
         """Give the engine a wish; return what it refused."""
         step = self.replicas.step(event, _clock())
         self._carry_out(step)
@@ -166,7 +180,9 @@ class Replication(Actor):
 
     def flush(self) -> None:
         self._tell_leaders()
+        self._renew_leases()
         if self._peers is not None and self._replicas is not None:
+            self.forwarding.pump()
             self._traffic.flush()
             self.tick_by(self._replicas.deadline / 1000)
 
@@ -186,6 +202,10 @@ class Replication(Actor):
             random=random.Random(),
         )
         self.send("usage", [b"replay", frames[1]])
+        if self._peers is not None:
+            directory = self.options.node.data_dir
+            self._catching_up = CatchingUp(directory, end["file_number"], end["offset"])
+            self.watch(self._catching_up.descriptor, self._on_read)
         self._carry_out(self._replicas.tick(_clock()))
         self._maybe_serve()
 
@@ -220,6 +240,9 @@ class Replication(Actor):
     def _on_durable(self, frames: list[bytes]) -> None:
         """The WAL-writer has made records durable."""
         sequence = int(np.frombuffer(frames[1], np.uint64)[-4])
+        if self._catching_up is not None:
+            file_number, offset = np.frombuffer(frames[2], np.uint64)[:2].tolist()
+            self._catching_up.durable(file_number, offset)
         step = self.replicas.durable(sequence, _clock())
         if step is not None:
             self._carry_out(step)
@@ -233,7 +256,9 @@ class Replication(Actor):
             self.send("wal_writer", [kind, sequence, append.head, append.payload])
             origin = append.cause or b""
             self.send("usage", [b"record", sequence, append.head, append.payload, origin])
+        self._reads.refused(step.refused)
         for peer, envelope in step.envelopes:
+            self._reads.leaving(envelope)
             self._send_envelope(peer, envelope)
         groups, index = step.committed
         if len(groups):
@@ -244,15 +269,32 @@ class Replication(Actor):
 
     def _send_envelope(self, peer: int, envelope: Envelope) -> None:
         """Have a member of another node sent what is for it, at the end of the turn."""
-        if self._peers is not None:
+        if self._peers is not None and self._catching_up is not None:
+            now = self._catching_up.hold(envelope)
+            if now.messages:
+                self._traffic.add(now)
+
+    def _on_read(self) -> None:
+        """Ops that are only on disk have been read."""
+        assert self._catching_up is not None
+        taken = self._catching_up.take()
+        for envelope in taken.envelopes:
             self._traffic.add(envelope)
+        for event in taken.events:
+            self._carry_out(self.replicas.step(event, _clock()))
+        self._traffic.flush()
 
     def _act(self, action: Any) -> None:
         """Do what the engine asks for besides.
 
-        Nothing yet: snapshots, reads, reading back.  Raises BootFailed.
+        Nothing yet: snapshots, reads.  Raises BootFailed.
         """
+        if isinstance(action, ReadOps):
+            if self._catching_up is not None:
+                self._catching_up.ask(action)
+            return
         self._requests.note(action)
+        self._reads.note(action)
         if isinstance(action, GoneBack):
             raise BootFailed(
                 endings.IDENTITY,
@@ -269,8 +311,7 @@ class Replication(Actor):
         leaders = self.replicas.leaders.tobytes()
         if leaders != self._leaders_told:
             self._leaders_told = leaders
-            self._leaders_version += 1
-            version = self._leaders_version.to_bytes(8, "little")
+            version = self.replicas.map_version.to_bytes(8, "little")
             for actor in ROUTING:
                 self.send(actor, [b"leaders", version, leaders])
 
@@ -281,13 +322,21 @@ class Replication(Actor):
         clock = _clock()
         if clock.now >= self._replicas.deadline:
             self._carry_out(self._replicas.tick(clock))
-        self._requests.turn(self._replicas.node, self._links(), clock.now, self._request)
+        self._requests.turn(self._replicas.node, clock.now, self.request)
         self._tell_leaders()
+        self._renew_leases()
         if self._peers is not None:
+            self.forwarding.pump()
             self._traffic.flush()
         return min(wait, max(0.0, (self._replicas.deadline - clock.now) / 1000))
 
+    def _renew_leases(self) -> None:
+        if self._replicas is not None and self._peers is not None:
+            self._reads.renew(_clock().now)
+
     def close(self) -> None:
+        if self._catching_up is not None:
+            self._catching_up.close()
         if self._peers is not None:
             self._peers.close()
 

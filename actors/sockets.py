@@ -34,6 +34,8 @@ CLIENT_RECEIVE_HIGH_WATER_MARK = 0
 # What the kernel takes of a client ahead of the process, until its first well-formed request: a
 # thousand hostile peers can push no more than that at once.  Enough for 40 MB/s on a local network.
 CLIENT_FIRST_BUFFER_SIZE = 8 * 1024
+# Questions passed on to another node that its connection takes ahead of the network.
+PASSED_ON_HIGH_WATER_MARK = 1_000
 HANDSHAKE_MS = 3_000
 HEARTBEAT_MS = 2_000
 HEARTBEAT_TIMEOUT_MS = 6_000
@@ -244,3 +246,21 @@ def _bind(socket: zmq.Socket[bytes], address: str) -> None:
         raise BootFailed(
             endings.UNAVAILABLE, f"cannot listen on {address}: {zmq.strerror(error.errno or 0)}"
         ) from error
+
+
+def passing_on(address: str) -> zmq.Socket[bytes]:
+    """Connect to another node's front door, as a client of it does."""
+    socket = context().socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, PASSED_ON_HIGH_WATER_MARK)
+    socket.setsockopt(zmq.RCVHWM, PASSED_ON_HIGH_WATER_MARK)
+    socket.setsockopt(zmq.MAXMSGSIZE, limits.ANSWER_SIZE_MAX)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+    if ":" in address.removeprefix("tcp://").rsplit(":", 1)[0]:
+        socket.setsockopt(zmq.IPV6, 1)
+    socket.connect(address)
+    return socket

@@ -23,7 +23,7 @@ from meterd.actors.outcomes import Origin, Reply, parse_origin
 from meterd.actors.sockets import Frame
 from meterd.core.forwarded import encode_outcome, join_outcomes
 from meterd.core.split_requests import Part, Split, SplitTable
-from meterd.protocol.errors import DeadlineExceeded, MeterdError, exception_of
+from meterd.protocol.errors import DeadlineExceeded, MeterdError, error_body, exception_of
 
 if TYPE_CHECKING:
     from meterd.actors.usage import Usage
@@ -129,6 +129,14 @@ class SplitAnswers:
         # What the answer promises must hold here first: see `Standing`.
         version = self._usage.state.registry.version
         self._tell(reply, msgpack.packb({"result": result, "registry_version": version}))
+
+    def refused(self, reply: Reply, error: MeterdError | None) -> None:
+        """Nothing was taken of a part: its events are not known (their clients ask again), and a
+        command has failed with this error."""
+        if error is None:
+            self._tell(reply, None)
+        else:
+            self.command_done(reply, {"error": error_body(error)})
 
     def _tell(self, reply: Reply, body: bytes | None) -> None:
         if reply.node == 0:

@@ -109,7 +109,7 @@ class Splitting:
         frames = [b"split", msgpack.packb([due, table]), b"commands", msgpack.packb(asked)]
         self._actor.send("replication", frames)
         for token, node, (_, meta, payload) in zip(tokens, nodes, proposals, strict=True):
-            if node == self._leaders.own:
+            if self._leaders.alone or node == self._leaders.own:
                 own = encode_command_part(Reply(0, token))
                 self._actor.send("replication", [b"propose", msgpack.packb(meta), payload, own])
             else:

@@ -44,9 +44,11 @@ from meterd.actors.outcomes import (
     refused_events,
     results,
 )
+from meterd.actors.reads import Reads, Waiting
 from meterd.actors.replay import Replay
 from meterd.actors.sockets import Frame
 from meterd.actors.split_answers import LOOK_SECONDS, SplitAnswers
+from meterd.actors.splitting import PART_SECONDS_MAX, Splitting, command_proposal
 from meterd.actors.standing import Standing
 from meterd.core.applier import Applier
 from meterd.core.commit_queue import CommitQueue, Ready
@@ -58,7 +60,14 @@ from meterd.core.raft.events import NOT_LEADER
 from meterd.core.refused_rows import RefusedRows
 from meterd.core.state import DAY_NS, StateMachine
 from meterd.protocol import checkpoint_format, log_format
-from meterd.protocol.errors import DiskFull, NotLeader, Overloaded, exception_of
+from meterd.protocol.errors import (
+    DiskFull,
+    MeterdError,
+    NotLeader,
+    Overloaded,
+    error_body,
+    exception_of,
+)
 from meterd.protocol.log_format import Record
 from meterd.protocol.result import Item, encode_result
 
@@ -77,6 +86,8 @@ FULL_RETRY_MS = 10_000
 SAVING_SECONDS = 0.01
 # How soon to go on with what is done in turns.
 BUSY_SECONDS = 0.001
+# How long ingest waits to hear whether a metric that it does not know is new.
+FRESH_REGISTRY_SECONDS = 2.0
 DURATION = 'ingest_duration_seconds{mode="sync"}'
 # What counts events that were not stored, by status; with the reason, where it has that label.
 COUNTERS = {
@@ -121,10 +132,12 @@ class Usage(Actor):
         self.applier = Applier(self.state)
         self._use_log(Groups(), replay.BEGINNING)
         self.answers = Answers(self)
-        self._asking = Asking(self)
         self._standing = Standing(self)
         self.leader_map = LeaderMap(self.options)
         self._splits = SplitAnswers(self)
+        self._splitting = Splitting(self, self.leader_map)
+        self.reads = Reads(self)
+        self._asking = Asking(self)
         self._before: dict[int, Any] = {}  # what refused rows were before their record, by sequence
         self._replay: Replay | None = None  # while the log is read
         self._replay_began = 0.0
@@ -218,6 +231,16 @@ class Usage(Actor):
         elif kind == b"requests":
             for rid, header, body in unbundle(frames[1:]):
                 self._asking.on_request(rid, header, body)
+        elif kind == b"read_ready":
+            self.reads.on_ready(frames)
+        elif kind == b"read_refused":
+            self.reads.on_refused(frames)
+        elif kind == b"ask_index":
+            self.reads.on_ask_index(frames)
+        elif kind == b"index":
+            self.reads.on_index(frames)
+        elif kind == b"fresh_registry":
+            self._on_fresh_registry()
         elif kind == b"split":
             self._splits.on_split(frames)
         elif kind == b"outcome":
@@ -282,6 +305,8 @@ class Usage(Actor):
         logger.info("log replayed", extra={"fields": fields})
         self.telemetry.set("wal_recovery_duration_seconds", seconds)
         self.telemetry.set("wal_recovered_events", work.events)
+        # Before this node serves: without the others it never may, and they wait for their place.
+        self._announce_members()
 
     def _try_serving(self) -> None:
         """Serve when the log of the start is resolved, or all that this node has to answer for."""
@@ -319,10 +344,10 @@ class Usage(Actor):
             self._members_told = -1
             self._announce_members()
 
-    def _announce_registry(self, answers: list[Frame]) -> None:
+    def _announce_registry(self, answers: list[Frame], kind: bytes = b"registry") -> None:
         """Give ingest the registry, and the answers that it may pass on once it has it."""
         packed = self.state.registry.to_bytes()
-        self.send("ingest", [b"registry", packed, *bundle(answers)])
+        self.send("ingest", [kind, packed, *bundle(answers)])
 
     def _announce_members(self) -> None:
         """Tell who belongs to the cluster, when that has changed."""
@@ -332,6 +357,16 @@ class Usage(Actor):
             packed = self.state.members.to_bytes()
             for actor in ("router", "replication"):
                 self.send(actor, [b"members", packed])
+
+    def _on_fresh_registry(self) -> None:
+        """Ingest has met a metric that it does not know: give it the registry as it is now."""
+
+        def failed(error: MeterdError) -> None:
+            self.send("ingest", [b"no_registry", msgpack.packb(error_body(error))])
+
+        until = time.monotonic() + FRESH_REGISTRY_SECONDS
+        waiting = Waiting(lambda: self._announce_registry([], b"fresh_registry"), failed)
+        self.reads.when_fresh([log_format.META_GROUP], until, waiting)
 
     def _announce_sealed_files(self) -> None:
         """Announce all files of which everything is resolved and that have no index yet."""
@@ -354,6 +389,7 @@ class Usage(Actor):
             if ready.done:
                 for refused in self._judge_after.pop(ready.record.sequence, ()):
                     self._judge(refused)
+        self.reads.applied()
         if self.serving:
             for number in range(before, self.queue.position[0]):
                 if self.refused.rows(number):
@@ -364,9 +400,13 @@ class Usage(Actor):
         said = f"the replicas cannot take this now ({why['reason']})"
         error = NotLeader(said) if why["reason"] == NOT_LEADER else Overloaded(said)
         if why["kind"] == log_format.EVENTS:
-            asked = [(rid, number, "ingest") for rid, number, *_ in parse_origin(origin).requests]
+            parsed = parse_origin(origin)
+            reply = parsed.reply
+            asked = [(rid, number, "ingest") for rid, number, *_ in parsed.requests]
         else:
-            asked = msgpack.unpackb(origin)
+            reply, asked = parse_command_origin(origin)
+        if reply is not None:
+            self._splits.refused(reply, None if why["kind"] == log_format.EVENTS else error)
         for rid, request_id, kind in asked:
             if rid:
                 self.answers.error(rid, request_id, kind, error)
@@ -489,6 +529,7 @@ class Usage(Actor):
 
     def tick(self, now: float) -> float:
         self._splits.turn(now)
+        self.reads.turn(now)
         self.answers.send()
         if not self.serving:
             return BEAT_SECONDS
@@ -514,7 +555,7 @@ class Usage(Actor):
             self.telemetry.set("checkpoint_last_success_timestamp_seconds", moment)
         if self._busy:
             return BUSY_SECONDS
-        if len(self._splits):
+        if len(self._splits) or len(self.reads):
             return LOOK_SECONDS
         return SAVING_SECONDS if self._checkpoint_requests.busy else BEAT_SECONDS
 
@@ -556,6 +597,13 @@ class Usage(Actor):
         move theirs when they see the days.
         """
         command = {"op": "retention_set", "days": days}
+        if not self.leader_map.is_mine(log_format.META_GROUP):
+            version = self.state.registry.version
+            proposal = command_proposal(log_format.META, log_format.META_GROUP, command, version)
+            asked = (rid, request_id, "retention_set")
+            group = log_format.META_GROUP
+            self._splitting.commands(asked, [(group, *proposal)], PART_SECONDS_MAX)
+            return
         origin = msgpack.packb([(rid, request_id, "retention_set")])
         led = self._leaders.led
         alone = len(led) == log_format.META_GROUP

@@ -62,7 +62,6 @@ OP: Final = np.dtype(
 ROW_SIZE: Final = 27  # bytes a row of events takes in its columns, without its heap
 
 Ops = NDArray[np.void]
-First = Sequence[Configuration]
 
 
 class Doubt(NamedTuple):
@@ -77,11 +76,14 @@ class GroupLogs:
     """Change it only through `follow`."""
 
     def __init__(
-        self, member: int, groups: Groups | None = None, first: First | None = None
+        self,
+        member: int,
+        groups: Groups | None = None,
+        first: Sequence[Configuration] = (),
     ) -> None:
         """`groups`: where a checkpoint stands, which is the mark of each group.
 
-        `first`: each group's configuration where its log begins; without it this member alone.
+        `first`: who was a member of each group in the beginning; by default this node alone.
         """
         self.member = member
         self.groups = Groups() if groups is None else groups
@@ -91,19 +93,21 @@ class GroupLogs:
         self.term: NDArray[np.uint32] = np.zeros(GROUP_COUNT, np.uint32)
         self.vote: NDArray[np.uint64] = np.zeros(GROUP_COUNT, np.uint64)
         self.uncertain: NDArray[np.bool_] = np.zeros(GROUP_COUNT, np.bool_)
-        first = first or [Configuration((member,))] * GROUP_COUNT
+        known = first or [Configuration((member,))] * GROUP_COUNT
         # The mark's configuration, and those of ops behind it, by index.
         self._configurations: list[list[tuple[int, Configuration]]] = [
-            [(int(index), first[group])] for group, index in enumerate(self.mark_index)
+            [(int(index), one)] for index, one in zip(self.mark_index, known, strict=True)
         ]
-        self._alone = np.array([known.voters == (member,) for known in first], np.bool_)
+        self._alone = np.array([one.voters == (member,) for one in known], np.bool_)
         self._seen = np.zeros(GROUP_COUNT, np.bool_)  # has an op that continues the mark
         self._doubts: dict[int, Doubt] = {}
         self._chunks: list[Ops] = []
         self._repairs: dict[tuple[int, int], Ops] = {}
 
     @classmethod
-    def at(cls, member: int, log: Mapping[str, Any], first: First | None = None) -> Self:
+    def at(
+        cls, member: int, log: Mapping[str, Any], first: Sequence[Configuration] = ()
+    ) -> Self:
         """Return where a checkpoint stands, by its `log`; older ones say only what groups are."""
         logs = cls(member, Groups.unpacked(log), first)
         for group, (voters, learners) in log.get("configurations", {}).items():

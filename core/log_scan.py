@@ -142,7 +142,9 @@ class Groups:
 
         The number of the last record stays.  Raises Damaged when one does not follow its group's.
         """
-        self.take_time(record, slices["partition"])
+        if record.kind in TIMED:
+            self.time[slices["partition"]] = record.leader_time
+            self.leader_time = max(self.leader_time, record.leader_time)
         if slices["flags"].any():
             slices = slices.copy()
             slices["flags"] = 0

@@ -79,11 +79,10 @@ def ops_of(proposal: Proposal, leader_time: int) -> SliceOps:
         payload if isinstance(payload, memoryview) else memoryview(payload),
     )
     count = len(table)
-    none = np.zeros(count, np.int64)
+    none, digest = np.zeros(count, np.int64), np.zeros((count, 2), np.uint64)
     kind = np.full(count, proposal.kind, np.int64)
     groups = table["partition"].astype(np.int64)
-    digests = np.zeros((count, 2), np.uint64)
-    return SliceOps(groups, none, none, digests, kind, sizes_of(record), Bodies(record))
+    return SliceOps(groups, none, none, digest, kind, sizes_of(record), Bodies(record))
 
 
 # The hash chain.

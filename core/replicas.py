@@ -125,8 +125,10 @@ class Replicas:
         )
         self._blocks: deque[tuple[int, int]] = deque()  # last sequence, number; not durable
         self._alone = np.array([self._is_alone(group) for group in range(GROUP_COUNT)], np.bool_)
+        self._all_alone = bool(self._alone.all())
         self._told = np.zeros(GROUP_COUNT, np.int64)  # up to where records commit when durable
         self.leaders: NDArray[np.uint8] = np.zeros(GROUP_COUNT, np.uint8)  # node numbers
+        self._led_terms: NDArray[np.int64] = np.zeros(GROUP_COUNT, np.int64)
         self._opened = False
 
     @property
@@ -151,6 +153,15 @@ class Replicas:
             own = [self._node.groups[group] for group in np.flatnonzero(self._alone).tolist()]
             self._opened = all(g.role == LEADER and g.commit >= g.term_start for g in own)
         return self._opened
+
+    @property
+    def map_version(self) -> int:
+        """Return a number that rises with every leader of any group that becomes known.
+
+        It is the sum of the newest terms whose leaders are known, so nodes that know the same
+        leaders have the same number, and it does not fall but by a start.
+        """
+        return int(self._led_terms.sum())
 
     def digest_at(self, group: int, index: int) -> int | None:
         """Return the digest of an op that this replica knows, for `wire_check`."""
@@ -189,6 +200,8 @@ class Replicas:
         groups, index = NONE, NONE
         refused, actions = [], []
         for action in output.actions:
+            if isinstance(action, CommitSlices | Commit) and self._all_alone:
+                continue  # its records have said so
             if isinstance(action, CommitSlices):
                 groups, index = _joined(groups, index, action.groups, action.index)
             elif isinstance(action, Commit):
@@ -196,12 +209,14 @@ class Replicas:
                 groups, index = _joined(groups, index, *one)
             elif isinstance(action, RoleChanged):
                 self.leaders[action.group] = node_of(action.leader)
+                if action.leader:
+                    self._led_terms[action.group] = action.term
                 actions.append(action)
             elif isinstance(action, Refused):
                 refused.append(action)
             elif not isinstance(action, AcceptedSlices | Accepted):
                 actions.append(action)
-        if len(groups):
+        if len(groups) and not self._all_alone:
             new = index > self._told[groups]
             groups, index = groups[new], index[new]
         return Step(appends, output.envelopes, (groups, index), refused, actions)
@@ -210,11 +225,15 @@ class Replicas:
         for write in output.records:
             if isinstance(write, WriteOps | WriteSnapshot):
                 self._alone[write.group] = self._is_alone(write.group)
+                self._all_alone = bool(self._alone.all())
         appends = []
         for record in raft_log.written(output.records, self._sequence + 1):
-            commits = bool(self._alone[record.groups if len(record.groups) else slice(None)].all())
-            if commits:
-                self._told[record.groups] = record.index
+            commits = self._all_alone
+            if not commits:
+                some = record.groups if len(record.groups) else slice(None)
+                commits = bool(self._alone[some].all())
+                if commits:
+                    self._told[record.groups] = record.index
             source = record.source
             if source is not None:
                 self._leader_time = max(self._leader_time, source.leader_time)
@@ -242,7 +261,9 @@ def recovered(start: GroupStart) -> Recovered:
         ops.append(Op(index, int(row["term"]), low | high << 64, kind, int(row["size"]), body))
         if row["damaged"]:
             holes.append(index)
-    return Recovered(start.term, start.vote, Log(mark, ops, holes), start.uncertain)
+    log = Log(mark, ops, holes)
+    log.floor = 0  # how far back the files reach shows when somebody asks for what is there
+    return Recovered(start.term, start.vote, log, start.uncertain)
 
 
 def _joined(groups: Ints, index: Ints, more: Ints, up_to: Ints) -> tuple[Ints, Ints]:

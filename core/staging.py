@@ -99,6 +99,11 @@ class Stage:
         self._versions = np.array(rows, np.int64).reshape(-1, 4)
         self._known = _code_index(self._places)
 
+    def knows(self, code: bytes) -> bool:
+        """Is there a metric of this code that takes events?"""
+        first, count = self._places.get(code, (0, 0))
+        return count > 0 and bool(self._versions[first + count - 1, kernels.ALIVE])
+
     @property
     def empty(self) -> bool:
         """Is there nothing to propose?"""

@@ -27,6 +27,7 @@ Actor = Literal[
 Check = Callable[[Any], Any]
 
 SORTS = ("account", "usage")
+CONSISTENCIES = ("exact", "local")
 BACKUP_TYPES = ("full", "incr")
 WINDOWS = ("hour", "day", "week", "month")
 REQUIRED = object()
@@ -85,6 +86,11 @@ SORT = {"sort": Field(partial(fields.one_of, known=SORTS, where="sort"), "accoun
 TELEMETRY_FILTER = Field(
     partial(fields.text, size_max=limits.TELEMETRY_FILTER_SIZE_MAX, where="filter"), ""
 )
+CONSISTENCY = {
+    "consistency": Field(
+        partial(fields.one_of, known=CONSISTENCIES, where="consistency"), "exact"
+    )
+}
 DAYS = {
     "days": Field(
         partial(fields.integer, low=1, high=limits.RETENTION_DAYS_MAX, where="days"), REQUIRED
@@ -145,27 +151,32 @@ _KINDS = (
         "changes who is to have replicas of groups, and who is to lead them",
         {"moves": Field(fields.moves, REQUIRED)},
     ),
-    Kind("metric_list", "usage", "lists the registered metrics"),
-    Kind("metric_show", "usage", "gives all versions of a metric", _code()),
+    Kind("metric_list", "usage", "lists the registered metrics", CONSISTENCY),
+    Kind("metric_show", "usage", "gives all versions of a metric", _code() | CONSISTENCY),
     Kind(
         "usage",
         "usage",
         "says how much an account used of a metric in a range",
-        _account() | _metric() | RANGE | FILTERS | USAGE | _flag("subtree"),
+        _account() | _metric() | RANGE | FILTERS | USAGE | _flag("subtree") | CONSISTENCY,
     ),
     Kind(
         "accounts",
         "usage",
         "gives the usage of every account of a metric, in pages",
-        _metric() | RANGE | FILTERS | SORT | PAGE,
+        _metric() | RANGE | FILTERS | SORT | PAGE | CONSISTENCY,
     ),
     Kind(
         "events",
         "usage",
         "lists the stored events of an account, in pages",
-        _account() | BOUNDS | _metric(None) | PAGE | _flag("subtree"),
+        _account() | BOUNDS | _metric(None) | PAGE | _flag("subtree") | CONSISTENCY,
     ),
-    Kind("feed", "usage", "gives stored events in log order after a cursor", _account(None) | PAGE),
+    Kind(
+        "feed",
+        "usage",
+        "gives stored events in log order after a cursor",
+        _account(None) | PAGE | CONSISTENCY,
+    ),
     Kind("rejected", "retention_sweeper", "lists refused events, newest first", PAGE),
     Kind("checkpoint", "usage", "saves a checkpoint now and answers when it is durable"),
     Kind("retention_show", "retention_sweeper", "says how long events are kept, and what is past"),

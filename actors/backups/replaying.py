@@ -111,8 +111,7 @@ def replay_directory(directory: str, names: list[str], say: Say) -> Replayed:
     who = identity.read(directory)
     owner = Owner(who.node_id, who.cluster_id, who.identity_key)
     disk = LocalDisk()
-    start, first = check_checkpoints(disk, directory), who.beginning.configurations
-    end = Recovery(disk, directory, owner, start, say, who.member, first).run()
+    end = Recovery(disk, directory, owner, check_checkpoints(disk, directory), say, who).run()
     if end is None:
         raise Corrupt(directory, 0, "there is no log")
     if end.torn is not None:

@@ -60,6 +60,8 @@ class FastNode(Node):
             self._actions.append(fast.accepted)
             for member, message in fast.sends:
                 self._send(member, message)
+            if not len(fast.left):
+                return
             causes = [event.causes[row] for row in fast.left.tolist()]
             left = ProposeSlices(event.ops.take(fast.left), causes)
         super()._propose(left)

@@ -65,6 +65,15 @@ class View(NamedTuple):
     matches: dict[int, int]  # of a leader: what each other member has
 
 
+class Remembered(NamedTuple):
+    """The ops of one record, and what each of them follows."""
+
+    ops: SliceOps
+    epochs: Ints
+    before: Digests
+    before_term: Ints
+
+
 class Steady:
     """Columns of the groups of one node, by group number."""
 
@@ -79,9 +88,9 @@ class Steady:
         self._leads = np.zeros(count, np.bool_)
         self._lone = np.zeros(count, np.bool_)  # leads, and nobody follows
         self._remembers = np.zeros(count, np.bool_)  # its Group holds ops, too
-        # The last op that was forgotten since it was parked, 0 for none.
-        self._forgotten, self._base, self._base_term = np.zeros((3, count), np.int64)
-        self._base_digest = np.zeros((count, 2), np.uint64)
+        self._forgotten = np.zeros(count, np.int64)  # ops up to here may go
+        self._numbers = np.array(list(groups), np.int64)
+        self._all_lone: bool | None = None  # None: not known since a group came or went
         self._epoch = np.zeros(count, np.int64)
         self._term, self._last, self._last_term, self._durable, self._commit = np.zeros(
             (5, count), np.int64
@@ -95,7 +104,7 @@ class Steady:
         self._member = np.zeros((count, MEMBERS_MAX), np.int64)  # 0 is the group's own
         self._voter, self._streams = np.zeros((2, count, MEMBERS_MAX), np.bool_)
         self._match, self._accepted = np.zeros((2, count, MEMBERS_MAX), np.int64)
-        self._history: deque[tuple[SliceOps, Ints]] = deque()  # ops, epochs
+        self._history: deque[Remembered] = deque()
         self._waiting: deque[tuple[int, Ints, Ints, Ints]] = deque()  # block, groups, index, epochs
 
     def knows(self, groups: Ints) -> bool:
@@ -124,7 +133,8 @@ class Steady:
         self.parked[g] = True
         self._leads[g] = group.role == LEADER
         self._lone[g] = group.role == LEADER and not group.progress
-        self._forgotten[g] = self._base[g] = 0
+        self._forgotten[g] = 0
+        self._all_lone = None
         self._remembers[g] = len(log.ops) > 0
         self._epoch[g] += 1
         self._term[g], self._last[g], self._last_term[g] = group.term, log.last, log.last_term
@@ -162,11 +172,10 @@ class Steady:
             return
         group, epoch = self._groups[g], self._epoch[g]
         self.parked[g] = False
-        ops = self._ops_of(g, int(epoch))
-        if self._base[g]:
-            low, high = self._base_digest[g].tolist()
-            mark = (int(self._base[g]), int(self._base_term[g]), low | high << 64)
-            group.log.forget_to(Mark(*mark, group.log.configuration))
+        self._all_lone = None
+        before, ops = self._ops_of(g, int(epoch))
+        if before[0] > group.log.last:  # what lies between is forgotten
+            group.log.forget_to(Mark(*before, group.log.configuration))
         group.log.extend(ops)
         group.commit = int(self._commit[g])
         group.applicable = group.commit
@@ -199,22 +208,31 @@ class Steady:
             if match > progress.match:
                 progress.land(match)
 
-    def _ops_of(self, g: int, epoch: int) -> list[Op]:
-        ops = []
-        for record, epochs in self._history:
-            row = _find(record.groups, g)
-            if row >= 0 and epochs[row] == epoch:
-                ops.append(record.op(row))
-        return ops
+    def _ops_of(self, g: int, epoch: int) -> tuple[tuple[int, int, int], list[Op]]:
+        """Return the ops that are remembered, and index, term and digest of the one before."""
+        before, ops = None, []
+        for found in self._history:
+            row = _find(found.ops.groups, g)
+            if row < 0 or found.epochs[row] != epoch:
+                continue
+            ops.append(found.ops.op(row))
+            if before is None:
+                low, high = found.before[row].tolist()
+                before = (ops[0].index - 1, int(found.before_term[row]), low | high << 64)
+        if before is None:
+            low, high = self._digest[g].tolist()
+            before = (int(self._last[g]), int(self._last_term[g]), low | high << 64)
+        return before, ops
 
-    def _remember(self, block: int, ops: SliceOps) -> None:
+    def _remember(self, block: int, ops: SliceOps, before: Digests, before_term: Ints) -> None:
         epochs = self._epoch[ops.groups]
-        self._history.append((ops, epochs))
+        self._history.append(Remembered(ops, epochs, before, before_term))
         self._waiting.append((block, ops.groups, ops.index, epochs))
         while self._history and (
             len(self._history) > HISTORY_MAX or not self._counts(self._history[0])
         ):
-            for g in self._history[0][0].groups[self._valid(*self._history[0])].tolist():
+            oldest = self._history[0]
+            for g in oldest.ops.groups[self._valid(oldest.ops, oldest.epochs)].tolist():
                 self.unpark(g)
             self._history.popleft()
 
@@ -229,20 +247,25 @@ class Steady:
                 log.forget(last)
             self._remembers[g] = len(log.ops) > 0
         while self._history:
-            ops, epochs = self._history[0]
+            ops, epochs, *_ = self._history[0]
             valid = self._valid(ops, epochs)
             if (ops.index > self._forgotten[ops.groups])[valid].any():
                 return
-            g = ops.groups[valid]
-            self._base[g], self._base_term[g] = ops.index[valid], ops.term[valid]
-            self._base_digest[g] = ops.digest[valid]
             self._history.popleft()
 
     def _valid(self, ops: SliceOps, epochs: Ints) -> NDArray[np.bool_]:
         return self.parked[ops.groups] & (self._epoch[ops.groups] == epochs)
 
-    def _counts(self, entry: tuple[SliceOps, Ints]) -> bool:
-        return bool(self._valid(*entry).any())
+    def _counts(self, entry: Remembered) -> bool:
+        return self.all_lone or bool(self._valid(entry.ops, entry.epochs).any())
+
+    @property
+    def all_lone(self) -> bool:
+        """Whether every group is here and leads nobody but itself: a node that is alone."""
+        if self._all_lone is None:
+            numbers = self._numbers
+            self._all_lone = bool((self.parked[numbers] & self._lone[numbers]).all())
+        return self._all_lone
 
     # The leader's half.
 
@@ -252,13 +275,8 @@ class Steady:
         Of `wanted` the groups, kinds, sizes and bodies count.
         """
         g = wanted.groups
-        if self._lone[g].all():
-            fast = (
-                self.parked[g]
-                & (self._last[g] - self._commit[g] < LONE_MAX)
-                & (wanted.size <= self._size_max[g])
-            )
-            return self._propose_some(fast, wanted, causes, block, now)
+        if self.all_lone and len(self._waiting) < LONE_MAX:
+            return self._append(wanted, causes, block, now, _NO_ROWS)
         lag = self._last[g, None] - self._match[g]
         full = (self._streams[g] & (lag >= self._flights_max[g, None])).any(axis=1)
         fast = (
@@ -296,18 +314,18 @@ class Steady:
         index, term = self._last[g] + 1, self._term[g]
         digest = self._chain(before, term, index, taken.kind, taken.body)
         ops = taken._replace(index=index, term=term, digest=digest)
-        message = AppendSlices(term, before_term, before, self._commit[g], ops)
-        sends = self._sends(g, message)
+        sends = []
+        if not self.all_lone:
+            message = AppendSlices(term, before_term, before, self._commit[g], ops)
+            sends = self._sends(g, message)
+            self._sent_at[g] = now
         self._last[g], self._last_term[g], self._digest[g] = index, term, digest
-        self._sent_at[g] = now
-        self._remember(block, ops)
+        self._remember(block, ops, before, before_term)
         accepted = AcceptedSlices(g, index, term, causes)
         return Proposed(WriteSlices(ops), sends, accepted, left)
 
     def _sends(self, g: Ints, message: AppendSlices) -> list[tuple[int, AppendSlices]]:
         """Return what each streaming member gets: usually the same for all of them."""
-        if self._lone[g].all():
-            return []
         members, streams = self._member[g], self._streams[g]
         sends = []
         for member in np.unique(members[streams]).tolist():
@@ -333,8 +351,6 @@ class Steady:
 
     def _quorum_commit(self, g: Ints) -> CommitSlices | None:
         """Commit what a majority of voters has durable; all behind commit is of this term."""
-        if self._lone[g].all():
-            return self._commit_lone(g)
         self._match[g, 0] = self._durable[g]
         matches = np.where(self._voter[g], self._match[g], -1)
         matches.sort(axis=1)
@@ -345,16 +361,6 @@ class Steady:
         g, index = g[more], index[more]
         self._commit[g] = index
         return CommitSlices(g, index)
-
-    def _commit_lone(self, g: Ints) -> CommitSlices | None:
-        """Commit what is durable here, where this replica is the only voter."""
-        index = self._durable[g]
-        self._match[g, 0] = index
-        more = index > self._commit[g]
-        if not more.any():
-            return None
-        self._commit[g] = index
-        return CommitSlices(g, index) if more.all() else CommitSlices(g[more], index[more])
 
     # The follower's half.
 
@@ -380,8 +386,9 @@ class Steady:
         if len(left):
             ops = ops.take(rows)
         g = ops.groups
+        before, before_term = self._digest[g], self._last_term[g]
         self._last[g], self._last_term[g], self._digest[g] = ops.index, ops.term, ops.digest
-        self._remember(block, ops)
+        self._remember(block, ops, before, before_term)
         commit = np.minimum(message.commit[rows], ops.index)
         more = commit > self._commit[g]
         committed = CommitSlices(g[more], commit[more]) if more.any() else None
@@ -395,6 +402,8 @@ class Steady:
 
     def durable(self, block: int) -> tuple[CommitSlices | None, list[tuple[int, AckSlices]]]:
         """Everything up to a block is on disk: leaders count it, followers tell theirs."""
+        if self.all_lone:
+            return self._durable_alone(block), []
         found = []
         while self._waiting and self._waiting[0][0] <= block:
             _, g, index, epochs = self._waiting.popleft()
@@ -405,8 +414,6 @@ class Steady:
             return None, []
         groups = found[0] if len(found) == 1 else np.unique(np.concatenate(found))
         committed = self._quorum_commit(groups[self._leads[groups]])
-        if self._lone[groups].all():
-            self.forget(groups, self._commit[groups])  # nobody will want them from memory
         if self._leads[groups].all():
             return committed, []
         following = groups[~self._leads[groups]]
@@ -420,6 +427,29 @@ class Steady:
                 (leader, AckSlices(g, self._term[g], zeros, self._last[g], self._durable[g]))
             )
         return committed, acks
+
+
+    def _durable_alone(self, block: int) -> CommitSlices | None:
+        """Where this replica is the only voter, what is durable is committed.
+
+        Nobody will want it from memory either.
+        """
+        done = []
+        while self._waiting and self._waiting[0][0] <= block:
+            _, g, index, epochs = self._waiting.popleft()
+            valid = self._epoch[g] == epochs
+            if not valid.all():  # written before the group came here, and counted then
+                g, index = g[valid], index[valid]
+            self._durable[g], self._commit[g] = index, index
+            done.append((g, index))
+        while self._history and len(self._history) > len(self._waiting):
+            self._history.popleft()
+        if not done:
+            return None
+        if len(done) == 1:
+            return CommitSlices(*done[0])
+        groups = np.unique(np.concatenate([g for g, _ in done]))
+        return CommitSlices(groups, self._commit[groups])
 
 
 def is_steady(group: Group, durable_block: int) -> bool:

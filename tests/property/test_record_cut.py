@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.core.kernels import stage
+from meterd.core.kernels import chain, stage
 from meterd.core.log_scan import Groups, verify_chain
 from meterd.core.record_cut import cut
 from meterd.protocol import log_format
@@ -52,8 +52,18 @@ def groups_at(random: np.random.Generator) -> Groups:
 
 def chained(table: np.ndarray, kind: int, groups: Groups) -> np.ndarray:
     """Give the slices, whose digests are contents, the next places in their groups."""
-    words = table.view(np.uint64).reshape(-1, 5)
-    stage.chain(words, np.array([kind, 3, 99, TERM], np.uint64), groups.index, groups.digest)
+    partitions = table["partition"].astype(np.int64)
+    table["index"], table["term"] = groups.index[partitions] + np.uint64(1), TERM
+    digests = np.empty((len(table), 2), np.uint64)
+    chain.chain_ops(
+        groups.digest[partitions],
+        table["index"].astype(np.int64),
+        table["term"].astype(np.int64),
+        np.array([kind, 3, 99], np.uint64),
+        table["digest"].copy(),
+        digests,
+    )
+    table["digest"] = digests
     return table
 
 

@@ -96,7 +96,7 @@ class Links:
     def cut(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Let nothing pass from the first to the second node of each pair."""
         beside = self.path.with_suffix(".tmp")
-        rules = [f"{source} {target} * drop\n" for source, target in pairs]
+        rules = [f"{source}>{target}\n" for source, target in pairs]
         beside.write_text("".join(rules))
         beside.rename(self.path)
 

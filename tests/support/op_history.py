@@ -14,7 +14,7 @@ from meterd.actors.disk import LocalDisk
 from meterd.actors.wal_log import Entry, Log
 from meterd.actors.wal_recovery import Owner
 from meterd.actors.wal_spare import Spare
-from meterd.core.kernels import stage
+from meterd.core.kernels import chain, stage
 from meterd.core.record_cut import cut
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EVENTS, META, SLICE, RecordFields
@@ -124,8 +124,18 @@ class OpHistory:
         for group, ops in self.ops.items():
             index[group] = len(ops)
             digest[group] = ops[-1].digest if ops else (0, 0)
-        words = table.view(np.uint64).reshape(-1, 5)
-        stage.chain(words, np.array([kind, 1, 5, self._term], np.uint64), index, digest)
+        groups = table["partition"].astype(np.int64)
+        table["index"], table["term"] = index[groups] + np.uint64(1), self._term
+        chained = np.empty((len(table), 2), np.uint64)
+        chain.chain_ops(
+            digest[groups],
+            table["index"].astype(np.int64),
+            table["term"].astype(np.int64),
+            np.array([kind, 1, 5], np.uint64),
+            table["digest"].copy(),
+            chained,
+        )
+        table["digest"] = chained
         refused = {n for n in range(len(table)) if self.random.random() < 0.1}
         for number in refused:
             table[number]["flags"] = 1

@@ -10,19 +10,36 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from meterd.actors import identity
+import numpy as np
+
+from meterd.actors import identity, lease_words
 from meterd.actors.identity import Identity
-from meterd.protocol.log_format import GROUP_COUNT
+from meterd.core.registry import Registry
+from meterd.protocol.log_format import GROUP_COUNT, META_GROUP
 from tests.support.log_builder import CLUSTER_ID, IDENTITY_KEY
 from tests.support.one_process import OneProcessNode
-
-PEERS = "1:127.0.0.1:8001,2:127.0.0.1:8002,3:127.0.0.1:8003"
-
 
 class Member(OneProcessNode):
     """One of the nodes: whatever it waits for, all of them go on."""
 
     nodes: WiredNodes
+
+    def __init__(self, *arguments: Any, **sections: Any) -> None:
+        super().__init__(*arguments, **sections)
+        self.passed_on: list[int] = []  # to which nodes the router was told to pass questions on
+
+    def _post(self, actor: str, frames: list[bytes]) -> None:
+        if actor == "router" and frames[0] == b"elsewhere":
+            self.passed_on += frames[1]
+        super()._post(actor, frames)
+
+    def tell_registry(self, source: Member) -> None:
+        """Let the meta group of another node be here, as if it had been replicated."""
+        usage, there = self.actors["usage"], source.actors["usage"]
+        usage.state.registry = Registry.from_bytes(there.state.registry.to_bytes())
+        usage.state._renew_book()
+        usage.groups.index[META_GROUP] = there.groups.index[META_GROUP]
+        usage.reads.applied()
 
     def turn(self) -> bool:
         return self.nodes.turn()
@@ -49,19 +66,29 @@ class WiredNodes:
             directory.mkdir()
             who = Identity(number, CLUSTER_ID.hex(), IDENTITY_KEY.hex(), 1, 1, "")
             (directory / identity.FILE_NAME).write_bytes(identity.encode(who))
-            member = Member(directory, random, node={"id": number, "peers": PEERS})
+            member = Member(directory, random, node={"id": number})
             member.nodes = self
             self.members.append(member)
         for member in self.members:
             member._clock = self.members[-1]._clock  # the one that was installed last
             member.start()
             replication = member.actors["replication"]
-            replication.forwarding._send_bulk = self._sender(member.options.node.id)
+            send = self._sender(member.options.node.id)
+            replication.forwarding._send_bulk = replication.forwarding._send_small = send
+            ingest, usage = member.actors["ingest"], member.actors["usage"]
+            ingest._leaders.alone = usage.leader_map.alone = False
+            usage.reads._words = self._leases()
         for member in self.members:  # each registers what all have registered
             self.tell([member.options.node.id] * GROUP_COUNT, [member])
 
     def __getitem__(self, number: int) -> Member:
         return self.members[number - 1]
+
+    def _leases(self) -> Any:
+        """Return lease words of a node that nobody can depose."""
+        words = np.zeros((GROUP_COUNT, 2), np.int64)
+        words[:, lease_words.UNTIL] = lease_words.FOREVER
+        return words
 
     def _sender(self, source: int) -> Callable[[int, Sequence[Any]], bool]:
         def send(target: int, frames: Sequence[Any]) -> bool:

@@ -214,6 +214,89 @@ def test_commands_go_to_the_leader_of_their_group(tmp_path: Path) -> None:
     wired(tmp_path, work)
 
 
+def question(node: Any, kind: str, **fields: Any) -> Any:
+    """Ask; return the answer, or the node that the router is to ask."""
+    passed = node.passed_on
+    passed.clear()
+    rid = node.send(kind, **fields)
+    node.until(lambda: node.answered(rid) or passed, "there is an answer")
+    return passed.pop() if passed else node.answer(rid)
+
+
+def test_questions_are_answered_by_who_can(tmp_path: Path) -> None:
+    def work(nodes: WiredNodes) -> None:
+        sent = events(60)
+        nodes[1].ask("ingest", events=sent)
+        row = of_node(sent, 2)[0]
+        of_one = {"account": f"a{row}", "metric": "calls"}
+        wide = {"start": NOW - 10**9, "end": NOW + 10**9}
+        assert question(nodes[1], "usage", **of_one, **wide) == 2
+        assert question(nodes[2], "usage", **of_one, **wide)["value"] == str(row)
+        local = question(nodes[1], "usage", **of_one, **wide, consistency="local")
+        assert local["count"] == 0 and "as_of" in local
+        assert question(nodes[3], "events", account=f"a{row}") == 2
+        # A cursor leads to the node that gave it, whoever leads the account by then.
+        page = question(nodes[2], "feed", limit=5)
+        assert page["next"].startswith("2@")
+        assert question(nodes[1], "feed", after=page["next"]) == 2
+        more = question(nodes[2], "feed", after=page["next"])
+        assert len(page["events"]) + len(more["events"]) == len(of_node(sent, 2))
+        with pytest.raises(Refusal, match="cursor"):
+            question(nodes[1], "feed", after="x@1")
+
+    wired(tmp_path, work)
+
+
+def test_an_answer_about_all_waits_for_what_other_leaders_have(tmp_path: Path) -> None:
+    def work(nodes: WiredNodes) -> None:
+        nodes[1].ask("metric_list")
+        nodes[1].ask("ingest", events=events(60))
+        # Nothing is replicated here, so what the others have never comes.
+        rid = nodes[1].send("accounts", metric="calls", start=NOW - 10**9, end=NOW + 10**9)
+        nodes[1].settle()
+        asked = {target for _, target, kind in nodes.sent if kind == b"ask_index"}
+        assert asked == {2, 3} and not nodes[1].answered(rid)
+        groups = nodes[1].actors["usage"].groups
+        groups.index[:] = 1 << 40  # as if it had
+        nodes[1].actors["usage"].reads.applied()
+        answer = nodes[1].answer(rid)
+        assert len(answer["rows"]) == len(of_node(events(60), 1))
+        # A leader that does not answer: the question is over at its deadline.
+        nodes.lost = lambda source, target, kind: kind == b"index"
+        rid = nodes[1].send("accounts", metric="calls")
+        nodes[1].settle()
+        nodes[3].later(61.0)
+        with pytest.raises(Refusal, match="deadline_exceeded"):
+            nodes[1].answer(rid)
+        # One that is no longer the leader says so.
+        nodes.lost = lambda source, target, kind: False
+        nodes.tell([1] * GROUP_COUNT, [nodes[2], nodes[3]])
+        rid = nodes[1].send("accounts", metric="calls")
+        with pytest.raises(Refusal, match="not_leader"):
+            nodes[1].answer(rid)
+
+    wired(tmp_path, work)
+
+
+def test_no_node_that_is_behind_says_that_a_metric_is_unknown(tmp_path: Path) -> None:
+    def work(nodes: WiredNodes) -> None:
+        meta = LEADERS[256]
+        behind = nodes[meta % 3 + 1]
+        nodes[meta].ask("metric_put", **METRIC | {"code": "new"})
+        sent = events(30, metric="new")
+        rid = behind.send("ingest", events=sent)
+        balances = [{"account": "b", "metric": "new", "at": NOW, "count": 1, "sum": "5"}]
+        other = behind.send("balance_import", id="x", balances=balances)
+        behind.settle()
+        assert not behind.answered(rid) and not behind.answered(other)
+        behind.tell_registry(nodes[meta])
+        assert behind.answer(rid)["stored"] == 30
+        assert behind.answer(other)["outcome"] == "imported"
+        assert behind.ask("ingest", events=events(5, metric="nothing"))["rejected"] == 5
+
+    wired(tmp_path, work)
+
+
 def test_without_a_leader_of_the_meta_group_a_command_is_sent_elsewhere(tmp_path: Path) -> None:
     def work(nodes: WiredNodes) -> None:
         nodes.tell([*LEADERS[:256], 0])

@@ -77,6 +77,7 @@ def test_usage_defaults_to_the_current_period():
         "window": None,
         "timezone": None,
         "subtree": False,
+        "consistency": "exact",
     }
 
 
@@ -109,6 +110,7 @@ def test_fields_come_in_the_form_the_node_works_with():
         "window": "day",
         "timezone": "Europe/Berlin",
         "subtree": True,
+        "consistency": "exact",
     }
 
 
