@@ -42,6 +42,9 @@ from meterd.protocol.raft_messages import Envelope, node_of
 # I/O threads: a peer whose name is slow to resolve holds up those of its thread.
 IO_THREADS_MAX = 8
 
+# A beat comes every 150 ms; what has been taken for so long is acted on before more is.
+TURN_SECONDS_MAX = 0.03
+
 # Who must know who leads.
 ROUTING = ("router", "ingest", "usage")
 
@@ -67,6 +70,7 @@ class Replication(Actor):
         self._held: deque[list[bytes]] = deque()  # bounded by what the router admits
         self._serving = False
         self._leaders_told = b""
+        self._flushed_at = 0.0
         self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
         self._reads = ReadRounds(self)
 
@@ -178,6 +182,10 @@ class Replication(Actor):
         """Return what the connections to the other nodes say."""
         return {} if self._peers is None else self._peers.links()
 
+    def enough(self) -> bool:
+        """A turn must not keep beats waiting."""
+        return time.monotonic() - self._flushed_at > TURN_SECONDS_MAX
+
     def flush(self) -> None:
         self._tell_leaders()
         self._renew_leases()
@@ -185,6 +193,7 @@ class Replication(Actor):
             self.forwarding.pump()
             self._traffic.flush()
             self.tick_by(self._replicas.deadline / 1000)
+        self._flushed_at = time.monotonic()
 
     def _on_opened(self, frames: list[bytes]) -> None:
         """The log is open: continue every group where it ends, and have usage replay it."""

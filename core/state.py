@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from meterd.core.balances import Balances
 from meterd.core.erasures import ERASURES_MAX, Erasure, Erasures, erasure_of, none_erased
+from meterd.core.frozen import frozen
 from meterd.core.horizons import BEGINNING, Horizons
 from meterd.core.identity_runs import Entries, Run, run_arrays
 from meterd.core.kernels import apply as kernels
@@ -148,9 +149,10 @@ class StateMachine:
     def _apply_rows(self, record: Record, times: tuple[int, int]) -> NDArray[np.uint8]:
         """Apply all rows of a record; times: horizon and future limit of all its partitions."""
         stored, newest = kernels.apply(
-            np.frombuffer(record.payload, np.uint8),
+            # Read only, whoever made it: kernels are compiled for that.
+            frozen(np.frombuffer(record.payload, np.uint8)),
             record.row_count,
-            np.frombuffer(record.slices, np.uint8),
+            frozen(np.frombuffer(record.slices, np.uint8)),
             self.handle,
             self._book.handle,
             self._scratch_handle,

@@ -21,7 +21,8 @@ from tests.support.waiting import eventually
 
 # A replication port is the application port and this.
 REPLICATION_OFFSET = 1_000
-READY_SECONDS = 120.0
+# Set to anything: the files of the nodes stay when a campaign ends.
+KEEP = "METERD_TEST_KEEP"
 # A slow disk: the log's writer works a part of the time.
 SLOW_STOPPED_SECONDS, SLOW_RUNNING_SECONDS = 0.06, 0.01
 
@@ -202,6 +203,9 @@ class Cluster:
         self.remove()
 
     def remove(self) -> None:
-        """End all nodes and remove their files."""
+        """End all nodes and remove their files, but those of a failure that is to be looked at."""
+        if os.environ.get(KEEP):
+            self.kill9()
+            return
         for node in reversed(self.nodes):
             node.remove()

@@ -19,7 +19,7 @@ from meterd.actors.telemetry import Telemetry
 from meterd.core import proposals
 from meterd.core.group_logs import GroupLogs, unpack
 from meterd.core.raft.events import TransferLeadership
-from meterd.core.raft.node import Request
+from meterd.core.raft.node import GoneBack, Request
 from meterd.core.replicas import Append, Clock, Replicas, Step
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EXPIRE, GROUP_COUNT, NOT_HERE, Record
@@ -37,8 +37,9 @@ pytestmark = pytest.mark.slow
 class Machine:
     """One node without actors: its disk makes durable at the end of a turn, unless it is slow."""
 
-    def __init__(self, node: int, ports: dict[int, int], links: Path, start: Any = None) -> None:
-        self.node = node
+    def __init__(self, node: int, ports: dict[int, int], links: Path) -> None:
+        self.node, self.ports, self.links = node, ports, links
+        self.gone_back: list[GoneBack] = []
         member = member_id(node, 0)
         logs = GroupLogs(member)
         for group in range(GROUP_COUNT):
@@ -70,6 +71,7 @@ class Machine:
             self._append(append)
         for _, envelope in step.envelopes:
             self.traffic.add(envelope)
+        self.gone_back += [a for a in step.actions if isinstance(a, GoneBack)]
         groups, index = step.committed
         self.committed[groups] = index
 
@@ -156,6 +158,18 @@ def are_equal(machines: list[Machine]) -> bool:
     first = machines[0]
     last = np.array([len(first.log.get(group, ())) for group in range(GROUP_COUNT)])
     return all(one.log == first.log and (one.committed == last).all() for one in machines)
+
+
+def test_an_older_copy_of_a_directory_is_noticed(machines: list[Machine]) -> None:
+    for one in machines:
+        one.propose(batch([group for group in one.led() if group < 256], 1))
+    until(machines, lambda: are_equal(machines), "all logs are equal and committed")
+    old = machines.pop()
+    old.close()
+    machines.append(Machine(old.node, old.ports, old.links))  # with an empty log
+    until(machines, lambda: machines[2].gone_back, "it hears that it has forgotten something")
+    assert not machines[2].log
+    assert machines[2].gone_back[0].heard > machines[2].gone_back[0].block == 0
 
 
 def batch(groups: list[int], number: int) -> Record:
