@@ -138,6 +138,5 @@ class Lying:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lost unsynced data", "fsync error"])
 def test_a_real_node_loses_nothing(kind: str) -> None:
-    ended = []
-    real_faults.run_real(kind, range(FIRST, FIRST + 1), lambda kind, how: ended.append(how))
-    assert ended == ["right"]
+    with real_faults.stage(kind) as run:
+        assert run(FIRST) == "right"
