@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meterd.commands.console import Listing, Progress, Row
+from meterd.commands.console import Listing, Progress, Row, warn
 from meterd.commands.durations import parse_duration
 from meterd.commands.jobs import ask, await_job
 from meterd.commands.moments import format_moment
 from meterd.commands.session import AdminError, AdminGroup, Session, command, exit_of
 from meterd.commands.tables import Column, format_bytes, group_thousands
 from meterd.exits import AdminExit
+from meterd.protocol.errors import MeterdError
 
 if TYPE_CHECKING:
     from meterd.actors.backups.shelf import Contents, Shelf
@@ -30,6 +31,8 @@ from_option = click.option("--from", "source", required=True, envvar=FROM_VARIAB
 name_option = click.option("--backup", "name", metavar="NAME", help="This backup.")
 scratch_option = click.option("--scratch", metavar="DIR",
                               help="Where there is room for a copy [default: the system's].")
+tell_option = click.option("--tell", is_flag=True,
+                           help="Tell the nodes the result, for their telemetry.")
 
 
 @click.group("backup", cls=AdminGroup)
@@ -156,8 +159,9 @@ def _rows(contents: "Contents") -> list[Row]:
               help="manifest: all files are there; checksum: and unchanged; replay: and give back "
                    "every event.")
 @scratch_option
+@tell_option
 def verify(session: Session, source: str, name: str | None, level: Any,
-           scratch: str | None) -> None:
+           scratch: str | None, tell: bool) -> None:
     """Verify all backups, or the one named.
 
     Exit code 9 when something is wrong; each file is named. The level replay restores each backup
@@ -179,8 +183,22 @@ def verify(session: Session, source: str, name: str | None, level: Any,
     progress.clear()
     document = {"level": level, "backups": results}
     session.console.show(document, lambda: _verify_lines(results, level))
-    if any(row["findings"] for row in results):
+    broken = sum(not row["good"] for row in results)
+    if tell:
+        counts = {} if name else {"present": len(results), "broken": broken}
+        tell_nodes(session, proof=level, good=not broken, **counts)
+    if broken:
         raise SystemExit(AdminExit.CORRUPT)
+
+
+def tell_nodes(session: Session, **report: Any) -> None:
+    """Tell each node how its backups were proved; that one cannot be told changes no result."""
+    for each in session.each_node():
+        try:
+            with each.connect() as client:
+                ask(client, "backup_report", **report)
+        except MeterdError as error:
+            warn(f"{', '.join(each.nodes)} was not told: {error}")
 
 
 def _result(name: str, findings: "list[Finding]", seconds: float) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meterd.commands.backup import from_option, name_option, open_shelf, scratch_option
+from meterd.commands.backup import (
+    from_option,
+    name_option,
+    open_shelf,
+    scratch_option,
+    tell_nodes,
+    tell_option,
+)
 from meterd.commands.console import Progress, field_lines, to_json
 from meterd.commands.durations import parse_duration
 from meterd.commands.session import AdminError, Session, command
@@ -39,8 +46,9 @@ NS = 1_000_000_000
 @click.option("--max-rpo", callback=parse_duration, metavar="DURATION",
               help="Exit code 1 when the backup is older.")
 @click.option("--report", metavar="FILE", help="Write the JSON result there as well.")
+@tell_option
 def drill(session: Session, source: str, name: str | None, scratch: str | None,
-          max_rto: int | None, max_rpo: int | None, report: str | None) -> None:
+          max_rto: int | None, max_rpo: int | None, report: str | None, tell: bool) -> None:
     """Restore the newest backup into a scratch directory, start a node on it, compare, remove it.
 
     RTO is the time from nothing to a node that serves, control totals compared on the way; RPO is
@@ -80,6 +88,10 @@ def drill(session: Session, source: str, name: str | None, scratch: str | None,
     session.console.show(document, lambda: field_lines(
         (key.replace("_", " "), str(value)) for key, value in document.items()
     ))
+    if tell:
+        figures = {name: int(document[f"{name}_seconds"] * 1_000) for name in ("rto", "rpo")}
+        tell_nodes(session, proof="drill", good=equal,
+                   **{f"{name}_ms": max(0, value) for name, value in figures.items()})
     if not equal:
         raise SystemExit(AdminExit.CORRUPT)
     late = max_rto is not None and document["rto_seconds"] > max_rto
