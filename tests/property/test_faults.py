@@ -9,18 +9,20 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from meterd.core.warm import warm
-from tests.support import real_faults, simulated_faults
+from tests.support import one_process, real_faults, simulated_faults
 from tests.support.disk_image import DiskImage
 from tests.support.disk_trace import DiskTrace
 from tests.support.fault_book import Violation
 from tests.support.fault_campaign import FAULTS, KINDS, Campaign
+from tests.support.one_process import OneProcessNode, apart
 from tests.support.simulated_faults import FLIPPED, Simulation
 
 SEEDS = {"bit": 3, "sector": 1, "cut": 1, "lost": 1}
@@ -129,6 +131,25 @@ class Lying:
         self.calls = [
             call._replace(kind="mark") if call.kind == kind else call for call in trace.calls
         ]
+
+
+def test_a_process_that_gets_no_processor_misses_no_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that others use must not look like a node that hangs."""
+    monkeypatch.setattr(one_process, "DEADLINE_SECONDS", 0.05)
+    looks = []
+
+    def looked_twice() -> bool:
+        looks.append(time.sleep(0.2))  # as if it were not scheduled
+        return len(looks) == 2
+
+    def wait(condition: Callable[[], bool]) -> None:
+        OneProcessNode(tmp_path, Random(1)).until(condition, "it is true")
+
+    apart(lambda: wait(looked_twice))
+    with pytest.raises(AssertionError, match="it is true"):
+        apart(lambda: wait(lambda: False))
 
 
 # Real disks
