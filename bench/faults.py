@@ -106,6 +106,7 @@ def real_nodes(table: Table, wanted: Wanted, seeds: range) -> None:
 @click.option("--real", default=20, show_default=True, help="of each kind, with real nodes")
 @click.option("--first", default=0, show_default=True, help="the first seed")
 @click.option("--progress", type=click.Path(path_type=Path), help="note every run there; go on")
+@click.option("--again", is_flag=True, help="run once more what went wrong or was too slow")
 @click.option("--minutes", default=float("inf"), help="begin no run after so long")
 @click.option("--keep/--no-keep", default=True, help="write a result file")
 def main(
@@ -114,13 +115,14 @@ def main(
     real: int,
     first: int,
     progress: Path | None,
+    again: bool,
     minutes: float,
     keep: bool,
 ) -> None:
     """See that no fault makes an answer wrong."""
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nodes and disks go, too
-    table = Table(progress, time.monotonic() + minutes * 60)
+    table = Table(progress, time.monotonic() + minutes * 60, again)
     warm_kernels()
 
     def wanted(kind: str) -> bool:

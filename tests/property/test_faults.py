@@ -6,6 +6,7 @@ The simulation must find fault with a disk that does not keep its promises.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import tempfile
@@ -150,6 +151,18 @@ def test_a_process_that_gets_no_processor_misses_no_deadline(
     apart(lambda: wait(looked_twice))
     with pytest.raises(AssertionError, match="it is true"):
         apart(lambda: wait(lambda: False))
+
+
+def test_what_is_tried_again_a_hundred_times_is_not_waited_for(tmp_path: Path) -> None:
+    """A segment that finds no room is, each time after ten seconds."""
+
+    def wait() -> int:
+        node, looks = OneProcessNode(tmp_path, Random(1)), itertools.count()
+        end = time.monotonic() + 100 * 10.0
+        node.until(lambda: next(looks) >= 0 and time.monotonic() > end, "the last is tried")
+        return next(looks)
+
+    assert apart(wait) < 1_000
 
 
 # Real disks
