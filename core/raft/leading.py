@@ -138,7 +138,7 @@ def send_appends(group: GroupState, member: int, progress: Progress) -> None:
             return
         # Who has answered nothing since the last probe gets no ops: he is not there, and making
         # them ready for hundreds of groups would take the time of those that are.
-        silent = 0 <= progress.sent_at and progress.round_sent_at < progress.sent_at
+        silent = progress.sent_at >= 0 and progress.round_sent_at < progress.sent_at
         progress.sent_at = now
         if progress.next > log.base.index:
             _send_append(group, member, progress, bare=silent)
