@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from meterd.client import Client, Event, MetricDefinition
+from meterd.client import Client, Event
+from meterd.protocol.metric import MetricDefinition
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_logs import disagreements, read_ops
 from tests.support.waiting import eventually
