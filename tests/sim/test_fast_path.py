@@ -12,6 +12,7 @@ import pytest
 
 from meterd.core.raft.fast_node import FastNode
 from meterd.core.raft.node import Node
+from meterd.core.raft.slices import WriteSlices
 from tests.sim.plan import Plan, draw
 from tests.sim.runner import run_plan
 
@@ -24,9 +25,9 @@ class Share:
         original = FastNode._propose
 
         def propose(node: FastNode, event: Any) -> None:
-            before = sum(len(s.ops.groups) for s in node._slices)
+            before = written_fast(node)
             original(node, event)
-            self.fast += sum(len(s.ops.groups) for s in node._slices) - before
+            self.fast += written_fast(node) - before
             self.all += len(event.causes)
 
         monkeypatch.setattr(FastNode, "_propose", propose)
@@ -49,6 +50,10 @@ class Beats:
             return original(node, *arguments)
 
         return counted
+
+
+def written_fast(node: FastNode) -> int:
+    return sum(len(one.ops.groups) for one in node._records if isinstance(one, WriteSlices))
 
 
 def assert_same(plan: Plan) -> None:
