@@ -87,6 +87,7 @@ def _has_caught_up(document: Row) -> bool:
     return all(
         not node["standing_aside"]
         and not node["holes"]
+        and node["leads"] + node["follows"] == node["planned"] == node["holds"]
         and all(peer["connected"] and not peer["lag_ops"] for peer in node["peers"])
         for node in nodes
     ) and all(group["voters"] == plan[group["group"]][0] for group in document["groups"])

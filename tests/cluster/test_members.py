@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from meterd.client import Client, Event, MetricDefinition
+from meterd.client import Client, Event
 from tests.support.cluster import Cluster
 from tests.support.node import ROOT, Node
 from tests.support.waiting import eventually
@@ -100,7 +100,7 @@ def test_a_lost_disk_is_refused_and_comes_back_as_a_new_incarnation(cluster: Clu
     one, two, three = cluster.nodes
     good(one, "wait", "--for", "leader")
     with cluster.client(timeout=SECONDS) as client:
-        client.put_metric(MetricDefinition("calls", "sum", 0))
+        client.put_metric("calls", aggregation="sum", decimals=0)
         assert client.ingest(events(1)).stored == 200
         three.kill9()
         shutil.rmtree(three.data_dir)
