@@ -84,7 +84,7 @@ def _leads(asked: Node, number: int) -> int:
 def test_a_minority_says_so(cluster: Cluster) -> None:
     one, two, three = cluster.nodes
     good(one, "wait", "--for", "leader")
-    assert one.get("/readyz?for=write")[0] == 200
+    eventually(lambda: one.get("/readyz?for=write")[0] == 200, "it is ready", SECONDS)
     two.kill9()
     three.kill9()
     eventually(lambda: one.get("/readyz?for=write")[0] == 503, "it is not ready", SECONDS)
