@@ -197,7 +197,7 @@ def list_nodes(session: Session) -> None:
     """
     document = ask_cluster(session)
     keys = ("node", "peer_address", "client_address", "state", "incarnation", "joined", "reachable")
-    rows = [{key: one[key] for key in keys} for one in document["nodes"]]
+    rows: list[Row] = [{key: one[key] for key in keys} for one in document["nodes"]]
     session.console.show({"nodes": rows}, lambda: _node_lines(rows))
     end(document, bad=False)
 

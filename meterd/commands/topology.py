@@ -68,7 +68,7 @@ def _partitions(document: Row) -> list[Row]:
         for group in node["groups"]
         if group["role"] not in ("learner", "none")
     }
-    rows = []
+    rows: list[Row] = []
     for group in document["groups"]:
         voters, leader = document["plan"][group["group"]]
         rows.append(
@@ -144,7 +144,7 @@ def consensus(session: Session, groups: bool, wanted: str | None, stuck: bool) -
     ]
     rows.sort(key=lambda row: (row["group"], row["node"]))
     lost = [group["group"] for group in document["groups"] if group["leader"] is None]
-    shown: Row = {
+    shown: dict[str, Any] = {
         "reachable": document["reachable"],
         "configured": document["configured"],
         "without_leader": lost,
