@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -57,14 +58,20 @@ def _ask(kind: str, **fields: Any) -> Any:
 
 
 def test_leaders_are_spread_and_all_nodes_give_the_same_map(cluster: Cluster) -> None:
+    maps: list[Any] = []
+
     def agreed() -> bool:
-        maps = []
+        maps.clear()
         for number in (1, 2, 3):
             with alone(cluster, number) as client:
                 maps.append(client.run(_ask("map")))
         return 0 not in maps[0]["leaders"] and maps[0] == maps[1] == maps[2]
 
-    eventually(agreed, "all nodes give one map", 60.0)
+    try:
+        eventually(agreed, "all nodes give one map", 120.0)
+    except AssertionError as error:
+        said = [(one["version"], one["nodes"], Counter(one["leaders"])) for one in maps]
+        raise AssertionError(f"{error}: {said}") from error
     eventually(lambda: min(list(led(cluster).values())[1:]) > 0, "leaders are spread", 90.0)
 
 
