@@ -104,7 +104,7 @@ class WiredNodes:
 
     def turn(self) -> bool:
         """Let all nodes take what waits for them, then deliver what they have sent."""
-        taken = any([member.own_turn() for member in self.members])
+        taken = sum(member.own_turn() for member in self.members) > 0
         links, self._links = self._links, []
         for source, target, frames in links:
             self[target].actors["replication"].forwarding.on_peer(source, frames)
