@@ -56,7 +56,7 @@ class FastNode(Node):
             fast = self._steady.propose(event.ops, event.causes, moment.block, moment.now)
         left = event
         if fast is not None:
-            self._slices.append(fast.record)
+            self._records.append(fast.record)
             self._actions.append(fast.accepted)
             for member, message in fast.sends:
                 self._send(member, message)
@@ -82,7 +82,7 @@ class FastNode(Node):
         else:
             record, committed, ack, left = self._steady.accept(source, message, self.moment.block)
             if record is not None:
-                self._slices.append(record)
+                self._records.append(record)
             if ack is not None:
                 self._send(source, ack)
         if committed is not None:

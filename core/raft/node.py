@@ -254,8 +254,7 @@ class Node:
         self.moment.room = event.room
 
     def _begin_step(self) -> None:
-        self._records: list[Write] = []
-        self._slices: list[WriteSlices] = []
+        self._records: list[Write | WriteSlices] = []  # in the order in which they were made
         self._actions: list[NodeAction] = []
         self._outgoing: dict[int, list[Outgoing]] = {}
         self._beat_soon = False
@@ -267,17 +266,19 @@ class Node:
             if self.moment.now >= self.beat_at:
                 self._begin_round()
         block = 0
-        if self._records or self._slices:
+        if self._records:
             block = self.moment.block
             self.moment.block += 1
-        if self._records:
-            self._writers.setdefault(block, []).extend([r.group for r in self._records])
+        # Slices of steady groups are waited for in the columns.
+        own = [record.group for record in self._records if not isinstance(record, WriteSlices)]
+        if own:
+            self._writers.setdefault(block, []).extend(own)
         cluster, member, boot, durable = self.cluster, self.member, self.boot, self.durable
         envelopes = [
             (to, Envelope(cluster, member, to, boot, durable, tuple(messages)))
             for to, messages in self._outgoing.items()
         ]
-        return Output(block, [*self._records, *self._slices], envelopes, self._actions)
+        return Output(block, self._records, envelopes, self._actions)
 
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:

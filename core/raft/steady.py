@@ -269,7 +269,9 @@ class Steady:
 
     # The leader's half.
 
-    def propose(self, wanted: SliceOps, causes: Sequence[Any], block: int, now: int) -> Proposed | None:
+    def propose(
+        self, wanted: SliceOps, causes: Sequence[Any], block: int, now: int
+    ) -> Proposed | None:
         """Append one op to each group that is parked and leads; None when there is none.
 
         Of `wanted` the groups, kinds, sizes and bodies count.
@@ -427,7 +429,6 @@ class Steady:
                 (leader, AckSlices(g, self._term[g], zeros, self._last[g], self._durable[g]))
             )
         return committed, acks
-
 
     def _durable_alone(self, block: int) -> CommitSlices | None:
         """Where this replica is the only voter, what is durable is committed.

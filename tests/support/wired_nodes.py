@@ -104,11 +104,11 @@ class WiredNodes:
 
     def turn(self) -> bool:
         """Let all nodes take what waits for them, then deliver what they have sent."""
-        taken = sum(member.own_turn() for member in self.members) > 0
+        turns = [member.own_turn() for member in self.members]
         links, self._links = self._links, []
         for source, target, frames in links:
             self[target].actors["replication"].forwarding.on_peer(source, frames)
-        return taken or bool(links)
+        return any(turns) or bool(links)
 
     def tell(self, leaders: Sequence[int], members: Sequence[Member] = ()) -> None:
         """Say who leads each group: the number of a node, or 0."""
