@@ -254,8 +254,7 @@ class Node:
         self.moment.room = event.room
 
     def _begin_step(self) -> None:
-        # In the order in which groups wrote: one group may write slices and then ops of its own.
-        self._records: list[Write | WriteSlices] = []
+        self._records: list[Write | WriteSlices] = []  # in the order in which they were made
         self._actions: list[NodeAction] = []
         self._outgoing: dict[int, list[Outgoing]] = {}
         self._beat_soon = False
@@ -270,9 +269,10 @@ class Node:
         if self._records:
             block = self.moment.block
             self.moment.block += 1
-        writers = [r.group for r in self._records if not isinstance(r, WriteSlices)]
-        if writers:
-            self._writers.setdefault(block, []).extend(writers)
+        # Slices of steady groups are waited for in the columns.
+        own = [record.group for record in self._records if not isinstance(record, WriteSlices)]
+        if own:
+            self._writers.setdefault(block, []).extend(own)
         cluster, member, boot, durable = self.cluster, self.member, self.boot, self.durable
         envelopes = [
             (to, Envelope(cluster, member, to, boot, durable, tuple(messages)))

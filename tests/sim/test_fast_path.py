@@ -16,6 +16,11 @@ from tests.sim.plan import Plan, draw
 from tests.sim.runner import run_plan
 
 
+def fast_ops(node: FastNode) -> int:
+    """Return how many ops of this step went the fast way."""
+    return sum(len(s.ops.groups) for s in node._records if isinstance(s, WriteSlices))
+
+
 class Share:
     """How many of the ops proposed for many groups at once went the fast way."""
 
@@ -24,16 +29,12 @@ class Share:
         original = FastNode._propose
 
         def propose(node: FastNode, event: Any) -> None:
-            before = written_fast(node)
+            before = fast_ops(node)
             original(node, event)
-            self.fast += written_fast(node) - before
+            self.fast += fast_ops(node) - before
             self.all += len(event.causes)
 
         monkeypatch.setattr(FastNode, "_propose", propose)
-
-
-def written_fast(node: FastNode) -> int:
-    return sum(len(one.ops.groups) for one in node._records if isinstance(one, WriteSlices))
 
 
 def assert_same(plan: Plan) -> None:
