@@ -194,6 +194,7 @@ class Usage(Actor):
         began = time.monotonic()
         self.lifeline.say("status replaying the log")
         events = replay.replay(self, msgpack.unpackb(frames[1], strict_map_key=False)["sequence"])
+        self._identities.settle()
         seconds = time.monotonic() - began
         fields = {"events": events, "seconds": f"{seconds:.3f}"}
         logger.info("log replayed", extra={"fields": fields})
