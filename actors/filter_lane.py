@@ -1,8 +1,8 @@
 """Keeps the filter of identities beside an actor's loop: one thing at a time, in a thread.
 
-What is being flushed is added to it before it becomes a run, and when it is full, or after a start,
-a sweep makes a larger one in turns.  Both write to it, so they share one lane; what is being flushed
-comes first, because memory grows until it is a run.
+What is being flushed is added to it before it becomes a run.  When it is full, and after a start, a
+sweep makes a larger one in turns.  Both write to it, so they share one lane, and what is being
+flushed comes first: until it is a run, memory grows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The filter of all identities in runs, and how it grows (`core/kernels/bloom.py`).
 
-It takes 2.1 bytes an identity when it is made and 1.07 when it is full.  Then a sweep fills a larger
-one in turns, while everything else goes on.  A start does the same, from nothing.  Over the life of a
-node each identity is read two or three times for it.
+It takes 1.8 bytes an identity when it is made and 1.2 when it is full.  Then a sweep fills a
+larger one in turns, while everything else goes on; a start does the same, from nothing.  A growing
+node reads each identity three times for it.
 
 Who sweeps calls `begin`, then `fill` and `move_edge` in turns until `sweeping` is False.  `add` and
 `fill` may run beside a thread that applies records, one of them at a time; everything else only in
@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from meterd.core.identity_runs import Entries, Run, handle_of_runs
 from meterd.core.kernels import bloom as kernels
@@ -23,8 +24,8 @@ from meterd.core.kernels.runs import first_key, home_line
 from meterd.protocol.errors import InvariantViolation
 
 # Identities of a line in a new filter, and in a full one.
-NEW_KEYS: Final = 32
-FULL_KEYS: Final = 56
+NEW_KEYS: Final = 36
+FULL_KEYS: Final = 54
 # Lines of the smallest filter: 16 MB, for 14 million identities.
 LINES_MIN: Final = 1 << 18
 # One turn of a sweep fills about so many identities' lines: a tenth of a second.
@@ -37,9 +38,9 @@ NONE: Final = np.zeros((0, 2), np.uint64)
 class IdentityFilter:
     """See the module."""
 
-    def __init__(self, lines_min: int = LINES_MIN) -> None:
+    def __init__(self, lines_min: int = LINES_MIN, turn_keys: int = TURN_KEYS) -> None:
         self.arrays: Filter = no_filter()
-        self._lines_min = lines_min
+        self._lines_min, self._turn_keys = lines_min, turn_keys
         self._turn = (0, 0)  # lines that `fill` fills
         self._step = 0
         self._work: tuple[NDArray[np.int64], Entries] | None = None
@@ -59,7 +60,7 @@ class IdentityFilter:
         words = reserve((lines * FILTER_WORDS,), np.uint64, large_pages=True)
         # What it said of the older one is said of this one at its edge, 0.
         self.arrays = Filter(words, self.arrays.words, np.zeros(2, np.int64))
-        self._step = -(-lines * TURN_KEYS // max(count, 1) // STEP_LINES) * STEP_LINES
+        self._step = max(1, lines * self._turn_keys // count // STEP_LINES) * STEP_LINES
         self._work = (np.zeros(3, np.int64), np.empty((ROOM, 2), np.uint64))
 
     def add(self, entries: Entries) -> None:
@@ -93,5 +94,5 @@ class IdentityFilter:
         return True
 
 
-def _lines(words: np.ndarray) -> int:
+def _lines(words: NDArray[np.uint64]) -> int:
     return len(words) // FILTER_WORDS

@@ -125,9 +125,7 @@ class RunMaker:
             piece = Piece(self._lines[:count], self._starts[:count], self._entries)
             piece.lines[:] = 0
             span = (first, last, BLOCK_LINES, left)
-            made = kernels.make_blocks(
-                tuple(source), facts, span, self._work, tuple(piece), state
-            )
+            made = kernels.make_blocks(tuple(source), facts, span, self._work, tuple(piece), state)
             left, size = int(made[0]), int(made[1])
             if left < 0:
                 break

@@ -303,7 +303,13 @@ class StateMachine:
         self.tables.filter.facts[HAS_FLUSHING] = 1
 
     def end_flush(self) -> Index:
-        """Forget what was flushed: a run in use has it.  Returns what somebody must `clear`."""
+        """Forget what was flushed: a run in use, and the filter, have it.
+
+        Returns what somebody must `clear`.
+        """
+        words, older, facts = self.tables.filter
+        if len(words) + len(older) and not facts[HAS_FLUSHING]:
+            raise InvariantViolation("the filter would forget what was flushed")
         flushed: Index = self.tables.flushing
         flushed.head[ENTRIES] = 0
         return flushed

@@ -194,9 +194,7 @@ def _run(facts: Facts, source: Source) -> Run:
     maker = RunMaker(facts)
     (piece,) = maker.pieces(source)
     entries = np.append(piece.entries, np.zeros(runs.ENTRIES_MARGIN, np.uint8))
-    run = Run(
-        piece.lines.reshape(-1).copy(), piece.starts.copy(), entries, entries, maker.facts
-    )
+    run = Run(piece.lines.reshape(-1).copy(), piece.starts.copy(), entries, entries, maker.facts)
     for array in run[:3]:
         array.flags.writeable = False
     return run
