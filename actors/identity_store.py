@@ -7,7 +7,7 @@ many events are stored, and each identity is written a few times.  Neither kind 
 changes; a checkpoint names those it needs, and what neither checkpoint nor memory uses is removed.
 
 The work is done beside the actor's loop, which calls `step`: flushing in one thread, merging in
-another, and what the filter of all runs needs in a third (`filter_lane.py`).  Checkpoints copy from
+two, and what the filter of all runs needs in another (`filter_lane.py`).  Checkpoints copy from
 the memory that is flushed, so only one of the two is under way.
 """
 
@@ -96,7 +96,9 @@ class IdentityStore:
         self._room: Entries | None = None
         self._retry_at = 0.0
         self._flusher: Background[Done] = Background("flush")
+        # Large merges take minutes, in which many small runs would come together.
         self._merger: Background[Done] = Background("merge")
+        self._deep_merger: Background[Done] = Background("merge deep")
         self._filter = FilterLane(state, FILTER_LINES_MIN)
         self._staging = Staging()
 
@@ -157,11 +159,12 @@ class IdentityStore:
 
         `may_flush`: no checkpoint is under way; `wait`: for a flush.  Raises FsyncFailed, Corrupt.
         """
-        self._take(self._merger, wait=False)
         self._step_flush(may_flush, wait, now)
-        if now >= self._retry_at and not self._merger.busy:
-            self._drop_expired()
-            self._merge()
+        for lane, deep in ((self._merger, False), (self._deep_merger, True)):
+            self._take(lane, wait=False)
+            if now >= self._retry_at and not lane.busy:
+                self._drop_expired()
+                self._merge(lane, deep)
 
     def settle(self) -> None:
         """Wait until the filter holds the identities of all runs: then a look-up is fast."""
@@ -175,6 +178,7 @@ class IdentityStore:
         self._filter.finish()
         self._take(self._flusher, wait=True)
         self._take(self._merger, wait=True)
+        self._take(self._deep_merger, wait=True)
 
     def _take(self, lane: Background[Done], wait: bool) -> None:
         try:
@@ -238,9 +242,9 @@ class IdentityStore:
         if len(kept) < len(self._runs):
             self._use(kept)
 
-    def _merge(self) -> None:
-        """Begin to merge the oldest runs of the lowest level that has enough."""
-        levels = [one.file.level for one in self._runs]
+    def _merge(self, lane: Background[Done], deep: bool) -> None:
+        """Begin to merge the oldest runs of the lowest level that has enough; deep: above 0."""
+        levels = [one.file.level for one in self._runs if (one.file.level > 0) == deep]
         due = [level for level in set(levels) if levels.count(level) >= RUNS_PER_LEVEL]
         if not due:
             return
@@ -257,7 +261,7 @@ class IdentityStore:
                 [*(one for one in self._runs if one.file.name not in kept), *made]
             )
 
-        self._merger.start(work)
+        lane.start(work)
 
     def _make(self, name: str, level: int, facts: Facts, source: Source) -> list[OpenRun]:
         """Write a run and open it; no run when nothing has not expired."""
