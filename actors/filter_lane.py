@@ -49,9 +49,10 @@ class FilterLane:
         if not self._lane.busy:
             self._begin()
 
-    def settle(self) -> None:
-        """Wait until the filter holds everything."""
+    def settle(self, beat: Callable[[], None]) -> None:
+        """Wait until the filter holds everything; `beat` is called many times meanwhile."""
         while self._lane.busy or self._begin():
+            beat()
             self._take(wait=True)
 
     def finish(self) -> None:

@@ -166,9 +166,9 @@ class IdentityStore:
                 self._drop_expired()
                 self._merge(lane, deep)
 
-    def settle(self) -> None:
-        """Wait until the filter holds the identities of all runs: then a look-up is fast."""
-        self._filter.settle()
+    def settle(self, beat: Callable[[], None]) -> None:
+        """Wait until the filter holds the identities of all runs, which makes a look-up fast."""
+        self._filter.settle(beat)
 
     def finish(self) -> None:
         """Wait for what is under way, and take it over.  Raises FsyncFailed, Corrupt."""

@@ -194,7 +194,7 @@ class Usage(Actor):
         began = time.monotonic()
         self.lifeline.say("status replaying the log")
         events = replay.replay(self, msgpack.unpackb(frames[1], strict_map_key=False)["sequence"])
-        self._identities.settle()
+        self._identities.settle(lambda: self.lifeline.say("status filling the filter of ids"))
         seconds = time.monotonic() - began
         fields = {"events": events, "seconds": f"{seconds:.3f}"}
         logger.info("log replayed", extra={"fields": fields})

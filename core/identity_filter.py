@@ -20,8 +20,6 @@ from meterd.core.identity_runs import Entries, Run, handle_of_runs
 from meterd.core.kernels import bloom as kernels
 from meterd.core.kernels.bloom import EDGE, FILTER_WORDS, STEP_LINES, Filter, no_filter
 from meterd.core.kernels.memory import give_back, reserve
-from meterd.core.kernels.runs import first_key, home_line
-from meterd.protocol.errors import InvariantViolation
 
 # Identities of a line in a new filter, and in a full one.
 NEW_KEYS: Final = 36
@@ -30,7 +28,7 @@ FULL_KEYS: Final = 54
 LINES_MIN: Final = 1 << 18
 # One turn of a sweep fills about so many identities' lines: a tenth of a second.
 TURN_KEYS: Final = 6_000_000
-# What one step of it reads from one run at most.
+# Identities that one step of it reads from one run, at first.
 ROOM: Final = STEP_LINES * FULL_KEYS * 2
 NONE: Final = np.zeros((0, 2), np.uint64)
 
@@ -43,7 +41,7 @@ class IdentityFilter:
         self._lines_min, self._turn_keys = lines_min, turn_keys
         self._turn = (0, 0)  # lines that `fill` fills
         self._step = 0
-        self._work: tuple[NDArray[np.int64], Entries] | None = None
+        self._make_room(0)
 
     @property
     def sweeping(self) -> bool:
@@ -61,24 +59,21 @@ class IdentityFilter:
         # What it said of the older one is said of this one at its edge, 0.
         self.arrays = Filter(words, self.arrays.words, np.zeros(2, np.int64))
         self._step = max(1, lines * self._turn_keys // count // STEP_LINES) * STEP_LINES
-        self._work = (np.zeros(3, np.int64), np.empty((ROOM, 2), np.uint64))
+        self._make_room(ROOM)
 
     def add(self, entries: Entries) -> None:
         """Remember the identities of entries."""
         kernels.add_entries(tuple(self.arrays), entries)
 
     def fill(self, runs: list[Run], entries: Entries | None, horizon_day: int) -> None:
-        """Do a turn of the sweep: fill some lines with the identities of all runs and of entries.
-
-        Raises InvariantViolation.
-        """
+        """Do a turn of the sweep: fill some lines with identities of all runs and of entries."""
         words, _, facts = self.arrays
         entries = NONE if entries is None else entries
         first = int(facts[EDGE])
         self._turn = (first, min(first + self._step, _lines(words)))
         handle = handle_of_runs(runs, scan=True)
-        if not kernels.fill_filter(words, self._turn, handle, entries, horizon_day, self._work):
-            raise InvariantViolation("keys of identities are not uniform")
+        while not kernels.fill_filter(words, self._turn, handle, entries, horizon_day, self._work):
+            self._make_room(2 * len(self._work[1]))  # many more have come since it began
 
     def move_edge(self) -> bool:
         """Use what the last `fill` has filled; return whether `arrays` are others now."""
@@ -87,11 +82,15 @@ class IdentityFilter:
         facts[EDGE] = edge
         if edge < _lines(words):
             if len(older):
-                line = int(home_line(np.uint64(first_key(edge, _lines(words))), _lines(older)))
+                line = edge * _lines(older) // _lines(words)  # all before it lie before the edge
                 give_back(older, line * FILTER_WORDS * older.itemsize)
             return False
-        self.arrays, self._work = Filter(words, no_filter().words, facts), None
+        self.arrays = Filter(words, no_filter().words, facts)
+        self._make_room(0)
         return True
+
+    def _make_room(self, count: int) -> None:
+        self._work = (np.zeros(3, np.int64), np.empty((count, 2), np.uint64))
 
 
 def _lines(words: NDArray[np.uint64]) -> int:

@@ -293,10 +293,10 @@ class StateMachine:
         handle, facts = handle_of_runs(runs)
         self._use(self.tables._replace(runs=handle, run_facts=facts))
 
-    def use_filter(self, words: Filter) -> None:
-        """Ask a filter that holds the identities of all runs before looking into them."""
-        words.facts[HAS_FLUSHING] = self.tables.filter.facts[HAS_FLUSHING]
-        self._use(self.tables._replace(filter=words))
+    def use_filter(self, fresh: Filter) -> None:
+        """Ask a filter, which holds the identities of all runs, before looking into them."""
+        fresh.facts[HAS_FLUSHING] = self.tables.filter.facts[HAS_FLUSHING]
+        self._use(self.tables._replace(filter=fresh))
 
     def filter_has_flushing(self) -> None:
         """The filter holds what is being flushed, too."""

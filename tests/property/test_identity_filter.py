@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meterd.actors.filter_lane import FilterLane
+from meterd.core import identity_filter
 from meterd.core.identity_filter import FULL_KEYS, NEW_KEYS, IdentityFilter
 from meterd.core.identity_runs import Entries, Run
 from meterd.core.kernels import bloom as kernels
@@ -114,6 +115,15 @@ def test_it_is_made_large_enough():
     assert filter.arrays.words.nbytes <= 2 * 100_000
 
 
+def test_many_more_than_it_was_begun_for(monkeypatch):
+    """They come while it is swept: it is full at once, and right."""
+    monkeypatch.setattr(identity_filter, "ROOM", 1)
+    rows = entries(1, 50_000)
+    filter = swept(1, [run_of(rows)], 1)
+    assert perhaps(filter, rows) == len(rows)
+    assert filter.is_full(len(rows))
+
+
 def test_a_second_sweep_gives_the_first_ones_memory_back_as_it_goes():
     rows = entries(1, 200_000)
     runs = [run_of(rows)]
@@ -143,7 +153,7 @@ def lane_of(runs: list[Run]) -> tuple[StateMachine, FilterLane]:
 def test_the_lane_fills_it_and_waits_for_what_is_flushed():
     rows = entries(1, 20_000)
     state, lane = lane_of([run_of(rows)])
-    lane.settle()
+    lane.settle(lambda: None)
     state.restore_identities(entries(2, 5_000))
     flushing = state.begin_flush()
     lane.begin_flush(flushing)
@@ -180,6 +190,6 @@ def test_the_lane_lets_nobody_have_the_memory_that_a_turn_reads(monkeypatch):
     lane.end_flush()
     assert not lane.may_begin_flush
     may_go_on.set()
-    lane.settle()
+    lane.settle(lambda: None)
     assert lane.may_begin_flush
     assert perhaps(lane._filter, rows) == len(rows)
