@@ -163,8 +163,8 @@ class IdentityStore:
         for lane, deep in ((self._merger, False), (self._deep_merger, True)):
             self._take(lane, wait=False)
             if now >= self._retry_at and not lane.busy:
-                self._drop_expired()
                 self._merge(lane, deep)
+        self._drop_expired()
 
     def settle(self, beat: Callable[[], None]) -> None:
         """Wait until the filter holds the identities of all runs, which makes a look-up fast."""
