@@ -172,6 +172,7 @@ class Asking:
         frames: list[Any] = []
         if partial is None:
             frames = [] if balances is None else balances.to_frames()
+            usage.note_waiting()
             files = usage.refused.files()
             context["refused"] = {number: list(usage.refused.packed(number)) for number in files}
         else:

@@ -42,6 +42,7 @@ class Cuts:
 
     def _answer(self, request: int) -> None:
         usage = self._usage
+        usage.note_waiting()
         facts = {
             "id": request,
             "taken": time.time_ns(),

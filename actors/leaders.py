@@ -11,19 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meterd.protocol.log_format import GROUP_COUNT, META_GROUP
+from meterd.protocol.raft_messages import node_of
 
 if TYPE_CHECKING:
     from meterd.actors.usage import Usage
 
-# In a cluster node ids are numbers from 1 to this; it stands for any other id, of a node alone.
-NODE_NUMBER_MAX = 255
 # How often replication hears how far groups are applied.
 APPLIED_SECONDS = 0.25
-
-
-def number_of(node_id: int) -> int:
-    """Return the number that stands for a node where one byte must do."""
-    return node_id if 0 < node_id <= NODE_NUMBER_MAX else NODE_NUMBER_MAX
 
 
 class Leaders:
@@ -31,7 +25,7 @@ class Leaders:
 
     def __init__(self, usage: Usage) -> None:
         self._usage = usage
-        self._own = number_of(usage.who.node_id)
+        self._own = node_of(usage.who.member)
         self._nodes: NDArray[np.uint8] = np.zeros(GROUP_COUNT, np.uint8)  # 0: not known
         # Index that must be applied before this node answers for a group that it leads.
         self._wanted: NDArray[np.uint64] = np.zeros(GROUP_COUNT, np.uint64)

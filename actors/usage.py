@@ -50,6 +50,7 @@ from meterd.actors.sockets import Frame
 from meterd.actors.split_answers import LOOK_SECONDS, SplitAnswers
 from meterd.actors.splitting import PART_SECONDS_MAX, Splitting, command_proposal
 from meterd.actors.standing import Standing
+from meterd.actors.wal_writer import COMMITTED
 from meterd.core.applier import Applier
 from meterd.core.commit_queue import CommitQueue, Ready
 from meterd.core.group_facts import GroupFacts
@@ -98,10 +99,7 @@ COUNTERS = {
 }
 REGISTRY_KINDS = ("metric_put", "metric_delete", "retention_set")
 
-# Flag of a block of which all is committed as soon as it is durable.
-ALL_COMMITTED = b"\1"
 META_ONLY = np.array([log_format.META_GROUP])
-COMMANDS = (log_format.META, log_format.EXPIRE, log_format.ACCOUNT)
 
 # Who asked for a record: of events parsed, of a command as it came.
 Asked = Any
@@ -211,8 +209,8 @@ class Usage(Actor):
         if kind == b"commit":
             located = np.frombuffer(frames[1], np.uint64).reshape(-1, 4).tolist()
             end = np.frombuffer(frames[2], np.uint64).tolist()
-            self.queue.add_commit(located, end, committed=frames[3] == ALL_COMMITTED)
-            self._heard |= frames[3] == ALL_COMMITTED
+            self.queue.add_commit(located, end, committed=frames[3] == COMMITTED)
+            self._heard |= frames[3] == COMMITTED
             self._go_on()
         elif kind == b"record":
             record, origin = log_format.parse_frames(frames[2], frames[3]), frames[4]
@@ -411,6 +409,11 @@ class Usage(Actor):
             if rid:
                 self.answers.error(rid, request_id, kind, error)
 
+    def note_waiting(self) -> None:
+        """Have the bitmaps of refused rows say which rows of the durable log wait."""
+        for ready in self.queue.waiting():
+            self.applier.wait(ready)
+
     def _apply(self, ready: Ready[Asked]) -> None:
         """Apply what is ready of a record; when nothing is left answer its requests, if any."""
         record, origin = ready.record, ready.asked
@@ -419,7 +422,7 @@ class Usage(Actor):
             self._events_unsaved += record.row_count
         if record.kind != log_format.EVENTS:
             result = self.applier.other(ready)
-            if record.kind in COMMANDS and result is not None:
+            if record.kind in log_format.COMMANDS and result is not None:
                 self._after_command(record, result, origin)
             return
         refusals = None if origin is None else origin.refusals
@@ -483,6 +486,9 @@ class Usage(Actor):
     def _after_command(self, record: Record, result: dict[str, Any], origin: Frame | None) -> None:
         if origin is None and not self.serving:
             return  # a replay
+        if record.kind == log_format.EXPIRE and "error" not in result:
+            # Who asked has set the retention, which the record before this one has applied.
+            result = {"days": self.retention_days, "horizon": self.state.horizon}
         command_answers = Answers(self)
         reply, asked = parse_command_origin(NO_REQUESTS if origin is None else origin)
         for rid, request_id, kind in asked:
@@ -730,6 +736,7 @@ class Usage(Actor):
 
     def save(self) -> None:
         """Begin to save a checkpoint; none may be under way."""
+        self.note_waiting()
         position = {
             "log": {
                 "file_number": self.position.file_number,
@@ -786,4 +793,4 @@ def _asked(record: Record, origin: Frame) -> Asked:
         return None
     if record.kind == log_format.EVENTS:
         return parse_origin(origin)
-    return origin if record.kind in COMMANDS else None
+    return origin if record.kind in log_format.COMMANDS else None

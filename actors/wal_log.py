@@ -276,7 +276,7 @@ class Log:
 
 
 def block_count(waiting: Sequence[Entry]) -> int:
-    """Return how many of the first entries make the next block: all commit when durable, or none."""
+    """Return how many of the first entries make the next block; all of it commits, or none."""
     if len(waiting) == 1:
         return 1
     size, commits = 0, waiting[0].commits

@@ -26,9 +26,9 @@ from meterd.actors.wal_spare import BackgroundSpare, Spare
 from meterd.core.kernels import stage
 from meterd.core.log_scan import FileScan, Groups
 from meterd.core.proposals import Proposal
-from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EVENTS, SLICE
+from tests.support.replica import Replica
 
 OWNER = Owner(1, bytes(16), bytes(range(16)))
 SEGMENT_SIZE = 64 * 1024 * 1024

@@ -26,7 +26,8 @@ from meterd.protocol.errors import (
     NotLeader,
     error_body,
 )
-from meterd.protocol.log_format import CONFIG, EVENTS, MARK, NOOP, TERMS
+from meterd.protocol.log_format import EVENTS, MARK, TERMS
+from meterd.protocol.raft_messages import CONFIG, NOOP
 
 Outcome = NDArray[np.uint8]
 
@@ -51,19 +52,28 @@ class Applier:
             outcome = self.state.apply_events(record)
             self.refused.note(file_number, first_row, outcome != 0)
             return outcome
-        known = self._partial.get(sequence)
-        if known is None:
-            known = self._partial[sequence] = np.full(record.row_count, UNKNOWN, np.uint8)
-            passed = (
-                np.zeros(len(record.slices), np.bool_) if ready.passed is None else ready.passed
-            )
-            # Of rows that were passed over the bitmap of the checkpoint speaks.
-            self.refused.note_some(file_number, first_row, ~rows_of(record, passed), True)
+        known = self._part(ready, ready.chosen)
         if ready.chosen.any():
             rows = rows_of(record, ready.chosen)
             known[rows] = self.state.apply_events(record, ready.chosen)[rows]
             self.refused.note_some(file_number, first_row, rows & (known == 0), False)
         return self._partial.pop(sequence) if ready.done else None
+
+    def wait(self, ready: Ready[Any]) -> None:
+        """Count the rows of a record that waits as refused for as long as it does."""
+        if ready.record.kind == EVENTS and ready.chosen is not None:
+            self._part(ready, ready.chosen)
+
+    def _part(self, ready: Ready[Any], chosen: NDArray[np.bool_]) -> Outcome:
+        """Return what is known of the rows of a record that is applied in parts."""
+        record, (sequence, file_number, _, first_row) = ready.record, ready.location
+        known = self._partial.get(sequence)
+        if known is None:
+            known = self._partial[sequence] = np.full(record.row_count, UNKNOWN, np.uint8)
+            passed = np.zeros_like(chosen) if ready.passed is None else ready.passed
+            # Of rows that were passed over the bitmap of the checkpoint speaks.
+            self.refused.note_some(file_number, first_row, ~rows_of(record, passed), True)
+        return known
 
     def other(self, ready: Ready[Any]) -> dict[str, Any] | None:
         """Apply a record without rows; return its result when nothing of it is left."""

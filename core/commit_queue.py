@@ -27,6 +27,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.kernels import waiting as waits
 from meterd.core.log_scan import Groups
 from meterd.protocol.errors import InvariantViolation
 from meterd.protocol.log_format import GROUP_COUNT, NOT_HERE, REPAIR, Record
@@ -40,14 +41,15 @@ Place = Sequence[int]
 Mask = NDArray[np.bool_]
 Words = NDArray[np.uint64]
 
-# States of a slice.
-WAITING, APPLIED, REPLACED, ABSENT, PASSED = range(5)
 # Beyond so many blocks their places are no longer kept one by one.
 BLOCKS_MAX = 4_096
+NOTHING = np.zeros(GROUP_COUNT, np.uint64)
+# What `find_cuts` works in.
+_FOUND = np.zeros((GROUP_COUNT, 2), np.int64)
 
 
 class Ready(NamedTuple, Generic[Asked]):
-    """What may be applied now of a record; the first of a record that waits may be nothing."""
+    """What may be applied now of a record; nothing, when what was left of it was replaced."""
 
     record: Record
     location: Location
@@ -69,15 +71,12 @@ class _Block:
 class _Held(Generic[Asked]):
     """A durable record that waits, and the state of each of its slices."""
 
-    __slots__ = ("asked", "block", "groups", "index", "location", "record", "seen", "states")
+    __slots__ = ("asked", "block", "location", "record", "seen", "states")
 
     def __init__(self, record: Record, asked: Asked, location: Location, block: _Block) -> None:
         self.record, self.asked, self.location, self.block = record, asked, location, block
-        self.groups: NDArray[np.intp] = record.slices["partition"].astype(np.intp)
-        self.index: Words = record.slices["index"].astype(np.uint64)
-        absent = record.slices["flags"] & NOT_HERE != 0
-        self.states = np.where(absent, ABSENT, WAITING).astype(np.uint8)
-        self.seen = False  # has somebody been told that it waits?
+        self.states = np.zeros(len(record.slices), np.uint8)
+        self.seen = False  # has somebody been told of a part of it?
 
 
 class CommitQueue(Generic[Asked]):
@@ -166,7 +165,12 @@ class CommitQueue(Generic[Asked]):
         last_index u64[257]: of the log's slices, 0 where there are none; cuts: (group, sequence of
         the record, first index that is gone).
         """
-        self._newest = self._durable = self._replayed = last
+        if self._commits and self._commits[0][0][0][0] != last + 1:
+            raise InvariantViolation(
+                f"the log was replayed up to {last}, and its commits go on later"
+            )
+        self._newest = self._replayed = last
+        self._durable = max(self._durable, last)  # of new records the WAL-writer may say so before
         self._last = np.maximum(last_index, np.where(last_index, 0, self.groups.index))
         self._reading = True
         for group, sequence, index in cuts:
@@ -250,7 +254,9 @@ class CommitQueue(Generic[Asked]):
         self, rows: Sequence[tuple[Location, Record, Asked]], end: Place, last: int = 0
     ) -> None:
         """Hold records of a block that is durable; none: all of it is resolved."""
-        last = last or rows[-1][0][0]
+        if not last:  # a block of the log may be empty
+            before = self._blocks[-1].last if self._blocks else self.groups.sequence
+            last = rows[-1][0][0] if rows else before
         self.end = end
         if len(self._blocks) >= BLOCKS_MAX and not self._blocks[-1].unresolved:
             block = self._blocks[-1]
@@ -286,50 +292,56 @@ class CommitQueue(Generic[Asked]):
                 self._changed |= self._registry() != version
 
     def _step(self, held: _Held[Asked]) -> Ready[Asked] | None:
-        """Resolve what can be resolved of a record; return None when nothing has changed."""
+        """Resolve what can be resolved of a record; return None when nothing may be applied."""
         record, states = held.record, held.states
         if len(states) == 0:
-            if next(iter(self._held)) != record.sequence:
-                return None  # it speaks of what comes before it
-            return self._told(held, states == APPLIED)
-        applied = self.groups.index[held.groups]
-        if not held.seen and record.sequence <= self._replayed:
-            states[(states == WAITING) & (held.index <= self._base[held.groups])] = PASSED
+            # It speaks of what comes before it.
+            first = next(iter(self._held)) == record.sequence
+            return self._told(held, done=True, whole=True) if first else None
         if self._cuts:
             self._cut(held)
-        waiting = states == WAITING
-        states[waiting & (held.index <= applied)] = REPLACED  # a repair of what was not lost
-        chosen = waiting & (held.index == applied + np.uint64(1))
-        chosen &= held.index <= self.committed[held.groups]
-        if record.registry_version > self._registry():
-            chosen[:] = False
-        if chosen.any():
-            states[chosen] = APPLIED
-            taken = record.slices[chosen]
-            self.groups.take(record, taken)
-            # The slices behind a damaged one wait for its repair, which stands behind them.
-            self._changed |= bool((taken["flags"] & REPAIR).any())
-        return self._told(held, chosen)
+        may = record.registry_version <= self._registry()
+        base = self._base if record.sequence <= self._replayed else NOTHING
+        index = self.groups.index
+        taken, waiting = waits.resolve(record.slices, states, index, self.committed, base, may)
+        if taken == 0:
+            return self._told(held, done=True, whole=False) if waiting == 0 else None
+        whole = taken == len(states)
+        slices = record.slices if whole else record.slices[states == waits.TAKEN]
+        slices.setflags(write=False)  # as those of a buffer are: one type for the kernels
+        self.groups.take(record, slices)
+        # The slices behind a damaged one wait for its repair, which stands behind them.
+        self._changed |= bool((slices["flags"] & REPAIR).any())
+        return self._told(held, waiting == 0, whole and not held.seen)
 
     def _cut(self, held: _Held[Asked]) -> None:
-        for row in np.flatnonzero(held.states == WAITING).tolist():
-            for sequence, index in self._cuts.get(int(held.groups[row]), ()):
-                if sequence > held.record.sequence and index <= int(held.index[row]):
-                    held.states[row] = REPLACED
+        slices, replayed = held.record.slices, held.record.sequence <= self._replayed
+        for row in np.flatnonzero(held.states == waits.WAITING).tolist():
+            group, mine = int(slices["partition"][row]), int(slices["index"][row])
+            if slices["flags"][row] & NOT_HERE or (replayed and mine <= int(self._base[group])):
+                continue
+            for sequence, index in self._cuts.get(group, ()):
+                if sequence > held.record.sequence and index <= mine:
+                    held.states[row] = waits.REPLACED
 
-    def _told(self, held: _Held[Asked], chosen: Mask) -> Ready[Asked] | None:
-        done = not (held.states == WAITING).any()
-        if held.seen and not done and not chosen.any():
-            return None
-        whole = done and not held.seen and bool(chosen.all())
-        held.seen = True
+    def _told(self, held: _Held[Asked], done: bool, whole: bool) -> Ready[Asked]:
+        """Return what to say of a record; when it is done it is held no longer."""
         if done:
             del self._held[held.record.sequence]
             held.block.unresolved -= 1
             self._advance()
-        passed = None if whole else held.states == PASSED
-        mask = None if whole else chosen
-        return Ready(held.record, held.location, held.asked, mask, passed, done)
+        chosen = passed = None
+        if not whole:
+            chosen, passed = held.states == waits.TAKEN, held.states == waits.PASSED
+            held.states[chosen] = waits.APPLIED
+        held.seen = True
+        return Ready(held.record, held.location, held.asked, chosen, passed, done)
+
+    def waiting(self) -> Iterator[Ready[Asked]]:
+        """Yield the records of which nothing has been said yet, with nothing to apply."""
+        for held in self._held.values():
+            if not held.seen:
+                yield self._told(held, done=False, whole=False)
 
     def _scan(self) -> None:
         """Look through new records for slices that replace earlier ones.
@@ -357,13 +369,8 @@ def find_cuts(slices: NDArray[np.void], last_index: Words) -> list[tuple[int, in
 
     last_index u64[257]: of each group; moved on.
     """
-    flags = slices["flags"]
-    if flags.any():
-        slices = slices[flags & (NOT_HERE | REPAIR) == 0]
-    groups, index = slices["partition"].astype(np.intp), slices["index"]
-    gone = np.flatnonzero(index <= last_index[groups]).tolist()
-    last_index[groups] = index
-    return [(int(groups[row]), int(index[row])) for row in gone]
+    count = waits.find_cuts(slices, last_index, _FOUND)
+    return [(int(group), int(index)) for group, index in _FOUND[:count].tolist()] if count else []
 
 
 def everything(last_index: Words) -> tuple[NDArray[np.intp], Words]:

@@ -12,25 +12,20 @@ voter when the last term was opened, for that one leads again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, TERM_ROW, Record
+from meterd.protocol import log_facts
+from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, Record
+from meterd.protocol.raft_messages import Configuration
 
-# `why` of a no-op: a leader opens its term, or goes on in it after a transfer was given up.
-OPENS_TERM, GOES_ON = 1, 2
-
-
-class Configuration(NamedTuple):
-    """Members of a group, by member id.  Empty: nobody has said, so this node is alone."""
-
-    voters: tuple[int, ...] = ()
-    learners: tuple[int, ...] = ()
+OPENS_TERM = 1  # `why` of a no-op; 2: a leader goes on after it has given up a transfer
 
 
-ALONE = Configuration()
+# Nobody has said who the members are, so this node is alone.
+ALONE = Configuration(())
 
 
 class GroupFacts:
@@ -63,7 +58,7 @@ class GroupFacts:
 
     def note_terms(self, record: Record) -> None:
         """Take note of what a record of terms says of some groups."""
-        for group, flags, term, vote in np.frombuffer(record.body, TERM_ROW).tolist():
+        for group, flags, term, vote in log_facts.parse_terms(record).tolist():
             self.terms[group] = (term, vote, flags)
 
     def packed(self) -> dict[str, Any]:
@@ -76,7 +71,7 @@ class GroupFacts:
             },
             "openers": {group: list(voters) for group, voters in self._openers.items()},
             "view_changes": {group: int(self.view_changes[group]) for group in changed},
-            "terms": {group: list(term) for group, term in self.terms.items()},
+            "terms": {group: list(terms) for group, terms in self.terms.items()},
         }
 
     @classmethod
@@ -88,5 +83,5 @@ class GroupFacts:
         facts._openers = {g: tuple(voters) for g, voters in packed.get("openers", {}).items()}
         for group, count in packed.get("view_changes", {}).items():
             facts.view_changes[group] = count
-        facts.terms = {group: tuple(row) for group, row in packed.get("terms", {}).items()}
+        facts.terms = {group: tuple(terms) for group, terms in packed.get("terms", {}).items()}
         return facts

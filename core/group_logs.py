@@ -409,7 +409,7 @@ def unpack(packed: Mapping[str, Any]) -> list[GroupStart]:
                 marks[0][group],
                 marks[1][group],
                 low | high << 64,
-                [(at, Configuration(tuple(v), tuple(l))) for at, v, l in known],
+                [(at, Configuration(tuple(some), tuple(more))) for at, some, more in known],
                 ops[bounds[group] : bounds[group + 1]],
             )
         )

@@ -148,6 +148,7 @@ class Groups:
         if slices["flags"].any():
             slices = slices.copy()
             slices["flags"] = 0
+            slices.setflags(write=False)  # one type for the kernel
         fault = sectors.follow_slices(slices, self.term, self.index, self.digest)
         if fault:
             raise Damaged(record.offset, SLICE_FAULTS[fault])

@@ -113,7 +113,7 @@ def chain_one(before: int, term: int, index: int, kind: int, body: Any) -> int:
         fields = np.array([kind, 0, 0], np.uint64)
     else:
         record, number = body
-        contents = np.ascontiguousarray(record.slices["digest"][number : number + 1])
+        contents = record.slices["digest"][number : number + 1].copy()
         fields = _fields(record)
     out = np.empty((1, 2), np.uint64)
     digests = np.array([words(before)], np.uint64)
@@ -161,19 +161,37 @@ def written(writes: Sequence[Write | WriteSlices], first: int) -> list[Written]:
 
 
 def _whole(ops: SliceOps, sequence: int) -> Written | None:
-    """Return the record of ops that are all slices of one proposal: the usual case."""
-    if not isinstance(ops.body, Bodies):
-        return None
-    record = ops.body.record
-    table = record.slices
-    table["index"], table["term"], table["digest"] = ops.index, ops.term, ops.digest
+    """Return the record of ops that are slices of one record: the usual case; else None."""
+    numbers: Any = slice(None)
+    if isinstance(ops.body, Bodies):
+        record = ops.body.record
+    else:
+        record = ops.body[0].record
+        if any(body.record is not record for body in ops.body):
+            return None
+        numbers = [body.number for body in ops.body]
+    table = _absent(record)
+    table["flags"][numbers], table["index"][numbers] = 0, ops.index
+    table["term"][numbers], table["digest"][numbers] = ops.term, ops.digest
     return _encoded(record, table, sequence, ops.groups, ops.index)
+
+
+def _absent(record: Record) -> NDArray[np.void]:
+    """Return the slice table of a record none of whose slices is here.
+
+    It is the record's own where that is a proposal's: the contents' hashes are needed no more.
+    """
+    mine = record.sequence == 0 and record.slices.flags.writeable
+    table = record.slices if mine else record.slices.copy()
+    table["flags"], table["index"], table["digest"], table["term"] = NOT_HERE, 0, 0, 0
+    return table
 
 
 def _drafts(writes: Sequence[Write | WriteSlices]) -> list[_Draft]:
     """Sort what is written into records; terms go first, and each group keeps its order."""
     terms = _Draft("terms", log_format.TERMS, None)
     drafts = [terms]
+    sources: list[Record] = []
     newest: dict[Any, int] = {}
     last: dict[int, int] = {}  # group -> number of the draft that its newest op is in
 
@@ -189,29 +207,33 @@ def _drafts(writes: Sequence[Write | WriteSlices]) -> list[_Draft]:
         if isinstance(write, WriteTerm):
             terms.facts.append(write)
         elif isinstance(write, WriteSlices):
-            _draft_slices(write.ops, draft_for)
+            _draft_slices(write.ops, draft_for, sources)
         elif isinstance(write, WriteSnapshot):
             draft_for(write.group, ("mark", write.group), log_format.MARK, None).facts.append(write)
         else:
             flags = REPAIR if isinstance(write, WriteRepair) else 0
             for op in write.ops:
                 source = None if op.kind in ENGINE_KINDS else op.body.record
-                key = (flags, op.kind, op.body if source is None else id(source))
+                key = (flags, op.kind, op.body if source is None else _number(sources, source))
                 draft_for(write.group, key, op.kind, source, flags).ops.append((write.group, op))
     return drafts if terms.facts else drafts[1:]
 
 
-def _draft_slices(ops: SliceOps, draft_for: Any) -> None:
+def _draft_slices(ops: SliceOps, draft_for: Any, sources: list[Record]) -> None:
     """Add ops of records that each have many groups."""
-    by_record: dict[int, list[int]] = {}
-    for row in range(len(ops.groups)):
-        by_record.setdefault(id(ops.body[row].record), []).append(row)
-    for key, rows in by_record.items():
-        record = ops.body[rows[0]].record
-        for row in rows:
-            group = int(ops.groups[row])
-            draft = draft_for(group, (0, record.kind, key), record.kind, record)
-            draft.ops.append((group, ops.op(row)))
+    for row, group in enumerate(ops.groups.tolist()):
+        record = ops.body[row].record
+        key = (0, record.kind, _number(sources, record))
+        draft_for(group, key, record.kind, record).ops.append((group, ops.op(row)))
+
+
+def _number(sources: list[Record], record: Record) -> int:
+    """Return the number of a record among those of this step, by identity."""
+    for number in range(len(sources) - 1, -1, -1):
+        if sources[number] is record:
+            return number
+    sources.append(record)
+    return len(sources) - 1
 
 
 def _record(draft: _Draft, sequence: int) -> Written:
@@ -232,10 +254,7 @@ def _record(draft: _Draft, sequence: int) -> Written:
         record = raft_records.engine_record(draft.kind, draft.ops[0][1].body, table)
         found = _encoded(record, table, sequence, groups, index)
         return found._replace(source=None)
-    table = draft.source.slices
-    if not table.flags.writeable:  # a peer's; of a proposal the hashes are needed no more
-        table = table.copy()
-    table["flags"], table["index"], table["digest"], table["term"] = NOT_HERE, 0, 0, 0
+    table = _absent(draft.source)
     _fill(table, [op.body.number for _, op in draft.ops], draft)
     return _encoded(draft.source, table, sequence, groups, index)
 

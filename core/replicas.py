@@ -1,7 +1,7 @@
 """This node's replicas of all groups: proposals and the engine's wishes become records.
 
-Sans-I/O around `raft/fast_node.py`: proposals, durable sequences, ticks and envelopes go in; records
-to append, envelopes to send, and what is committed come out.
+Sans-I/O around `raft/fast_node.py`: proposals, durable sequences, ticks and envelopes go in;
+records to append, envelopes to send, and what is committed come out.
 
 The engine numbers blocks, the log numbers records: a block's number is the sequence of its first
 record, and it is durable when its last record is.
@@ -108,7 +108,11 @@ class Replicas:
         self.member = member
         self._sequence, self._leader_time = sequence, leader_time
         self._moment = Moment(clock.now, sequence + 1)
-        fields = {"settings": settings, "random": random, "chain": raft_log.chain_one}
+        fields: dict[str, Any] = {
+            "settings": settings,
+            "random": random,
+            "chain": raft_log.chain_one,
+        }
         groups = [
             Group(number, member, recovered(start), self._moment, **fields)
             for number, start in enumerate(starts)
@@ -198,7 +202,8 @@ class Replicas:
         output = self._node.step(clock.now, clock.wall // 1_000_000, event)
         appends = self._appends(output, cause) if output.block else []
         groups, index = NONE, NONE
-        refused, actions = [], []
+        refused: list[Refused] = []
+        actions: list[Any] = []
         for action in output.actions:
             if isinstance(action, CommitSlices | Commit) and self._all_alone:
                 continue  # its records have said so

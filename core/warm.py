@@ -7,7 +7,6 @@ for seconds, in the middle of its work; a test sees to it that none is.
 
 from __future__ import annotations
 
-from random import Random
 from typing import Any
 
 import msgpack
@@ -15,16 +14,17 @@ import numpy as np
 
 from meterd.core import identity_runs, periods
 from meterd.core.balance_rows import import_commands
+from meterd.core.commit_queue import CommitQueue
 from meterd.core.erasures import erasure_command
+from meterd.core.group_logs import GroupLogs, unpack
 from meterd.core.identity_runs import Facts, MemorySource, MergeSource, Run, RunMaker, Source
 from meterd.core.kernels import bloom, runs, sectors
 from meterd.core.kernels.index import clear
 from meterd.core.kernels.tables import Capacity
-from meterd.core.group_logs import GroupLogs, unpack
 from meterd.core.log_scan import FileScan, Groups, verify_chain
 from meterd.core.memory_cells import collect
-from meterd.core.questions import Question
 from meterd.core.proposals import Proposal, command
+from meterd.core.questions import Question
 from meterd.core.replicas import Append, Clock, Replicas
 from meterd.core.staging import Stage
 from meterd.core.state import StateMachine
@@ -61,6 +61,15 @@ def warm() -> None:
     read_log(node)
 
 
+def _wait_for(record: Record) -> None:
+    """Have a record that is not the first of its group wait for what comes before it."""
+    queue: CommitQueue[None] = CommitQueue(Groups(), [0], lambda: 1)
+    queue.add_record(record, None)
+    queue.add_commit([[record.sequence, 1, 0, 0]], [1], committed=False)
+    if any(queue.ready()):
+        raise InvariantViolation("a record was applied that nobody has committed")
+
+
 def read_log(node: _Pipeline) -> None:
     """Write a log file of one block and a torn one behind it, and read it as a start does."""
     group = [log_format.META_GROUP]
@@ -76,6 +85,7 @@ def read_log(node: _Pipeline) -> None:
     scan = FileScan("", memoryview(head + block + torn), active=True)
     for read in scan:
         sectors.check_slices(read.records[0].slices, log_format.GROUP_COUNT, 0, 0)
+        _wait_for(read.records[0])
     if scan.torn is None:
         raise InvariantViolation("a torn block was not recognised")
 
@@ -94,15 +104,28 @@ def _bodies() -> list[bytes]:
     return [msgpack.packb({"events": events}), msgpack.packb(columns)]
 
 
+class _NoChance:
+    """Who is alone waits for nobody, so nothing is drawn."""
+
+    def random(self) -> float:
+        return 0.0
+
+
 class _Pipeline:
     """The cores of all actors of the chain, called one after another."""
 
     def __init__(self) -> None:
         self.state = StateMachine(KEY, CAPACITY)
         self.before = Groups()
-        fields = {"cluster": 1, "member": 1, "boot": 1, "sequence": 0, "leader_time": 0}
+        fields: dict[str, Any] = {
+            "cluster": 1,
+            "member": 1,
+            "boot": 1,
+            "sequence": 0,
+            "leader_time": 0,
+        }
         starts = unpack(GroupLogs(1).packed())
-        self._replicas = Replicas(starts, CLOCK, random=Random(1), **fields)
+        self._replicas = Replicas(starts, CLOCK, random=_NoChance(), **fields)
         self._replicas.tick(CLOCK)
         for _ in range(2):  # a vote for itself, the op that opens its term
             step = self._replicas.durable(1 << 60, CLOCK)
@@ -161,13 +184,12 @@ class _Pipeline:
         balance = {"account": "a", "at": NOW, "count": 1}
         balances = [balance | {"metric": "v", "members": [1]}, balance | {"metric": "s", "sum": 1}]
         balances.append(balance | {"metric": "p", "present": ["x"]})
-        for partition, command in import_commands(
-            "warm", balances, self.state.registry, key
-        ).items():
-            self.command(command, log_format.ACCOUNT, partition)
+        imports = import_commands("warm", balances, self.state.registry, key)
+        for partition, fields in imports.items():
+            self.command(fields, log_format.ACCOUNT, partition)
         self.look()
-        command, partition = erasure_command(key, "a", True, "warm")
-        self.command(command, log_format.ACCOUNT, partition)
+        fields, partition = erasure_command(key, "a", True, "warm")
+        self.command(fields, log_format.ACCOUNT, partition)
 
     def look(self) -> None:
         for code in "svp":

@@ -20,8 +20,8 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
+from meterd.protocol import raft_messages
 from meterd.protocol.errors import StorageError
-from meterd.protocol.raft_messages import CONFIG, NOOP
 
 SECTOR_SIZE: Final = 512
 FILE_HEADER_SIZE: Final = 4096
@@ -42,6 +42,7 @@ RECORD_VERSION: Final = 1
 MACHINE_VERSION: Final = 1
 
 EVENTS, META, EXPIRE, ACCOUNT = 1, 2, 3, 4
+NOOP, CONFIG = raft_messages.NOOP, raft_messages.CONFIG
 TERMS, MARK = 32, 33
 KINDS: Final = (EVENTS, META, EXPIRE, ACCOUNT, NOOP, CONFIG, TERMS, MARK)
 # What the log says about groups; such a record is no op.

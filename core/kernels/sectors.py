@@ -51,7 +51,7 @@ def first_nonzero(words: Array) -> int:
 
 @njit(cache=True)
 def check_slices(slices: Array, group_count: int, row_count: int, heap_size: int) -> int:
-    """Check a slice table against the counts in its record's header (other kinds: a row a slice)."""
+    """Check a slice table against the counts in its record's header."""
     last = -1
     rows = heap = 0
     for i in range(len(slices)):

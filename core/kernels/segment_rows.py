@@ -127,7 +127,8 @@ def _take_slices(data: Array, record: int, ordinal: int, intake: Any) -> None:
             load_u64(data, at + 16),
             load_u64(data, at + 24),
         )
-        ordinal += np.int64(load_u32(data, at + 4))
+        if data[record + 5] == EVENTS:  # other kinds have no rows, whatever their slices count
+            ordinal += np.int64(load_u32(data, at + 4))
         counters[SLICES] = k + 1
         at += SLICE_SIZE
 

@@ -95,7 +95,7 @@ class ForgottenSlices(NamedTuple):
     """Forgotten for many groups, each as far as it is committed here."""
 
     groups: Any  # int64, ascending
-    index: Any  # type: ignore[assignment]
+    index: Any
 
 
 class OpsRead(NamedTuple):

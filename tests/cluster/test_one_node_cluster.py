@@ -17,9 +17,8 @@ def meterctl(node: Node, *arguments: str, code: int = 0) -> Any:
     ended = subprocess.run(
         [*command, "--yes", *arguments], capture_output=True, text=True, timeout=60, check=False
     )
-    assert ended.returncode == code, (
-        f"{arguments}: {ended.returncode}\n{ended.stdout}{ended.stderr}"
-    )
+    ending = f"{arguments}: {ended.returncode}\n{ended.stdout}{ended.stderr}"
+    assert ended.returncode == code, ending
     return json.loads(ended.stdout) if ended.stdout else ended.stderr
 
 
@@ -68,15 +67,8 @@ def test_a_node_of_a_cluster_does_not_start_alone(tmp_path: Path) -> None:
         assert alone.process.wait(60) == 78, alone.log()
         assert "--peers" in alone.log()
         alone.remove()
-        again = Node(
-            "--node-id",
-            "1",
-            "--bootstrap",
-            "new",
-            "--peers",
-            "2:127.0.0.1:19999",
-            data_dir=node.data_dir,
-        )
+        again = Node("--node-id", "1", "--bootstrap", "new", "--peers", "2:127.0.0.1:19999",
+                     data_dir=node.data_dir)
         again.start(wait=False)
         assert again.process is not None
         assert again.process.wait(60) == 79, again.log()

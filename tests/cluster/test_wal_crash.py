@@ -20,10 +20,10 @@ from meterd.actors.disk import LocalDisk
 from meterd.actors.wal_log import Log
 from meterd.actors.wal_spare import Spare
 from meterd.core.log_scan import Groups
-from tests.support.replica import Replica
 from meterd.protocol.errors import Corrupt, DiskFull, FsyncFailed
 from tests.support.crash_disk import CrashDisk, Crashed, TellsLies
 from tests.support.log_life import any_entries, as_read, open_log, read_all
+from tests.support.replica import Replica
 
 # Small enough that a life sees several rotations.
 SEGMENT_SIZE = 16 * 1024

@@ -136,6 +136,14 @@ class Node:
         new.to_read = blocks
         # What is resolved stays so, and is not told again.
         new.resolved = {n for n in self.resolved if n <= begin[0]}
+        for number in range(new.durable + 1, self.here + 1):  # what is not durable comes again
+            new.queue.add_record(self.world.records[number - FIRST], "live")
+        new.here, new.told = self.here, self.told
+        new.queue.add_committed(
+            np.array(list(self.told), np.intp), np.array(list(self.told.values()), np.uint64)
+        )
+        if not blocks:
+            new.queue.end_replay()
         return new
 
     to_read: list[tuple[int, int]] = []
@@ -225,19 +233,9 @@ def test_slices_are_applied_as_the_rules_say(random, steps):
             node.told |= said
             groups = np.array(list(said), np.intp)
             node.queue.add_committed(groups, np.array(list(said.values()), np.uint64))
-        elif what < 0.95:
-            # A start: what is not durable comes again.
-            if node.durable == node.commits_told and node.durable >= FIRST:
-                told, here = node.told, node.here
-                node.take()
-                node = node.restart()
-                for number in range(node.durable + 1, here + 1):
-                    node.queue.add_record(world.records[number - FIRST], "live")
-                node.here, node.told = here, told
-                groups = np.array(list(told), np.intp)
-                node.queue.add_committed(groups, np.array(list(told.values()), np.uint64))
-                if not node.to_read:
-                    node.queue.end_replay()
+        elif what < 0.95 and FIRST <= node.durable == node.commits_told:
+            node.take()
+            node = node.restart()
         node.read()
         if not node.to_read:
             node.durable = min(node.commits_told, max(_whole(world, node.here), node.durable))
@@ -340,7 +338,8 @@ def test_a_slice_waits_for_the_registry_and_other_groups_go_on():
 
 def test_a_repair_lets_the_slices_behind_it_go_on():
     """What was damaged stands again at the end of the log, behind what it comes before."""
-    queue = queue_of(record_of(1, [(0, 2, 1, 0)]), record_of(2, [(0, 1, 1, REPAIR)]))
+    repair = record_of(2, [(0, 1, 1, REPAIR)])._replace(leader_time=1)
+    queue = queue_of(record_of(1, [(0, 2, 1, 0)]), repair)
     commit(queue, g0=2)
     assert taken(queue) == [(2, 0), (1, 0)]
     assert queue.empty and queue.position == [2]
@@ -370,6 +369,36 @@ def test_a_group_that_stands_still_costs_a_bounded_number_of_places():
     assert queue.position == [0] and queue.end == [count - 1]
     commit(queue, g0=1)
     assert taken(queue) == [(1, 0)] and queue.position == [count - 1]
+
+
+def test_an_empty_block_of_the_log_moves_the_position():
+    """The WAL-writer protects the last record with one."""
+    queue: CommitQueue[str] = CommitQueue(Groups(), [0], lambda: 0)
+    queue.replay(1, np.eye(1, GROUP_COUNT, dtype=np.uint64)[0], [])
+    queue.add_logged([], [1], "")
+    assert queue.position == [1] and queue.groups.sequence == 0
+    queue.add_logged([([1, 1, 0, 0], record_of(1, [(0, 1, 1, 0)]))], [2], "")
+    queue.add_logged([], [3], "")
+    queue.end_replay()
+    assert queue.position == [1] and queue.end == [3]
+    commit(queue, g0=1)
+    assert taken(queue) == [(1, 0)]
+    assert queue.position == [3] and queue.groups.sequence == 1 and queue.empty
+
+
+def test_the_first_new_block_may_be_durable_before_the_replay_begins():
+    """What a new leader's first records commit includes the log before them."""
+    queue: CommitQueue[str] = CommitQueue(Groups(), [0], lambda: 0)
+    queue.add_commit([[2, 1, 0, 0]], [2], committed=True)
+    assert taken(queue) == []
+    queue.replay(1, np.eye(1, GROUP_COUNT, dtype=np.uint64)[0], [])
+    queue.add_logged([([1, 1, 0, 0], record_of(1, [(0, 1, 1, 0)]))], [1], "")
+    assert taken(queue) == []
+    queue.add_record(record_of(2, [(0, 2, 2, 0)], kind=log_format.META), "")
+    assert taken(queue) == [(1, 0)]
+    queue.end_replay()
+    assert taken(queue) == [(2, 0)]
+    assert queue.position == [2] and queue.empty
 
 
 def test_everything_of_a_log_can_be_said_to_be_committed():

@@ -225,9 +225,7 @@ def chain(
 ) -> int:
     if fields.kind != META:
         table = np.zeros(1, SLICE)
-        record = Record(
-            0, 0, fields.kind, 1, 0, len(body), 0, 0, 0, table, memoryview(payload)
-        )
+        record = Record(0, 0, fields.kind, 1, 0, len(body), 0, 0, 0, table, memoryview(payload))
         return chain_one(before, term, index, fields.kind, raft_records.engine_body(record))
     slices = np.frombuffer(single_slice(0, payload), SLICE)
     view = memoryview(payload)

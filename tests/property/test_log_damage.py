@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from meterd.actors.wal_recovery import Recovery
 from meterd.core.log_scan import FileScan, Torn
-from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from tests.support.crash_disk import CrashDisk
 from tests.support.log_life import DIRECTORY, OWNER, any_entries, as_read, open_log, read_all
+from tests.support.replica import Replica
 
 SEGMENT_SIZE = 16 * 1024
 ACTIVE = f"{DIRECTORY}/{log_format.ACTIVE_NAME}"

@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from meterd.actors.wal_recovery import Start
 from meterd.core.log_scan import Groups
-from tests.support.replica import Replica
 from tests.support.crash_disk import CrashDisk, Crashed
 from tests.support.log_life import any_entries, as_read, open_log, read_all, recover
+from tests.support.replica import Replica
 
 SEGMENT_SIZE = 12 * 1024
 

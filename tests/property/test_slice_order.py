@@ -14,8 +14,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meterd.core.proposals import command
 from meterd.core.record_part import part_of, rows_of
-from meterd.core.proposals import Proposal, slices_of
 from meterd.core.state import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
@@ -54,13 +54,9 @@ class Log(Pipeline):
             days, ahead, stride = step
             horizon = NOW + days * DAY
             body = {"op": "expire", "horizon": horizon, "future_ns": ahead * DAY}
-            packed = msgpack.packb(body | {"totals_horizon": horizon})
-            payload = packed.ljust(log_format.padded(len(packed)), b"\0")
-            slices = slices_of(range(0, 256, stride), payload)
-            kind = log_format.EXPIRE
-            self.records.append(
-                self._record(Proposal(kind, slices, payload, 0, len(packed), 1), now)
-            )
+            body |= {"totals_horizon": horizon}
+            groups = range(0, 256, stride)
+            self.records.append(self._record(command(log_format.EXPIRE, groups, body, 1), now))
             return
         rows = [{"metric": "m", "timestamp": NOW + one["ahead"]} | one for one in step]
         for row in rows:

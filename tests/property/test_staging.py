@@ -15,7 +15,6 @@ from meterd.client.partitions import partition_of
 from meterd.core.kernels import stage as kernels
 from meterd.core.log_scan import Groups, verify_chain
 from meterd.core.registry import Registry
-from tests.support.replica import Replica
 from meterd.core.staging import Refusals, Stage
 from meterd.core.zones import UTC
 from meterd.protocol import log_format
@@ -23,6 +22,7 @@ from meterd.protocol.errors import REASONS
 from meterd.protocol.event_columns import ABSENT, EventColumns, PropertyColumn, text_column
 from meterd.protocol.metric import MetricDefinition
 from tests.support.pipeline import KEY, proposal_of
+from tests.support.replica import Replica
 
 SPLIT = 1_000
 # code → decimals of each version; the second begins at SPLIT.

@@ -16,7 +16,14 @@ import numpy as np
 
 from meterd.core.kernels.hashing import partition_of
 from meterd.protocol import log_format
-from meterd.protocol.log_format import EVENTS, SLICE, BlockHeader, FileHeader, RecordFields
+from meterd.protocol.log_format import (
+    EVENTS,
+    NOOP,
+    SLICE,
+    BlockHeader,
+    FileHeader,
+    RecordFields,
+)
 
 IDENTITY_KEY = bytes(range(16))
 CLUSTER_ID = bytes(range(16, 32))
@@ -51,6 +58,7 @@ class LogBuilder:
 
     def __init__(self, file_number: int = 1) -> None:
         self.file_number = file_number
+        self.noops = False  # does every third block begin with an op without rows?
         self.indexes: dict[int, int] = {}
         self.block_seq = 1
         self.previous_crc = 0
@@ -66,13 +74,14 @@ class LogBuilder:
     def block(self, records: Sequence[Sequence[LoggedEvent]]) -> list[Placed]:
         """Append one block with a record for each list of events; return where they lie."""
         first, first_row = len(self.placed), self.row
-        body = b"".join(self._record(events) for events in records)
+        opened = self._noop() if self.noops and self.block_seq % 3 == 2 else b""
+        body = opened + b"".join(self._record(events) for events in records)
         size = -(-(len(body) + 64) // 512) * 512
         padded = body.ljust(size - 64, b"\0")
         header = BlockHeader(
             self.block_seq,
             size,
-            len(records),
+            len(records) + (opened != b""),
             self.row - first_row,
             first_row,
             0,
@@ -86,6 +95,18 @@ class LogBuilder:
         self.block_seq += 1
         self.data += encoded + padded
         return self.placed[first:]
+
+    def _noop(self) -> bytes:
+        """An op without rows in every partition, as when a leader opens its term."""
+        slices = np.zeros(256, SLICE)
+        slices["partition"], slices["count"], slices["term"] = np.arange(256), 1, 1
+        for number in range(256):
+            index = self.indexes[number] = self.indexes.get(number, 0) + 1
+            slices[number]["index"] = index
+        fields = RecordFields(NOOP, 0, 6, 0, 0, self.sequence)
+        self.sequence += 1
+        payload = b"\x81\xa3why\x01\0\0"  # {"why": 1}
+        return log_format.encode_record_head(fields, slices, payload) + payload
 
     def array(self) -> np.ndarray:
         """The file so far."""

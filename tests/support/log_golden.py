@@ -13,11 +13,11 @@ from random import Random
 from typing import Any
 
 from meterd.core.log_scan import FileScan, Groups, verify_chain
-from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from tests.support.crash_disk import CrashDisk
 from tests.support.log_life import DIRECTORY, events_entry, meta_entry, open_log
+from tests.support.replica import Replica
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "log"
 EXPECTED = "expected.json"

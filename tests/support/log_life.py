@@ -20,9 +20,9 @@ from meterd.actors.wal_spare import Spare
 from meterd.core.kernels import stage
 from meterd.core.log_scan import FileScan, Groups
 from meterd.core.proposals import Proposal, single_slice
-from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EVENTS, META, SLICE
+from tests.support.replica import Replica
 
 OWNER = Owner(7, b"cluster identity", b"the identity key")
 DIRECTORY = "/data"

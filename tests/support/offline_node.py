@@ -26,7 +26,6 @@ from meterd.actors.zone_files import transitions
 from meterd.core.answers import AnswerContext, answer_usage
 from meterd.core.memory_cells import collect
 from meterd.core.questions import Question, resolve_question
-from tests.support.replica import Replica
 from meterd.core.staging import Stage
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
@@ -34,6 +33,7 @@ from meterd.protocol.errors import Corrupt
 from meterd.protocol.messages import check_request
 from tests.support.log_directory import finish
 from tests.support.pipeline import proposal_of
+from tests.support.replica import Replica
 from tests.support.stored_directory import ACCOUNTS, BASE, SPAN, event_of
 
 

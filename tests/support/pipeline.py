@@ -17,7 +17,6 @@ from meterd.actors.outcomes import Origin, encode_origin, parse_origin, results
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups, verify_chain
 from meterd.core.proposals import Proposal, single_slice
-from tests.support.replica import Append, Replica
 from meterd.core.staging import Packed, Stage
 from meterd.core.state import StateMachine
 from meterd.core.zones import UTC
@@ -25,6 +24,7 @@ from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
 from meterd.protocol.log_format import Record
 from meterd.protocol.result import IngestResult
+from tests.support.replica import Append, Replica
 
 KEY = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
 CAPACITY = Capacity(20_000, 2_000, 4_000, 20_000, 20_000)

@@ -17,11 +17,11 @@ from meterd.actors.wal_log import Log
 from meterd.actors.wal_recovery import Owner, Recovery
 from meterd.actors.wal_spare import Spare
 from meterd.core.log_scan import FileScan, Groups
-from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.errors import BootFailed
 from meterd.protocol.log_format import ACTIVE_NAME, SECTOR_SIZE, full_name, open_name
 from tests.support.log_life import any_entries, as_read
+from tests.support.replica import Replica
 
 OWNER = Owner(1, bytes(16), bytes(range(16)))
 SEGMENT_SIZE = 16 * 1024

@@ -23,10 +23,10 @@ from meterd.actors.direct_file import (
     page_memory,
 )
 from meterd.actors.disk import LocalDisk
-from tests.support.replica import Replica
 from meterd.protocol.errors import DiskFull
 from tests.support.crash_disk import CrashDisk
 from tests.support.log_life import any_entries, open_log, read_all
+from tests.support.replica import Replica
 
 SIZES = (0, 1, 511, 512, ALIGNMENT - 1, ALIGNMENT, ALIGNMENT + 1, PIECE_SIZE, PIECE_SIZE + 4097)
 

@@ -68,7 +68,9 @@ def test_a_registry_that_found_no_room_before_the_end_is_written_after_the_start
     usage.state.registry.put(definition, UTC, False, 1)
     path = small.data_dir / REGISTRY_FILE
     path.write_bytes(b"of an earlier version")
+    usage.serving = False
     usage.handle([b"replay", msgpack.packb({"sequence": 0})])
+    usage.handle([b"leaders", bytes(8), b"\1" * GROUP_COUNT])
     state = checkpoint_format.read_state(path.read_bytes())
     assert state["registry"] == usage.state.registry.to_bytes()
 

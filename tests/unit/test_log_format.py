@@ -11,10 +11,10 @@ import pytest
 from crc32c import crc32c
 
 from meterd.core.log_scan import Groups
-from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.log_format import BlockHeader, Damaged, FileHeader
 from tests.support.log_life import events_entry, meta_entry
+from tests.support.replica import Replica
 
 STORAGE = Path(__file__).resolve().parents[2] / "docs" / "STORAGE.md"
 ROW = re.compile(r"\| (\d+) \| ([iu]\d+) \| (\w+)")

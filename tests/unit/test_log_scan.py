@@ -7,11 +7,11 @@ from random import Random
 import pytest
 
 from meterd.core.log_scan import Block, FileScan, Groups, Place, Torn, verify_chain
-from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import BLOCK_HEADER_SIZE, BlockHeader, Damaged, FileHeader
 from tests.support.log_life import OWNER, events_entry, meta_entry
+from tests.support.replica import Replica
 
 FIRST = 4096
 SIZE = 32 * 1024

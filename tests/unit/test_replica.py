@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from meterd.core.kernels.hashing import CHAIN_KEY_0, CHAIN_KEY_1
 from meterd.core.log_scan import Groups, verify_chain
 from meterd.core.proposals import Proposal, single_slice
-from tests.support.replica import TERM, Replica
 from meterd.core.staging import Stage
 from meterd.protocol import log_format
 from meterd.protocol.errors import InvariantViolation
 from meterd.protocol.log_format import Damaged, Record
 from tests.property.test_staging import REGISTRY, Row, columns_of
 from tests.support.pipeline import KEY, proposal_of
+from tests.support.replica import TERM, Replica
 from tests.support.siphash import siphash_words, words_of
 
 CHAIN_KEY = (int(CHAIN_KEY_0), int(CHAIN_KEY_1))

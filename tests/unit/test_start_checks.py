@@ -19,11 +19,11 @@ from meterd.actors.options import Options
 from meterd.actors.wal_recovery import Owner
 from meterd.actors.wal_writer import WalWriter
 from meterd.core.log_scan import Groups
-from tests.support.replica import Replica
 from meterd.protocol import checkpoint_format, log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import full_name
 from tests.support.log_life import meta_entry
+from tests.support.replica import Replica
 
 SEGMENT_SIZE = 4 << 20
 FILES = 4

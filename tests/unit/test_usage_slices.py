@@ -1,6 +1,6 @@
-"""The usage actor in a cluster: slices become committed one by one, are replaced, wait over a start.
+"""The usage actor in a cluster: slices become committed one by one, are replaced, outlast a start.
 
-The log, ingest and usage are the real ones; the test takes the place of replication and says what is
+Log, ingest and usage are the real ones; the test takes the place of replication and says what is
 committed.
 """
 
@@ -23,7 +23,7 @@ from meterd.core.log_scan import Groups
 from meterd.core.proposals import Proposal
 from meterd.protocol import log_format
 from meterd.protocol.errors import InvariantViolation
-from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, NOT_HERE, SLICE
+from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, NOT_HERE, SLICE, TERM_ROW
 from tests.support.recording import answers, recorded, request
 from tests.support.replica import Replica
 
@@ -109,7 +109,8 @@ class Member:
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
         groups = self.replica._groups
         groups.sequence += 1
-        fields = log_format.RecordFields(kind, 0, len(packed), version, 0, groups.sequence)
+        now = time.time_ns() if kind in log_format.TIMED else 0
+        fields = log_format.RecordFields(kind, 0, len(packed), version, now, groups.sequence)
         self.write(log_format.encode_record_head(fields, table, payload), payload)
         self.turn()
 
@@ -225,12 +226,12 @@ def test_a_snapshot_in_the_log_is_refused(member):
 
 def test_terms_are_kept_when_everything_before_them_is_resolved(member):
     member.count("account-1")
-    row = np.array([(5, 1, 7, 3)], log_format.TERM_ROW)
+    row = np.array([(5, 1, 7, 3)], TERM_ROW)
     member.other(log_format.TERMS, row.tobytes())
     facts = member.usage.applier.facts
     assert facts.terms == {}
     member.commit_all()
-    assert facts.terms == {5: (7, 3, 1)}
+    assert facts.packed()["terms"] == {5: [7, 3, 1]}
     assert member.usage.drained()
 
 

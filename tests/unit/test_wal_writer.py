@@ -21,11 +21,11 @@ from meterd.actors.options import Options
 from meterd.actors.wal_log import BLOCK_FILL_SIZE, RECORDS_PER_BLOCK_MAX, Entry, block_count
 from meterd.actors.wal_writer import PLACE, WalWriter
 from meterd.core.log_scan import Groups
-from tests.support.replica import Replica
 from meterd.protocol import log_format
 from meterd.protocol.errors import BootFailed, Corrupt
 from tests.support.crash_disk import CrashDisk
 from tests.support.log_life import as_read, meta_entry, read_all
+from tests.support.replica import Replica
 
 SEGMENT_SIZE = 4 << 20
 
