@@ -275,8 +275,7 @@ def coverage(directory: str, named: list[dict[str, Any]]) -> Iterator[Finding]:
     held = {number for name in files if (number := number_of(name))}
     found = SegmentFiles(directory)
     found.refresh(files)
-    for segment in found.complete():
-        held |= set(range(segment.name.first, segment.name.last + 1))
+    held |= _in_segments(found, files)
     for covered in totals_files.standing(files):
         held |= set(range(covered.first, covered.last + 1))
     yield from map(of_corrupt, found.damaged())
@@ -297,21 +296,29 @@ def coverage(directory: str, named: list[dict[str, Any]]) -> Iterator[Finding]:
     if deleted:
         said = f"no totals file says what log files up to {deleted} held"
         yield Finding(DAMAGE, full_name(deleted), 0, said)
-    yield from _unknown_rows(directory, named, found)
+    yield from _unknown_rows(directory, named, _in_segments(found, files))
     if first_needed > last:
         yield Finding(DAMAGE, full_name(first_needed), 0, "a checkpoint needs it; it is missing")
 
 
+def _in_segments(found: SegmentFiles, files: list[str]) -> set[int]:
+    """Return the log files that segments cover, but for one of which totals files hold a part."""
+    stand = totals_files.standing(files)
+    through = stand[-1].last if stand else 0
+    return {
+        number
+        for one in (*found.chosen(through + 1), *found.chosen(1 << 62, through))
+        for number in range(one.name.first, one.name.last + 1)
+    }
+
+
 def _unknown_rows(
-    directory: str, named: list[dict[str, Any]], found: SegmentFiles
+    directory: str, named: list[dict[str, Any]], covered: set[int]
 ) -> Iterator[Finding]:
     """Name log files without a segment of which nobody knows which rows were stored."""
     if not named:
         return
     newest = named[0]
-    covered = {
-        number for one in found.complete() for number in range(one.name.first, one.name.last + 1)
-    }
     for name in sorted(os.listdir(directory)):
         number = number_of(name)
         if number is None or number in covered or number in newest["refused"]:

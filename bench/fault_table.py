@@ -126,7 +126,7 @@ class Table:
         """A seed was run; what it came to before does not count any more."""
         before = row.open.pop(str(seed), None)
         if before is not None:
-            row.outcomes[TOO_SLOW if before.startswith(MISSED) else VIOLATION] -= 1
+            row.outcomes -= Counter([TOO_SLOW if before.startswith(MISSED) else VIOLATION])
         else:
             row.commits[self._commit] += 1
         row.outcomes[outcome] += 1

@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from meterd.actors import catalog, reading, totals_files
+from meterd.actors import catalog, fsck_files, reading, totals_files
 from meterd.actors.bundle import bundle
 from meterd.actors.housekeeping import compaction, log_retention
 from meterd.actors.housekeeping.log_retention import LogRetention
@@ -556,6 +556,17 @@ def test_a_segment_of_which_a_part_was_folded_meanwhile_stands_for_nothing(log, 
     assert names_of(log) == NAMES[2:]
     assert not list(log.path.glob(f"{WHOLE.file('')}*"))
     assert total(log) == before
+
+
+def test_what_only_a_segment_with_a_folded_part_covers_is_missed(log):
+    """Nobody reads it: a check of the directory must not count on it."""
+    SegmentMerger(str(log.path)).merge(NAMES, None, freely)
+    log.fold([1, 2], registry_of(40), -(2**63))
+    log.remove([1, 2])
+    assert list(fsck_files.coverage(str(log.path), [])) == []
+    log.remove([3])
+    (finding,) = fsck_files.coverage(str(log.path), [])
+    assert finding.file == full_name(3)
 
 
 def test_parts_stay_while_one_of_them_is_folded(log, sweep, monkeypatch):
