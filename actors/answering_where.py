@@ -13,6 +13,7 @@ A question is passed on once; who gets it so answers it, or says `not_leader`.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ import numpy as np
 from meterd.actors.bundle import bundle
 from meterd.actors.reads import Waiting
 from meterd.core.kernels.hashing import partition_of
-from meterd.protocol.errors import BadRequest, NotLeader
+from meterd.protocol.errors import BadRequest, MeterdError, NotLeader, UnknownMetric
 from meterd.protocol.limits import PARTITION_COUNT
 from meterd.protocol.log_format import META_GROUP
 
@@ -83,9 +84,30 @@ class AnsweringWhere:
             asked.added["as_of"] = self._as_of(groups)
             self._asking.answer_now(asked, fields)
             return
-        ready = partial(self._asking.answer_now, asked, fields)
-        failed = partial(self._asking.refuse, asked.rid, asked.header)
         until = time.monotonic() + asked.header.deadline_ms / 1000
+        answer = self._answer_certainly if kind in OF_METRICS else self._answer
+        self._when_fresh(groups, until, asked, partial(answer, asked, fields, until))
+
+    def _answer(self, asked: Asked, fields: dict[str, Any], until: float) -> None:
+        """Answer; but before it is said that a metric is unknown, look whether it still is.
+
+        Whoever leads a partition may be behind in the registry, and such an answer is final.
+        """
+        try:
+            self._asking.try_answering(asked, fields)
+        except (UnknownMetric, BadRequest):
+            ready = partial(self._answer_certainly, asked, fields, until)
+            self._when_fresh([META_GROUP], until, asked, ready)
+        except MeterdError as error:
+            self._asking.refuse(asked.rid, asked.header, error)
+
+    def _answer_certainly(self, asked: Asked, fields: dict[str, Any], _until: float) -> None:
+        self._asking.answer_now(asked, fields)
+
+    def _when_fresh(
+        self, groups: Sequence[int], until: float, asked: Asked, ready: Callable[[], None]
+    ) -> None:
+        failed = partial(self._asking.refuse, asked.rid, asked.header)
         self._usage.reads.when_fresh(groups, until, Waiting(ready, failed))
 
     def _check_replicas(self) -> None:

@@ -69,7 +69,7 @@ class Asking:
             fields = check_request(header.kind, body, header.lz4_size)
             asked = Asked(rid, header, raw_header, body, began)
             if self._usage.leader_map.alone:
-                self._answer_now(asked, fields)
+                self.try_answering(asked, fields)
             else:
                 self._where.see(asked, fields)
         except MeterdError as error:
@@ -83,11 +83,12 @@ class Asking:
     def answer_now(self, asked: Asked, fields: dict[str, Any]) -> None:
         """Answer from what is applied here."""
         try:
-            self._answer_now(asked, fields)
+            self.try_answering(asked, fields)
         except MeterdError as error:
             self.refuse(asked.rid, asked.header, error)
 
-    def _answer_now(self, asked: Asked, fields: dict[str, Any]) -> None:
+    def try_answering(self, asked: Asked, fields: dict[str, Any]) -> None:
+        """The same; raises MeterdError where there is no answer."""
         rid, header = asked.rid, asked.header
         result = self._result(asked, fields)
         if result is not None:
