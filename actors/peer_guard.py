@@ -18,7 +18,7 @@ from meterd.actors import tcp_connections
 from meterd.actors.telemetry import Telemetry
 from meterd.protocol.raft_frames import MESSAGE_SIZE_MAX
 
-LOOK_SECONDS: Final = 0.1
+LOOK_SECONDS: Final = 0.25
 MIB: Final = 1 << 20
 # What a peer's connection may hold: a message, and what has come of the next ones.
 PEER_HELD_MAX: Final = MESSAGE_SIZE_MAX + 32 * MIB

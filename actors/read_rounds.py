@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from meterd.actors.replication import Replication
 
 # How often leases are written anew; beats come every 150 ms, and a lease is 600 ms long.
-RENEW_MS = 50
+RENEW_MS = 100
 MS = 1_000_000
 
 
@@ -76,7 +76,7 @@ class ReadRounds:
             group = node.groups[number]
             if group.role != LEADER or group.transfer is not None:
                 continue
-            if node.view(number).commit < group.lease_from:
+            if node.commit_of(group) < group.lease_from:
                 continue
             self._words[number, lease_words.INDEX] = group.term_start
             until = lease_words.FOREVER

@@ -38,7 +38,7 @@ class FastNode(Node):
     def _live(self, number: int) -> Group:
         self._steady.unpark(number)
         self._touched[number] = None
-        return self.groups[number]
+        return super()._live(number)
 
     def _end_step(self) -> Output:
         for number in self._touched:
@@ -95,7 +95,7 @@ class FastNode(Node):
 
     # Beats of parked groups: what is ordinary about them changes neither log nor role.
 
-    def _commit_of(self, group: Group) -> int:
+    def commit_of(self, group: Group) -> int:
         number = group.group
         return self._steady.commit_of(number) if self._steady.parked[number] else group.commit
 

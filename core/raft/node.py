@@ -144,6 +144,7 @@ class Node:
         self.seeds = [m for m in seeds if m != member]
         self.durable = moment.block - 1
         self.peers: list[int] = []
+        self._stirred = True  # a configuration may have changed since peers were looked for
         self._find_peers()
         self.standing = Standing(member, moment.block - 1)
         self._aside = dict(self.groups)  # groups that neither vote nor ack yet
@@ -170,7 +171,10 @@ class Node:
     @property
     def deadline(self) -> int:
         """When to tick at the latest."""
-        return min(self.beat_at, min([g.deadline for g in self.groups.values()], default=1 << 60))
+        if self._deadline is None:
+            due = [group.deadline for group in self.groups.values()]
+            self._deadline = min(self.beat_at, min(due, default=self.beat_at))
+        return self._deadline
 
     def step(self, now: int, wall: int, event: NodeEvent) -> Output:
         """Take one event at monotonic ms `now` and wall-clock ms `wall`."""
@@ -232,6 +236,7 @@ class Node:
 
     def _live(self, number: int) -> Group:
         """Return a group as it is now."""
+        self._stirred = True
         return self.groups[number]
 
     def _propose(self, event: ProposeSlices) -> None:
@@ -250,7 +255,7 @@ class Node:
         for one in message.expanded():
             self._on_group_message(source, one)
 
-    def _commit_of(self, group: Group) -> int:
+    def commit_of(self, group: Group) -> int:
         """Return up to where a group that this node leads is committed."""
         return group.commit
 
@@ -274,6 +279,7 @@ class Node:
         self._actions: list[NodeAction] = []
         self._outgoing: dict[int, list[Outgoing]] = {}
         self._beat_soon = False
+        self._deadline: int | None = None  # not looked for since this step began
         self._wall = 0
 
     def _end_step(self) -> Output:
@@ -349,6 +355,10 @@ class Node:
                     self._tick_group(group)
 
     def _find_peers(self) -> None:
+        """See who is a member of any group; not where nothing but the ordinary has happened."""
+        if not self._stirred:
+            return
+        self._stirred = False
         known = dict.fromkeys(self.seeds)
         for group in self.groups.values():
             known.update(dict.fromkeys(group.log.configuration.members))
@@ -367,7 +377,7 @@ class Node:
         beats: dict[int, list[Beat]] = {peer: [] for peer in self.peers}
         for group in self.groups.values():
             if group.role == LEADER and group.progress:
-                beat = Beat(group.group, group.term, self._commit_of(group))
+                beat = Beat(group.group, group.term, self.commit_of(group))
                 for member in group.progress:
                     beats[member].append(beat)
         for peer, own in beats.items():
