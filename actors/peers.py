@@ -44,6 +44,9 @@ from meterd.protocol.raft_messages import Envelope, incarnation_of, node_of
 # Bulk messages to one peer that it has not yet said it has.
 ENVELOPES_MAX: Final = 8
 BYTES_MAX: Final = 16 << 20
+# Of these, what is no envelope may take: an envelope that is lost holds up its groups.
+NOTES_MAX: Final = 4
+NOTES_BYTES_MAX: Final = 8 << 20
 # Unheard of for so long, they are lost: the connection that they were on is gone.
 LOST_SECONDS: Final = 3.0
 # Messages that a connection takes ahead of the network.
@@ -111,10 +114,12 @@ class _Peer:
         while self.on_way and self.on_way[0][0] <= sequence:
             self.bytes_on_way -= self.on_way.popleft()[1]
 
-    def has_room(self, now: float) -> bool:
+    def has_room(
+        self, now: float, messages_max: int = ENVELOPES_MAX, bytes_max: int = BYTES_MAX
+    ) -> bool:
         while self.on_way and now - self.on_way[0][2] > LOST_SECONDS:
             self.bytes_on_way -= self.on_way.popleft()[1]
-        return len(self.on_way) < ENVELOPES_MAX and self.bytes_on_way < BYTES_MAX
+        return len(self.on_way) < messages_max and self.bytes_on_way < bytes_max
 
 
 class Peers:
@@ -219,6 +224,8 @@ class Peers:
         """Send frames to a member's node; return False when they are lost already."""
         peer = self._peers.get(node_of(target))
         if peer is None:
+            return False
+        if is_bulk and not peer.has_room(time.monotonic(), NOTES_MAX, NOTES_BYTES_MAX):
             return False
         note = Note(self.own.cluster, self.own.member, target, self.own.boot, frames)
         stamp = self._stamp(peer, is_bulk)

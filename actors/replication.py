@@ -45,6 +45,10 @@ IO_THREADS_MAX = 8
 # A beat comes every 150 ms; what has been taken for so long is acted on before more is.
 TURN_SECONDS_MAX = 0.03
 
+# Proposals on their way to other nodes; more of them wait here, where they cost nothing, and not
+# in the engine, where who cannot keep up is served one group at a time.
+FLIGHTS_MAX = 6
+
 # Who must know who leads.
 ROUTING = ("router", "ingest", "usage")
 
@@ -132,13 +136,9 @@ class Replication(Actor):
 
     def handle(self, frames: list[bytes]) -> None:
         kind = frames[0]
-        if kind == b"propose":
-            if self._serving:
-                self._on_propose(frames)
-            else:
-                self._held.append(frames)
-        elif kind == b"judge":
-            self.send("usage", frames)  # in the order of the records
+        if kind in (b"propose", b"judge"):
+            self._held.append(frames)
+            self._take_held()
         elif kind == b"split":
             self.forwarding.on_split(frames)
         elif kind == b"forward":
@@ -187,6 +187,7 @@ class Replication(Actor):
         return time.monotonic() - self._flushed_at > TURN_SECONDS_MAX
 
     def flush(self) -> None:
+        self._take_held()
         self._tell_leaders()
         self._renew_leases()
         if self._peers is not None and self._replicas is not None:
@@ -225,8 +226,17 @@ class Replication(Actor):
         self._serving = True
         self._tell_leaders()
         self.ready()
-        while self._held:
-            self._on_propose(self._held.popleft())
+        self._take_held()
+
+    def _take_held(self) -> None:
+        """Order what waits for that, as far as it may be ordered now."""
+        while self._serving and self._held:
+            if self._held[0][0] == b"judge":
+                self.send("usage", self._held.popleft())  # in the order of the records
+            elif self._peers is None or self.replicas.flights(_clock()) < FLIGHTS_MAX:
+                self._on_propose(self._held.popleft())
+            else:
+                return
 
     def _on_propose(self, frames: list[bytes]) -> None:
         """Order one proposal; its frames are named in docs/ARCHITECTURE.md."""

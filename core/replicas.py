@@ -50,6 +50,8 @@ from meterd.protocol.raft_messages import Envelope, Mark, Op, node_of
 from meterd.protocol.raft_slices import Ints
 
 NONE: Final[Ints] = np.zeros(0, np.int64)
+# A proposal counts as under way no longer: its groups may have lost their leader.
+FLIGHT_MS: Final = 1_000
 
 
 class OnDisk(NamedTuple):
@@ -74,6 +76,8 @@ class Append(NamedTuple):
     payload: bytes | memoryview
     commits: bool  # durable here is committed: nobody else need have it
     cause: Any  # of the proposal that it is, else None
+    groups: Ints  # whose ops are here
+    index: Ints  # type: ignore[assignment]
 
 
 class Step(NamedTuple):
@@ -131,6 +135,9 @@ class Replicas:
         self._alone = np.array([self._is_alone(group) for group in range(GROUP_COUNT)], np.bool_)
         self._all_alone = bool(self._alone.all())
         self._told = np.zeros(GROUP_COUNT, np.int64)  # up to where records commit when durable
+        self._committed = np.zeros(GROUP_COUNT, np.int64)
+        # Of each proposal that is not committed: its groups, their indices, and when it was made.
+        self._flights: deque[tuple[Ints, Ints, int]] = deque()
         self.leaders: NDArray[np.uint8] = np.zeros(GROUP_COUNT, np.uint8)  # node numbers
         self._led_terms: NDArray[np.int64] = np.zeros(GROUP_COUNT, np.int64)
         self._opened = False
@@ -175,7 +182,19 @@ class Replicas:
         """Have one proposal ordered: what is taken of it is one record."""
         self._leader_time = max(clock.wall, self._leader_time + 1)
         ops = raft_log.ops_of(proposal, self._leader_time)
-        return self.step(ProposeSlices(ops, [cause] * len(ops.groups)), clock, cause)
+        step = self.step(ProposeSlices(ops, [cause] * len(ops.groups)), clock, cause)
+        for append in step.appends if not self._all_alone else ():
+            self._flights.append((append.groups, append.index, clock.now))
+        return step
+
+    def flights(self, clock: Clock) -> int:
+        """Return how many proposals are under way: appended, and not committed by others yet."""
+        while self._flights:
+            groups, index, since = self._flights[0]
+            if clock.now - since < FLIGHT_MS and (self._committed[groups] < index).any():
+                break
+            self._flights.popleft()
+        return len(self._flights)
 
     def durable(self, sequence: int, clock: Clock) -> Step | None:
         """All records up to this one are on stable storage; None when nothing follows from it."""
@@ -222,6 +241,7 @@ class Replicas:
             elif not isinstance(action, AcceptedSlices | Accepted):
                 actions.append(action)
         if len(groups) and not self._all_alone:
+            np.maximum.at(self._committed, groups, index)
             new = index > self._told[groups]
             groups, index = groups[new], index[new]
         return Step(appends, output.envelopes, (groups, index), refused, actions)
@@ -243,7 +263,8 @@ class Replicas:
             if source is not None:
                 self._leader_time = max(self._leader_time, source.leader_time)
             why = None if source is None else cause
-            appends.append(Append(record.sequence, record.head, record.payload, commits, why))
+            found = (record.sequence, record.head, record.payload, commits, why)
+            appends.append(Append(*found, record.groups, record.index))
         self._sequence += len(appends)
         self._blocks.append((self._sequence, output.block))
         return appends
