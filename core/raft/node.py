@@ -250,6 +250,22 @@ class Node:
         for one in message.expanded():
             self._on_group_message(source, one)
 
+    def _commit_of(self, group: Group) -> int:
+        """Return up to where a group that this node leads is committed."""
+        return group.commit
+
+    def _on_beat(self, source: int, beat: Beat) -> BeatReply:
+        reply, actions = self._live(beat.group).on_beat(source, beat)
+        self._carry_out(actions)
+        return reply
+
+    def _on_beat_reply(self, source: int, reply: BeatReply, message: BeatReplies) -> None:
+        group = self._live(reply.group)
+        self._carry_out(group.on_beat_reply(source, reply, message.round, message.sent_at))
+
+    def _tick_group(self, group: Group) -> None:
+        self._carry_out(self._live(group.group).step(Tick()))
+
     def _on_room(self, event: Room) -> None:
         self.moment.room = event.room
 
@@ -330,7 +346,7 @@ class Node:
                 if group.group in self._aside:
                     group.deadline = self.beat_at
                 else:
-                    self._carry_out(self._live(group.group).step(Tick()))
+                    self._tick_group(group)
 
     def _find_peers(self) -> None:
         known = dict.fromkeys(self.seeds)
@@ -351,8 +367,7 @@ class Node:
         beats: dict[int, list[Beat]] = {peer: [] for peer in self.peers}
         for group in self.groups.values():
             if group.role == LEADER and group.progress:
-                self._live(group.group)
-                beat = Beat(group.group, group.term, group.commit)
+                beat = Beat(group.group, group.term, self._commit_of(group))
                 for member in group.progress:
                     beats[member].append(beat)
         for peer, own in beats.items():
@@ -416,8 +431,7 @@ class Node:
             group = self.groups.get(beat.group)
             if group is None or beat.group in self._aside:
                 continue
-            reply, actions = self._live(beat.group).on_beat(source, beat)
-            self._carry_out(actions)
+            reply = self._on_beat(source, beat)
             after = group.term_block if group.term_block > self.durable else 0
             replies.setdefault(after, []).append(reply)
         for after, some in replies.items():
@@ -429,8 +443,7 @@ class Node:
         self.clocks.take(source, now, now - message.sent_at, message.wall - self._wall)
         for reply in message.replies:
             if reply.group in self.groups:
-                group = self._live(reply.group)
-                self._carry_out(group.on_beat_reply(source, reply, message.round, message.sent_at))
+                self._on_beat_reply(source, reply, message)
 
     def _on_snapshot_read(self, event: SnapshotRead) -> None:
         group = self._live(event.group)
