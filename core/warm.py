@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from meterd.core import identity_runs, periods
+from meterd.core import forwarded, identity_runs, periods
 from meterd.core.balance_rows import import_commands
 from meterd.core.commit_queue import CommitQueue
 from meterd.core.erasures import erasure_command
@@ -26,10 +26,12 @@ from meterd.core.log_scan import FileScan, Groups, verify_chain
 from meterd.core.memory_cells import collect
 from meterd.core.proposals import Proposal, command
 from meterd.core.questions import Question
+from meterd.core.record_cut import cut
 from meterd.core.replicas import Append, Clock, Replicas
-from meterd.core.staging import Stage
+from meterd.core.staging import Packed, Stage
 from meterd.core.state import StateMachine
 from meterd.core.warm_reading import warm_reading
+from meterd.core.wire_check import check_record
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
 from meterd.protocol.errors import InvariantViolation
@@ -156,6 +158,7 @@ class _Pipeline:
         if self.stage.add_body(body, 0) is None:
             self.stage.add(decode_events(body, None), 0)
         packed = self.stage.pack()
+        self._forward(packed)
         proposal = Proposal(
             log_format.EVENTS,
             bytearray(packed.slices.tobytes()),
@@ -168,6 +171,26 @@ class _Pipeline:
         if packed.refusals is not None:
             self.state.judge(packed.refusals)
 
+    def _forward(self, packed: Packed) -> None:
+        """Check it as a leader checks what another node passes on to it."""
+        meta = {
+            "kind": log_format.EVENTS,
+            "slices": packed.slices.tobytes(),
+            "row_count": packed.row_count,
+            "heap_size": packed.heap_size,
+            "registry_version": self.stage.registry_version,
+        }
+        forwarded.check_proposal(msgpack.packb(meta), packed.payload.tobytes())
+        rows = packed.request_of_row, packed.row_of_row
+        part = forwarded.encode_part_origin(*rows, packed.refusals)
+        forwarded.check_part_origin(part, packed.row_count)
+
+    def _follow(self, record: Record) -> None:
+        """Take it as a follower does, whole and a slice of it alone."""
+        digests = self.before.digest[record.slices["partition"]]
+        check_record(record, digests)
+        check_record(cut(record, [0]), digests[:1])
+
     def _record(self, proposal: Proposal) -> Record:
         append = self.append(proposal)
         self.records.append(append.head + append.payload)
@@ -176,6 +199,7 @@ class _Pipeline:
     def _read(self, append: Append) -> Record:
         record = log_format.parse_frames(append.head, append.payload)
         verify_chain(record, self.before)
+        self._follow(record)
         self.before.follow(record)
         return record
 

@@ -34,7 +34,7 @@ def check_envelope(envelope: Envelope, digest_at: DigestAt) -> Envelope:
     messages: list[Any] = []
     for message in envelope.messages:
         if isinstance(message, AppendSlices):
-            _check_record(message.ops.body[0].record, np.array(message.prev_digest))
+            check_record(message.ops.body[0].record, np.array(message.prev_digest))
         elif isinstance(message, Append):
             _check_append(message)
         elif isinstance(message, RepairReply):
@@ -63,14 +63,14 @@ def _checkable(message: RepairReply, digest_at: DigestAt) -> RepairReply:
 def _check_op(group: int, op: Op, before: int) -> None:
     digest = np.array([words(before)], np.uint64)
     if op.kind not in ENGINE_KINDS:
-        _check_record(op.body.record, digest)
+        check_record(op.body.record, digest)
         return
     table = np.array([(group, 0, 1, op.index, words(op.digest), op.term, 0)], SLICE)
     table.flags.writeable = False  # as what is read: the kernel is compiled for that
-    _check_record(raft_records.engine_record(op.kind, op.body, table), digest)
+    check_record(raft_records.engine_record(op.kind, op.body, table), digest)
 
 
-def _check_record(record: Record, before: Digests) -> None:
+def check_record(record: Record, before: Digests) -> None:
     """Check every slice against the digest before it, and what no digest covers."""
     if record.kind == EVENTS:
         _check_rest(record)

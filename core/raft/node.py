@@ -58,6 +58,9 @@ from meterd.protocol.raft_slices import AckSlices, AppendSlices, SliceOps
 
 Outgoing = Message | AppendSlices | AckSlices
 
+# A group's tick may come so much early, which changes nothing for it: then those of hundreds of
+# groups come together.
+TICK_SLACK_MS = 25
 # Rounds of beats for reads follow each other no faster.
 ROUND_GAP_MS = 5
 
@@ -348,7 +351,7 @@ class Node:
             for group in self.groups.values():
                 group.deadline = min(group.deadline, now)
         for group in self.groups.values():
-            if now >= group.deadline:
+            if now + TICK_SLACK_MS >= group.deadline:
                 if group.group in self._aside:
                     group.deadline = self.beat_at
                 else:
