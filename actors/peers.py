@@ -47,6 +47,9 @@ BYTES_MAX: Final = 16 << 20
 # Of these, what is no envelope may take: an envelope that is lost holds up its groups.
 NOTES_MAX: Final = 4
 NOTES_BYTES_MAX: Final = 8 << 20
+# With so many on their way to a peer nothing new is begun, so that it can keep up.
+CONGESTED: Final = 6
+SLOW_SECONDS: Final = 0.3
 # Unheard of for so long, they are lost: the connection that they were on is gone.
 LOST_SECONDS: Final = 3.0
 # Messages that a connection takes ahead of the network.
@@ -192,6 +195,17 @@ class Peers:
         """Whether another bulk message may be sent to a node now."""
         peer = self._peers.get(node)
         return peer is not None and peer.has_room(time.monotonic())
+
+    def congested(self) -> bool:
+        """Whether a peer that keeps up has as much on its way to it as it should.
+
+        Who has said nothing of what was sent `SLOW_SECONDS` ago does not hold up the others.
+        """
+        now = time.monotonic()
+        return any(
+            len(peer.on_way) >= CONGESTED and now - peer.on_way[0][2] < SLOW_SECONDS
+            for peer in self._peers.values()
+        )
 
     def member_of(self, node: int) -> int:
         """Return the member that a node was when it was heard last; 0: never."""

@@ -235,10 +235,16 @@ class Replication(Actor):
         while self._serving and self._held:
             if self._held[0][0] == b"judge":
                 self.send("usage", self._held.popleft())  # in the order of the records
-            elif self._peers is None or self.replicas.flights(_clock()) < FLIGHTS_MAX:
+            elif self._may_propose():
                 self._on_propose(self._held.popleft())
             else:
                 return
+
+    def _may_propose(self) -> bool:
+        """May another proposal be ordered, or would it be one that the other nodes cannot take?"""
+        if self._peers is None:
+            return True
+        return self.replicas.flights(_clock()) < FLIGHTS_MAX and not self._peers.congested()
 
     def _on_propose(self, frames: list[bytes]) -> None:
         """Order one proposal; its frames are named in docs/ARCHITECTURE.md."""

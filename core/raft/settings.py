@@ -37,8 +37,8 @@ class Settings:
     append_ops_max: int = 256
     append_bytes_max: int = 2 << 20
     # Per follower, sent and not yet durable there.
-    flights_max: int = 8
-    flight_bytes_max: int = 16 << 20
+    flights_max: int = 64
+    flight_bytes_max: int = 64 << 20
     # Per group, appended and not committed; beyond it clients are told to come back later.
     uncommitted_ops_max: int = 65536
     uncommitted_bytes_max: int = 64 << 20

@@ -36,6 +36,7 @@ MEMBERS_MAX: Final = 12
 # Records that parked groups' ops lie in; when there are more the oldest one's groups come back.
 HISTORY_MAX: Final = 512
 NEVER: Final = 1 << 60
+NO_ROW: Final = -1
 # Uncommitted ops of a group that has no followers; there are no flights to count.
 LONE_MAX: Final = 256
 
@@ -72,6 +73,7 @@ class Remembered(NamedTuple):
     epochs: Ints
     before: Digests
     before_term: Ints
+    rows: list[int]  # of each group, or NO_ROW
 
 
 class Steady:
@@ -105,7 +107,7 @@ class Steady:
         self._voter, self._streams = np.zeros((2, count, MEMBERS_MAX), np.bool_)
         self._match, self._accepted = np.zeros((2, count, MEMBERS_MAX), np.int64)
         self._history: deque[Remembered] = deque()
-        self._waiting: deque[tuple[int, Ints, Ints, Ints]] = deque()  # block, groups, index, epochs
+        self._waiting: deque[tuple[int, Ints, Ints, Ints, list[int]]] = deque()  # block, groups, index, epochs, rows
 
     def knows(self, groups: Ints) -> bool:
         """Whether there is a row for each of these; a peer may say anything."""
@@ -180,8 +182,8 @@ class Steady:
         group.commit = int(self._commit[g])
         group.applicable = group.commit
         group.durable = int(self._durable[g])
-        for block, groups, index, epochs in self._waiting:
-            row = _find(groups, g)
+        for block, _, index, epochs, rows in self._waiting:
+            row = rows[g]
             if row >= 0 and epochs[row] == epoch:
                 group.pending.append((block, int(index[row])))
                 self._await_block(block, g)
@@ -212,7 +214,7 @@ class Steady:
         """Return the ops that are remembered, and index, term and digest of the one before."""
         before, ops = None, []
         for found in self._history:
-            row = _find(found.ops.groups, g)
+            row = found.rows[g]
             if row < 0 or found.epochs[row] != epoch:
                 continue
             ops.append(found.ops.op(row))
@@ -226,8 +228,11 @@ class Steady:
 
     def _remember(self, block: int, ops: SliceOps, before: Digests, before_term: Ints) -> None:
         epochs = self._epoch[ops.groups]
-        self._history.append(Remembered(ops, epochs, before, before_term))
-        self._waiting.append((block, ops.groups, ops.index, epochs))
+        places = np.full(len(self.parked), NO_ROW)
+        places[ops.groups] = np.arange(len(ops.groups))
+        rows: list[int] = places.tolist()
+        self._history.append(Remembered(ops, epochs, before, before_term, rows))
+        self._waiting.append((block, ops.groups, ops.index, epochs, rows))
         while self._history and (
             len(self._history) > HISTORY_MAX or not self._counts(self._history[0])
         ):
@@ -453,7 +458,7 @@ class Steady:
             return self._durable_alone(block), []
         found = []
         while self._waiting and self._waiting[0][0] <= block:
-            _, g, index, epochs = self._waiting.popleft()
+            _, g, index, epochs, _ = self._waiting.popleft()
             valid = self.parked[g] & (self._epoch[g] == epochs)
             self._durable[g[valid]] = index[valid]
             found.append(g[valid])
@@ -482,7 +487,7 @@ class Steady:
         """
         done = []
         while self._waiting and self._waiting[0][0] <= block:
-            _, g, index, epochs = self._waiting.popleft()
+            _, g, index, epochs, _ = self._waiting.popleft()
             valid = self._epoch[g] == epochs
             if not valid.all():  # written before the group came here, and counted then
                 g, index = g[valid], index[valid]
@@ -539,9 +544,3 @@ def _leads_steadily(group: Group) -> bool:
         if progress.state == REPLICATE and not streams:
             return False
     return True
-
-
-def _find(groups: Ints, g: int) -> int:
-    """Return the row of a group, or -1; groups of a record are ascending."""
-    row = int(np.searchsorted(groups, g))
-    return row if row < len(groups) and groups[row] == g else -1
