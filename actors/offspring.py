@@ -27,6 +27,7 @@ from meterd.actors.options import Options
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 # Works in the background: never in the way of an acknowledgement.
 BACKGROUND = frozenset({"retention_sweeper"})
+FOREGROUND_NICE = -10
 BACKGROUND_NICE = 10
 # A thread beside an actor's loop calls one kernel after another, each without the interpreter, and
 # needs it in between for microseconds: with the usual 5 ms it waits longer than it works.
@@ -106,6 +107,17 @@ def _queue_up() -> None:
     """
     with contextlib.suppress(OSError):  # a sandbox may forbid it
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def step_forward() -> None:
+    """Run as soon as there is work: others take this node for dead when it is late.
+
+    Threads that this process makes afterwards do the same.
+    """
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    with contextlib.suppress(OSError):  # needs LimitNICE, or root
+        os.nice(FOREGROUND_NICE)
 
 
 def _step_back() -> None:

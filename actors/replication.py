@@ -27,6 +27,7 @@ from meterd.actors.cluster_requests import ClusterRequests
 from meterd.actors.follower_needs import FollowerNeeds
 from meterd.actors.forwarding import KINDS, Forwarding
 from meterd.actors.link_faults import LinkFaults
+from meterd.actors.offspring import step_forward
 from meterd.actors.peers import Own, Peers
 from meterd.actors.read_rounds import ReadRounds
 from meterd.actors.replica_traffic import ReplicaTraffic
@@ -81,6 +82,7 @@ class Replication(Actor):
 
     def _open_peers(self) -> None:
         """Listen to the other nodes, and connect to them.  Raises BootFailed."""
+        step_forward()
         node = self.options.node
         addresses = self._addresses()
         sockets.use_threads(min(len(addresses) + 1, IO_THREADS_MAX))
