@@ -117,7 +117,7 @@ class Asking:
             self._usage.ask_checkpoint(asked.rid, asked.header.id)
             return None
         if kind == "retention_set":
-            self._usage.propose_retention(asked.rid, asked.header.id, fields["days"])
+            self._usage.horizons.propose(asked.rid, asked.header.id, fields["days"])
             return None
         question = resolve_question(kind, fields, registry, time.time_ns(), transitions)
         return self._answer(asked, question)

@@ -19,7 +19,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 from crc32c import crc32c
@@ -43,7 +43,7 @@ KINDS = (FORWARD, OUTCOME, ASK_INDEX, INDEX)
 # Sends frames to a node on one of the sockets; False: not connected, or too much is on its way.
 SendBulk = Callable[[int, Sequence[Frame]], bool]
 # Takes what ingest would send: `propose` or `judge`.
-Propose = Callable[[list[Frame]], None]
+Propose = Callable[[list[Any]], None]
 
 logger = logging.getLogger(__name__)
 

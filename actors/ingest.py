@@ -239,7 +239,7 @@ class Ingest(Actor):
         self._propose()
         asked = (rid, header.id, header.kind)
         proposals = [
-            (group, *command_proposal(kind, group, command, self._stage.registry_version))
+            (group, *command_proposal(kind, [group], command, self._stage.registry_version))
             for group, command in sorted(commands.items())
         ]
         if not self._leaders.alone:

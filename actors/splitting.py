@@ -23,7 +23,7 @@ from meterd.actors.outcomes import (
     encode_own_part,
 )
 from meterd.core.forwarded import encode_part_origin
-from meterd.core.proposals import single_slice
+from meterd.core.proposals import slices_of
 from meterd.core.staging import Packed, Refusals
 from meterd.protocol import log_format
 from meterd.protocol.limits import PARTITION_COUNT
@@ -77,17 +77,17 @@ class Splitting:
                 "registry_version": registry_version,
             }
             if node == self._leaders.own:
-                own = encode_own_part(token, packed)
+                own_part = encode_own_part(token, packed)
                 if packed.row_count:
-                    frames = [b"propose", msgpack.packb(meta), packed.payload, own]
+                    frames = [b"propose", msgpack.packb(meta), packed.payload, own_part]
                 else:
-                    frames = [b"judge", own]
+                    frames = [b"judge", own_part]
                 self._actor.send("replication", frames)
             elif node:
-                refused = encode_part_origin(
+                origin_of_part = encode_part_origin(
                     packed.request_of_row, packed.row_of_row, packed.refusals
                 )
-                self._forward(node, token, meta, packed.payload, refused)
+                self._forward(node, token, meta, packed.payload, origin_of_part)
 
     def commands(
         self,
@@ -123,14 +123,14 @@ class Splitting:
 
 
 def command_proposal(
-    kind: int, group: int, command: dict[str, Any], registry_version: int
+    kind: int, groups: Sequence[int], command: dict[str, Any], registry_version: int
 ) -> tuple[dict[str, Any], bytes]:
-    """Return meta and payload of a proposal that is one command."""
+    """Return meta and payload of a proposal that is one command, for groups in ascending order."""
     packed: bytes = msgpack.packb(command)
     payload = packed.ljust(log_format.padded(len(packed)), b"\0")
     meta = {
         "kind": kind,
-        "slices": bytes(single_slice(group, payload)),
+        "slices": bytes(slices_of(groups, payload)),
         "row_count": 0,
         "heap_size": len(packed),
         "registry_version": registry_version,

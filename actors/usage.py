@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.actors import identity, replay, restored
+from meterd.actors import identity, replay
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.asking import Asking
@@ -29,8 +27,7 @@ from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.checkpoint_requests import CheckpointRequests
 from meterd.actors.checkpoints import Checkpoints
 from meterd.actors.cuts import Cuts
-from meterd.actors.disk import atomic_write
-from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
+from meterd.actors.horizons import Horizons
 from meterd.actors.identity_store import IdentityStore
 from meterd.actors.journal import timed
 from meterd.actors.leader_map import LeaderMap
@@ -45,10 +42,12 @@ from meterd.actors.outcomes import (
     results,
 )
 from meterd.actors.reads import Reads, Waiting
+from meterd.actors.registry_file import RegistryFile
 from meterd.actors.replay import Replay
+from meterd.actors.request_counts import RequestCounts
 from meterd.actors.sockets import Frame
 from meterd.actors.split_answers import LOOK_SECONDS, SplitAnswers
-from meterd.actors.splitting import PART_SECONDS_MAX, Splitting, command_proposal
+from meterd.actors.splitting import Splitting, command_proposal
 from meterd.actors.standing import Standing
 from meterd.actors.wal_writer import COMMITTED
 from meterd.core.applier import Applier
@@ -56,13 +55,11 @@ from meterd.core.commit_queue import CommitQueue, Ready
 from meterd.core.group_facts import GroupFacts
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups
-from meterd.core.proposals import slices_of
 from meterd.core.raft.events import NOT_LEADER
 from meterd.core.refused_rows import RefusedRows
-from meterd.core.state import DAY_NS, StateMachine
-from meterd.protocol import checkpoint_format, log_format
+from meterd.core.state import StateMachine
+from meterd.protocol import log_format
 from meterd.protocol.errors import (
-    DiskFull,
     MeterdError,
     NotLeader,
     Overloaded,
@@ -70,9 +67,8 @@ from meterd.protocol.errors import (
     exception_of,
 )
 from meterd.protocol.log_format import Record
-from meterd.protocol.result import Item, encode_result
+from meterd.protocol.result import encode_result
 
-HOUR_NS = DAY_NS // 24
 # A checkpoint is also due after so many records: small ones cost more to replay than their events.
 CHECKPOINT_RECORDS = 20_000
 # So many identities in memory become a run: 29 bytes each, twice.  Until it is made more find room,
@@ -89,17 +85,7 @@ SAVING_SECONDS = 0.01
 BUSY_SECONDS = 0.001
 # How long ingest waits to hear whether a metric that it does not know is new.
 FRESH_REGISTRY_SECONDS = 2.0
-DURATION = 'ingest_duration_seconds{mode="sync"}'
-# What counts events that were not stored, by status; with the reason, where it has that label.
-COUNTERS = {
-    "duplicate": "events_duplicate_total",
-    "conflict": "events_conflict_total",
-    "rejected": 'events_rejected_total{{reason="{}"}}',
-    "unknown": "events_unknown_total",
-}
 REGISTRY_KINDS = ("metric_put", "metric_delete", "retention_set")
-
-META_ONLY = np.array([log_format.META_GROUP])
 
 # Who asked for a record: of events parsed, of a command as it came.
 Asked = Any
@@ -133,7 +119,7 @@ class Usage(Actor):
         self._standing = Standing(self)
         self.leader_map = LeaderMap(self.options)
         self._splits = SplitAnswers(self)
-        self._splitting = Splitting(self, self.leader_map)
+        self.horizons = Horizons(self, Splitting(self, self.leader_map))
         self.reads = Reads(self)
         self._asking = Asking(self)
         self._before: dict[int, Any] = {}  # what refused rows were before their record, by sequence
@@ -142,7 +128,7 @@ class Usage(Actor):
         self._start_sequence: int | None = None  # the last record in the log when we began
         self._heard = False  # has replication said what is committed?
         self._leaders = Leaders(self)
-        self._answered: list[tuple[float, int, int, int, int]] = []  # of this turn, to be counted
+        self._answered: list[RequestCounts] = []  # of this turn, to be counted
         self._cuts = Cuts(self)
         self._judge_after: dict[int, list[Frame]] = {}  # by the record they came behind
         self._identities = IdentityStore(directory, self.state, RECENT_FLUSH)
@@ -150,14 +136,12 @@ class Usage(Actor):
         self._checkpoint_requests = CheckpointRequests(self)
         self._records_unsaved = self._events_unsaved = self._events_handed = 0
         self._busy = False  # is there more to do, of a checkpoint or an eviction?
-        self._retention_told: dict[str, Any] | None = None
         self._members_told = -1  # their version
         self.serving = False
-        self._expire_due = 0.0
         self._full = False
         self._disk_hard = False  # the disk is so full that only what makes room may write
         self._room_told = False  # has the sweeper been told that a checkpoint waits for space?
-        self._registry_unsaved = False
+        self._registry_file = RegistryFile(directory)
         self._saved_at = time.monotonic()
         self._load()
 
@@ -273,7 +257,9 @@ class Usage(Actor):
         """Answer, then do what no client waits for."""
         self.answers.send()
         if self._answered:
-            self._count_answered()
+            for counts in self._answered:
+                counts.tell(self.telemetry)
+            self._answered.clear()
             self.maybe_save()
             self._leaders.tell_applied(time.monotonic())
 
@@ -316,13 +302,14 @@ class Usage(Actor):
             return
         self.serving = True
         if self.state.registry.entries:
-            self._save_registry()  # the end may have come before there was room for it
+            # The end may have come before there was room for it.
+            self._registry_file.save(self.state.registry)
         self.send("retention_sweeper", [b"hello", self.name.encode()])
         self._standing.begin()
         self._announce_members()
         self._announce_registry([])
         self.answers.send()
-        self._expire()
+        self.horizons.expire()
         self._announce_sealed_files()
         self.ready()
 
@@ -331,10 +318,10 @@ class Usage(Actor):
         if not self.serving:
             return
         if actor == "retention_sweeper":
-            self._retention_told = None
+            self.horizons.forget_told()
             self._standing.forget_told()
             self._standing.announce()
-            self._tell_retention()
+            self.horizons.tell()
             self._room_told = False
             self._announce_sealed_files()
         elif actor == "query":
@@ -451,31 +438,12 @@ class Usage(Actor):
 
     def answer_requests(self, origin: Origin, outcome: Any, judged: Any) -> None:
         """Answer requests all of whose events are decided, and note what became of these."""
-        received = stored = stored_async = synchronous = 0
-        items: list[Item] = []
+        counts = RequestCounts(origin.began)
         for rid, request_id, result in results(origin, outcome, judged):
-            received += result.received
+            counts.add(result, synchronous=bool(rid))
             if rid:
-                synchronous += 1
-                stored += result.stored
                 self.answers.ingested(rid, request_id, encode_result(result))
-            else:
-                stored_async += result.stored
-            items += result.items
-        self._answered.append((origin.began, synchronous, received, stored, stored_async))
-        if items:
-            for (status, reason), count in Counter(item[1:] for item in items).items():
-                self.telemetry.add(COUNTERS[status].format(reason), count)
-
-    def _count_answered(self) -> None:
-        """Count what was answered in this turn, once the answers are on their way."""
-        add, now = self.telemetry.add, time.monotonic()
-        for began, synchronous, received, stored, stored_async in self._answered:
-            add("events_received_total", received)
-            add('events_ingested_total{mode="sync"}', stored)
-            add('events_ingested_total{mode="async"}', stored_async)
-            self.telemetry.observe(DURATION, now - began, synchronous)
-        self._answered.clear()
+        self._answered.append(counts)
 
     def _judge(self, frame: Frame) -> None:
         """Answer requests of which nothing needs the log."""
@@ -489,7 +457,7 @@ class Usage(Actor):
             return  # a replay
         if record.kind == log_format.EXPIRE and "error" not in result:
             # Who asked has set the retention, which the record before this one has applied.
-            result = {"days": self.retention_days, "horizon": self.state.horizon}
+            result = self.horizons.result()
         command_answers = Answers(self)
         reply, asked = parse_command_origin(NO_REQUESTS if origin is None else origin)
         for rid, request_id, kind in asked:
@@ -498,15 +466,15 @@ class Usage(Actor):
             else:
                 command_answers.result(rid, request_id, kind, result)
         if record.kind == log_format.META:
-            self._save_registry()
-            self._tell_retention()
+            self._registry_file.save(self.state.registry)
+            self.horizons.tell()
             self._announce_members()
             self._announce_registry([*command_answers.take(), *self._splits.registry_moved()])
             if reply is not None:
                 self._splits.command_done(reply, result)
         else:
             if record.kind == log_format.EXPIRE:
-                self._tell_retention()
+                self.horizons.tell()
             done = None if reply is None else partial(self._splits.command_done, reply, result)
             self._standing.follow(command_answers.take(), done)
 
@@ -517,21 +485,6 @@ class Usage(Actor):
         else:
             self._standing.follow(answers)
 
-    def _save_registry(self) -> None:
-        """Write the registry for those who look from outside; the log is the truth."""
-        path = Path(self.options.node.data_dir, REGISTRY_FILE)
-        registry = {"kind": "registry", "registry": self.state.registry.to_bytes()}
-        encoded = b"".join(checkpoint_format.encode(registry, {}))
-        try:
-            if not path.exists() or path.read_bytes() != encoded:
-                atomic_write(path, encoded)
-        except DiskFull as full:
-            if not self._registry_unsaved:
-                logger.warning("no room for %s; it is written later: %s", REGISTRY_FILE, full)
-            self._registry_unsaved = True
-        else:
-            self._registry_unsaved = False
-
     # Housekeeping
 
     def tick(self, now: float) -> float:
@@ -540,11 +493,8 @@ class Usage(Actor):
         self.answers.send()
         if not self.serving:
             return BEAT_SECONDS
-        if now >= self._expire_due:
-            self._expire()
-            self._expire_due = now + self.options.retention.sweep_interval
+        self.horizons.turn(now)
         self._standing.turn()
-        self._tell_retention()
         self._announce_members()
         self._check_room()
         self.maybe_save()
@@ -552,8 +502,8 @@ class Usage(Actor):
         self._cuts.answer()
         self._tell_room()
         self._leaders.tell_applied(now)
-        if self._registry_unsaved:
-            self._save_registry()
+        if self._registry_file.unsaved:
+            self._registry_file.save(self.state.registry)
         self.telemetry.set("view_changes_total", self.applier.facts.changes_of_partitions)
         for name, count in self.state.counts().items():
             self.telemetry.set(f'state_entries{{kind="{name}"}}', count)
@@ -566,59 +516,6 @@ class Usage(Actor):
             return LOOK_SECONDS
         return SAVING_SECONDS if self._checkpoint_requests.busy else BEAT_SECONDS
 
-    def _expire(self) -> None:
-        """Propose to move the horizons of what this node leads to where the retention has them."""
-        command = self._expiry(self.retention_days)
-        partitions = self.state.horizons.behind(self._leaders.led, command)
-        if len(partitions):
-            self.propose(log_format.EXPIRE, partitions, command)
-
-    def _expiry(self, days: int) -> dict[str, Any]:
-        future_ns = self.options.retention.future_hours * HOUR_NS
-        return {"op": "expire", "future_ns": future_ns} | self._horizons(days)
-
-    def _horizons(self, days: int) -> dict[str, int]:
-        """Return the beginnings of the oldest days of which events, and totals, are kept.
-
-        After a restore they stay where they are, until the grace is over.
-        """
-        now, retention = time.time_ns(), self.options.retention
-        if now < restored.held_until(self.options.node.data_dir, retention.grace_after_restore):
-            return {"horizon": self.state.horizon, "totals_horizon": self.state.totals_horizon}
-        today = now // DAY_NS
-        return {
-            "horizon": (today - days) * DAY_NS,
-            "totals_horizon": (today - (retention.totals_days or days)) * DAY_NS,
-        }
-
-    @property
-    def retention_days(self) -> int:
-        """For how many days events are kept: as was set by a command, else by the option."""
-        set_days = self.state.retention_days
-        return self.options.retention.days if set_days is None else set_days
-
-    def propose_retention(self, rid: bytes, request_id: int, days: int) -> None:
-        """Have every replica keep events for so many days from now on; the answer comes later.
-
-        Where this node leads everything it comes when the horizons have moved, too; other leaders
-        move theirs when they see the days.
-        """
-        command = {"op": "retention_set", "days": days}
-        if not self.leader_map.is_mine(log_format.META_GROUP):
-            version = self.state.registry.version
-            proposal = command_proposal(log_format.META, log_format.META_GROUP, command, version)
-            asked = (rid, request_id, "retention_set")
-            group = log_format.META_GROUP
-            self._splitting.commands(asked, [(group, *proposal)], PART_SECONDS_MAX)
-            return
-        origin = msgpack.packb([(rid, request_id, "retention_set")])
-        led = self._leaders.led
-        alone = len(led) == log_format.META_GROUP
-        answers = (NO_REQUESTS, origin) if alone else (origin, NO_REQUESTS)
-        self.propose(log_format.META, META_ONLY, command, answers[0])
-        if len(led):
-            self.propose(log_format.EXPIRE, led, self._expiry(days), answers[1])
-
     def propose(
         self,
         kind: int,
@@ -627,15 +524,8 @@ class Usage(Actor):
         origin: bytes = NO_REQUESTS,
     ) -> None:
         """Have a command ordered and logged in some groups."""
-        packed = msgpack.packb(command)
-        payload = packed.ljust(log_format.padded(len(packed)), b"\0")
-        meta = {
-            "kind": kind,
-            "slices": slices_of(groups.tolist(), payload),
-            "row_count": 0,
-            "heap_size": len(packed),
-            "registry_version": self.state.registry.version,
-        }
+        version = self.state.registry.version
+        meta, payload = command_proposal(kind, groups.tolist(), command, version)
         self.send("replication", [b"propose", msgpack.packb(meta), payload, origin])
 
     def _check_room(self) -> None:
@@ -658,22 +548,22 @@ class Usage(Actor):
     def note_leaders(self) -> None:
         """This node leads other groups now: their horizons may be behind."""
         if self.serving:
-            self._expire()
+            self.horizons.expire()
 
-    def _tell_retention(self) -> None:
-        """Tell the sweeper what it may delete: nothing of this ever goes back."""
+    @property
+    def led(self) -> NDArray[np.intp]:
+        """Return the partitions that this node leads."""
+        return self._leaders.led
+
+    @property
+    def first_needed(self) -> int:
+        """The first log file that a start may need; both checkpoints lie behind those before it."""
         kept = self._checkpoints.previous
-        told = {
-            "days": self.retention_days,
-            "set": self.state.retention_days is not None,
-            "horizon": self.state.horizon,
-            # Both checkpoints lie behind the files before this one.
-            "first_needed": 0 if kept is None else kept["log"]["file_number"],
-        }
-        if told != self._retention_told:
-            self._retention_told = told
-            self._standing.announce()  # what is folded is folded by this
-            self.send("retention_sweeper", [b"retention", msgpack.packb(told)])
+        return 0 if kept is None else int(kept["log"]["file_number"])
+
+    def announce_standing(self) -> None:
+        """Tell the sweeper how far events have expired, and who is erased."""
+        self._standing.announce()
 
     def ask_checkpoint(self, rid: bytes = b"", request_id: int = 0) -> None:
         """Save a checkpoint now; the answer, if somebody waits, comes when it is durable."""

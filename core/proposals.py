@@ -39,8 +39,3 @@ def slices_of(groups: Iterable[int], body: bytes) -> bytearray:
     first, second = stage.content_of_bytes(np.frombuffer(body, np.uint8))
     words = np.array([[group | 1 << 32, 0, first, second, 0] for group in groups], np.uint64)
     return bytearray(words.tobytes())
-
-
-def single_slice(group: int, body: bytes) -> bytearray:
-    """Return the slice table of a payload that is one body for one group."""
-    return slices_of((group,), body)

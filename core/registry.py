@@ -140,7 +140,7 @@ class Registry:
         return bytes(msgpack.packb(packed))
 
     @classmethod
-    def from_bytes(cls, packed: bytes) -> Registry:
+    def from_bytes(cls, packed: bytes | memoryview) -> Registry:
         """Read what `to_bytes` wrote; the file or message around it has its own checksum."""
         fields = msgpack.unpackb(packed)
         if fields["format"] != FORMAT_VERSION:

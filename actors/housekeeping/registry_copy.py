@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from meterd.actors.registry_file import REGISTRY_FILE
 from meterd.core.registry import MetricEntry, Registry
 from meterd.protocol import checkpoint_format
 from meterd.protocol.log_format import Damaged
-
-REGISTRY_FILE = "metric_registry.bin"
 
 logger = logging.getLogger(__name__)
 

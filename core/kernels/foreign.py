@@ -42,7 +42,7 @@ def entry_end(heap: Array, start: int, end: int) -> int:
         if at + 1 > end:
             return -1
         at += 1 + np.int64(heap[at])
-    return at if at <= end else -1
+    return int(at) if at <= end else -1
 
 
 @njit(cache=True, _nrt=False)

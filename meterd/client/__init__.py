@@ -23,6 +23,7 @@ from meterd.client.results import (
 from meterd.protocol.errors import (
     BadRequest,
     Busy,
+    ChangeRefused,
     DeadlineExceeded,
     DiskStop,
     Exists,
@@ -60,6 +61,7 @@ __all__ = [
     "AsyncPages",
     "BadRequest",
     "Busy",
+    "ChangeRefused",
     "Client",
     "DeadlineExceeded",
     "DiskStop",

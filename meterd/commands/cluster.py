@@ -50,7 +50,7 @@ def ask_cluster(session: Session) -> dict[str, Any]:
 
 def _node(member: Row, found: Row | None) -> Row:
     """One row of a node: what the cluster says of it, and what it says itself."""
-    row: Row = {**member, "reachable": found is not None and "answer" in found}
+    row = {**member, "reachable": found is not None and "answer" in found}
     if found is None:
         return {**row, "error": UNREACHABLE, "message": "no address of it is known"}
     row["address"] = found["address"]

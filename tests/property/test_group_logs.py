@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from meterd.core.group_logs import GroupLogs, GroupStart, unpack
 from meterd.core.log_scan import Groups
-from meterd.core.proposals import single_slice
+from meterd.core.proposals import slices_of
 from meterd.core.raft_log import chain_one
 from meterd.protocol import log_facts, log_format, raft_records
 from meterd.protocol.log_facts import LogMark
@@ -227,7 +227,7 @@ def chain(
         table = np.zeros(1, SLICE)
         record = Record(0, 0, fields.kind, 1, 0, len(body), 0, 0, 0, table, memoryview(payload))
         return chain_one(before, term, index, fields.kind, raft_records.engine_body(record))
-    slices = np.frombuffer(single_slice(0, payload), SLICE)
+    slices = np.frombuffer(slices_of([0], payload), SLICE)
     view = memoryview(payload)
     record = Record(
         0, 0, META, 1, 0, len(body), fields.registry_version, fields.leader_time, 0, slices, view

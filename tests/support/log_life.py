@@ -19,7 +19,7 @@ from meterd.actors.wal_recovery import End, Owner, Recovery, Start
 from meterd.actors.wal_spare import Spare
 from meterd.core.kernels import stage
 from meterd.core.log_scan import FileScan, Groups
-from meterd.core.proposals import Proposal, single_slice
+from meterd.core.proposals import Proposal, slices_of
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EVENTS, META, SLICE
 from tests.support.replica import Replica
@@ -37,7 +37,7 @@ def meta_entry(replica: Replica, random: Random, size: int) -> Entry:
     body = msgpack.packb({"filler": bytes(filler)})
     payload = body.ljust(log_format.padded(len(body)), b"\0")
     group = random.choice((0, 3, 255, 256))
-    proposal = Proposal(META, single_slice(group, body), payload, 0, len(body), 1)
+    proposal = Proposal(META, slices_of([group], body), payload, 0, len(body), 1)
     return _appended(replica, proposal)
 
 

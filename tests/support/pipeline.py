@@ -16,7 +16,7 @@ import numpy as np
 from meterd.actors.outcomes import Origin, encode_origin, parse_origin, results
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import Groups, verify_chain
-from meterd.core.proposals import Proposal, single_slice
+from meterd.core.proposals import Proposal, slices_of
 from meterd.core.staging import Packed, Stage
 from meterd.core.state import StateMachine
 from meterd.core.zones import UTC
@@ -46,7 +46,7 @@ class Pipeline:
         packed = msgpack.packb(command)
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
         kind = log_format.EXPIRE if command["op"] == "expire" else log_format.META
-        slices = single_slice(log_format.META_GROUP, payload)
+        slices = slices_of([log_format.META_GROUP], payload)
         version = self.state.registry.version
         record = self._record(Proposal(kind, slices, payload, 0, len(packed), version), now)
         result = self.state.apply_command(record)
@@ -57,7 +57,7 @@ class Pipeline:
         """Order and apply a command of an account in its partition; return its result."""
         packed = msgpack.packb(command)
         payload = packed.ljust(log_format.padded(len(packed)), b"\0")
-        slices = single_slice(partition, payload)
+        slices = slices_of([partition], payload)
         version = self.state.registry.version
         proposal = Proposal(log_format.ACCOUNT, slices, payload, 0, len(packed), version)
         return self.state.apply_command(self._record(proposal, now))

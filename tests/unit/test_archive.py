@@ -17,7 +17,7 @@ from meterd.actors import archive_state, catalog
 from meterd.actors.archive_copy import RESULTS, STORED, CommandCopier
 from meterd.actors.archive_state import ArchiveState, Gap
 from meterd.actors.bundle import bundle
-from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
+from meterd.actors.registry_file import REGISTRY_FILE
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.core.registry import Registry
 from meterd.protocol import checkpoint_format

@@ -18,8 +18,8 @@ from meterd.actors import catalog, fsck_files, reading, totals_files
 from meterd.actors.bundle import bundle
 from meterd.actors.housekeeping import compaction, log_retention
 from meterd.actors.housekeeping.log_retention import LogRetention
-from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
 from meterd.actors.log_files import LogFiles
+from meterd.actors.registry_file import REGISTRY_FILE
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.actors.segment_files import read_segment
 from meterd.actors.segment_merger import SegmentMerger

@@ -15,7 +15,7 @@ from meterd.core.forwarded import (
     encode_part_origin,
     join_outcomes,
 )
-from meterd.core.proposals import single_slice
+from meterd.core.proposals import slices_of
 from meterd.core.staging import Packed
 from meterd.protocol import log_format
 from meterd.protocol.errors import CONFLICT, DUPLICATE, REJECTED, UNKNOWN
@@ -158,7 +158,7 @@ def test_commands_belong_into_one_group_of_their_kind() -> None:
         kind = {3: log_format.META, 4: log_format.ACCOUNT}[kind]
         meta = {
             "kind": kind,
-            "slices": bytes(single_slice(group, payload)),
+            "slices": bytes(slices_of([group], payload)),
             "row_count": 0,
             "heap_size": len(body),
             "registry_version": 1,

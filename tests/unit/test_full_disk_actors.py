@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from meterd.actors.checkpoints import CURRENT
-from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
+from meterd.actors.registry_file import REGISTRY_FILE
 from meterd.actors.router import MAP_FILE, Router
 from meterd.actors.usage import Usage
 from meterd.core.zones import UTC

@@ -49,6 +49,7 @@ class Node:
             "end": [self.log.builder.file_number, len(self.log.builder.data)],
             "position": "17",
             "horizon": I64_MIN,
+            "added": {},
             "refused": {number: list(raw) for number, raw in self.log.refused_of_waiting().items()},
         }
         if not self.knows_registry:

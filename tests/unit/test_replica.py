@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from meterd.core.kernels.hashing import CHAIN_KEY_0, CHAIN_KEY_1
 from meterd.core.log_scan import Groups, verify_chain
-from meterd.core.proposals import Proposal, single_slice
+from meterd.core.proposals import Proposal, slices_of
 from meterd.core.staging import Stage
 from meterd.protocol import log_format
 from meterd.protocol.errors import InvariantViolation
@@ -24,7 +24,7 @@ CHAIN_KEY = (int(CHAIN_KEY_0), int(CHAIN_KEY_1))
 
 def meta(body: bytes) -> Proposal:
     payload = body.ljust(log_format.padded(len(body)), b"\0")
-    slices = single_slice(log_format.META_GROUP, payload)
+    slices = slices_of([log_format.META_GROUP], payload)
     return Proposal(log_format.META, slices, payload, 0, len(body), 3)
 
 

@@ -63,6 +63,7 @@ class Node:
             self.clock(),
             cluster=7,
             member=self.member,
+            boot=self.now,
             sequence=logs.groups.sequence,
             leader_time=logs.groups.leader_time,
             random=Random(self.member),

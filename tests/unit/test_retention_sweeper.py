@@ -10,7 +10,7 @@ import msgpack
 import pytest
 
 from meterd.actors.bundle import bundle
-from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
+from meterd.actors.registry_file import REGISTRY_FILE
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.actors.totals_files import Covered, covered_by, read_totals
 from meterd.core.erasures import Erasures, erasure_command, erasure_of, none_erased

@@ -1,0 +1,121 @@
+"""How long events are kept, for the usage actor: what it proposes, and what the sweeper hears.
+
+For how many days is set by a command, else by an option.  Each leader proposes to move the horizons
+of the partitions that it leads; the retention sweeper deletes what lies before them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import numpy as np
+
+from meterd.actors import restored
+from meterd.actors.outcomes import NO_REQUESTS
+from meterd.actors.splitting import PART_SECONDS_MAX, Splitting, command_proposal
+from meterd.core.state import DAY_NS
+from meterd.protocol import log_format
+
+if TYPE_CHECKING:
+    from meterd.actors.usage import Usage
+
+HOUR_NS = DAY_NS // 24
+
+META_ONLY = np.array([log_format.META_GROUP])
+
+
+class Horizons:
+    """See the module."""
+
+    def __init__(self, usage: Usage, splitting: Splitting) -> None:
+        self._usage = usage
+        self._splitting = splitting
+        self._options = usage.options.retention
+        self._due = 0.0  # monotonic seconds, of the next look at what has expired
+        self._told: dict[str, Any] | None = None
+
+    def turn(self, now: float) -> None:
+        """Expire what is old, from time to time, and tell what has changed."""
+        if now >= self._due:
+            self.expire()
+            self._due = now + self._options.sweep_interval
+        self.tell()
+
+    def expire(self) -> None:
+        """Propose to move the horizons of what this node leads to where the retention has them."""
+        usage, command = self._usage, self._command(self._days)
+        partitions = usage.state.horizons.behind(usage.led, command)
+        if len(partitions):
+            usage.propose(log_format.EXPIRE, partitions, command)
+
+    def propose(self, rid: bytes, request_id: int, days: int) -> None:
+        """Have every replica keep events for so many days from now on; the answer comes later.
+
+        Where this node leads everything it comes when the horizons have moved, too; other leaders
+        move theirs when they see the days.
+        """
+        usage, command = self._usage, {"op": "retention_set", "days": days}
+        if not usage.leader_map.is_mine(log_format.META_GROUP):
+            version = usage.state.registry.version
+            proposal = command_proposal(log_format.META, [log_format.META_GROUP], command, version)
+            asked = (rid, request_id, "retention_set")
+            group = log_format.META_GROUP
+            self._splitting.commands(asked, [(group, *proposal)], PART_SECONDS_MAX)
+            return
+        origin = msgpack.packb([(rid, request_id, "retention_set")])
+        led = usage.led
+        alone = len(led) == log_format.META_GROUP
+        answers = (NO_REQUESTS, origin) if alone else (origin, NO_REQUESTS)
+        usage.propose(log_format.META, META_ONLY, command, answers[0])
+        if len(led):
+            usage.propose(log_format.EXPIRE, led, self._command(days), answers[1])
+
+    def result(self) -> dict[str, Any]:
+        """Return what is answered when the horizons have moved."""
+        return {"days": self._days, "horizon": self._usage.state.horizon}
+
+    def forget_told(self) -> None:
+        """The retention sweeper has started anew: it must be told again."""
+        self._told = None
+
+    def tell(self) -> None:
+        """Tell the sweeper what it may delete, if that has changed; nothing of it goes back."""
+        usage = self._usage
+        told = {
+            "days": self._days,
+            "set": usage.state.retention_days is not None,
+            "horizon": usage.state.horizon,
+            "first_needed": usage.first_needed,
+        }
+        if told == self._told:
+            return
+        self._told = told
+        usage.announce_standing()  # what is folded is folded by this
+        usage.send("retention_sweeper", [b"retention", msgpack.packb(told)])
+
+    @property
+    def _days(self) -> int:
+        """For how many days events are kept: as was set by a command, else by the option."""
+        set_days = self._usage.state.retention_days
+        return self._options.days if set_days is None else set_days
+
+    def _command(self, days: int) -> dict[str, Any]:
+        future_ns = self._options.future_hours * HOUR_NS
+        return {"op": "expire", "future_ns": future_ns} | self._beginnings(days)
+
+    def _beginnings(self, days: int) -> dict[str, int]:
+        """Return the beginnings of the oldest days of which events, and totals, are kept.
+
+        After a restore they stay where they are, until the grace is over.
+        """
+        now, state = time.time_ns(), self._usage.state
+        data_dir = self._usage.options.node.data_dir
+        if now < restored.held_until(data_dir, self._options.grace_after_restore):
+            return {"horizon": state.horizon, "totals_horizon": state.totals_horizon}
+        today = now // DAY_NS
+        return {
+            "horizon": (today - days) * DAY_NS,
+            "totals_horizon": (today - (self._options.totals_days or days)) * DAY_NS,
+        }
