@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 SEEDS  ?= 2000
 START  ?= 1
 
-.PHONY: setup run demo test test-fast sim bench lint types check wheel-test clean
+.PHONY: setup run cluster demo test test-fast sim bench lint types check wheel-test clean
 
 setup: $(READY)  ## make .venv, install everything, compile the kernels
 	$(BIN)/python -m meterd.compile
@@ -20,6 +20,9 @@ $(READY): setup.cfg pyproject.toml
 
 run: setup  ## a node that keeps its data in ./data
 	bin/meterd
+
+cluster: setup  ## three nodes on this machine until Ctrl-C: make cluster [DIR=directory]
+	$(BIN)/python examples/cluster.py $(DIR)
 
 demo: setup  ## meter this machine, kill the node in between, write a bill
 	$(BIN)/python examples/machine_bill.py

@@ -80,6 +80,7 @@ class Actor:
         self._watched: dict[int, Callable[[], None]] = {}
         self._outboxes: dict[str, zmq.Socket[bytes]] = {}
         self._wake = os.pipe()
+        self._tick_due = 0.0
 
     # What an actor is made of
 
@@ -138,6 +139,10 @@ class Actor:
         del self._handlers[socket]
         self._poller.unregister(socket)
 
+    def tick_by(self, moment: float) -> None:
+        """Have `tick` called by monotonic `moment`, if that is before it is due anyhow."""
+        self._tick_due = min(self._tick_due, moment)
+
     def send(self, actor: str, frames: Sequence[Any]) -> None:
         """Send one message, frames of bytes or arrays, to another actor's inbox."""
         outbox = self._outboxes.get(actor)
@@ -163,15 +168,15 @@ class Actor:
         sockets.close()
 
     def _serve(self) -> None:
-        beat_due = tick_due = 0.0
+        beat_due = 0.0
         while not (self.stopping and self.drained()):
             now = time.monotonic()
             if now >= beat_due:
                 self._beat()
                 beat_due = now + BEAT_SECONDS
-            if now >= tick_due:
-                tick_due = now + self.tick(now)
-            wait = max(0.0, min(beat_due, tick_due) - time.monotonic())
+            if now >= self._tick_due:
+                self._tick_due = now + self.tick(now)
+            wait = max(0.0, min(beat_due, self._tick_due) - time.monotonic())
             if self.turn(int(wait * 1000) + 1):
                 self.flush()
 

@@ -9,11 +9,12 @@ answer is exactly what had been acknowledged when the question came.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from meterd.actors.answering_where import AnsweringWhere, cursor_prefix
 from meterd.actors.sockets import Frame
 from meterd.actors.zone_files import transitions
 from meterd.core.answers import AnswerContext, answer_usage
@@ -42,6 +43,8 @@ class Asked:
     header: RequestHeader
     raw_header: bytes
     body: Frame
+    began: float
+    added: dict[str, Any] = field(default_factory=dict)  # to the result
 
 
 class Asking:
@@ -50,6 +53,7 @@ class Asking:
     def __init__(self, usage: Usage) -> None:
         self._usage = usage
         self._sent = (-1, 0)  # registry version and erasures that the query actor knows
+        self._where = AnsweringWhere(usage, self)
 
     def forget_registry(self) -> None:
         """The query actor has started anew: send it the registry with the next question."""
@@ -63,15 +67,33 @@ class Asking:
             if not self._usage.answers_questions:
                 raise Starting(retry_after_ms=STARTING_RETRY_MS)
             fields = check_request(header.kind, body, header.lz4_size)
-            result = self._result(Asked(rid, header, raw_header, body), fields)
+            asked = Asked(rid, header, raw_header, body, began)
+            if self._usage.leader_map.alone:
+                self._answer_now(asked, fields)
+            else:
+                self._where.see(asked, fields)
         except MeterdError as error:
-            self._usage.answers.error(rid, header.id, header.kind, error)
-            self._usage.telemetry.add(f'queries_total{{kind="{header.kind}",result="error"}}')
-            return
+            self.refuse(rid, header, error)
+
+    def refuse(self, rid: bytes, header: RequestHeader, error: MeterdError) -> None:
+        """Answer a question with an error."""
+        self._usage.answers.error(rid, header.id, header.kind, error)
+        self._usage.telemetry.add(f'queries_total{{kind="{header.kind}",result="error"}}')
+
+    def answer_now(self, asked: Asked, fields: dict[str, Any]) -> None:
+        """Answer from what is applied here."""
+        try:
+            self._answer_now(asked, fields)
+        except MeterdError as error:
+            self.refuse(asked.rid, asked.header, error)
+
+    def _answer_now(self, asked: Asked, fields: dict[str, Any]) -> None:
+        rid, header = asked.rid, asked.header
+        result = self._result(asked, fields)
         if result is not None:
-            self._usage.answers.ok(rid, header.id, header.kind, bodies.pack(result))
+            self._usage.answers.ok(rid, header.id, header.kind, bodies.pack(result | asked.added))
             self._usage.telemetry.observe(
-                f'query_duration_seconds{{kind="{header.kind}"}}', time.perf_counter() - began
+                f'query_duration_seconds{{kind="{header.kind}"}}', time.perf_counter() - asked.began
             )
             self._usage.telemetry.add(f'queries_total{{kind="{header.kind}",result="ok"}}')
 
@@ -139,7 +161,10 @@ class Asking:
             "end": list((usage.position if question.kind == "feed" else usage.read_end)[:2]),
             "position": str(usage.groups.sequence),
             "horizon": usage.state.horizon,
+            "added": asked.added,
         }
+        if not usage.leader_map.alone:
+            context["cursor"] = cursor_prefix(usage.leader_map.own)
         if (registry.version, len(erasures)) != self._sent:
             context["registry"] = registry.to_bytes()
             context["erased"] = erasures.to_lists()

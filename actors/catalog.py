@@ -102,6 +102,12 @@ FAMILIES = (
     _counter("events_duplicate_total", "Events that were there already."),
     _counter("events_conflict_total", "Events whose id belongs to an event with other content."),
     _counter("events_rejected_total", "Events refused, by reason.", "reason", REASONS[1:]),
+    _counter("events_unknown_total", "Events of which the outcome was not known in time."),
+    _counter("forwarded_total", "Parts of requests sent to the nodes that lead them."),
+    _counter("forwards_unsent_total", "Parts that could not be sent: no connection, or no room."),
+    _counter("forwards_taken_total", "Parts taken from other nodes."),
+    _counter("forwards_refused_total", "Parts and outcomes of other nodes that were wrong."),
+    _counter("outcomes_unsent_total", "Outcomes that could not be sent back."),
     _histogram("ingest_duration_seconds", "From request to answer, ingest.", "mode", MODES),
     # queries
     Family(
@@ -199,8 +205,30 @@ FAMILIES = (
     _gauge("backup_last_events", "Stored events in the last backup."),
     _counter("backup_runs_total", "Backups.", "result", ("ok", "failed", "cancelled")),
     # replication: a group of one has neither, and both belong to every page
-    _counter("view_changes_total", "Partitions that got a new leader."),
-    _gauge("replication_lag_ops", "Ops that a peer lacks.", "peer"),
+    _counter("view_changes_total", "Groups that this node has become the leader of."),
+    _gauge("replication_lag_ops", "Ops that a peer lacks of the groups led here.", "peer"),
+    _gauge("partition_leader", "Partitions that this node leads."),
+    _gauge("groups_held", "Groups of which this node has a replica."),
+    _gauge("partitions_without_leader", "Groups of those whose leader is not known here."),
+    _gauge("term", "Highest term of a group."),
+    _gauge("membership_version", "Version of the members and the plan."),
+    _gauge("peers", "Other nodes of the cluster."),
+    _gauge("peer_up", "1 when a peer has answered a beat lately.", "peer"),
+    _gauge("peer_round_trip_seconds", "Time that a peer's last answer to a beat took.", "peer"),
+    _gauge("clock_offset_seconds", "A peer's clock minus this node's.", "peer"),
+    _counter(
+        "peer_messages_lost_total",
+        "Messages to other nodes that could not be sent at once.",
+        "reason",
+        ("full", "unconnected"),
+    ),
+    _counter(
+        "peer_messages_dropped_total",
+        "Messages on the replication port that were not taken.",
+        "reason",
+        ("version", "malformed", "cluster", "target", "stranger", "old"),
+    ),
+    _counter("peer_connections_reset_total", "Connections to the replication port cut off."),
     # node
     Family(
         "build_info",

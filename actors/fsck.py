@@ -73,6 +73,7 @@ class Fsck:
         self._level = level
         self._disk = ReadingDisk()
         self._owner: Owner | None = None
+        self._who: identity.Identity | None = None
         self._start: Start | None = None
         self._named: list[dict[str, Any]] = []  # states of checkpoints that could be read
         self._told: set[tuple[str, int | None]] = set()
@@ -129,6 +130,7 @@ class Fsck:
             yield Finding(severity, identity.FILE_NAME, 0, failure.reason)
         else:
             self._owner = Owner(who.node_id, who.cluster_id, who.identity_key)
+            self._who = who
             if identity.is_copy(self._directory, who):
                 said = "a copy: its first start settles what it caught half"
                 yield Finding(NOTE, identity.FILE_NAME, None, said)
@@ -153,7 +155,7 @@ class Fsck:
             return
         try:
             end = Recovery(
-                self._disk, self._directory, self._owner, self._start, lambda _: None
+                self._disk, self._directory, self._owner, self._start, lambda _: None, self._who
             ).run()
         except Corrupt as error:
             yield self._finding(error)

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from meterd.actors import erased_file, restored, totals_files
+from meterd.actors import claims, erased_file, restored, totals_files
 from meterd.actors.mapped import map_file
 from meterd.actors.segment_files import SegmentFiles
 from meterd.core import inventory
@@ -39,7 +39,7 @@ CONTAINERS: Final = (
 )
 REFUSED: Final = ("refused.log", "refused.1.log")
 # What else is in a directory that `inventory` knows by no pattern of its own.
-OTHERS: Final = ("node.json", "lost+found")
+OTHERS: Final = ("node.json", claims.GRANTS_FILE, "lost+found")
 LEFTOVERS: Final = (".tmp", ".new", ".old", ".incomplete", ".partial")
 
 

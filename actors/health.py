@@ -35,7 +35,18 @@ class Disk:
     refusing: bool  # the node has stopped taking events, until there is a margin again
 
 
-def checks_of(actors: Mapping[str, Any], disk: Disk) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class Quorum:
+    """What a node of a cluster knows of leaders."""
+
+    groups: int  # of which it has a replica
+    leads: int  # partitions
+    leaderless: int  # groups of its own whose leader it does not know
+
+
+def checks_of(
+    actors: Mapping[str, Any], disk: Disk, quorum: Quorum | None = None
+) -> dict[str, dict[str, Any]]:
     """Return {name: {status, ...}}: pass, warn or fail."""
     checks: dict[str, dict[str, Any]] = {}
     for name, actor in actors.items():
@@ -49,20 +60,40 @@ def checks_of(actors: Mapping[str, Any], disk: Disk) -> dict[str, dict[str, Any]
     else:
         status, limit = ("warn", disk.warn) if disk.free < disk.warn else ("pass", disk.warn)
     checks["disk"] = {"status": status, "value": disk.free, "limit": limit}
+    if quorum is not None:
+        checks["quorum"] = _quorum_check(quorum)
     return checks
+
+
+def _quorum_check(quorum: Quorum) -> dict[str, Any]:
+    """Can what is sent here be committed?  A minority knows no leader and can elect none."""
+    if not quorum.leaderless:
+        return {"status": "pass", "value": 0, "reason": ""}
+    status = "fail" if not quorum.leads and quorum.leaderless >= quorum.groups else "warn"
+    reason = f"{quorum.leaderless} of {quorum.groups} groups have no leader known here"
+    return {"status": status, "value": quorum.leaderless, "reason": reason}
 
 
 def ready_for(what: str, checks: Mapping[str, Mapping[str, Any]]) -> bool:
     """May the node get requests that read, or that write?"""
-    needed = [f"actor_{name}" for name in PATHS[what]] + (["disk"] if what == "write" else [])
+    needed = [f"actor_{name}" for name in PATHS[what]]
+    if what == "write":
+        needed += ["disk", *(["quorum"] if "quorum" in checks else [])]
     return all(checks.get(name, {"status": "fail"})["status"] != "fail" for name in needed)
 
 
 def report(
-    page: Mapping[str, Any], disk: Disk, who: Mapping[str, Any], now: float
+    page: Mapping[str, Any],
+    disk: Disk,
+    who: Mapping[str, Any],
+    now: float,
+    quorum: Quorum | None = None,
 ) -> dict[str, Any]:
-    """Return the body of /health.  `page` is the supervisor's, `now` seconds since the epoch."""
-    checks = checks_of(page["actors"], disk)
+    """Return the body of /health.  `page` is the supervisor's, `now` seconds since the epoch.
+
+    `quorum` is None for a single node.
+    """
+    checks = checks_of(page["actors"], disk, quorum)
     ready = {what: ready_for(what, checks) for what in PATHS}
     statuses = {check["status"] for check in checks.values()}
     healthy = "fail" not in statuses and page["state"] == "running"

@@ -12,14 +12,18 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from crc32c import crc32c
 
 from meterd.actors import disk, endings
+from meterd.core import members
+from meterd.core.members import Members
 from meterd.protocol.errors import BootFailed, StorageError
-from meterd.protocol.raft_messages import member_id
+from meterd.protocol.raft_messages import Configuration, member_id
 
 MAGIC = "meterd node"
 STORAGE_VERSION = 2
@@ -42,6 +46,20 @@ class Identity:
     storage_version: int
     created: str
     directory_inode: int = 0  # of the directory it was written in; 0 when that is not known
+    # Number, replication address and application address of the nodes that the cluster was made
+    # of; empty for a single node.
+    first_members: tuple[tuple[int, str, str], ...] = ()
+
+    @property
+    def beginning(self) -> Members:
+        """Members and plan when the cluster was made: what its log starts from."""
+        return members.first(self.first_members or [(self.node_id, "", "")])
+
+    @property
+    def first_configurations(self) -> list[Configuration]:
+        """Each group's members where its log begins."""
+        beginning = self.beginning
+        return [beginning.configuration(group) for group in range(members.GROUP_COUNT)]
 
     @property
     def member(self) -> int:
@@ -58,12 +76,21 @@ class Identity:
 
 
 def claim(data_dir: str, node_id: int, bootstrap: str) -> tuple[Identity, bool]:
-    """Read the identity of a directory, or make one where that is allowed.
+    """Read the identity of a directory, or make a cluster of one where that is allowed.
 
     Returns the identity and whether it is new.  Raises BootFailed.
     """
+    found = of_history(data_dir, node_id, bootstrap)
+    return (write(data_dir, new_cluster(node_id)), True) if found is None else (found, False)
+
+
+def of_history(data_dir: str, node_id: int, bootstrap: str) -> Identity | None:
+    """Read the identity of a directory; return None where there is none and one may be made.
+
+    Raises BootFailed.
+    """
     if (Path(data_dir) / FILE_NAME).exists():
-        return _recover(data_dir, node_id, bootstrap), False
+        return _recover(data_dir, node_id, bootstrap)
     found = [path.name for pattern in HISTORY for path in Path(data_dir).glob(pattern)]
     if found:
         raise BootFailed(
@@ -76,15 +103,60 @@ def claim(data_dir: str, node_id: int, bootstrap: str) -> tuple[Identity, bool]:
             f"{data_dir} is empty, and --bootstrap recover never makes a new cluster;"
             " check --data-dir",
         )
-    identity = Identity(
+    return None
+
+
+def new_cluster(node_id: int, first_members: Iterable[tuple[int, str, str]] = ()) -> Identity:
+    """Return the identity of the node that makes a new cluster."""
+    return taken(
+        node_id,
+        {
+            "cluster_id": secrets.token_hex(KEY_SIZE),
+            "identity_key": secrets.token_hex(KEY_SIZE),
+            "incarnation": members.FIRST_INCARNATION,
+            "first_members": list(first_members),
+        },
+    )
+
+
+def taken(node_id: int, fields: Mapping[str, Any]) -> Identity:
+    """Return the identity that a cluster gives a node: what `given` has made, or new keys.
+
+    Raises ValueError, TypeError or KeyError when it is none.
+    """
+    made = Identity(
         node_id=node_id,
-        cluster_id_hex=secrets.token_hex(KEY_SIZE),
-        identity_key_hex=secrets.token_hex(KEY_SIZE),
-        incarnation=1,
+        cluster_id_hex=fields["cluster_id"],
+        identity_key_hex=fields["identity_key"],
+        incarnation=fields["incarnation"],
         storage_version=STORAGE_VERSION,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        first_members=_first_members(fields["first_members"]),
     )
-    return write(data_dir, identity), True
+    _check(made)
+    return made
+
+
+def given(who: Identity, incarnation: int) -> dict[str, Any]:
+    """Return what another node of the same cluster takes its identity from."""
+    return {
+        "cluster_id": who.cluster_id_hex,
+        "identity_key": who.identity_key_hex,
+        "incarnation": incarnation,
+        # Of one that was a single node, too: the log begins with it alone.
+        "first_members": [list(one) for one in who.first_members] or [[who.node_id, "", ""]],
+    }
+
+
+def _first_members(rows: Iterable[Any]) -> tuple[tuple[int, str, str], ...]:
+    return tuple((int(node), str(peer), str(client)) for node, peer, client in rows)
+
+
+def _check(identity: Identity) -> None:
+    if {len(identity.cluster_id), len(identity.identity_key)} != {KEY_SIZE}:
+        raise ValueError("a key has the wrong size")
+    if type(identity.incarnation) is not int or identity.incarnation < members.FIRST_INCARNATION:
+        raise ValueError("its incarnation is no number from 1")
 
 
 def write(data_dir: str, identity: Identity) -> Identity:
@@ -114,7 +186,7 @@ def _recover(data_dir: str, node_id: int, bootstrap: str) -> Identity:
         raise BootFailed(
             endings.IDENTITY,
             f"{data_dir} already has a history (cluster {identity.cluster_id_hex});"
-            " --bootstrap new wants an empty directory",
+            " --bootstrap new wants an empty directory; leave it out to start this one",
         )
     if identity.node_id != node_id:
         raise BootFailed(
@@ -157,9 +229,9 @@ def decode(raw: bytes, path: str) -> Identity:
             )
         if body.pop("crc32c") != _checksum({"magic": MAGIC, **body}):
             raise ValueError("its checksum does not match")
+        body["first_members"] = _first_members(body.get("first_members", ()))
         identity = Identity(**body)
-        if {len(identity.cluster_id), len(identity.identity_key)} != {KEY_SIZE}:
-            raise ValueError("a key has the wrong size")
+        _check(identity)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BootFailed(endings.CORRUPT, f"{path} at offset 0: it is damaged: {error}") from error
     return identity

@@ -20,18 +20,27 @@ from meterd.actors import identity
 from meterd.actors.actor import Actor
 from meterd.actors.answering import Answers, answer_frames
 from meterd.actors.bundle import bundle, unbundle
+from meterd.actors.leader_map import LeaderMap
 from meterd.actors.outcomes import encode_origin
 from meterd.actors.sockets import Frame
+from meterd.actors.splitting import Request, Splitting, command_proposal
+from meterd.actors.unknown_metrics import UnknownMetrics
 from meterd.actors.zone_files import transitions
 from meterd.core.balance_rows import import_commands
 from meterd.core.erasures import erasure_command
-from meterd.core.proposals import single_slice
+from meterd.core.members import OPS as MEMBER_OPS
 from meterd.core.registry import Registry
-from meterd.core.staging import Stage
+from meterd.core.staging import Packed, Stage
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
 from meterd.protocol.envelope import RequestHeader, decode_request_header
-from meterd.protocol.errors import REASONS, MeterdError, RemoteProtocolError
+from meterd.protocol.errors import (
+    REASONS,
+    MeterdError,
+    RemoteProtocolError,
+    UnknownMetric,
+    exception_of,
+)
 from meterd.protocol.messages import check_request
 from meterd.protocol.result import IngestResult, encode_result
 
@@ -51,8 +60,13 @@ class Ingest(Actor):
         words = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
         self._stage = Stage(self.options.ingest.record_events_max, words)
         self._answers = Answers(self)
-        self._requests: list[tuple[bytes, int, int, Sequence[tuple[int, int]]]] = []
+        self._requests: list[Request] = []
         self._accepted: list[bytes] = []  # answers to `async` requests, as frames
+        self._async: list[int] = []  # which of the requests they belong to
+        self._patience = 0.0  # seconds that the most patient client of the requests waits
+        self._leaders = LeaderMap(self.options)
+        self._splitting = Splitting(self, self._leaders)
+        self._unknown = UnknownMetrics(self)
         self._began = 0.0  # when the first request of what is staged was taken
         self._serving = False
 
@@ -65,7 +79,13 @@ class Ingest(Actor):
                 for rid, raw_header, body in unbundle(frames[1:]):
                     self._on_request(rid, raw_header, body)
         elif kind == b"registry":
-            self._on_registry(frames)
+            self.take_registry(frames)
+        elif kind == b"leaders":
+            self._leaders.take(frames)
+        elif kind == b"fresh_registry":
+            self._unknown.fresh(frames)
+        elif kind == b"no_registry":
+            self._unknown.failed(exception_of(msgpack.unpackb(frames[1])))
         elif kind == b"hello" and self._serving:  # the router has started after us
             self._say_hello()
 
@@ -81,7 +101,7 @@ class Ingest(Actor):
         self._propose()
         self._answers.send()
 
-    def _on_registry(self, frames: list[bytes]) -> None:
+    def take_registry(self, frames: Sequence[Frame]) -> None:
         """Take over the registry, then pass on the answers that promise it."""
         self._propose()  # what is staged was numbered by the old one
         self._registry = Registry.from_bytes(frames[1])
@@ -94,37 +114,64 @@ class Ingest(Actor):
             self.ready()
 
     def _on_request(self, rid: bytes, raw_header: bytes, body: Frame) -> None:
-        header = decode_request_header(raw_header)  # the router has checked it
-        try:
-            if header.kind == "ingest":
-                self._on_events(rid, header, body)
-            elif header.kind in ("account_erase", "balance_import"):
-                self._on_account(rid, header, body)
-            else:
-                self._on_metric(rid, header, body)
-        except MeterdError as error:
-            self._answers.error(rid, header.id, header.kind, error)
+        # The router has checked the header.  A node alone knows what there is to know.
+        header = decode_request_header(raw_header)
+        self.take_request(rid, header, body, certain=self._leaders.alone)
 
-    def _on_events(self, rid: bytes, header: RequestHeader, body: Frame) -> None:
+    def take_request(self, rid: bytes, header: RequestHeader, body: Frame, certain: bool) -> None:
+        """Do what a request asks for; certain: a metric that the registry lacks there is not."""
+        try:
+            try:
+                self._take(rid, header, body, certain)
+            except UnknownMetric:
+                if certain:
+                    raise
+                self._unknown.hold(rid, header, body)
+        except MeterdError as error:
+            self.refuse(rid, header, error)
+
+    def refuse(self, rid: bytes, header: RequestHeader, error: MeterdError) -> None:
+        """Answer a request with an error."""
+        self._answers.error(rid, header.id, header.kind, error)
+
+    def _take(self, rid: bytes, header: RequestHeader, body: Frame, certain: bool) -> None:
+        if header.kind == "ingest":
+            self._on_events(rid, header, body, certain)
+        elif header.kind in ("account_erase", "balance_import"):
+            self._on_account(rid, header, body)
+        elif header.kind in MEMBER_OPS:
+            self._on_members(rid, header, body)
+        else:
+            self._on_metric(rid, header, body)
+
+    def _on_events(self, rid: bytes, header: RequestHeader, body: Frame, certain: bool) -> None:
         if self._stage.full or len(self._requests) >= REQUESTS_PER_RECORD_MAX:
             self._propose()
         if not self._requests:
             self._began = time.monotonic()
+        self._patience = max(self._patience, header.deadline_ms / 1000)
         whole = None
         if header.lz4_size is None:
             whole = self._stage.add_body(body, len(self._requests))
         if whole is None:
-            self._on_other_events(rid, header, body)
+            self._on_other_events(rid, header, body, certain)
             return
         count, durability = whole
         if durability == "async":
-            self._accepted += [rid, *_accepted(header, count, [])]
+            self._accept(rid, _accepted(header, count, []))
             rid = b""
         self._requests.append((rid, header.id, count, ()))
 
-    def _on_other_events(self, rid: bytes, header: RequestHeader, body: Frame) -> None:
-        """Take a request that is not of the usual form, or that has a row which is not right."""
+    def _on_other_events(
+        self, rid: bytes, header: RequestHeader, body: Frame, certain: bool
+    ) -> None:
+        """Take a request that is not of the usual form, or that has a row which is not right.
+
+        Raises UnknownMetric where that is not certain.
+        """
         columns = decode_events(body, header.lz4_size)
+        if not (certain or all(map(self._stage.knows, columns.metric_codes))):
+            raise UnknownMetric
         faults = self._stage.add(columns, len(self._requests))
         if faults is None:  # it may fit into an empty stage
             self._propose()
@@ -138,10 +185,15 @@ class Ingest(Actor):
             self._answers.add([rid, *answer])
         elif columns.durability == "async":
             refused = faults + self._stage.refused_rows(len(self._requests))
-            self._accepted += [rid, *_accepted(header, columns.count, refused)]
+            self._accept(rid, _accepted(header, columns.count, refused))
             self._requests.append((b"", header.id, columns.count, faults))
         else:
             self._requests.append((rid, header.id, columns.count, faults))
+
+    def _accept(self, rid: bytes, answer: list[bytes]) -> None:
+        """Keep the answer to an `async` request, the next one, until its events are handed on."""
+        self._accepted += [rid, *answer]
+        self._async.append(len(self._requests))
 
     def _count_rejected(self, count: int, faults: list[tuple[int, int]]) -> None:
         self.telemetry.add("events_received_total", count)
@@ -160,8 +212,12 @@ class Ingest(Actor):
             }
         else:
             command = {"op": "metric_delete", "code": fields["code"]}
-        origin = [(rid, header.id, header.kind)]
-        self._command(log_format.META, log_format.META_GROUP, command, origin)
+        self._commands(log_format.META, {log_format.META_GROUP: command}, rid, header)
+
+    def _on_members(self, rid: bytes, header: RequestHeader, body: Frame) -> None:
+        """Log a change of who belongs to the cluster; the state machine says whether it may be."""
+        command = {"op": header.kind, **check_request(header.kind, body, header.lz4_size)}
+        self._commands(log_format.META, {log_format.META_GROUP: command}, rid, header)
 
     def _on_account(self, rid: bytes, header: RequestHeader, body: Frame) -> None:
         """Log what concerns accounts in their partitions; the last of the commands is answered."""
@@ -174,32 +230,37 @@ class Ingest(Actor):
             commands = {partition: command}
         else:
             commands = import_commands(fields["id"], fields["balances"], self._registry, self._key)
-        last = max(commands)
-        for partition, command in sorted(commands.items()):
-            origin = [(rid, header.id, header.kind)] if partition == last else []
-            self._command(log_format.ACCOUNT, partition, command, origin)
+        self._commands(log_format.ACCOUNT, commands, rid, header)
 
-    def _command(
-        self, kind: int, group: int, command: dict[str, Any], origin: list[tuple[bytes, int, str]]
+    def _commands(
+        self, kind: int, commands: dict[int, dict[str, Any]], rid: bytes, header: RequestHeader
     ) -> None:
-        """Propose a command, ordered after what came before it."""
+        """Propose commands, one in each of these groups, ordered after what came before them."""
         self._propose()
-        packed = msgpack.packb(command)
-        payload = packed.ljust(log_format.padded(len(packed)), b"\0")
-        meta = {
-            "kind": kind,
-            "slices": single_slice(group, payload),
-            "row_count": 0,
-            "heap_size": len(packed),
-            "registry_version": self._stage.registry_version,
-        }
-        self._send(meta, payload, msgpack.packb(origin))
+        asked = (rid, header.id, header.kind)
+        proposals = [
+            (group, *command_proposal(kind, group, command, self._stage.registry_version))
+            for group, command in sorted(commands.items())
+        ]
+        if not self._leaders.alone:
+            self._splitting.commands(asked, proposals, header.deadline_ms / 1000)
+            return
+        for group, meta, payload in proposals:
+            origin = [asked] if group == proposals[-1][0] else []
+            self._send(meta, payload, msgpack.packb(origin))
 
     def _propose(self) -> None:
         """Pack what is staged into one proposal."""
         if self._stage.empty:
             return
-        packed = self._stage.pack()
+        if self._leaders.all_mine:
+            self._propose_whole(self._stage.pack())
+        else:
+            self._propose_parts(self._stage.pack_parts(self._leaders.nodes))
+        self._requests, self._accepted, self._async, self._patience = [], [], [], 0.0
+
+    def _propose_whole(self, packed: Packed) -> None:
+        """Propose what this node leads alone."""
         meta = {
             "kind": log_format.EVENTS,
             "slices": packed.slices.data,
@@ -208,15 +269,37 @@ class Ingest(Actor):
             "registry_version": self._stage.registry_version,
         }
         origin = encode_origin(self._began, self._requests, packed)
-        if self._accepted:
-            seconds, count = time.monotonic() - self._began, len(self._accepted) // 3
-            self.telemetry.observe('ingest_duration_seconds{mode="async"}', seconds, count)
+        self._count_accepted()
         if packed.row_count:
             self._send(meta, packed.payload, origin)
         else:  # nothing to log: only to be judged
             self._answers.add(self._accepted)
             self.send("replication", [b"judge", origin])
-        self._requests, self._accepted = [], []
+
+    def _propose_parts(self, parts: list[tuple[int, Packed]]) -> None:
+        """Hand the parts on to their leaders.
+
+        `async` events of which nobody knows the leader are not accepted: their request is answered
+        like another, when it is known what became of the rest.
+        """
+        lost = {number for node, packed in parts if node == 0 for number in packed.requests()}
+        for place in reversed(range(len(self._async))):
+            number = self._async[place]
+            if number in lost:
+                _, request_id, count, faults = self._requests[number]
+                rid = self._accepted[3 * place]
+                self._requests[number] = rid, request_id, count, faults
+                del self._accepted[3 * place : 3 * place + 3]
+        self._splitting.events(
+            self._began, self._requests, parts, self._stage.registry_version, self._patience
+        )
+        self._count_accepted()
+        self._answers.add(self._accepted)
+
+    def _count_accepted(self) -> None:
+        if self._accepted:
+            seconds, count = time.monotonic() - self._began, len(self._accepted) // 3
+            self.telemetry.observe('ingest_duration_seconds{mode="async"}', seconds, count)
 
     def _send(
         self, meta: dict[str, Any], payload: bytes | NDArray[np.uint8], origin: bytes

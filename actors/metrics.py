@@ -26,6 +26,7 @@ from meterd.actors.collected import Collected
 from meterd.actors.http import HttpServer, Page, plain
 from meterd.actors.sockets import Frame
 from meterd.actors.supervisor import ACTORS_FILE
+from meterd.core.members import GROUP_COUNT
 from meterd.protocol.envelope import decode_request_header
 from meterd.protocol.errors import BootFailed, MeterdError
 from meterd.protocol.messages import check_request
@@ -117,7 +118,17 @@ class Metrics(Actor):
             "cluster_id": self._identity.cluster_id_hex,
             "version": __version__,
         }
-        return health.report(self._supervised(), self._disk(), who, time.time())
+        return health.report(self._supervised(), self._disk(), who, time.time(), self._quorum())
+
+    def _quorum(self) -> health.Quorum | None:
+        """What replication has said of leaders; None when there are no other nodes."""
+        gauge = self._collected.gauge
+        if not (self.options.node.peers or gauge("peers")):
+            return None
+        held = int(gauge("groups_held") or GROUP_COUNT)  # before it has said so, all count
+        leaderless = gauge("partitions_without_leader")
+        lacking = held if leaderless is None else int(leaderless)
+        return health.Quorum(held, int(gauge("partition_leader") or 0), lacking)
 
     def _supervised(self) -> dict[str, Any]:
         page: dict[str, Any] = json.loads(Path(self.run_dir, ACTORS_FILE).read_bytes())

@@ -16,11 +16,15 @@ from collections.abc import Callable, Sequence
 from numba.core import config as numba_config
 
 from meterd.actors import (
+    claims,
     copies,
     directory,
     endings,
+    founding,
     identity,
     journal,
+    lease_words,
+    peer_list,
     restored,
     start_checks,
     storage_versions,
@@ -65,6 +69,9 @@ def run(options: Options, load: Callable[[], Options]) -> int:
     try:
         run_dir = _prepare(options, notifier)
         return Supervisor(options, run_dir, UNITS, load, notifier).run()
+    except founding.Stopped:
+        logger.info("graceful shutdown complete")
+        return endings.CLEAN
     except BootFailed as failure:
         logger.error("%s", failure.reason)
         notifier.send(f"STATUS={failure.reason}")
@@ -79,35 +86,68 @@ def _prepare(options: Options, notifier: Notifier) -> str:
     node = options.node
     with timed(start_checks.DIRECTORY, path=os.path.abspath(node.data_dir)):
         directory.take(node.data_dir)
-    claim_directory(options)
+    claim_directory(options, notifier)
+    _say_peers(options)
     _say_restored(options)
     _make_room(options)
     run_dir = directory.make_run_dir(node.data_dir)
     notifier.status("loading kernels (the first start compiles them)", extend=True)
     with timed("kernels loaded"):
         warm_kernels()
+    lease_words.shared()  # before the fork
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
     gc.collect()
     gc.freeze()
     return run_dir
 
 
-def claim_directory(options: Options) -> None:
+def claim_directory(options: Options, notifier: Notifier) -> None:
     """See whose directory it is, and make it fit to be used: a new one, a copy, one that was moved.
 
-    Raises BootFailed.
+    Raises BootFailed, founding.Stopped.
     """
     node = options.node
     with timed(start_checks.IDENTITY, node_id=node.id):
-        who, new = identity.claim(node.data_dir, node.id, node.bootstrap)
+        who = identity.of_history(node.data_dir, node.id, node.bootstrap)
         storage_versions.refuse_newer(node.data_dir)
-    if new:
-        logger.info("made a new cluster", extra={"fields": {"cluster_id": who.cluster_id_hex}})
-    elif identity.is_copy(node.data_dir, who):
+        new = who is None
+        if who is None:
+            who = _first_identity(options, notifier)
+        _refuse_alone(options, who)
+    claims.settle(node.data_dir)
+    if not new and identity.is_copy(node.data_dir, who):
         with timed("copied directory settled"):
             copies.settle(node.data_dir)
     if identity.is_elsewhere(node.data_dir, who):
         identity.write(node.data_dir, who)
+
+
+def _refuse_alone(options: Options, who: identity.Identity) -> None:
+    """A node of a cluster never serves as if it were alone.  Raises BootFailed."""
+    others = [number for number, *_ in who.first_members if number != who.node_id]
+    if others and not options.node.peers:
+        raise BootFailed(
+            endings.CONFIGURATION,
+            f"node {who.node_id} belongs to cluster {who.cluster_id_hex} with other nodes; start it"
+            " with --peers",
+        )
+
+
+def _first_identity(options: Options, notifier: Notifier) -> identity.Identity:
+    """Make a single node, or get an empty directory its place in a cluster."""
+    node = options.node
+    if node.peers:
+        return founding.found(options, notifier)
+    who = identity.write(node.data_dir, identity.new_cluster(node.id))
+    logger.info("made a new cluster", extra={"fields": {"cluster_id": who.cluster_id_hex}})
+    return who
+
+
+def _say_peers(options: Options) -> None:
+    """Warn of a list of peers that is allowed and rarely meant."""
+    node = options.node
+    for warning in peer_list.warnings(node.id, node.port, node.peers):
+        logger.warning("%s", warning)
 
 
 def _make_room(options: Options) -> None:

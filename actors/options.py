@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from meterd.actors import peer_list
 from meterd.protocol.errors import ConfigError
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -37,7 +38,7 @@ QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 # A node number fits the u32 of the log's file header.
 NODE_ID_MAX = (1 << 32) - 1
-PORT_MAX = 65_535
+PORT_MAX = peer_list.PORT_MAX
 
 
 def _text(default: str, help: str, choices: tuple[str, ...] = (), **flags: bool) -> Any:
@@ -79,13 +80,26 @@ class Node:
     http_listen: str = _text("", "address of /health and /metrics; empty: as listen")
     bootstrap: str = _text(
         "auto",
-        "auto: make a new cluster in an empty directory, else recover; new, recover: only that",
+        "auto: recover, or in an empty directory join the cluster of the peers, or make one; new,"
+        " join, recover: only that",
         choices=("auto", "new", "join", "recover"),
     )
     idle_poll: float = _duration(
         0.0, "keep processors awake for so long after each request or answer; 0s: never", 0.0, 0.1
     )
-    peers: str = _text("", "the other nodes, NODE_ID:HOST:PORT,...; empty: a single node")
+    peers: str = _text(
+        "", "the nodes of the cluster, NODE_ID:HOST:REPLICATION_PORT,...; empty: a single node"
+    )
+
+    @property
+    def replication_port(self) -> int:
+        """Where other nodes reach this one."""
+        return self.port + peer_list.REPLICATION_OFFSET
+
+    @property
+    def cluster_nodes(self) -> tuple[peer_list.Peer, ...]:
+        """All nodes of the list, this one among them; none for a single node."""
+        return peer_list.nodes_of(self.id, self.advertise, self.port, self.peers)
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,13 @@ class Wal:
         100, "but not more than so many of them", 1, 1_000_000, reloadable=True
     )
     min_segments: int = _count(4, "and never fewer", 1, 1_000_000, reloadable=True)
+    replica_segments: int = _count(
+        200,
+        "keep up to so many for nodes that are behind; one further behind gets a snapshot",
+        0,
+        1_000_000,
+        reloadable=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -478,6 +499,11 @@ def check(options: Options) -> None:
         raise _wrong("archive.verify_command", "nothing in it is {name}")
     if node.port == node.http_port:
         raise _wrong("node.http_port", f"{node.http_port} is the application port")
+    peer_list.check(node.id, node.port, node.peers)
+    if node.peers and node.http_port == node.replication_port:
+        raise _wrong("node.http_port", f"{node.http_port} is the replication port")
+    if node.bootstrap == "join" and not node.peers:
+        raise _wrong("node.bootstrap", "join wants --peers: the nodes of the cluster to join")
     retention = options.retention
     if 0 < retention.totals_days < retention.days:
         raise _wrong("retention.totals_days", "must not be below retention.days, unless it is 0")

@@ -29,6 +29,13 @@ STATUS_MASK = 0xF
 REASON_SHIFT = 4
 
 
+class Reply(NamedTuple):
+    """Who has split the requests that a proposal is a part of."""
+
+    node: int  # 0: this one
+    token: bytes
+
+
 class Origin(NamedTuple):
     """Where the rows of a proposal came from."""
 
@@ -37,6 +44,7 @@ class Origin(NamedTuple):
     request_of_row: NDArray[np.uint16]
     row_of_row: NDArray[np.uint16]
     refusals: Refusals | None
+    reply: Reply | None = None  # of a part of what a node has split: who waits for its outcome
 
 
 # The origin of a command that nobody asked for.
@@ -54,9 +62,28 @@ def encode_origin(began: float, requests: list[Any], packed: Packed) -> bytes:
     return frame
 
 
+def encode_own_part(token: bytes, packed: Packed) -> bytes:
+    """Return what goes with a part that this node leads of what it has split."""
+    refusals = packed.refusals
+    if refusals is None:
+        return encode_part(Reply(0, token), b"", b"", None)
+    refused = [refusals.rows.tobytes(), refusals.heap.tobytes(), refusals.codes]
+    return encode_part(
+        Reply(0, token), packed.request_of_row.tobytes(), packed.row_of_row.tobytes(), refused
+    )
+
+
+def encode_part(
+    reply: Reply, request_of_row: bytes, row_of_row: bytes, refused: list[Any] | None
+) -> bytes:
+    """Return what goes with a part of split requests as one frame."""
+    frame: bytes = msgpack.packb([0.0, [], request_of_row, row_of_row, refused, list(reply)])
+    return frame
+
+
 def parse_origin(frame: Frame) -> Origin:
-    """Read what `encode_origin` wrote."""
-    began, requests, request_of_row, row_of_row, refused = msgpack.unpackb(frame)
+    """Read what `encode_origin` or `encode_part` wrote."""
+    began, requests, request_of_row, row_of_row, refused, *reply = msgpack.unpackb(frame)
     refusals = None
     if refused is not None:
         rows = np.frombuffer(refused[0], np.int64).reshape(-1, stage.ROW_WORDS)
@@ -67,7 +94,22 @@ def parse_origin(frame: Frame) -> Origin:
         np.frombuffer(request_of_row, np.uint16),
         np.frombuffer(row_of_row, np.uint16),
         refusals,
+        Reply(*reply[0]) if reply else None,
     )
+
+
+def encode_command_part(reply: Reply) -> bytes:
+    """Return what goes with a command that is a part of what a node has split."""
+    frame: bytes = msgpack.packb(reply._asdict())
+    return frame
+
+
+def parse_command_origin(frame: Frame) -> tuple[Reply | None, list[Any]]:
+    """Return who waits for the outcome of a command, or its requests: (rid, request id, kind)."""
+    found = msgpack.unpackb(frame)
+    if isinstance(found, dict):
+        return Reply(**found), []
+    return None, found
 
 
 def results(

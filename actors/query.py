@@ -65,6 +65,8 @@ class Job:
     rid: bytes
     header: RequestHeader
     steps: Steps
+    added: dict[str, Any]  # to the result
+    cursor: str  # what cursors of this node begin with
     began: float  # monotonic seconds
     expires: float
 
@@ -131,7 +133,8 @@ class Query(Actor):
         if "registry" in context:
             self._registry = Registry.from_bytes(context["registry"])
             self._take_erasures(context["erased"])
-        job = Job(rid, header, self._steps(context, arrays), now, now + header.deadline_ms / 1000)
+        steps, until = self._steps(context, arrays), now + header.deadline_ms / 1000
+        job = Job(rid, header, steps, context["added"], context.get("cursor", ""), now, until)
         if [context["registry_version"], context["erasures"]] != [
             self._registry.version,
             len(self._erasures),
@@ -172,6 +175,9 @@ class Query(Actor):
         kind = job.header.kind
         if error is None:
             assert result is not None
+            if job.cursor and result.get("next") is not None:
+                result["next"] = job.cursor + result["next"]
+            result |= job.added
             self.answers.result(job.rid, job.header.id, kind, result)
         else:
             if isinstance(error, StorageError):  # the client is not told which file

@@ -14,19 +14,36 @@ import logging
 import random
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
 import numpy as np
 
-from meterd.actors import identity
+from meterd.actors import boots, endings, identity, peer_list, sockets
 from meterd.actors.actor import BEAT_SECONDS, Actor
+from meterd.actors.catching_up import CatchingUp
+from meterd.actors.cluster_requests import ClusterRequests
+from meterd.actors.forwarding import KINDS, Forwarding
+from meterd.actors.link_faults import LinkFaults
+from meterd.actors.peers import Own, Peers
+from meterd.actors.read_rounds import ReadRounds
+from meterd.actors.replica_traffic import ReplicaTraffic
+from meterd.actors.sockets import Frame
+from meterd.core.cluster_report import Link
 from meterd.core.group_logs import unpack
 from meterd.core.proposals import Proposal
-from meterd.core.raft.events import Refused
+from meterd.core.raft.events import ReadOps, Refused
+from meterd.core.raft.node import GoneBack, Node
 from meterd.core.replicas import Clock, Replicas, Step
-from meterd.protocol.errors import InvariantViolation
-from meterd.protocol.raft_messages import Envelope
+from meterd.protocol.errors import BootFailed, InvariantViolation
+from meterd.protocol.raft_messages import Envelope, node_of
+
+# I/O threads: a peer whose name is slow to resolve holds up those of its thread.
+IO_THREADS_MAX = 8
+
+# A beat comes every 150 ms; what has been taken for so long is acted on before more is.
+TURN_SECONDS_MAX = 0.03
 
 # Who must know who leads.
 ROUTING = ("router", "ingest", "usage")
@@ -38,13 +55,73 @@ class Replication(Actor):
     name = "replication"
 
     _replicas: Replicas | None = None  # until the log is open
+    _catching_up: CatchingUp | None = None  # of a node alone
 
     def open(self) -> None:
-        self._who = identity.read(self.options.node.data_dir)
+        node = self.options.node
+        self._who = identity.read(node.data_dir)
+        self._cluster = int.from_bytes(self._who.cluster_id, "little")
+        self._boot = time.time_ns()
+        self._requests = ClusterRequests(self, self._who)
+        self._peers: Peers | None = None  # of a node alone
+        if node.peers:
+            self._boot = boots.next_boot(node.data_dir)
+            self._open_peers()
         self._held: deque[list[bytes]] = deque()  # bounded by what the router admits
         self._serving = False
         self._leaders_told = b""
-        self._leaders_version = 0
+        self._flushed_at = 0.0
+        self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
+        self._reads = ReadRounds(self)
+
+    def _open_peers(self) -> None:
+        """Listen to the other nodes, and connect to them.  Raises BootFailed."""
+        node = self.options.node
+        addresses = self._addresses()
+        sockets.use_threads(min(len(addresses) + 1, IO_THREADS_MAX))
+        self._peers = Peers(
+            Own(self._cluster, self._who.member, self._boot),
+            addresses,
+            self.telemetry,
+            LinkFaults.wanted(node.id),
+            self._requests.respondent.answer,
+        )
+        self._traffic = ReplicaTraffic(self._peers, self._digest_at)
+        listener = self._peers.listen(f"tcp://{peer_list.join(node.listen, node.replication_port)}")
+        self.listen(listener, self._on_peer, self._peers.receive)
+
+    def _addresses(self) -> dict[int, str]:
+        """Return where the other nodes are: as the members say, or else the operator."""
+        node = self.options.node
+        found = {peer.node: peer.address for peer in node.cluster_nodes}
+        found |= {m.node: m.peer_address for m in self._requests.members.present if m.peer_address}
+        found.pop(node.id, None)
+        return found
+
+    def _digest_at(self, group: int, index: int) -> int | None:
+        return self.replicas.digest_at(group, index)
+
+    def send_bulk(self, node: int, frames: Sequence[Frame]) -> bool:
+        """Send frames to another node; False when that cannot be done now."""
+        member = self._peers.member_of(node) if self._peers is not None else 0
+        return member != 0 and self._peers is not None and self._peers.send_note(member, frames)
+
+    def send_small(self, node: int, frames: Sequence[Frame]) -> bool:
+        """The same for what is small and must not wait behind what is not."""
+        member = self._peers.member_of(node) if self._peers is not None else 0
+        if self._peers is None or member == 0:
+            return False
+        return self._peers.send_note(member, frames, is_bulk=False)
+
+    def _on_peer(self, frames: list[Any]) -> None:
+        """Take what another node has sent."""
+        found = self._traffic.take(frames)
+        if self._replicas is None or found is None:
+            return
+        if isinstance(found, Envelope):
+            self._carry_out(self._replicas.receive(found, _clock()))
+        elif found.frames and bytes(found.frames[0]) in KINDS:
+            self.forwarding.on_peer(node_of(found.source), found.frames)
 
     @property
     def replicas(self) -> Replicas:
@@ -62,19 +139,61 @@ class Replication(Actor):
                 self._held.append(frames)
         elif kind == b"judge":
             self.send("usage", frames)  # in the order of the records
+        elif kind == b"split":
+            self.forwarding.on_split(frames)
+        elif kind == b"forward":
+            self.forwarding.on_forward(frames)
+        elif kind == b"outcome":
+            self.forwarding.on_outcome(frames)
+        elif kind in (b"ask_index", b"index"):
+            self.forwarding.on_index(frames)
+        elif kind == b"read":
+            self._reads.ask(frames)
         elif kind == b"durable":
             self._on_durable(frames)
         elif kind == b"applied":
             groups = np.frombuffer(frames[1], np.uint16).astype(np.int64)
             index = np.frombuffer(frames[2], np.uint64).astype(np.int64)
+            self._requests.take_applied(groups, index)
             self._carry_out(self.replicas.applied(groups, index, _clock()))
         elif kind == b"opened":
             self._on_opened(frames)
+        elif kind == b"requests":
+            node = self._node
+            self._requests.take(frames, node, self._links(), _clock().now, self.request)
+        elif kind == b"members":
+            self._requests.take_members(frames[1])
+            if self._peers is not None:
+                self._peers.update(self._addresses())
         elif kind == b"hello":
             self._leaders_told = b""  # somebody has started anew
 
+    @property
+    def _node(self) -> Node | None:
+        return self._replicas.node if self._replicas is not None else None
+
+    def request(self, event: Any) -> list[Refused]:
+        """Give the engine a wish; return what it refused."""
+        step = self.replicas.step(event, _clock())
+        self._carry_out(step)
+        return step.refused
+
+    def _links(self) -> dict[int, Link]:
+        """Return what the connections to the other nodes say."""
+        return {} if self._peers is None else self._peers.links()
+
+    def enough(self) -> bool:
+        """A turn must not keep beats waiting."""
+        return time.monotonic() - self._flushed_at > TURN_SECONDS_MAX
+
     def flush(self) -> None:
         self._tell_leaders()
+        self._renew_leases()
+        if self._peers is not None and self._replicas is not None:
+            self.forwarding.pump()
+            self._traffic.flush()
+            self.tick_by(self._replicas.deadline / 1000)
+        self._flushed_at = time.monotonic()
 
     def _on_opened(self, frames: list[bytes]) -> None:
         """The log is open: continue every group where it ends, and have usage replay it."""
@@ -83,13 +202,19 @@ class Replication(Actor):
         self._replicas = Replicas(
             starts,
             _clock(),
-            cluster=int.from_bytes(self._who.cluster_id, "little"),
+            cluster=self._cluster,
             member=self._who.member,
+            boot=self._boot,
+            seeds=[one.member for one in self._requests.members.present],
             sequence=end["sequence"],
             leader_time=end["leader_time"],
             random=random.Random(),
         )
         self.send("usage", [b"replay", frames[1]])
+        if self._peers is not None:
+            directory = self.options.node.data_dir
+            self._catching_up = CatchingUp(directory, end["file_number"], end["offset"])
+            self.watch(self._catching_up.descriptor, self._on_read)
         self._carry_out(self._replicas.tick(_clock()))
         self._maybe_serve()
 
@@ -124,6 +249,9 @@ class Replication(Actor):
     def _on_durable(self, frames: list[bytes]) -> None:
         """The WAL-writer has made records durable."""
         sequence = int(np.frombuffer(frames[1], np.uint64)[-4])
+        if self._catching_up is not None:
+            file_number, offset = np.frombuffer(frames[2], np.uint64)[:2].tolist()
+            self._catching_up.durable(file_number, offset)
         step = self.replicas.durable(sequence, _clock())
         if step is not None:
             self._carry_out(step)
@@ -137,7 +265,9 @@ class Replication(Actor):
             self.send("wal_writer", [kind, sequence, append.head, append.payload])
             origin = append.cause or b""
             self.send("usage", [b"record", sequence, append.head, append.payload, origin])
+        self._reads.refused(step.refused)
         for peer, envelope in step.envelopes:
+            self._reads.leaving(envelope)
             self._send_envelope(peer, envelope)
         groups, index = step.committed
         if len(groups):
@@ -147,10 +277,41 @@ class Replication(Actor):
             self._act(action)
 
     def _send_envelope(self, peer: int, envelope: Envelope) -> None:
-        """Send a member of other nodes what is for it; a node that is alone has none."""
+        """Have a member of another node sent what is for it, at the end of the turn."""
+        if self._peers is not None and self._catching_up is not None:
+            now = self._catching_up.hold(envelope)
+            if now.messages:
+                self._traffic.add(now)
+
+    def _on_read(self) -> None:
+        """Ops that are only on disk have been read."""
+        assert self._catching_up is not None
+        taken = self._catching_up.take()
+        for envelope in taken.envelopes:
+            self._traffic.add(envelope)
+        for event in taken.events:
+            self._carry_out(self.replicas.step(event, _clock()))
+        self._traffic.flush()
 
     def _act(self, action: Any) -> None:
-        """Do what the engine asks for besides; nothing yet: snapshots, reads, reading back."""
+        """Do what the engine asks for besides.
+
+        Nothing yet: snapshots, reads.  Raises BootFailed.
+        """
+        if isinstance(action, ReadOps):
+            if self._catching_up is not None:
+                self._catching_up.ask(action)
+            return
+        self._requests.note(action)
+        self._reads.note(action)
+        if isinstance(action, GoneBack):
+            raise BootFailed(
+                endings.IDENTITY,
+                f"node {node_of(action.peer)} has heard of block {action.heard} of this node, whose"
+                f" log ends with {action.block}: the directory is an older copy and has forgotten"
+                " what it promised; restore the newest one, or say meterctl node recover"
+                f" {self._who.node_id} and begin with an empty one",
+            )
 
     def _tell_leaders(self) -> None:
         """Say who leads each group, when that has changed."""
@@ -159,20 +320,34 @@ class Replication(Actor):
         leaders = self.replicas.leaders.tobytes()
         if leaders != self._leaders_told:
             self._leaders_told = leaders
-            self._leaders_version += 1
-            version = self._leaders_version.to_bytes(8, "little")
+            version = self.replicas.map_version.to_bytes(8, "little")
             for actor in ROUTING:
                 self.send(actor, [b"leaders", version, leaders])
 
     def tick(self, now: float) -> float:
+        wait = BEAT_SECONDS if self._peers is None else min(BEAT_SECONDS, self._peers.tick(now))
         if self._replicas is None:
-            return BEAT_SECONDS
+            return wait
         clock = _clock()
         if clock.now >= self._replicas.deadline:
             self._carry_out(self._replicas.tick(clock))
+        self._requests.turn(self._replicas.node, clock.now, self.request)
         self._tell_leaders()
-        wait = (self._replicas.deadline - clock.now) / 1000
-        return min(BEAT_SECONDS, max(0.0, wait))
+        self._renew_leases()
+        if self._peers is not None:
+            self.forwarding.pump()
+            self._traffic.flush()
+        return min(wait, max(0.0, (self._replicas.deadline - clock.now) / 1000))
+
+    def _renew_leases(self) -> None:
+        if self._replicas is not None and self._peers is not None:
+            self._reads.renew(_clock().now)
+
+    def close(self) -> None:
+        if self._catching_up is not None:
+            self._catching_up.close()
+        if self._peers is not None:
+            self._peers.close()
 
     def drained(self) -> bool:
         return self._replicas is None or not (self._held or self._replicas.waiting)

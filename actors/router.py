@@ -17,17 +17,20 @@ import msgpack
 import zmq
 
 from meterd import __version__
-from meterd.actors import identity, sockets
+from meterd.actors import identity, peer_list, sockets
 from meterd.actors.actor import Actor
-from meterd.actors.answering import MAP_VERSION, answer_frames, error_frames
+from meterd.actors.answering import answer_frames, error_frames
 from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.disk import atomic_write
 from meterd.actors.idle_poll import IdlePoll
+from meterd.actors.leader_map import FIRST_VERSION, LeaderMap
 from meterd.actors.listener_guard import ListenerGuard
+from meterd.actors.passing_on import PassingOn
 from meterd.actors.sockets import Frame
+from meterd.core.members import Members
 from meterd.protocol import body as bodies
 from meterd.protocol import checkpoint_format
-from meterd.protocol.envelope import RequestHeader, decode_request
+from meterd.protocol.envelope import RequestHeader, decode_request, with_map_version
 from meterd.protocol.errors import (
     DiskFull,
     MeterdError,
@@ -57,6 +60,9 @@ HALT_HINT = "meterctl health says what is short; what was sent is not stored and
 
 logger = logging.getLogger(__name__)
 
+# What starts anew together with ingest.
+CHAIN = ("ingest", "replication")
+
 # rid, request id, kind, size, expires, descriptor of its connection
 Waiting = tuple[bytes, int, str, int, float, int]
 
@@ -84,8 +90,11 @@ class Router(Actor):
         self.listen(self._clients, self._on_client, self._guard.receive, self._guard.waits)
         self._idle_poll = IdlePoll(node.idle_poll)
         self._map_unsaved = False
+        self._leaders = LeaderMap(self.options)
+        self._members = self._who.beginning
+        self._passing_on = PassingOn(self, self._deliver)
         self._write_map()
-        for actor in ("ingest", "retention_sweeper"):
+        for actor in ("ingest", "retention_sweeper", "replication", "usage"):
             self.send(actor, [b"hello", self.name.encode()])
 
     def _write_map(self) -> None:
@@ -162,17 +171,37 @@ class Router(Actor):
         }
 
     def _map(self) -> dict[str, object]:
-        node = self.options.node
-        host = node.advertise or node.listen
         return {
-            "version": MAP_VERSION,
+            "version": self._map_version,
             "partitions": PARTITION_COUNT,
-            "nodes": {str(node.id): f"{host}:{node.port}"},
-            "leaders": [node.id] * PARTITION_COUNT,
+            "nodes": {str(node): address for node, address in sorted(self._nodes().items())},
+            "leaders": [self._leaders.node_of(group) for group in range(PARTITION_COUNT)],
         }
+
+    def _nodes(self) -> dict[int, str]:
+        """Return the client address of each node, as far as they are known."""
+        node = self.options.node
+        own = {node.id: peer_list.join(node.advertise or node.listen, node.port)}
+        if self._leaders.alone:
+            return own
+        return {one.node: one.client_address for one in self._members.present} | own
+
+    @property
+    def _map_version(self) -> int:
+        """It never falls in a cluster, and is the same on all nodes that know the same."""
+        return self._leaders.version + (0 if self._leaders.alone else self._members.version)
+
+    def _on_leaders(self, frames: Sequence[Frame]) -> None:
+        self._leaders.take(frames)
+        if not self._leaders.alone:
+            self._passing_on.led_by(set(self._leaders.nodes.tolist()))
+            self._map_unsaved = True  # it is written within a second, however often it changes
 
     def _reply(self, frames: Sequence[Frame]) -> bool:
         """Send one answer; a client that does not take it loses it and asks again."""
+        version = self._map_version
+        if version != FIRST_VERSION:  # whoever made the answer does not know it
+            frames = [frames[0], with_map_version(bytes(frames[1]), version), *frames[2:]]
         try:
             sockets.send(self._clients, frames, sockets.NOBLOCK)
             return True
@@ -191,16 +220,38 @@ class Router(Actor):
         if kind == b"answers":
             self._idle_poll.extend()
             for ticket, header, body in unbundle(frames[1:]):
-                waiting = self._waiting.pop(ticket, None)
-                if waiting is not None:  # else it was answered or forgotten before
-                    self._waiting_bytes -= waiting[3]
-                    answer: list[Frame] = [waiting[0], header, body]
-                    if self._reply(answer):
-                        self._guard.answered(waiting[5], answer)
+                self._deliver(ticket, (header, body))
+        elif kind == b"elsewhere":
+            self._on_elsewhere(frames)
+        elif kind == b"leaders":
+            self._on_leaders(frames)
         elif kind == b"hello":
             self._on_hello(*(frame.decode() for frame in frames[1:]))
         elif kind == b"admission":
             self._on_admission(msgpack.unpackb(frames[1]))
+        elif kind == b"members":
+            self._members = Members.from_bytes(frames[1])
+            self._write_map()
+
+    def _deliver(self, ticket: bytes, parts: Sequence[Frame]) -> None:
+        """Give a client its answer: header and body."""
+        waiting = self._waiting.pop(ticket, None)
+        if waiting is None:
+            return  # it was answered or forgotten before
+        self._waiting_bytes -= waiting[3]
+        answer: list[Frame] = [waiting[0], *parts]
+        if self._reply(answer):
+            self._guard.answered(waiting[5], answer)
+
+    def _on_elsewhere(self, frames: Sequence[Frame]) -> None:
+        """Pass questions on that other nodes have to answer: a node for each of a bundle."""
+        _, nodes, *bundled = frames
+        for node, (ticket, header, body) in zip(bytes(nodes), unbundle(bundled), strict=True):
+            waiting = self._waiting.get(ticket)
+            if waiting is not None:
+                until = waiting[4] - EXPIRY_MARGIN
+                address = self._nodes().get(node)
+                self._passing_on.pass_on(node, address, ticket, until, (header, body))
 
     def _on_hello(self, actor: str, process: str = "") -> None:
         """An actor has (re)started: what it held is lost or undecided; its clients ask again."""
@@ -216,7 +267,7 @@ class Router(Actor):
         for ticket, waiting in list(self._waiting.items()):
             rid, request_id, kind, size, *_ = waiting
             served_by = kind_of(kind).actor
-            if served_by == "usage" or (chain and served_by == "ingest"):
+            if served_by == "usage" or (chain and served_by in CHAIN):
                 del self._waiting[ticket]
                 self._waiting_bytes -= size
                 error = Restarting(retry_after_ms=RESTARTING_RETRY_MS)
@@ -253,6 +304,7 @@ class Router(Actor):
                     del self._waiting[ticket]
                     self._waiting_bytes -= waiting[3]
                     self.telemetry.add("requests_forgotten_total")
+            self._passing_on.forget(self._waiting)
         self.telemetry.set("inflight_requests", len(self._waiting))
         self.telemetry.set("inflight_bytes", self._waiting_bytes)
         return self._guard.look(now, self._waiting_bytes)
@@ -266,5 +318,6 @@ class Router(Actor):
         return not self._waiting or now >= self._stop_at
 
     def close(self) -> None:
+        self._passing_on.close()
         self._clients.close(linger=1_000)
         self._guard.close()

@@ -16,7 +16,7 @@ import zmq
 from zmq.backend import Socket as _Backend
 
 from meterd.actors import endings
-from meterd.protocol import limits
+from meterd.protocol import limits, raft_frames
 from meterd.protocol.errors import BootFailed
 
 # Messages waiting for one actor.  The router admits fewer requests than this, so reaching it
@@ -34,10 +34,22 @@ CLIENT_RECEIVE_HIGH_WATER_MARK = 0
 # What the kernel takes of a client ahead of the process, until its first well-formed request: a
 # thousand hostile peers can push no more than that at once.  Enough for 40 MB/s on a local network.
 CLIENT_FIRST_BUFFER_SIZE = 8 * 1024
+# Questions passed on to another node that its connection takes ahead of the network.
+PASSED_ON_HIGH_WATER_MARK = 1_000
 HANDSHAKE_MS = 3_000
 HEARTBEAT_MS = 2_000
 HEARTBEAT_TIMEOUT_MS = 6_000
 BACKLOG = 1_024
+
+# Between nodes.  A connection that fails is made anew so fast, and a name resolved again each time.
+PEER_RECONNECT_MS = 50
+PEER_RECONNECT_MS_MAX = 500
+PEER_CONNECT_TIMEOUT_MS = 2_000
+# A peer that is silent so long is connected anew; who is alive is for the beats to say.
+PEER_HEARTBEAT_MS = 1_000
+PEER_HEARTBEAT_TIMEOUT_MS = 3_000
+# Unacknowledged bytes that are this old end a connection.
+PEER_UNACKNOWLEDGED_MS = 5_000
 
 # A received frame of at least this size is not copied: what is seen of it is ZeroMQ's own memory.
 VIEW_SIZE = 8 * 1024
@@ -45,7 +57,7 @@ VIEW_SIZE = 8 * 1024
 # The plain calls: what pyzmq puts around them costs some microseconds for each frame.
 _send, _receive, _get = _Backend.send, _Backend.recv, _Backend.get
 NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)  # plain numbers: an enum's | is a function
-_READABLE = int(zmq.POLLIN)
+_READABLE, _WRITABLE = int(zmq.POLLIN), int(zmq.POLLOUT)
 _EVENTS = zmq.SocketOption.EVENTS  # not its number: pyzmq would look for the option again
 
 Frame = bytes | memoryview
@@ -107,6 +119,11 @@ def waits(socket: zmq.Socket[bytes]) -> bool:
     return bool(int(_get(socket, _EVENTS)) & _READABLE)
 
 
+def takes(socket: zmq.Socket[bytes]) -> bool:
+    """Would it take a message now?"""
+    return bool(int(_get(socket, _EVENTS)) & _WRITABLE)
+
+
 def endpoint(run_dir: str, name: str) -> str:
     """Return the address of an actor's inbox."""
     return f"ipc://{run_dir}/{name}"
@@ -153,14 +170,97 @@ def client_listener(address: str) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
     socket.setsockopt(zmq.BACKLOG, BACKLOG)
+    _keep_alive(socket)
+    _bind(socket, address)
+    return socket
+
+
+def use_threads(count: int) -> None:
+    """Give the context of this process so many I/O threads; call it before any socket is made."""
+    context().set(zmq.IO_THREADS, count)
+
+
+def peer_listener(address: str) -> zmq.Socket[bytes]:
+    """Bind the replication port: a ROUTER that takes what other nodes send.
+
+    It answers only those that have no identity yet.
+
+    Raises BootFailed.
+    """
+    socket = context().socket(zmq.ROUTER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # who has come back has a new connection
+    # Peers limit what is under way, `peer_guard` what strangers send (and see
+    # CLIENT_RECEIVE_HIGH_WATER_MARK).
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.SNDHWM, 16)
+    socket.setsockopt(zmq.MAXMSGSIZE, raft_frames.FRAME_SIZE_MAX)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    socket.setsockopt(zmq.BACKLOG, BACKLOG)
+    _keep_alive(socket)
+    _bind(socket, address)
+    return socket
+
+
+def peer_connection(
+    address: str, routing_id: bytes, messages_max: int, thread: int
+) -> zmq.Socket[bytes]:
+    """Connect to a peer's replication port: a DEALER that only sends, and rather loses than waits.
+
+    `thread`: which I/O thread serves it, for a name that is slow to resolve holds that one up.
+    """
+    socket = context().socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, messages_max)
+    socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing waits for a connection: it would be stale
+    socket.setsockopt(zmq.ROUTING_ID, routing_id)
+    socket.setsockopt(zmq.AFFINITY, 1 << thread)
+    socket.setsockopt(zmq.RECONNECT_IVL, PEER_RECONNECT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, PEER_RECONNECT_MS_MAX)
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, PEER_CONNECT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, PEER_HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, PEER_HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.TCP_MAXRT, PEER_UNACKNOWLEDGED_MS)
+    _keep_alive(socket)
+    _allow_version_6(socket, address)
+    socket.connect(address)
+    return socket
+
+
+def _keep_alive(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
+
+
+def _allow_version_6(socket: zmq.Socket[bytes], address: str) -> None:
     if ":" in address.removeprefix("tcp://").rsplit(":", 1)[0]:
         socket.setsockopt(zmq.IPV6, 1)
+
+
+def _bind(socket: zmq.Socket[bytes], address: str) -> None:
+    _allow_version_6(socket, address)
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
         raise BootFailed(
             endings.UNAVAILABLE, f"cannot listen on {address}: {zmq.strerror(error.errno or 0)}"
         ) from error
+
+
+def passing_on(address: str) -> zmq.Socket[bytes]:
+    """Connect to another node's front door, as a client of it does."""
+    socket = context().socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, PASSED_ON_HIGH_WATER_MARK)
+    socket.setsockopt(zmq.RCVHWM, PASSED_ON_HIGH_WATER_MARK)
+    socket.setsockopt(zmq.MAXMSGSIZE, limits.ANSWER_SIZE_MAX)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+    if ":" in address.removeprefix("tcp://").rsplit(":", 1)[0]:
+        socket.setsockopt(zmq.IPV6, 1)
+    socket.connect(address)
     return socket

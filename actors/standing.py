@@ -7,6 +7,7 @@ again what the file knows and the state does not.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -35,6 +36,7 @@ class Standing:
         self._written = 0  # erasures in the file that the state knows
         self._waits = False  # for room
         self._answers: list[Frame] = []  # that may leave when the file is written
+        self._calls: list[Callable[[], None]] = []  # to be made then
         self.saves_due = 0
         self._told: tuple[int, int, int] | None = None  # horizons and erasures
         self.missing: set[bytes] = set()  # erasures to be applied before any question is answered
@@ -64,8 +66,13 @@ class Standing:
         self.turn()
         self.announce()
 
-    def follow(self, answers: list[Frame]) -> None:
-        """A command was applied: keep and tell what it has changed, then let its answers go."""
+    def follow(self, answers: list[Frame], done: Callable[[], None] | None = None) -> None:
+        """A command was applied: keep and tell what it has changed, then let its answers go.
+
+        done: what else may happen only then.
+        """
+        if done is not None:
+            self._calls.append(done)
         self.missing = {one for one in self.missing if not self._usage.state.erasures.knows(one)}
         self._answers += answers
         self.turn()
@@ -86,6 +93,9 @@ class Standing:
         if self._answers:
             self._usage.answers.add(self._answers)
             self._answers = []
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
 
     def saved(self) -> None:
         """A checkpoint was begun."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,22 @@ from meterd.actors.disk import atomic_write
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
 from meterd.actors.identity_store import IdentityStore
 from meterd.actors.journal import timed
+from meterd.actors.leader_map import LeaderMap
 from meterd.actors.leaders import Leaders
 from meterd.actors.outcomes import (
     NO_REQUESTS,
     Origin,
     in_order,
+    parse_command_origin,
     parse_origin,
     refused_events,
     results,
 )
+from meterd.actors.reads import Reads, Waiting
 from meterd.actors.replay import Replay
 from meterd.actors.sockets import Frame
+from meterd.actors.split_answers import LOOK_SECONDS, SplitAnswers
+from meterd.actors.splitting import PART_SECONDS_MAX, Splitting, command_proposal
 from meterd.actors.standing import Standing
 from meterd.actors.wal_writer import COMMITTED
 from meterd.core.applier import Applier
@@ -55,7 +61,14 @@ from meterd.core.raft.events import NOT_LEADER
 from meterd.core.refused_rows import RefusedRows
 from meterd.core.state import DAY_NS, StateMachine
 from meterd.protocol import checkpoint_format, log_format
-from meterd.protocol.errors import DiskFull, NotLeader, Overloaded, exception_of
+from meterd.protocol.errors import (
+    DiskFull,
+    MeterdError,
+    NotLeader,
+    Overloaded,
+    error_body,
+    exception_of,
+)
 from meterd.protocol.log_format import Record
 from meterd.protocol.result import Item, encode_result
 
@@ -74,13 +87,17 @@ FULL_RETRY_MS = 10_000
 SAVING_SECONDS = 0.01
 # How soon to go on with what is done in turns.
 BUSY_SECONDS = 0.001
+# How long ingest waits to hear whether a metric that it does not know is new.
+FRESH_REGISTRY_SECONDS = 2.0
 DURATION = 'ingest_duration_seconds{mode="sync"}'
 # What counts events that were not stored, by status; with the reason, where it has that label.
 COUNTERS = {
     "duplicate": "events_duplicate_total",
     "conflict": "events_conflict_total",
     "rejected": 'events_rejected_total{{reason="{}"}}',
+    "unknown": "events_unknown_total",
 }
+REGISTRY_KINDS = ("metric_put", "metric_delete", "retention_set")
 
 META_ONLY = np.array([log_format.META_GROUP])
 
@@ -108,12 +125,17 @@ class Usage(Actor):
                 cells=limits.cells,
                 members=limits.cells,
             ),
+            self.who.beginning,
         )
         self.applier = Applier(self.state)
         self._use_log(Groups(), replay.BEGINNING)
         self.answers = Answers(self)
-        self._asking = Asking(self)
         self._standing = Standing(self)
+        self.leader_map = LeaderMap(self.options)
+        self._splits = SplitAnswers(self)
+        self._splitting = Splitting(self, self.leader_map)
+        self.reads = Reads(self)
+        self._asking = Asking(self)
         self._before: dict[int, Any] = {}  # what refused rows were before their record, by sequence
         self._replay: Replay | None = None  # while the log is read
         self._replay_began = 0.0
@@ -129,6 +151,7 @@ class Usage(Actor):
         self._records_unsaved = self._events_unsaved = self._events_handed = 0
         self._busy = False  # is there more to do, of a checkpoint or an eviction?
         self._retention_told: dict[str, Any] | None = None
+        self._members_told = -1  # their version
         self.serving = False
         self._expire_due = 0.0
         self._full = False
@@ -199,11 +222,27 @@ class Usage(Actor):
             self._heard = True
             self._go_on()
         elif kind == b"leaders":
+            self.leader_map.take(frames)
+            self._splits.led(self.leader_map.nodes.tolist())
             self._leaders.take(frames)
             self._go_on()
         elif kind == b"requests":
             for rid, header, body in unbundle(frames[1:]):
                 self._asking.on_request(rid, header, body)
+        elif kind == b"read_ready":
+            self.reads.on_ready(frames)
+        elif kind == b"read_refused":
+            self.reads.on_refused(frames)
+        elif kind == b"ask_index":
+            self.reads.on_ask_index(frames)
+        elif kind == b"index":
+            self.reads.on_index(frames)
+        elif kind == b"fresh_registry":
+            self._on_fresh_registry()
+        elif kind == b"split":
+            self._splits.on_split(frames)
+        elif kind == b"outcome":
+            self._splits.on_outcome(frames)
         elif kind == b"judge":
             before = self.queue.newest
             if before is not None:  # what came before is not applied yet
@@ -264,6 +303,8 @@ class Usage(Actor):
         logger.info("log replayed", extra={"fields": fields})
         self.telemetry.set("wal_recovery_duration_seconds", seconds)
         self.telemetry.set("wal_recovered_events", work.events)
+        # Before this node serves: without the others it never may, and they wait for their place.
+        self._announce_members()
 
     def _try_serving(self) -> None:
         """Serve when the log of the start is resolved, or all that this node has to answer for."""
@@ -277,6 +318,7 @@ class Usage(Actor):
             self._save_registry()  # the end may have come before there was room for it
         self.send("retention_sweeper", [b"hello", self.name.encode()])
         self._standing.begin()
+        self._announce_members()
         self._announce_registry([])
         self.answers.send()
         self._expire()
@@ -296,11 +338,33 @@ class Usage(Actor):
             self._announce_sealed_files()
         elif actor == "query":
             self._asking.forget_registry()
+        elif actor == "router":
+            self._members_told = -1
+            self._announce_members()
 
-    def _announce_registry(self, answers: list[Frame]) -> None:
+    def _announce_registry(self, answers: list[Frame], kind: bytes = b"registry") -> None:
         """Give ingest the registry, and the answers that it may pass on once it has it."""
         packed = self.state.registry.to_bytes()
-        self.send("ingest", [b"registry", packed, *bundle(answers)])
+        self.send("ingest", [kind, packed, *bundle(answers)])
+
+    def _announce_members(self) -> None:
+        """Tell who belongs to the cluster, when that has changed."""
+        version = self.state.members.version
+        if version != self._members_told:
+            self._members_told = version
+            packed = self.state.members.to_bytes()
+            for actor in ("router", "replication"):
+                self.send(actor, [b"members", packed])
+
+    def _on_fresh_registry(self) -> None:
+        """Ingest has met a metric that it does not know: give it the registry as it is now."""
+
+        def failed(error: MeterdError) -> None:
+            self.send("ingest", [b"no_registry", msgpack.packb(error_body(error))])
+
+        until = time.monotonic() + FRESH_REGISTRY_SECONDS
+        waiting = Waiting(lambda: self._announce_registry([], b"fresh_registry"), failed)
+        self.reads.when_fresh([log_format.META_GROUP], until, waiting)
 
     def _announce_sealed_files(self) -> None:
         """Announce all files of which everything is resolved and that have no index yet."""
@@ -323,6 +387,7 @@ class Usage(Actor):
             if ready.done:
                 for refused in self._judge_after.pop(ready.record.sequence, ()):
                     self._judge(refused)
+        self.reads.applied()
         if self.serving:
             for number in range(before, self.queue.position[0]):
                 if self.refused.rows(number):
@@ -333,9 +398,13 @@ class Usage(Actor):
         said = f"the replicas cannot take this now ({why['reason']})"
         error = NotLeader(said) if why["reason"] == NOT_LEADER else Overloaded(said)
         if why["kind"] == log_format.EVENTS:
-            asked = [(rid, number, "ingest") for rid, number, *_ in parse_origin(origin).requests]
+            parsed = parse_origin(origin)
+            reply = parsed.reply
+            asked = [(rid, number, "ingest") for rid, number, *_ in parsed.requests]
         else:
-            asked = msgpack.unpackb(origin)
+            reply, asked = parse_command_origin(origin)
+        if reply is not None:
+            self._splits.refused(reply, None if why["kind"] == log_format.EVENTS else error)
         for rid, request_id, kind in asked:
             if rid:
                 self.answers.error(rid, request_id, kind, error)
@@ -369,7 +438,18 @@ class Usage(Actor):
         self._answer(origin, outcome, judged, record)
 
     def _answer(self, origin: Origin, outcome: Any, judged: Any, record: Record | None) -> None:
-        """Answer the requests of a record, and note what became of their events."""
+        """Answer the requests of a record, or of a part of them; keep what was refused."""
+        if outcome.any() or judged is not None:
+            refused = refused_events(origin, outcome, judged, record)
+            if refused:
+                self.send("retention_sweeper", [b"refused_events", msgpack.packb(refused)])
+        if origin.reply is not None:
+            self._splits.decided(origin, outcome, judged)
+        else:
+            self.answer_requests(origin, outcome, judged)
+
+    def answer_requests(self, origin: Origin, outcome: Any, judged: Any) -> None:
+        """Answer requests all of whose events are decided, and note what became of these."""
         received = stored = stored_async = synchronous = 0
         items: list[Item] = []
         for rid, request_id, result in results(origin, outcome, judged):
@@ -384,12 +464,7 @@ class Usage(Actor):
         self._answered.append((origin.began, synchronous, received, stored, stored_async))
         if items:
             for (status, reason), count in Counter(item[1:] for item in items).items():
-                if status not in COUNTERS:
-                    continue  # unknown: another leader's log may hold them
                 self.telemetry.add(COUNTERS[status].format(reason), count)
-            refused = refused_events(origin, outcome, judged, record)
-            if refused:
-                self.send("retention_sweeper", [b"refused_events", msgpack.packb(refused)])
 
     def _count_answered(self) -> None:
         """Count what was answered in this turn, once the answers are on their way."""
@@ -409,13 +484,14 @@ class Usage(Actor):
             self._answer(origin, np.zeros(0, np.uint8), judged, None)
 
     def _after_command(self, record: Record, result: dict[str, Any], origin: Frame | None) -> None:
-        if origin is None:
-            return
-        if record.kind == log_format.EXPIRE and "error" not in result:
+        if origin is None and not self.serving:
+            return  # a replay
+        if record.kind == log_format.EXPIRE and "error" not in result and origin is not None:
             # Who asked has set the retention, which the record before this one has applied.
             result = {"days": self.retention_days, "horizon": self.state.horizon}
         command_answers = Answers(self)
-        for rid, request_id, kind in msgpack.unpackb(origin):
+        reply, asked = parse_command_origin(NO_REQUESTS if origin is None else origin)
+        for rid, request_id, kind in asked:
             if "error" in result:
                 command_answers.error(rid, request_id, kind, exception_of(result["error"]))
             else:
@@ -423,11 +499,22 @@ class Usage(Actor):
         if record.kind == log_format.META:
             self._save_registry()
             self._tell_retention()
-            self._announce_registry(command_answers.take())
+            self._announce_members()
+            self._announce_registry([*command_answers.take(), *self._splits.registry_moved()])
+            if reply is not None:
+                self._splits.command_done(reply, result)
         else:
             if record.kind == log_format.EXPIRE:
                 self._tell_retention()
-            self._standing.follow(command_answers.take())
+            done = None if reply is None else partial(self._splits.command_done, reply, result)
+            self._standing.follow(command_answers.take(), done)
+
+    def answer_commands(self, kind: str, answers: list[Frame]) -> None:
+        """Let answers to commands go that other nodes have applied, when their promise holds."""
+        if kind in REGISTRY_KINDS:
+            self._announce_registry(answers)
+        else:
+            self._standing.follow(answers)
 
     def _save_registry(self) -> None:
         """Write the registry for those who look from outside; the log is the truth."""
@@ -447,6 +534,9 @@ class Usage(Actor):
     # Housekeeping
 
     def tick(self, now: float) -> float:
+        self._splits.turn(now)
+        self.reads.turn(now)
+        self.answers.send()
         if not self.serving:
             return BEAT_SECONDS
         if now >= self._expire_due:
@@ -454,6 +544,7 @@ class Usage(Actor):
             self._expire_due = now + self.options.retention.sweep_interval
         self._standing.turn()
         self._tell_retention()
+        self._announce_members()
         self._check_room()
         self.maybe_save()
         self._checkpoint_requests.turn()
@@ -470,6 +561,8 @@ class Usage(Actor):
             self.telemetry.set("checkpoint_last_success_timestamp_seconds", moment)
         if self._busy:
             return BUSY_SECONDS
+        if len(self._splits) or len(self.reads):
+            return LOOK_SECONDS
         return SAVING_SECONDS if self._checkpoint_requests.busy else BEAT_SECONDS
 
     def _expire(self) -> None:
@@ -510,6 +603,13 @@ class Usage(Actor):
         move theirs when they see the days.
         """
         command = {"op": "retention_set", "days": days}
+        if not self.leader_map.is_mine(log_format.META_GROUP):
+            version = self.state.registry.version
+            proposal = command_proposal(log_format.META, log_format.META_GROUP, command, version)
+            asked = (rid, request_id, "retention_set")
+            group = log_format.META_GROUP
+            self._splitting.commands(asked, [(group, *proposal)], PART_SECONDS_MAX)
+            return
         origin = msgpack.packb([(rid, request_id, "retention_set")])
         led = self._leaders.led
         alone = len(led) == log_format.META_GROUP

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from meterd.actors.direct_file import page_memory
 from meterd.actors.disk import Disk
+from meterd.actors.identity import Identity
 from meterd.core.group_logs import GroupLogs
 from meterd.core.log_scan import FileScan, Groups, Place, Torn
 from meterd.protocol import log_format
@@ -86,16 +87,21 @@ class Recovery:
         owner: Owner,
         start: Start | None,
         report: Callable[[str], None],
-        member: int = 0,
+        who: Identity | None = None,
     ) -> None:
-        """`member`: who this node is in its groups; by default in its first incarnation."""
+        """`who`: the node, with the members of its cluster; by default a single one, `owner`."""
         self._disk = disk
         self._directory = directory
         self._owner = owner
         self._report = report
         self._first = 1 if start is None else start.file_number
-        member = member or member_id(owner.node_id, 0)
-        self._logs = GroupLogs(member) if start is None else GroupLogs.at(member, start.log)
+        member = member_id(owner.node_id, 0) if who is None else who.member
+        first = () if who is None else who.beginning.configurations
+        self._logs = (
+            GroupLogs(member, None, first)
+            if start is None
+            else GroupLogs.at(member, start.log, first)
+        )
         self._known_sequence = 0 if start is None else start.sequence  # in the checkpoint
         self._last_sequence = 0
         self._protected = True

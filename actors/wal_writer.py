@@ -102,13 +102,14 @@ class WalWriter(Actor):
                 start = start_checks.check_checkpoints(disk, directory)
             with timed(start_checks.LOG):
                 report = self._report_reading
-                end = Recovery(disk, directory, owner, start, report, who.member).run()
+                end = Recovery(disk, directory, owner, start, report, who).run()
             with timed(start_checks.SEGMENTS):
                 start_checks.check_segments(disk, directory, owner, start)
             self._log.open(end)
             self._spare.prepare()
         self._count_from(end)
-        self._announce(GroupLogs(who.member) if end is None else end.logs)
+        new = GroupLogs(who.member, None, who.beginning.configurations)
+        self._announce(new if end is None else end.logs)
         self.ready()
 
     def make_disk(self) -> Disk:

@@ -21,7 +21,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -75,8 +75,16 @@ class Doubt(NamedTuple):
 class GroupLogs:
     """Change it only through `follow`."""
 
-    def __init__(self, member: int, groups: Groups | None = None) -> None:
-        """`groups`: where a checkpoint stands, which is the mark of each group."""
+    def __init__(
+        self,
+        member: int,
+        groups: Groups | None = None,
+        first: Sequence[Configuration] = (),
+    ) -> None:
+        """`groups`: where a checkpoint stands, which is the mark of each group.
+
+        `first`: who was a member of each group in the beginning; by default this node alone.
+        """
         self.member = member
         self.groups = Groups() if groups is None else groups
         self.mark_index = self.groups.index.copy()
@@ -85,21 +93,23 @@ class GroupLogs:
         self.term: NDArray[np.uint32] = np.zeros(GROUP_COUNT, np.uint32)
         self.vote: NDArray[np.uint64] = np.zeros(GROUP_COUNT, np.uint64)
         self.uncertain: NDArray[np.bool_] = np.zeros(GROUP_COUNT, np.bool_)
-        alone = Configuration((member,))
+        known = first or [Configuration((member,))] * GROUP_COUNT
         # The mark's configuration, and those of ops behind it, by index.
         self._configurations: list[list[tuple[int, Configuration]]] = [
-            [(int(index), alone)] for index in self.mark_index
+            [(int(index), one)] for index, one in zip(self.mark_index, known, strict=True)
         ]
-        self._alone = np.ones(GROUP_COUNT, np.bool_)
+        self._alone = np.array([one.voters == (member,) for one in known], np.bool_)
         self._seen = np.zeros(GROUP_COUNT, np.bool_)  # has an op that continues the mark
         self._doubts: dict[int, Doubt] = {}
         self._chunks: list[Ops] = []
         self._repairs: dict[tuple[int, int], Ops] = {}
 
     @classmethod
-    def at(cls, member: int, log: Mapping[str, Any]) -> Self:
+    def at(
+        cls, member: int, log: Mapping[str, Any], first: Sequence[Configuration] = ()
+    ) -> Self:
         """Return where a checkpoint stands, by its `log`; older ones say only what groups are."""
-        logs = cls(member, Groups.unpacked(log))
+        logs = cls(member, Groups.unpacked(log), first)
         for group, (voters, learners) in log.get("configurations", {}).items():
             logs.configure(group, Configuration(tuple(voters), tuple(learners)))
         for group, (term, vote, flags) in log.get("terms", {}).items():

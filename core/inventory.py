@@ -44,7 +44,8 @@ _KINDS: Final = (
     (r"totals-\d+-\d+\.tot|erased\.bin", FileKind(Change.REPLACED, "meta")),
     (r"refused(\.1)?\.log|alert_log\.bin", FileKind(Change.GROWING, "meta")),
     (
-        r"held[.-].*|wal-\d{20}\.open|wal\.spare|lock|run|ballast.*|(pins|last_backup)\.bin|restored\.json",
+        r"held[.-].*|wal-\d{20}\.open|wal\.spare|lock|run|ballast.*|(pins|last_backup)\.bin"
+        r"|(restored|claim|boot)\.json",
         FileKind(Change.SCRATCH, ""),
     ),
     (r".*\.(tmp|new|old|incomplete|partial|spare)|\..*", FileKind(Change.SCRATCH, "")),

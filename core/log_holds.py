@@ -1,11 +1,12 @@
 """Says what holds each full log file; a file that nothing holds is deleted.
 
-A log file is needed for five reasons: a start replays it (`checkpoint`), it is the only store of
+A log file is needed for six reasons: a start replays it (`checkpoint`), it is the only store of
 its events (`uncovered`), somebody copies files and has listed it (`grace`), its copy is not in the
-archive (`archive`), a backup reads it (`pin`).  When none of these holds it stays for as long as
-the operator wishes: `age`, and `count` for the newest few; beyond so many files age no longer
-counts.  Files go from the oldest on, so that what is left is always one unbroken piece of the log:
-one that nothing else holds may wait for an `older` one.
+archive (`archive`), a follower that is behind reads it (`replica`, up to so many files: one that is
+further behind gets a snapshot), a backup reads it (`pin`).  When none of these holds it stays for
+as long as the operator wishes: `age`, and `count` for the newest few; beyond so many files age no
+longer counts.  Files go from the oldest on, so that what is left is always one unbroken piece of
+the log: one that nothing else holds may wait for an `older` one.
 
 A file all of whose events are past the retention needs no segment, and nobody wishes to keep it:
 `uncovered`, `grace`, `age` and `count` do not hold it.
@@ -24,6 +25,7 @@ HOLDERS: Final = (
     "uncovered",
     "grace",
     "archive",
+    "replica",
     "pin",
     "age",
     "count",
@@ -47,6 +49,7 @@ class Rules:
     keep: int
     files_max: int
     files_min: int
+    replica_files_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Facts:
     first_needed: int  # the oldest file that one of the kept checkpoints needs for a replay
     covered: Mapping[int, int] = field(default_factory=dict)  # number → since when (UTC ns)
     archived_through: int | None = None  # None: no archive; files up to here are copied or given up
+    replicas_from: int | None = None  # the oldest file that a follower may need; None: none
     pins: Collection[int] = ()  # each pins the files from this number on
     expired: Collection[int] = ()  # files all of whose events are past the retention
 
@@ -67,7 +71,7 @@ def holders(files: Sequence[LogFile], facts: Facts, rules: Rules) -> dict[int, t
     older_is_held = False
     for position, file in enumerate(files):
         younger = len(files) - 1 - position
-        found = _needs(file, facts, rules)
+        found = _needs(file, younger, facts, rules)
         if file.number not in facts.expired:
             found += _wishes(file, younger, facts, rules)
         if older_is_held and not found:
@@ -77,8 +81,8 @@ def holders(files: Sequence[LogFile], facts: Facts, rules: Rules) -> dict[int, t
     return held
 
 
-def _needs(file: LogFile, facts: Facts, rules: Rules) -> tuple[str, ...]:
-    """Return who cannot do without a file."""
+def _needs(file: LogFile, younger: int, facts: Facts, rules: Rules) -> tuple[str, ...]:
+    """Return who cannot do without a file, behind which so many younger ones lie."""
     found = []
     if file.number >= facts.first_needed:
         found.append("checkpoint")
@@ -90,6 +94,9 @@ def _needs(file: LogFile, facts: Facts, rules: Rules) -> tuple[str, ...]:
             found.append("grace")
     if facts.archived_through is not None and file.number > facts.archived_through:
         found.append("archive")
+    needed = facts.replicas_from is not None and file.number >= facts.replicas_from
+    if needed and younger < rules.replica_files_max:
+        found.append("replica")
     if any(first <= file.number for first in facts.pins):
         found.append("pin")
     return tuple(found)

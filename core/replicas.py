@@ -96,6 +96,7 @@ class Replicas:
         *,
         cluster: int,
         member: int,
+        boot: int,
         sequence: int,
         leader_time: int,
         random: Random,
@@ -120,7 +121,7 @@ class Replicas:
             chain_many=raft_log.chain_many,
             cluster=cluster,
             member=member,
-            boot=clock.wall,
+            boot=boot,
             moment=self._moment,
             groups=groups,
             seeds=seeds,
@@ -131,7 +132,13 @@ class Replicas:
         self._all_alone = bool(self._alone.all())
         self._told = np.zeros(GROUP_COUNT, np.int64)  # up to where records commit when durable
         self.leaders: NDArray[np.uint8] = np.zeros(GROUP_COUNT, np.uint8)  # node numbers
+        self._led_terms: NDArray[np.int64] = np.zeros(GROUP_COUNT, np.int64)
         self._opened = False
+
+    @property
+    def node(self) -> FastNode:
+        """The engine, for those who only look."""
+        return self._node
 
     @property
     def waiting(self) -> bool:
@@ -150,6 +157,19 @@ class Replicas:
             own = [self._node.groups[group] for group in np.flatnonzero(self._alone).tolist()]
             self._opened = all(g.role == LEADER and g.commit >= g.term_start for g in own)
         return self._opened
+
+    @property
+    def map_version(self) -> int:
+        """Return a number that rises with every leader of any group that becomes known.
+
+        It is the sum of the newest terms whose leaders are known, so nodes that know the same
+        leaders have the same number, and it does not fall but by a start.
+        """
+        return int(self._led_terms.sum())
+
+    def digest_at(self, group: int, index: int) -> int | None:
+        """Return the digest of an op that this replica knows, for `wire_check`."""
+        return self._node.digest_at(group, index)
 
     def propose(self, proposal: Proposal, cause: Any, clock: Clock) -> Step:
         """Have one proposal ordered: what is taken of it is one record."""
@@ -194,6 +214,8 @@ class Replicas:
                 groups, index = _joined(groups, index, *one)
             elif isinstance(action, RoleChanged):
                 self.leaders[action.group] = node_of(action.leader)
+                if action.leader:
+                    self._led_terms[action.group] = action.term
                 actions.append(action)
             elif isinstance(action, Refused):
                 refused.append(action)
@@ -244,7 +266,9 @@ def recovered(start: GroupStart) -> Recovered:
         ops.append(Op(index, int(row["term"]), low | high << 64, kind, int(row["size"]), body))
         if row["damaged"]:
             holes.append(index)
-    return Recovered(start.term, start.vote, Log(mark, ops, holes), start.uncertain)
+    log = Log(mark, ops, holes)
+    log.floor = 0  # how far back the files reach shows when somebody asks for what is there
+    return Recovered(start.term, start.vote, log, start.uncertain)
 
 
 def _joined(groups: Ints, index: Ints, more: Ints, up_to: Ints) -> tuple[Ints, Ints]:

@@ -25,6 +25,8 @@ from meterd.protocol.event_columns import Durability, EventColumns
 HEAP_SIZE_MAX = 24 * 1024 * 1024
 # A record closes after this many bytes of heap, so that it stays a small part of a log file.
 HEAP_SIZE_ENOUGH = 1024 * 1024
+# Where a row's flags hold its partition (16 bits), see kernels/stage.py.
+PARTITION_SHIFT = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,10 @@ class Refusals:
     rows: NDArray[np.int64]  # [k, 8], see kernels/stage.py; metric = position in codes
     heap: NDArray[np.uint8]
     codes: list[bytes]
+
+    def partitions(self) -> NDArray[np.int64]:
+        """Return the partition of each row."""
+        return _partitions(self.rows)
 
 
 class Packed(NamedTuple):
@@ -46,6 +52,13 @@ class Packed(NamedTuple):
     request_of_row: NDArray[np.uint16]
     row_of_row: NDArray[np.uint16]
     refusals: Refusals | None
+
+    def requests(self) -> set[int]:
+        """Return which requests have rows here, staged or refused."""
+        found = set(self.request_of_row.tolist())
+        if self.refusals is not None:
+            found.update(self.refusals.rows[:, kernels.REQUEST].tolist())
+        return found
 
 
 class Stage:
@@ -85,6 +98,11 @@ class Stage:
             ]
         self._versions = np.array(rows, np.int64).reshape(-1, 4)
         self._known = _code_index(self._places)
+
+    def knows(self, code: bytes) -> bool:
+        """Is there a metric of this code that takes events?"""
+        first, count = self._places.get(code, (0, 0))
+        return count > 0 and bool(self._versions[first + count - 1, kernels.ALIVE])
 
     @property
     def empty(self) -> bool:
@@ -140,14 +158,44 @@ class Stage:
 
     def pack(self) -> Packed:
         """Take everything staged as one proposal."""
-        n = int(self._state[kernels.STAGED])
-        slice_count, heap_size = kernels.count_slices(self._staged, n, self._sizes)
+        packed = self._pack_rows(self._staged, int(self._state[kernels.STAGED]))
+        packed = packed._replace(refusals=self._take_refusals())
+        self._state[:] = 0
+        return packed
+
+    def pack_parts(self, leaders: NDArray[np.uint8]) -> list[tuple[int, Packed]]:
+        """Take everything staged as one proposal for each leader, those of a lower number first.
+
+        leaders: u8[256 or more], who leads each partition.  What was refused goes with the part of
+        its partition, because only the leader knows its identity; a part may hold nothing else.
+        """
+        n, refused = int(self._state[kernels.STAGED]), int(self._state[kernels.REFUSED])
+        led_by = _led_by(self._staged[:n], leaders)
+        refused_by = _led_by(self._refused[:refused], leaders)
+        present = np.zeros(256, np.bool_)
+        present[led_by] = present[refused_by] = True
+        nodes = np.flatnonzero(present).tolist()
+        if len(nodes) == 1:
+            return [(nodes[0], self.pack())]
+        codes, parts = self._codes, []
+        for node in nodes:
+            rows = self._staged[:n][led_by == node]
+            packed = self._pack_rows(rows, len(rows))
+            refusals = self._refusals(self._refused[:refused][refused_by == node], codes)
+            parts.append((node, packed._replace(refusals=refusals)))
+        self._codes = []
+        self._state[:] = 0
+        return parts
+
+    def _pack_rows(self, staged: NDArray[np.int64], n: int) -> Packed:
+        """Pack n staged rows."""
+        slice_count, heap_size = kernels.count_slices(staged, n, self._sizes)
         layout = log_format.payload_layout(n, heap_size)
         payload = np.empty(layout.size, np.uint8)
         slices = np.empty((slice_count, 5), np.uint64)
         request_of_row, row_of_row = np.empty(n, np.uint16), np.empty(n, np.uint16)
         kernels.pack(
-            self._staged,
+            staged,
             n,
             self._heap,
             self._sizes,
@@ -155,22 +203,32 @@ class Stage:
             tuple(layout[:6]),
             (slices, request_of_row, row_of_row),
         )
-        refusals = self._take_refusals()
-        self._state[:] = 0
-        return Packed(payload, slices, n, heap_size, request_of_row, row_of_row, refusals)
+        return Packed(payload, slices, n, heap_size, request_of_row, row_of_row, None)
 
     def _take_refusals(self) -> Refusals | None:
         count = int(self._state[kernels.REFUSED])
-        if count == 0:
+        codes, self._codes = self._codes, []
+        return self._refusals(self._refused[:count].copy(), codes)
+
+    def _refusals(self, rows: NDArray[np.int64], codes: list[bytes]) -> Refusals | None:
+        """Return refused rows with what they need of the heap; None when there are none."""
+        if not len(rows):
             return None
-        rows = self._refused[:count].copy()
         size = int((rows[:, kernels.ENTRY_END] - rows[:, kernels.ENTRY_START]).sum())
         heap = np.zeros(size, np.uint8)
-        kernels.compact_refused(rows, count, self._heap, heap)
-        codes, self._codes = self._codes, []
+        kernels.compact_refused(rows, len(rows), self._heap, heap)
         # As they are when they have crossed to usage as bytes: kernels tell the two apart.
         rows.flags.writeable = heap.flags.writeable = False
         return Refusals(rows, heap, codes)
+
+
+def _led_by(rows: NDArray[np.int64], leaders: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return who leads the partition of each staged or refused row."""
+    return leaders[_partitions(rows)]
+
+
+def _partitions(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return (rows[:, kernels.FLAGS] >> PARTITION_SHIFT) & 0xFFFF
 
 
 def _code_index(places: dict[bytes, tuple[int, int]]) -> tuple[NDArray[Any], ...]:

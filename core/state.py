@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from meterd.core.balances import Balances
 from meterd.core.erasures import ERASURES_MAX, Erasure, Erasures, erasure_of, none_erased
+from meterd.core.frozen import frozen
 from meterd.core.horizons import BEGINNING, Horizons
 from meterd.core.identity_runs import Entries, Run, run_arrays
 from meterd.core.kernels import apply as kernels
@@ -28,6 +29,8 @@ from meterd.core.kernels.bloom import FILTER_KEYS, FILTER_WORDS, add_entries
 from meterd.core.kernels.index import ENTRIES, Index
 from meterd.core.kernels.memory import handle_of, reserve
 from meterd.core.kernels.tables import Capacity, Tables, make_tables
+from meterd.core.members import OPS as MEMBER_OPS
+from meterd.core.members import Members
 from meterd.core.metric_table import MetricBook, make_book
 from meterd.core.record_part import part_of, rows_of
 from meterd.core.registry import Registry
@@ -61,7 +64,10 @@ EVICT_FREED_MAX = 512
 class StateMachine:
     """See the module."""
 
-    def __init__(self, identity_key: tuple[int, int], capacity: Capacity) -> None:
+    def __init__(
+        self, identity_key: tuple[int, int], capacity: Capacity, members: Members | None = None
+    ) -> None:
+        """`members` are those of the cluster's beginning."""
         self._key_pair = identity_key
         self._use(make_tables(capacity, identity_key))
         self._capacity = capacity
@@ -82,6 +88,7 @@ class StateMachine:
         self._runs: list[Run] = []
         self.registry = Registry()
         self.horizons = Horizons()
+        self.members = members or Members()
         self.erasures = none_erased(self.tables.key)
         self.balances = Balances()
         self.retention_days: int | None = None  # None: nobody has set it, the option counts
@@ -142,9 +149,10 @@ class StateMachine:
     def _apply_rows(self, record: Record, times: tuple[int, int]) -> NDArray[np.uint8]:
         """Apply all rows of a record; times: horizon and future limit of all its partitions."""
         stored, newest = kernels.apply(
-            np.frombuffer(record.payload, np.uint8),
+            # Read only, whoever made it: kernels are compiled for that.
+            frozen(np.frombuffer(record.payload, np.uint8)),
             record.row_count,
-            np.frombuffer(record.slices, np.uint8),
+            frozen(np.frombuffer(record.slices, np.uint8)),
             self.handle,
             self._book.handle,
             self._scratch_handle,
@@ -177,7 +185,7 @@ class StateMachine:
             result = self._command(command, record, groups if chosen is None else groups[chosen])
         except MeterdError as error:
             return {"error": error_body(error)}
-        if command["op"] not in ACCOUNT_OPS:
+        if command["op"] not in (*ACCOUNT_OPS, *MEMBER_OPS):
             self._renew_book()
         return result
 
@@ -208,6 +216,8 @@ class StateMachine:
         if op == "balance_import":
             taken = self.balances.take(command, *_place(record))
             return {"id": command["id"], "balances": command["count"], "outcome": taken}
+        if op in MEMBER_OPS:
+            return self.members.apply(command)
         raise InvariantViolation(f"the log holds an unknown command {op!r}")
 
     def _erase(self, command: dict[str, Any], record: Record) -> dict[str, Any]:
@@ -395,6 +405,7 @@ class StateMachine:
         fixed |= balance_arrays
         state = {
             "registry": self.registry.to_bytes(),
+            "members": self.members.to_bytes(),
             "horizon": self.horizon,
             "totals_horizon": self.totals_horizon,
             "erasures": self.erasures.to_lists(),
@@ -425,6 +436,8 @@ class StateMachine:
         members = int(tables.counters[table_kernels.MEMBERS])
         table_kernels.rebuild(self.handle, np.zeros(members, np.uint8))
         self.registry = Registry.from_bytes(state["registry"])
+        if "members" in state:  # absent in older files: what it was made with
+            self.members = Members.from_bytes(state["members"])
         self.horizons.restore(state)
         self.erasures = Erasures(map(Erasure.from_list, state.get("erasures", ())), tables.key)
         if "balances" in state:

@@ -111,7 +111,8 @@ class _Pipeline:
     def __init__(self) -> None:
         self.state = StateMachine(KEY, CAPACITY)
         self.before = Groups()
-        fields: dict[str, Any] = {"cluster": 1, "member": 1, "sequence": 0, "leader_time": 0}
+        fields: dict[str, Any] = {"cluster": 1, "member": 1, "boot": 1}
+        fields |= {"sequence": 0, "leader_time": 0}
         starts = unpack(GroupLogs(1).packed())
         self._replicas = Replicas(starts, CLOCK, random=Random(1), **fields)
         self._replicas.tick(CLOCK)

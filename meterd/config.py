@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from meterd.actors import peer_list
 from meterd.actors.options import Options, find_section, parse_value
 from meterd.protocol.errors import ConfigError
 
@@ -95,20 +96,12 @@ def from_flags(flags: Mapping[str, str]) -> Iterable[Setting]:
 
 
 def resolve(options: Options) -> Options:
-    """Check what this version cannot do, and fill in what depends on other keys.
-
-    Raises ConfigError.
-    """
+    """Fill in what depends on other keys."""
     node = options.node
-    others = [entry for entry in parse_peers(node.peers) if entry[0] != node.id]
-    if others or node.bootstrap == "join":
-        key = "node.peers" if others else "node.bootstrap"
-        raise ConfigError(
-            f"{key}: this version serves single nodes; clusters arrive with a later version."
-            " Start it without --peers, and with --bootstrap auto"
-        )
     everywhere = node.listen in ("0.0.0.0", "::", "*")
-    advertise = node.advertise or (socket.gethostname() if everywhere else node.listen)
+    listed = [peer.host for peer in peer_list.parse(node.peers) if peer.node == node.id]
+    own = listed[0] if listed else socket.gethostname() if everywhere else node.listen
+    advertise = node.advertise or own
     resolved = dataclasses.replace(
         node,
         data_dir=os.path.abspath(node.data_dir),
@@ -117,18 +110,3 @@ def resolve(options: Options) -> Options:
     )
     return dataclasses.replace(options, node=resolved)
 
-
-def parse_peers(text: str) -> list[tuple[int, str, int]]:
-    """Read ``1:host:8002,2:[::1]:8003`` as (node id, host, replication port).
-
-    Raises ConfigError.
-    """
-    peers = []
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        number, first, address = entry.partition(":")
-        host, second, port = address.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not (first and second and host and number.isdecimal() and port.isdecimal()):
-            raise ConfigError(f"node.peers: {entry!r} is not NODE_ID:HOST:REPLICATION_PORT")
-        peers.append((int(number), host, int(port)))
-    return peers

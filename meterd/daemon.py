@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from meterd import __version__, config
+from meterd.actors import peer_list
 from meterd.actors.options import Options, all_keys, format_value
 from meterd.exits import DaemonExit
 from meterd.protocol.errors import ConfigError
@@ -29,8 +30,8 @@ FLAG_HELP = {
     "--advertise": ("HOST", "Name or address that clients are told."),
     "--port": ("PORT", "Application port."),
     "--http-port": ("PORT", "Port of /health and /metrics."),
-    "--peers": ("ID:HOST:PORT,...", "The other nodes of the cluster."),
-    "--bootstrap": ("auto|new|join|recover", "Make a new cluster, or recover this one."),
+    "--peers": ("ID:HOST:PORT,...", "Nodes of the cluster; the own entry is ignored."),
+    "--bootstrap": ("auto|new|join|recover", "Make a cluster, join one, or recover."),
     "--retention-days": ("DAYS", "Keep events for so many days."),
     "--log-level": ("debug|info|warning|error", "Least important messages to write."),
     "--log-format": ("text|json", "For people or for machines."),
@@ -83,6 +84,9 @@ def check_config(
     for section, field in all_keys():
         value = getattr(getattr(options, section), field.name)
         click.echo(f"{section}.{field.name} = {format_value(field.metadata['kind'], value)}")
+    node = options.node
+    for warning in peer_list.warnings(node.id, node.port, node.peers):
+        click.echo(f"meterd: warning: {warning}", err=True)
     return DaemonExit.CLEAN
 
 

@@ -23,6 +23,7 @@ from meterd.protocol.versions import PROTOCOL_VERSION, PROTOCOL_VERSIONS
 
 STATUSES = ("ok", "error")
 MAP_VERSION_MAX = 2**63 - 1
+HOPS_MAX = 255
 # Headers keep few enough kinds and map versions apart for all their prefixes to stay.
 PREFIXES_MAX = 256
 U64 = Struct(">Q")
@@ -36,6 +37,7 @@ class RequestHeader(NamedTuple):
     deadline_ms: int = limits.DEADLINE_MS_DEFAULT  # how long the client still waits
     map_version: int | None = None  # of the partition map the client knows
     lz4_size: int | None = None  # size of the body before compression, when it is compressed
+    hops: int = 0  # how many nodes have passed it on
 
 
 class AnswerHeader(NamedTuple):
@@ -104,7 +106,10 @@ def decode_request_header(frame: bytes) -> RequestHeader:
     lz4_size = get("lz4")
     if lz4_size is not None and not _is_count(lz4_size):
         raise RemoteProtocolError("malformed", "header: lz4 is no size", request_id)
-    return RequestHeader(request_id, kind, deadline, map_version, lz4_size)
+    hops = get("hops", 0)
+    if type(hops) is not int or not 0 <= hops <= HOPS_MAX:
+        raise RemoteProtocolError("malformed", "header: hops is no number", request_id)
+    return RequestHeader(request_id, kind, deadline, map_version, lz4_size, hops)
 
 
 def decode_answer_header(frame: bytes) -> AnswerHeader:
@@ -136,6 +141,8 @@ def encode_request(header: RequestHeader, body: bytes) -> list[bytes]:
         fields["map"] = header.map_version
     if header.lz4_size is not None:
         fields["lz4"] = header.lz4_size
+    if header.hops:
+        fields["hops"] = header.hops
     try:
         frame: bytes = msgpack.packb(fields)
         decode_request_header(frame)
@@ -154,6 +161,19 @@ def encode_answer(header: AnswerHeader, body: bytes) -> list[bytes]:
     if header.id is None:
         return [prefix + b"\xc0", body]
     return [prefix + b"\xcf" + U64.pack(header.id), body]
+
+
+def with_map_version(frame: bytes, version: int) -> bytes:
+    """Return an answer's header, one that `encode_answer` made, with another map version."""
+    has_id = frame[-9:-8] == b"\xcf" and frame[-12:-9] == b"\xa2id"
+    size = 9 if has_id else 1
+    return _with_version(frame[:-size], version) + frame[-size:]
+
+
+@lru_cache(maxsize=PREFIXES_MAX)
+def _with_version(prefix: bytes, version: int) -> bytes:
+    fields = msgpack.unpackb(prefix + b"\0")
+    return _answer_prefix(fields["kind"], fields["status"], version)
 
 
 @lru_cache(maxsize=PREFIXES_MAX)

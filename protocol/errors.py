@@ -77,6 +77,7 @@ CODES: Mapping[str, WireCode] = {
     "metric_conflict": WireCode("never", "pass replace to make a new version of the metric"),
     "too_many_metrics": WireCode("never", "use dimensions instead of a metric for each case"),
     "not_found": WireCode("never", "check the name"),
+    "change_refused": WireCode("never", "meterctl topology shows the nodes and their states"),
     "exists": WireCode("never", "use another name"),
     "not_needed": WireCode("never", "nothing: there is nothing to do"),
     "range_expired": WireCode("never", "ask for the range that the message names"),
@@ -260,6 +261,12 @@ class Exists(Rejected):
     """Something has this name already, and is never replaced."""
 
     code = "exists"
+
+
+class ChangeRefused(Rejected):
+    """A change of nodes, or of what they are to have, breaks a rule of the cluster."""
+
+    code = "change_refused"
 
 
 class NotNeeded(Rejected):

@@ -158,3 +158,47 @@ def balances(raw: object) -> list[Any]:
     if not isinstance(raw, list | tuple) or not 1 <= len(raw) <= limits.BALANCES_MAX:
         raise BadRequest(f"balances: a list of 1 to {limits.BALANCES_MAX}")
     return list(raw)
+
+
+def numbers(raw: object, low: int, high: int, count: int, where: str) -> tuple[int, ...]:
+    """Return distinct integers, at most `count`, or raise BadRequest."""
+    if not isinstance(raw, list | tuple) or len(raw) > count:
+        raise BadRequest(f"{where}: a list of at most {count} integers")
+    found = tuple(integer(one, low, high, where) for one in raw)
+    if len(set(found)) != len(found):
+        raise BadRequest(f"{where}: an integer stands there twice")
+    return found
+
+
+def address(raw: object, where: str) -> str:
+    """Return HOST:PORT as text, or raise BadRequest; whether it leads somewhere is not asked."""
+    name = text(raw, limits.ADDRESS_SIZE_MAX, where)
+    host, separator, port = name.rpartition(":")
+    if not (host and separator and port.isascii() and port.isdecimal()):
+        raise BadRequest(f"{where}: not HOST:PORT")
+    if not 1 <= int(port[:6]) <= 65_535 or any(character.isspace() for character in host):
+        raise BadRequest(f"{where}: not HOST:PORT")
+    return name
+
+
+def moves(raw: object) -> list[list[Any]]:
+    """Return changes of the plan, [group, voters, leader] each, or raise BadRequest."""
+    count = limits.PARTITION_COUNT + 1
+    if not isinstance(raw, list | tuple) or not 1 <= len(raw) <= count:
+        raise BadRequest(f"moves: a list of 1 to {count}")
+    found = []
+    for one in raw:
+        if not isinstance(one, list | tuple) or len(one) != 3:
+            raise BadRequest("moves: each is [group, voters, leader]")
+        group, voters, leader = one
+        node = limits.NODE_MAX
+        found.append(
+            [
+                integer(group, 0, limits.PARTITION_COUNT, "moves: group"),
+                list(numbers(voters, 0, node, limits.VOTERS_MAX, "moves: voters")),
+                integer(leader, 0, node, "moves: leader"),
+            ]
+        )
+    if len({group for group, *_ in found}) != len(found):
+        raise BadRequest("moves: a group stands there twice")
+    return found

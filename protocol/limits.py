@@ -82,6 +82,13 @@ HOLD_SECONDS_MAX = 30 * 86_400
 
 # Partitions of a cluster, fixed when it is made.
 PARTITION_COUNT = 256
+# Nodes of a cluster are numbered from 1; a replica's name has eight bits for it.
+NODE_MAX = 255
+# Voters of one group.
+VOTERS_MAX = 7
+# HOST:PORT, and an id of a directory.
+ADDRESS_SIZE_MAX = 300
+DIRECTORY_ID_SIZE_MAX = 64
 
 
 def wire_limits() -> dict[str, int]:

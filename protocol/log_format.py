@@ -487,13 +487,17 @@ def _parse(head: memoryview, payload: memoryview, offset: int) -> Record:
 
 def columns(record: Record) -> Columns:
     """Return the columns of an events record: views, nothing is copied."""
-    n, payload = record.row_count, record.payload
-    at = payload_layout(n, record.heap_size)
+    return columns_of(record.row_count, record.heap_size, record.payload)
+
+
+def columns_of(n: int, heap_size: int, payload: Bytes) -> Columns:
+    """Return the columns of a payload of n events: views, nothing is copied."""
+    at = payload_layout(n, heap_size)
     return Columns(
         np.frombuffer(payload, np.int64, n, at.timestamp),
         np.frombuffer(payload, np.int64, n, at.value),
         np.frombuffer(payload, np.uint32, n, at.heap_end),
         np.frombuffer(payload, np.uint16, n, at.metric),
         np.frombuffer(payload, np.uint8, n, at.operation),
-        np.frombuffer(payload, np.uint8, record.heap_size, at.heap),
+        np.frombuffer(payload, np.uint8, heap_size, at.heap),
     )

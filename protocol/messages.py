@@ -21,10 +21,13 @@ from meterd.protocol.body import Bytes, open_body, unknown_name, unpack
 from meterd.protocol.errors import BadRequest, RemoteProtocolError
 from meterd.protocol.metric import CONTENT_KEYS, MetricDefinition
 
-Actor = Literal["ingest", "metrics", "query", "retention_sweeper", "router", "usage"]
+Actor = Literal[
+    "ingest", "metrics", "query", "replication", "retention_sweeper", "router", "usage"
+]
 Check = Callable[[Any], Any]
 
 SORTS = ("account", "usage")
+CONSISTENCIES = ("exact", "local")
 BACKUP_TYPES = ("full", "incr")
 WINDOWS = ("hour", "day", "week", "month")
 REQUIRED = object()
@@ -83,12 +86,19 @@ SORT = {"sort": Field(partial(fields.one_of, known=SORTS, where="sort"), "accoun
 TELEMETRY_FILTER = Field(
     partial(fields.text, size_max=limits.TELEMETRY_FILTER_SIZE_MAX, where="filter"), ""
 )
+CONSISTENCY = {
+    "consistency": Field(
+        partial(fields.one_of, known=CONSISTENCIES, where="consistency"), "exact"
+    )
+}
 DAYS = {
     "days": Field(
         partial(fields.integer, low=1, high=limits.RETENTION_DAYS_MAX, where="days"), REQUIRED
     )
 }
 JOB = {"id": Field(partial(fields.integer, low=0, high=limits.I64_MAX, where="id"), REQUIRED)}
+NODE_STATES = ("learner", "voter", "drained", "removed")
+NODE = {"node": Field(partial(fields.integer, low=1, high=limits.NODE_MAX, where="node"), REQUIRED)}
 DEFINITION = {name: Field(lambda raw: raw) for name in CONTENT_KEYS}
 
 _KINDS = (
@@ -114,27 +124,59 @@ _KINDS = (
         "brings usage of accounts from another system, once for each import id",
         {"id": Field(fields.command_id, REQUIRED), "balances": Field(fields.balances, REQUIRED)},
     ),
-    Kind("metric_list", "usage", "lists the registered metrics"),
-    Kind("metric_show", "usage", "gives all versions of a metric", _code()),
+    Kind(
+        "node_add",
+        "ingest",
+        "takes a node into the cluster, or gives its directory the incarnation that waits for it",
+        NODE
+        | {
+            "peer_address": Field(partial(fields.address, where="peer_address"), REQUIRED),
+            "client_address": Field(partial(fields.address, where="client_address"), REQUIRED),
+            "directory": Field(
+                partial(fields.text, size_max=limits.DIRECTORY_ID_SIZE_MAX, where="directory"), ""
+            ),
+        },
+    ),
+    Kind("node_recover", "ingest", "lets a node whose directory is lost come back", NODE),
+    Kind(
+        "node_state",
+        "ingest",
+        "makes a node learner, voter, drained or removed",
+        NODE
+        | {"state": Field(partial(fields.one_of, known=NODE_STATES, where="state"), REQUIRED)},
+    ),
+    Kind(
+        "plan_move",
+        "ingest",
+        "changes who is to have replicas of groups, and who is to lead them",
+        {"moves": Field(fields.moves, REQUIRED)},
+    ),
+    Kind("metric_list", "usage", "lists the registered metrics", CONSISTENCY),
+    Kind("metric_show", "usage", "gives all versions of a metric", _code() | CONSISTENCY),
     Kind(
         "usage",
         "usage",
         "says how much an account used of a metric in a range",
-        _account() | _metric() | RANGE | FILTERS | USAGE | _flag("subtree"),
+        _account() | _metric() | RANGE | FILTERS | USAGE | _flag("subtree") | CONSISTENCY,
     ),
     Kind(
         "accounts",
         "usage",
         "gives the usage of every account of a metric, in pages",
-        _metric() | RANGE | FILTERS | SORT | PAGE,
+        _metric() | RANGE | FILTERS | SORT | PAGE | CONSISTENCY,
     ),
     Kind(
         "events",
         "usage",
         "lists the stored events of an account, in pages",
-        _account() | BOUNDS | _metric(None) | PAGE | _flag("subtree"),
+        _account() | BOUNDS | _metric(None) | PAGE | _flag("subtree") | CONSISTENCY,
     ),
-    Kind("feed", "usage", "gives stored events in log order after a cursor", _account(None) | PAGE),
+    Kind(
+        "feed",
+        "usage",
+        "gives stored events in log order after a cursor",
+        _account(None) | PAGE | CONSISTENCY,
+    ),
     Kind("rejected", "retention_sweeper", "lists refused events, newest first", PAGE),
     Kind("checkpoint", "usage", "saves a checkpoint now and answers when it is durable"),
     Kind("retention_show", "retention_sweeper", "says how long events are kept, and what is past"),
@@ -186,6 +228,30 @@ _KINDS = (
     Kind("job_cancel", "retention_sweeper", "cancels a job", JOB),
     Kind("disk_status", "retention_sweeper", "says what uses the disk and when it will be full"),
     Kind("disk_free_reserve", "retention_sweeper", "gives the space kept in reserve back"),
+    Kind(
+        "cluster_status",
+        "replication",
+        "says how the node's groups are, and its links to other nodes",
+    ),
+    Kind(
+        "leader_transfer",
+        "replication",
+        "lets another node lead groups that this node leads",
+        {
+            "groups": Field(
+                partial(
+                    fields.numbers,
+                    low=0,
+                    high=limits.PARTITION_COUNT,
+                    count=limits.PARTITION_COUNT + 1,
+                    where="groups",
+                ),
+                REQUIRED,
+            ),
+            # 0: whoever has most.
+            "node": Field(partial(fields.integer, low=0, high=limits.NODE_MAX, where="node"), 0),
+        },
+    ),
     Kind("status", "usage", "describes the node, its actors and its log"),
     Kind("health", "metrics", "says whether the node can do its work"),
     Kind("metrics", "metrics", "gives the node's telemetry as text", {"filter": TELEMETRY_FILTER}),

@@ -29,6 +29,7 @@ ALLOWED_CALLS = {
 }
 CATCH_ALL = {
     "actors/actor.py": "the one place that ends an actor for a bug",
+    "actors/founding.py": "the end of a forked process: nothing may return from it",
     "actors/node.py": "the end of the supervisor: a bug has an exit code of its own",
     "actors/offspring.py": "the end of a forked process: nothing may return from it",
     "meterd/client/producer.py": "its thread lives on; flush raises what it caught",

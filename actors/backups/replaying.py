@@ -51,7 +51,8 @@ class Replayer:
     def __init__(self, directory: str, say: Say) -> None:
         self.options = SimpleNamespace(node=SimpleNamespace(data_dir=directory))
         self.lifeline = SimpleNamespace(say=say)
-        key = identity.read(directory).identity_key
+        who = identity.read(directory)
+        key = who.identity_key
         words = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
         limits = Limits()
         capacity = Capacity(
@@ -61,7 +62,7 @@ class Replayer:
             cells=limits.cells,
             members=limits.cells,
         )
-        self.state = StateMachine(words, capacity)
+        self.state = StateMachine(words, capacity, who.beginning)
         self.applier = Applier(self.state)
         self._use_log(Groups(), replay.BEGINNING)
         self._identities = IdentityStore(directory, self.state, RECENT_FLUSH)
@@ -110,7 +111,7 @@ def replay_directory(directory: str, names: list[str], say: Say) -> Replayed:
     who = identity.read(directory)
     owner = Owner(who.node_id, who.cluster_id, who.identity_key)
     disk = LocalDisk()
-    end = Recovery(disk, directory, owner, check_checkpoints(disk, directory), say).run()
+    end = Recovery(disk, directory, owner, check_checkpoints(disk, directory), say, who).run()
     if end is None:
         raise Corrupt(directory, 0, "there is no log")
     if end.torn is not None:

@@ -1,8 +1,9 @@
 """Gathers what holds each full log file, and deletes files.
 
 The rule is `core/log_holds.py`.  Others say their part: the usage actor which file the kept
-checkpoints need, the archive through which file there are copies, segments what they cover, and
-the pins.  Until the usage actor has spoken, everything is held.
+checkpoints need, the replication actor which file a follower needs, the archive through which file
+there are copies, segments what they cover, and the pins.  Until the usage actor has spoken,
+everything is held.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 SECOND_NS = 1_000_000_000
 DAY_NS = 86_400 * SECOND_NS
 # Those who should go on when too many log files are kept; the others are the operator's wishes.
-WAITED_FOR = ("checkpoint", "archive", "pin")
+WAITED_FOR = ("checkpoint", "archive", "replica", "pin")
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class LogHolding:
         self._crowded_by: tuple[str, ...] = ()
         # The oldest file that one of the kept checkpoints needs.
         self.first_needed = 0
+        # The oldest file that a follower may need; None: none is behind.
+        self.replicas_from: int | None = None
         # Files whose events a complete segment holds too, and since when (UTC ns).
         self.covered: Callable[[], Mapping[int, int]] = dict
         # The newest file of which a copy is safe; None: there is no archive.
@@ -81,6 +84,7 @@ class LogHolding:
             first_needed=self.first_needed,
             covered=self.covered(),
             archived_through=self.archived_through(),
+            replicas_from=self.replicas_from,
             pins=[pin.first_file for pin in self._pins.active],
             expired=expired,
         )
@@ -131,4 +135,5 @@ class LogHolding:
             keep=wal.retention_days * DAY_NS,
             files_max=wal.max_segments,
             files_min=wal.min_segments,
+            replica_files_max=wal.replica_segments,
         )

@@ -24,6 +24,7 @@ from meterd.actors.housekeeping.log_holding import SECOND_NS, Assessment, LogHol
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.segment_files import Segment
 from meterd.core import retention
+from meterd.core.follower_files import NOBODY_BEHIND
 from meterd.core.log_holds import LogFile
 from meterd.core.retention import Kept
 from meterd.protocol.errors import Starting
@@ -49,7 +50,7 @@ logger = logging.getLogger(__name__)
 class LogRetention(Service):
     """See the module."""
 
-    messages = (b"retention",)
+    messages = (b"retention", b"followers")
     requests = ("retention_show", "retention_run")
 
     def __init__(
@@ -65,6 +66,10 @@ class LogRetention(Service):
         holding.covered = self._covered
 
     def handle(self, frames: list[Any]) -> None:
+        if frames[0] == b"followers":
+            first = int.from_bytes(frames[1], "little")
+            self._holding.replicas_from = None if first == NOBODY_BEHIND else first
+            return
         before, self._told = self._told, msgpack.unpackb(frames[1])
         self._holding.first_needed = self._told["first_needed"]
         if before is None or before["horizon"] != self._told["horizon"]:

@@ -19,11 +19,25 @@ class ClockCheck:
     def __init__(self, limit_ms: int) -> None:
         self._limit_ms = limit_ms
         self._offsets: dict[int, tuple[int, int]] = {}  # peer -> offset ms, when
+        self._answers: dict[int, tuple[int, int]] = {}  # peer -> round trip ms, when
 
     def take(self, peer: int, now: int, round_trip_ms: int, ahead_ms: int) -> None:
         """Take the answer to a beat; `ahead_ms`: its clock minus mine when it came."""
+        self._answers[peer] = (round_trip_ms, now)
         if 0 <= round_trip_ms <= ROUND_TRIP_MS_MAX:
             self._offsets[peer] = (ahead_ms + round_trip_ms // 2, now)
+
+    def heard(self, peer: int, now: int) -> tuple[int, int] | None:
+        """Return a peer's last round trip and how long ago that was, in ms; None: never."""
+        if peer not in self._answers:
+            return None
+        round_trip_ms, at = self._answers[peer]
+        return round_trip_ms, now - at
+
+    def offset(self, peer: int, now: int) -> int | None:
+        """Return a peer's clock minus mine, in ms; None when that is not known now."""
+        offset, at = self._offsets.get(peer, (0, now - SAMPLE_AGE_MS_MAX - 1))
+        return offset if now - at <= SAMPLE_AGE_MS_MAX else None
 
     def is_off(self, now: int) -> bool:
         """Whether a majority of the peers known says so: the fault is here, not there."""

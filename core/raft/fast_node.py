@@ -7,7 +7,7 @@ from typing import Any
 from meterd.core.raft.events import Durable, ForgottenSlices
 from meterd.core.raft.group import Group
 from meterd.core.raft.node import Node, Output, ProposeSlices, Room
-from meterd.core.raft.steady import ChainMany, Steady
+from meterd.core.raft.steady import ChainMany, Steady, View
 from meterd.protocol.raft_slices import AckSlices, AppendSlices
 
 
@@ -26,6 +26,11 @@ class FastNode(Node):
     def parked_count(self) -> int:
         """How many groups are on the fast path."""
         return int(self._steady.parked.sum())
+
+    def view(self, number: int) -> View:
+        """Return a group as it is, for those who only look."""
+        parked = self._steady.parked[number]
+        return self._steady.view(number) if parked else super().view(number)
 
     def _live(self, number: int) -> Group:
         self._steady.unpark(number)

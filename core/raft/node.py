@@ -38,6 +38,7 @@ from meterd.core.raft.settings import Settings
 from meterd.core.raft.slices import AcceptedSlices, CommitSlices, WriteSlices
 from meterd.core.raft.standing import Standing
 from meterd.core.raft.state import LEADER
+from meterd.core.raft.steady import View
 from meterd.protocol.raft_messages import (
     Beat,
     BeatReplies,
@@ -162,6 +163,11 @@ class Node:
         self._confirm_groups()
 
     @property
+    def is_aside(self) -> bool:
+        """Does it wait for word that its log has not gone back, in some groups?"""
+        return bool(self._aside)
+
+    @property
     def deadline(self) -> int:
         """When to tick at the latest."""
         return min(self.beat_at, min([g.deadline for g in self.groups.values()], default=1 << 60))
@@ -194,7 +200,35 @@ class Node:
         self.moment.now = now
         return self._live(group).holds_lease()
 
+    def digest_at(self, group: int, index: int) -> int | None:
+        """Return the digest of an op, None when it is not known here."""
+        if group not in self.groups:
+            return None
+        log = self._live(group).log
+        return log.digest_at(index) if log.base.index <= index <= log.last else None
+
     # What the fast path replaces.
+
+    def view(self, number: int) -> View:
+        """Return a group as it is, for those who only look."""
+        group = self.groups[number]
+        matches = {member: one.match for member, one in group.progress.items()}
+        return View(
+            group.role,
+            group.leader,
+            group.term,
+            group.log.last,
+            group.commit,
+            matches if group.role == LEADER else {},
+        )
+
+    def size_behind(self, number: int, member: int) -> int:
+        """Return the bytes in memory that a follower of a group led here lacks."""
+        group = self._live(number)
+        progress = group.progress.get(member)
+        if progress is None:
+            return 0
+        return group.log.size_behind(max(progress.match, group.log.base.index))
 
     def _live(self, number: int) -> Group:
         """Return a group as it is now."""

@@ -54,6 +54,17 @@ class Proposed(NamedTuple):
     left: Ints
 
 
+class View(NamedTuple):
+    """What is told of a group; the rest of it does not change while it is parked."""
+
+    role: int
+    leader: int
+    term: int
+    last: int
+    commit: int
+    matches: dict[int, int]  # of a leader: what each other member has
+
+
 class Remembered(NamedTuple):
     """The ops of one record, and what each of them follows."""
 
@@ -99,6 +110,18 @@ class Steady:
     def knows(self, groups: Ints) -> bool:
         """Whether there is a row for each of these; a peer may say anything."""
         return bool(((groups >= 0) & (groups < len(self.parked))).all())
+
+    def view(self, g: int) -> View:
+        """Return a parked group as it is."""
+        columns = self._member[g].nonzero()[0] if self._leads[g] else ()
+        return View(
+            role=LEADER if self._leads[g] else FOLLOWER,
+            leader=int(self._leader[g]),
+            term=int(self._term[g]),
+            last=int(self._last[g]),
+            commit=int(self._commit[g]),
+            matches={int(self._member[g, c]): int(self._match[g, c]) for c in columns},
+        )
 
     # Coming and going.
 

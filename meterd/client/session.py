@@ -30,6 +30,7 @@ from operator import length_hint
 from typing import Any
 
 from meterd.client.partitions import PartitionMap
+from meterd.client.settling import Settling
 from meterd.protocol.body import pack, unpack_answer
 from meterd.protocol.envelope import RequestHeader, decode_answer, encode_request
 from meterd.protocol.errors import (
@@ -67,6 +68,12 @@ ADDRESSES_COUNT_MAX = 256
 Frames = Sequence[bytes]
 
 
+class Undecided(DeadlineExceeded):
+    """A node does not know what became of some events: the same again, soon."""
+
+    hint = "some events are undecided"
+
+
 class Call:
     """One question and what became of it; changed only by its session."""
 
@@ -88,6 +95,7 @@ class Call:
         "resting",
         "rows",
         "sent_at",
+        "settling",
         "silent_count",
         "wake",
     )
@@ -104,6 +112,7 @@ class Call:
         self.body = body
         self.account = account  # decides which node is asked first
         self.rows = rows  # of an ingest job: which of its rows are in the body
+        self.settling = Settling() if kind == "ingest" else None
         self.job: Job | None = None
         self.deadline = float("inf")  # set by the first attempt
         self.wake = float("inf")  # when to look at it again
@@ -255,7 +264,7 @@ class Session:
         else:
             call.answered = True
             if header.status == "ok":
-                self._finish(call, body, None)
+                self._on_ok(now, call, header.id, body)
             else:
                 self._on_error(now, call, header.id, error_of(body))
         if self.map is None or header.map_version > self.map.version:
@@ -265,7 +274,8 @@ class Session:
         """Look at what has waited long enough, and begin one call more if there is room."""
         for call in [call for call in self._active if call.wake <= now]:
             if now >= call.deadline:
-                self._finish(call, None, self._give_up(call))
+                known = None if call.settling is None else call.settling.so_far()
+                self._finish(call, known, None if known else self._give_up(call))
                 continue
             if not call.resting:
                 patient_until = self._patient_until(call)
@@ -283,6 +293,20 @@ class Session:
         for call in job.calls:
             if call in self._active:
                 self._release(call)
+
+    def _on_ok(self, now: float, call: Call, request_id: int | None, body: bytes) -> None:
+        """End a call, or have what is undecided of its events sent again."""
+        answer: bytes | None = body
+        if call.settling is not None:
+            try:
+                answer = call.settling.take(body)
+            except RemoteProtocolError as error:
+                self._finish(call, None, error)
+                return
+        if answer is not None:
+            self._finish(call, answer, None)
+        else:
+            self._on_error(now, call, request_id, Undecided())
 
     # How it decides
 

@@ -260,16 +260,23 @@ def _sample_cells(row: Row) -> list[str]:
     return [row["node"], row["name"], labels, scalar_text(row["value"])]
 
 
-@command("wait", short_help="Wait until the nodes are well.")
-@click.option(
-    "--for", "condition", type=click.Choice(["healthy"]), required=True, help="What to wait for."
-)
+@command("wait", short_help="Wait until the nodes, or the cluster, are well.")
+@click.option("--for", "condition", type=click.Choice(["healthy", "caught-up", "leader"]),
+              required=True, help="What to wait for.")
 def wait(session: Session, condition: str) -> None:
-    """Wait until every node named with -n is well, at most --timeout seconds (60 by default).
+    """Wait until a condition holds, at most --timeout seconds (60 by default).
 
-    Exit code 8 when that did not happen in time.
+    healthy: every node named with -n is well. leader: every partition of the cluster has a leader.
+    caught-up: that, all its nodes answer, and none lacks anything. Exit code 8 when it did not
+    happen in time.
     """
-    document = await_healthy(session, session.patience(WAIT_TIMEOUT_DEFAULT))
+    patience = session.patience(WAIT_TIMEOUT_DEFAULT)
+    if condition == "healthy":
+        document = await_healthy(session, patience)
+    else:
+        from meterd.commands.changes import await_condition
+
+        document = await_condition(session, condition, patience)
     session.console.show(document, lambda: [condition])
 
 

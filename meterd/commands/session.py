@@ -48,6 +48,7 @@ _EXIT_OF_CODE = {
     "shutting_down": AdminExit.BUSY,
     "not_leader": AdminExit.BUSY,
     "exists": AdminExit.REFUSED,
+    "change_refused": AdminExit.REFUSED,
     "store_failed": AdminExit.UNREACHABLE,
     "disk_stop": AdminExit.NO_SPACE,
     "disk_full": AdminExit.NO_SPACE,

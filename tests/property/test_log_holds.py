@@ -25,11 +25,14 @@ def situations(draw: st.DrawFn) -> tuple[list[LogFile], Facts, Rules]:
         first_needed=draw(st.integers(0, 45)),
         covered=draw(st.dictionaries(numbers, st.integers(0, NOW))),
         archived_through=draw(st.none() | numbers),
+        replicas_from=draw(st.none() | numbers),
         pins=draw(st.lists(numbers, max_size=3)),
         expired=expired,
     )
     few, many = sorted([draw(st.integers(0, 12)), draw(st.integers(0, 12))])
-    rules = Rules(draw(st.integers(0, NOW)), draw(st.integers(0, NOW)), many, few)
+    rules = Rules(
+        draw(st.integers(0, NOW)), draw(st.integers(0, NOW)), many, few, draw(st.integers(0, 12))
+    )
     return files, facts, rules
 
 
@@ -51,6 +54,10 @@ def model(files: list[LogFile], facts: Facts, rules: Rules) -> dict[int, set[str
         elif facts.covered[file.number] + rules.copy_grace > facts.now:
             held[file.number].add("grace")
     newest = [file.number for file in files][::-1]
+    if facts.replicas_from is not None:
+        for number in newest[: rules.replica_files_max]:
+            if not number < facts.replicas_from:
+                held[number].add("replica")
     for file in alive:
         if file.number in newest[: rules.files_min]:
             held[file.number].add("count")

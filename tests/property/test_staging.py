@@ -177,13 +177,48 @@ def staged_as(row: Row) -> tuple[str, int, int]:
     return "", entry.number, int(units)
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.lists(rows, min_size=1, max_size=12), st.booleans()), min_size=1, max_size=4
-    )
+requests_of_rows = st.lists(
+    st.tuples(st.lists(rows, min_size=1, max_size=12), st.booleans()), min_size=1, max_size=4
 )
+
+
+@settings(max_examples=200, deadline=None)
+@given(requests_of_rows)
 def test_every_row_lands_where_the_rule_says(requests):
+    stage, staged, refused = staged_requests(requests)
+    packed = stage.pack()
+    assert stage.empty
+    check_refused(packed.refusals, refused)
+    assert packed.row_count == len(staged)
+    if staged:
+        check_record(stage, packed, staged)
+
+
+@settings(max_examples=100, deadline=None)
+@given(requests_of_rows, st.lists(st.integers(0, 3), min_size=4, max_size=4))
+def test_each_leader_gets_its_rows_and_what_was_refused_of_its_partitions(requests, nodes):
+    stage, staged, refused = staged_requests(requests)
+    if stage.empty:
+        return
+    leaders = np.array([nodes[p % 4] for p in range(257)], np.uint8)
+    parts = stage.pack_parts(leaders)
+    assert stage.empty
+    taken = [node for node, _ in parts]
+    assert taken == sorted({leader_of(one, leaders) for one in staged + refused})
+    for node, packed in parts:
+        check_refused(packed.refusals, [one for one in refused if leader_of(one, leaders) == node])
+        led = [one for one in staged if leader_of(one, leaders) == node]
+        assert packed.row_count == len(led)
+        if led:
+            check_record(stage, packed, led)
+
+
+def leader_of(one: Any, leaders: Any) -> int:
+    return int(leaders[partition_of(one[2].account.decode())])
+
+
+def staged_requests(requests: Any) -> tuple[Stage, list[Any], list[Any]]:
+    """A stage that has taken these requests, and what should be staged and refused of them."""
     stage = Stage(64, KEY)
     stage.use(REGISTRY)
     staged, refused = [], []
@@ -203,12 +238,7 @@ def test_every_row_lands_where_the_rule_says(requests):
             (place, REASONS.index(staged_as(row)[0])) for n, place, row, _ in refused if n == number
         ]
     assert stage.empty == (not staged and not refused)
-    packed = stage.pack()
-    assert stage.empty
-    check_refused(packed.refusals, refused)
-    assert packed.row_count == len(staged)
-    if staged:
-        check_record(stage, packed, staged)
+    return stage, staged, refused
 
 
 def check_refused(refusals: Refusals | None, wanted: list[Any]) -> None:

@@ -132,7 +132,7 @@ class Campaign:
         self._random = Random(seed)
         self._say = say
         self._ledger = Ledger(ACCOUNTS)
-        self._load = Load(node.address, self._ledger, seed)
+        self._load = Load([node.address], self._ledger, seed)
         # Generations of processes that were hit since the supervisor was started, by unit.
         self._hit: dict[tuple[str, ...], set[tuple[int, ...]]] = defaultdict(set)
         self._counted: dict[str, int] = {}  # restarts, as the supervisor has counted them

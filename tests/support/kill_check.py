@@ -21,6 +21,8 @@ MISMATCHES_MAX = 30
 ODD_RANGES = 3
 SAMPLE_ACCOUNTS = 15
 RESEND_EVENTS = 500
+# Listings of a whole check, where there are more accounts: the feed and totals are of all.
+LISTINGS_MAX = 300
 PAGE = 2_000
 
 
@@ -47,7 +49,8 @@ class Check:
                 self._totals(metric, {"start": start, "end": end})
         for account in sample:
             self._groups(account)
-        for account in accounts if whole else sample:
+        listed = self._random.sample(accounts, min(len(accounts), LISTINGS_MAX))
+        for account in listed if whole else sample:
             self._listing(account)
         if whole:
             self._feed()

@@ -31,6 +31,7 @@ from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.housekeeping import log_retention
 from meterd.actors.ingest import Ingest
 from meterd.actors.node import claim_directory
+from meterd.actors.notify import Notifier
 from meterd.actors.options import Options, Wal
 from meterd.actors.query import Query
 from meterd.actors.replication import Replication
@@ -92,7 +93,7 @@ class OneProcessNode:
 
     def start(self) -> OneProcessNode:
         """Come up and replay the log."""
-        claim_directory(self.options)
+        claim_directory(self.options, Notifier({}))
         for cls in ACTORS:
             self.actors[cls.name] = self._made(cls)
         for actor in self.actors.values():

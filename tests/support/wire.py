@@ -169,6 +169,15 @@ def _messages() -> Iterator[tuple[str, str, list[bytes]]]:
                 }
             ],
         },
+        "node_add": {
+            "node": 4,
+            "peer_address": "node4.internal:8001",
+            "client_address": "node4.internal:7001",
+            "directory": "00112233445566778899aabbccddeeff",
+        },
+        "node_recover": {"node": 2},
+        "node_state": {"node": 2, "state": "drained"},
+        "plan_move": {"moves": [[7, [1, 2, 4], 4], [256, [1, 2, 3], 1]]},
         "metric_list": {},
         "metric_show": {"code": "api_calls"},
         "usage": {
@@ -204,6 +213,8 @@ def _messages() -> Iterator[tuple[str, str, list[bytes]]]:
         "job_cancel": {"id": 1_769_817_600},
         "disk_status": {},
         "disk_free_reserve": {},
+        "cluster_status": {},
+        "leader_transfer": {"groups": [7, 256], "node": 2},
         "status": {},
         "health": {},
         "metrics": {"filter": "billing_events"},

@@ -1,6 +1,8 @@
 """Health: what makes a node unready for what."""
 
-from meterd.actors.health import Disk, checks_of, ready_for, report
+import pytest
+
+from meterd.actors.health import Disk, Quorum, checks_of, ready_for, report
 
 ACTORS = ("router", "ingest", "replication", "wal_writer", "usage", "query", "metrics")
 FREE = Disk(free=100, warn=50, stop=10, refusing=False)
@@ -53,3 +55,23 @@ def test_a_node_that_starts_or_stops_is_not_healthy() -> None:
     for state, name in (("starting", "starting"), ("stopping", "stopping")):
         body = report(page(state=state), FREE, {}, 1000.0)
         assert (body["status"], body["state"]) == ("fail", name)
+
+
+@pytest.mark.parametrize(
+    ("quorum", "status", "writes"),
+    [
+        (Quorum(257, 85, 0), "pass", True),
+        (Quorum(257, 0, 0), "pass", True),  # it leads nothing, and knows who does
+        (Quorum(257, 85, 3), "warn", True),
+        (Quorum(257, 0, 200), "warn", True),
+        (Quorum(257, 0, 257), "fail", False),  # a minority
+    ],
+)
+def test_a_node_that_knows_no_leader_takes_no_events(
+    quorum: Quorum, status: str, writes: bool
+) -> None:
+    body = report(page(), FREE, {}, 1000.0, quorum)
+    assert body["checks"]["quorum"]["status"] == status
+    assert body["ready"] == {"read": True, "write": writes}
+    assert body["status"] == status
+    assert "quorum" not in report(page(), FREE, {}, 1000.0)["checks"]

@@ -24,6 +24,12 @@ def test_the_table_says_who_serves_what():
         "metric_delete": "ingest",
         "account_erase": "ingest",
         "balance_import": "ingest",
+        "node_add": "ingest",
+        "node_recover": "ingest",
+        "node_state": "ingest",
+        "plan_move": "ingest",
+        "cluster_status": "replication",
+        "leader_transfer": "replication",
         "metric_list": "usage",
         "metric_show": "usage",
         "usage": "usage",
@@ -71,6 +77,7 @@ def test_usage_defaults_to_the_current_period():
         "window": None,
         "timezone": None,
         "subtree": False,
+        "consistency": "exact",
     }
 
 
@@ -103,6 +110,7 @@ def test_fields_come_in_the_form_the_node_works_with():
         "window": "day",
         "timezone": "Europe/Berlin",
         "subtree": True,
+        "consistency": "exact",
     }
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterd import config
-from meterd.actors import endings
+from meterd.actors import endings, peer_list
 from meterd.actors.options import (
     DURATION_UNITS,
     SIZE_UNITS,
@@ -115,22 +115,84 @@ def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
         config.load({}, {"METERD_CONFIG": str(tmp_path / "none.toml")}, None)
 
 
-def test_peers_beyond_the_node_itself_are_refused_in_plain_words(tmp_path: Path) -> None:
-    assert load(tmp_path, node_id="2", peers="2:me:8001").node.id == 2
-    with pytest.raises(ConfigError, match="single nodes"):
-        load(tmp_path, node_id="2", peers="2:me:8001,3:[::1]:8001")
-    with pytest.raises(ConfigError, match="single nodes"):
-        load(tmp_path, bootstrap="join")
-    with pytest.raises(ConfigError, match="NODE_ID:HOST:REPLICATION_PORT"):
-        load(tmp_path, peers="nonsense")
+THREE = "1:a:8001,2:b:8001,3:c:8001"
+
+
+def test_the_nodes_of_a_cluster_come_from_flag_variable_and_file(tmp_path: Path) -> None:
+    for options in (
+        load(tmp_path, node_id="2", peers=THREE),
+        load(tmp_path, environment={"METERD__NODE__PEERS": THREE, "METERD__NODE__ID": "2"}),
+        load(tmp_path, f'[node]\nid = 2\npeers = "{THREE}"\n'),
+    ):
+        assert options.node.cluster_nodes == peer_list.parse(THREE)
+        assert Options.from_json(options.to_json()) == options
+    assert load(tmp_path).node.cluster_nodes == ()
+
+
+def test_the_own_entry_is_ignored_but_for_its_name(tmp_path: Path) -> None:
+    own = load(tmp_path, node_id="2", port="7005", peers=THREE).node
+    assert own.cluster_nodes[1] == (2, "b", 8005)
+    assert own.replication_port == 8005
+    absent = load(tmp_path, node_id="2", listen="10.0.0.2", peers="1:a:8001,3:c:8001").node
+    assert absent.cluster_nodes[1] == (2, "10.0.0.2", 8001)
+    named = load(tmp_path, node_id="2", advertise="me", peers=THREE).node
+    assert named.cluster_nodes[1] == (2, "me", 8001)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"peers": "nonsense"}, "NODE_ID:HOST:REPLICATION_PORT"),
+        ({"peers": "1:a:8001:9"}, "NODE_ID:HOST:REPLICATION_PORT"),
+        ({"peers": "1:a b:8001"}, "NODE_ID:HOST:REPLICATION_PORT"),
+        ({"peers": "1:[a]:8001"}, "NODE_ID:HOST:REPLICATION_PORT"),
+        ({"peers": "1:a:8001,1:b:8001"}, "node 1 stands in it twice"),
+        ({"peers": "1:a:8001,2:a:8001"}, "nodes 1 and 2 have the same address"),
+        ({"peers": "0:a:8001"}, "from 1 to 255"),
+        ({"peers": "256:a:8001"}, "from 1 to 255"),
+        ({"peers": "1:a:999"}, "no replication port"),
+        ({"peers": "1:a:65536"}, "no replication port"),
+        ({"peers": "2:me:8001"}, "only this node itself"),
+        ({"peers": THREE, "node_id": "0"}, "--node-id"),
+        ({"peers": THREE, "node_id": "300"}, "--node-id"),
+        ({"peers": THREE, "port": "65000"}, "1000 above"),
+        ({"peers": THREE, "http_port": "8001"}, "replication port"),
+        ({"bootstrap": "join"}, "join wants --peers"),
+    ],
+)
+def test_a_list_of_peers_that_cannot_be_meant_is_refused(
+    tmp_path: Path, values: dict[str, str], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words.replace("[", r"\[")):
+        load(tmp_path, **{"node_id": "2", **values})
 
 
 def test_peers_may_be_ipv6() -> None:
-    assert config.parse_peers("1:[::1]:8001, 2:::1:8002,3:host:8003") == [
+    assert peer_list.parse("1:[::1]:8001, 2:::1:8002,3:host:8003") == (
         (1, "::1", 8001),
         (2, "::1", 8002),
         (3, "host", 8003),
-    ]
+    )
+    assert peer_list.parse("1:[fe80::1%eth0]:8001")[0].address == "[fe80::1%eth0]:8001"
+    assert peer_list.split("[::1]:8001") == ("::1", 8001)
+
+
+def test_an_even_count_and_a_port_that_nobody_finds_are_warned_of() -> None:
+    assert peer_list.warnings(1, 7001, THREE) == []
+    (even,) = peer_list.warnings(4, 7001, THREE)
+    assert "4 nodes" in even
+    (port,) = peer_list.warnings(1, 7002, THREE)
+    assert "8002" in port
+
+
+@given(st.text(max_size=60))
+def test_any_list_of_peers_is_read_or_refused(text: str) -> None:
+    try:
+        peers = peer_list.parse(text)
+    except ConfigError:
+        return
+    again = ",".join(f"{peer.node}:{peer.address}" for peer in peers)
+    assert peer_list.parse(again) == peers
 
 
 def test_what_listens_everywhere_advertises_a_name(tmp_path: Path) -> None:

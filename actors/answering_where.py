@@ -1,0 +1,120 @@
+"""Decides who answers a question in a cluster, for the usage actor.
+
+  * A question about one account: the leader of its partition.  The router passes it on.
+  * One with a cursor: the node that gave it, because cursors name places in one node's log.
+  * One about all accounts, or about metrics: whoever was asked, from its own replicas, when it has
+    applied all that was acknowledged before (`reads.py`).
+  * With `consistency` = `local`: whoever was asked, at once; it says how old that may be.
+  * All else is about the node that was asked.
+
+A question is passed on once; who gets it so answers it, or says `not_leader`.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from meterd.actors.bundle import bundle
+from meterd.actors.reads import Waiting
+from meterd.core.kernels.hashing import partition_of
+from meterd.protocol.errors import BadRequest, NotLeader
+from meterd.protocol.limits import PARTITION_COUNT
+from meterd.protocol.log_format import META_GROUP
+
+if TYPE_CHECKING:
+    from meterd.actors.asking import Asked, Asking
+    from meterd.actors.usage import Usage
+
+# Kinds that ask for what is replicated.
+OF_ACCOUNTS = ("usage", "accounts", "events", "feed")
+OF_METRICS = ("metric_list", "metric_show")
+CURSOR_END = "@"
+EVERY_PARTITION = range(PARTITION_COUNT)
+
+
+def cursor_prefix(node: int) -> str:
+    """Return what the cursors of a node begin with."""
+    return f"{node}{CURSOR_END}"
+
+
+def split_cursor(cursor: str) -> tuple[int, str]:
+    """Return the node that gave a cursor, 0 when it names none, and the rest."""
+    number, end, rest = cursor.partition(CURSOR_END)
+    if not end:
+        return 0, cursor
+    if not number.isdecimal() or len(number) > 3:
+        raise BadRequest("after: not a cursor that this kind of question gave")
+    return int(number), rest
+
+
+class AnsweringWhere:
+    """See the module."""
+
+    def __init__(self, usage: Usage, asking: Asking) -> None:
+        self._usage = usage
+        self._asking = asking
+
+    def see(self, asked: Asked, fields: dict[str, Any]) -> None:
+        """Answer a question here, now or later, or have it passed on.  Raises MeterdError."""
+        kind = asked.header.kind
+        if kind not in OF_ACCOUNTS + OF_METRICS:
+            self._asking.answer_now(asked, fields)
+            return
+        groups = groups_of(kind, fields.get("account"))
+        local = fields.get("consistency") == "local"
+        cursor = fields.get("after")
+        if cursor is not None:
+            node, fields["after"] = split_cursor(cursor)
+            if node not in (0, self._usage.leader_map.own):
+                self._pass_on(asked, node)
+                return
+        elif len(groups) == 1 and groups[0] != META_GROUP and not local:
+            node = self._usage.leader_map.leader_of(groups[0])
+            if node != self._usage.leader_map.own:
+                self._pass_on(asked, node)
+                return
+        if groups is EVERY_PARTITION:
+            self._check_replicas()
+        if local:
+            asked.added["as_of"] = self._as_of(groups)
+            self._asking.answer_now(asked, fields)
+            return
+        ready = partial(self._asking.answer_now, asked, fields)
+        failed = partial(self._asking.refuse, asked.rid, asked.header)
+        until = time.monotonic() + asked.header.deadline_ms / 1000
+        self._usage.reads.when_fresh(groups, until, Waiting(ready, failed))
+
+    def _check_replicas(self) -> None:
+        """Refuse a question about all accounts that this node's replicas cannot answer."""
+        own = self._usage.leader_map.own
+        seats = self._usage.state.members.plan[:PARTITION_COUNT]
+        if any(own not in seat.voters for seat in seats):
+            raise BadRequest(
+                "this version adds up all accounts only where each node has a replica of every"
+                " partition; ask for single accounts"
+            )
+
+    def _pass_on(self, asked: Asked, node: int) -> None:
+        if asked.header.hops:
+            raise NotLeader(f"node {node} answers this question")
+        parts = [asked.rid, asked.raw_header, asked.body]
+        self._usage.send("router", [b"elsewhere", bytes([node]), *bundle(parts)])
+
+    def _as_of(self, groups: range | list[int]) -> int | None:
+        """Return the moment (UTC ns) of the newest op that is applied of the group that is
+        furthest behind; None when there is none in some of them."""
+        return int(self._usage.groups.time[np.array(groups)].min()) or None
+
+
+def groups_of(kind: str, account: str | None) -> range | list[int]:
+    """Return the groups that a question is about, ascending."""
+    if kind in OF_METRICS:
+        return [META_GROUP]
+    if account is None:
+        return EVERY_PARTITION
+    text = np.frombuffer(account.encode(), np.uint8)
+    return [int(partition_of(text, 0, len(text)))]

@@ -1,0 +1,107 @@
+"""Gives the engine and its followers the ops that are only on disk, for the replication actor.
+
+  * what the engine asks for (`ReadOps`) comes back as an event of it
+  * an envelope with ops that the log held at the start (`OnDisk`) goes without those messages;
+    each follows when its ops are read, as if the network had been slower
+  * ops that no file has any more are told once a while: only a snapshot helps there
+
+Reading is done by a thread (`op_reader.py`), of what is durable.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, Final, NamedTuple
+
+from meterd.actors.op_reader import Answer, Asked, OpReader, Unfilled
+from meterd.core.op_places import Place
+from meterd.core.raft.events import Damaged, OpsRead, ReadOps
+from meterd.core.raft.node import Request
+from meterd.core.replicas import OnDisk
+from meterd.protocol.raft_messages import Append, Envelope, RepairReply, node_of
+
+# How often it is said of a follower that files do not reach back far enough.
+TELL_SECONDS: Final = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+class Taken(NamedTuple):
+    """What has been read: events for the engine, envelopes for peers."""
+
+    events: list[Request]
+    envelopes: list[Envelope]
+
+
+class CatchingUp:
+    """See the module."""
+
+    def __init__(self, directory: str, file_number: int, offset: int) -> None:
+        """The log is durable up to this place."""
+        self._end = Place(file_number, offset)
+        self._reader = OpReader(directory)
+        self._told: dict[int, float] = {}  # by node
+
+    @property
+    def descriptor(self) -> int:
+        """Readable when `take` has something."""
+        return self._reader.descriptor
+
+    def durable(self, file_number: int, offset: int) -> None:
+        """The log is durable up to here now."""
+        self._end = Place(file_number, offset)
+
+    def ask(self, wanted: ReadOps) -> None:
+        """Have ops read that the engine asks for."""
+        self._reader.ask(Asked(wanted, self._end))
+
+    def hold(self, envelope: Envelope) -> Envelope:
+        """Return what of an envelope can go at once; the rest follows."""
+        unfilled = [one for one in envelope.messages if _is_unfilled(one)]
+        if not unfilled:
+            return envelope
+        for message in unfilled:
+            places = {
+                op.index: Place(op.body.file_number, op.body.offset)
+                for op in message.ops
+                if isinstance(op.body, OnDisk)
+            }
+            self._reader.ask(Unfilled(envelope._replace(messages=()), message, places))
+        rest = tuple([one for one in envelope.messages if not _is_unfilled(one)])
+        return envelope._replace(messages=rest)
+
+    def take(self) -> Taken:
+        """Return what has been read since the last call."""
+        taken = Taken([], [])
+        for answer in self._reader.take():
+            asked, found = answer.asked, answer.found
+            if found is None:
+                self._tell_gone(answer)
+            elif isinstance(asked, Unfilled) and not isinstance(found, Damaged | OpsRead):
+                taken.envelopes.append(asked.envelope._replace(messages=(found,)))
+            else:
+                assert isinstance(found, Damaged | OpsRead)
+                group = asked.wanted.group if isinstance(asked, Asked) else asked.message.group
+                taken.events.append(Request(group, found))
+                if isinstance(found, Damaged):
+                    logger.error("op %d of group %d has become unreadable", found.index, group)
+        return taken
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _tell_gone(self, answer: Answer) -> None:
+        asked = answer.asked
+        member = asked.wanted.to if isinstance(asked, Asked) else asked.envelope.target
+        node, now = node_of(member), time.monotonic()
+        if now - self._told.get(node, -TELL_SECONDS) >= TELL_SECONDS:
+            self._told[node] = now
+            logger.warning("node %d lacks ops that no log file has any more", node)
+
+
+def _is_unfilled(message: Any) -> bool:
+    """Whether a message has ops that are only on disk."""
+    return isinstance(message, Append | RepairReply) and any(
+        isinstance(op.body, OnDisk) for op in message.ops
+    )

@@ -1,0 +1,93 @@
+"""Keeps who has which incarnation of a first node: one directory each, for ever.
+
+`claim.json` is the id of an empty directory that asks for an identity; it goes when `node.json` is
+there.  `grants.json` lies with the founder: the ids of the directories that it has given the
+identities of the other first nodes.  Both are durable before anything that depends on them is sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+
+from crc32c import crc32c
+
+from meterd.actors import disk, endings
+from meterd.protocol.errors import BootFailed, StorageError
+
+CLAIM_FILE = "claim.json"
+GRANTS_FILE = "grants.json"
+ID_SIZE = 16
+FILE_SIZE_MAX = 64 * 1024
+
+
+def directory_id(data_dir: str) -> str:
+    """Return the id of an empty directory, hexadecimal; make it when there is none.
+
+    Raises BootFailed.
+    """
+    path = Path(data_dir, CLAIM_FILE)
+    read = _read(path)
+    if "directory" in read:
+        return read["directory"]
+    made = secrets.token_hex(ID_SIZE)
+    try:
+        _write(path, {"directory": made})
+    except (OSError, StorageError) as error:
+        raise BootFailed(endings.IO_ERROR, f"cannot write {path}: {error}") from error
+    return made
+
+
+def settle(data_dir: str) -> None:
+    """The directory has its identity: its id is told no more."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(Path(data_dir, CLAIM_FILE))
+
+
+class Grants:
+    """What the founder has given."""
+
+    def __init__(self, data_dir: str) -> None:
+        """Raises BootFailed when the file is damaged."""
+        self._path = Path(data_dir, GRANTS_FILE)
+        self._given = _read(self._path)
+
+    def grant(self, node: int, directory: str) -> bool:
+        """Note that a node's identity is given to a directory; False: it was to another one.
+
+        Raises StorageError, OSError.
+        """
+        before = self._given.get(str(node))
+        if before is None:
+            given = {**self._given, str(node): directory}
+            _write(self._path, given)
+            self._given = given
+        return before in (None, directory)
+
+
+def _write(path: Path, fields: dict[str, str]) -> None:
+    text = json.dumps({**fields, "crc32c": _checksum(fields)}, indent=1)
+    disk.atomic_write(path, text.encode() + b"\n")
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Read what `_write` wrote; nothing where there is no file.  Raises BootFailed."""
+    try:
+        with path.open("rb") as file:
+            fields = json.loads(file.read(FILE_SIZE_MAX))
+        if fields.pop("crc32c") != _checksum(fields):
+            raise ValueError("its checksum does not match")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise BootFailed(endings.IO_ERROR, f"cannot read {path}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BootFailed(endings.CORRUPT, f"{path} at offset 0: it is damaged: {error}") from error
+    return {str(key): str(value) for key, value in fields.items()}
+
+
+def _checksum(fields: dict[str, str]) -> int:
+    return crc32c(json.dumps(fields, sort_keys=True).encode())

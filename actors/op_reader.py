@@ -1,0 +1,374 @@
+"""Reads ops from the log files for followers that are behind, in a thread beside the actor's loop.
+
+The loop asks with what the engine wants (`ReadOps`) and takes what was found when `descriptor` is
+readable.  Checksums are checked again: what does not check is not sent, but reported (`Damaged`),
+and the engine has it repaired.  (Who gets it checks the chain of digests, too.)  What is in no file
+any more is an answer, too: then only a snapshot helps.
+
+Groups that are behind together want slices of the same records, so records that were read are kept
+a while.  At most one request for each group and follower waits: who asks again means the newer one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meterd.core.group_logs import sizes_of
+from meterd.core.kernels import scan
+from meterd.core.op_places import FileIndex, OpPlaces, Place
+from meterd.core.raft.events import Damaged, OpsRead, ReadOps
+from meterd.protocol import log_format
+from meterd.protocol.errors import Corrupt
+from meterd.protocol.log_format import ACTIVE_NAME, Record, full_name, number_of
+from meterd.protocol.raft_messages import Append, Envelope, Op, RepairReply
+from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlice, engine_body
+
+# What one answer may hold; a single larger op is one, too.
+ANSWER_SIZE_MAX: Final = 2 * 1024 * 1024
+# Records kept, by their bytes: what 257 groups want at once lies in a few hundred records.
+RECORDS_SIZE_MAX: Final = 32 * 1024 * 1024
+# A file is indexed in pieces of this size, or of its largest block.
+WINDOW_SIZE: Final = 4 * 1024 * 1024
+OPEN_FILES_MAX: Final = 8
+
+
+# What waits: kind of request, group, follower.
+Key = tuple[str, int, int]
+
+logger = logging.getLogger(__name__)
+
+
+class Asked(NamedTuple):
+    """One request, and what the asker knows that the files may not."""
+
+    wanted: ReadOps
+    end: Place  # where the durable part of the log ends
+    before: tuple[int, int] | None = None  # term and digest of the op before, if known
+
+    @property
+    def key(self) -> Key:
+        return "ops", self.wanted.group, self.wanted.to
+
+
+class Unfilled(NamedTuple):
+    """A message some of whose ops are only on disk, and where: it goes when they are read."""
+
+    envelope: Envelope
+    message: Append | RepairReply
+    places: dict[int, Place]  # by index
+
+    @property
+    def key(self) -> Key:
+        return "message", self.message.group, self.envelope.target
+
+
+class Answer(NamedTuple):
+    """What became of a request."""
+
+    asked: Asked | Unfilled
+    # OpsRead for Asked, the message for Unfilled; None: no file has these ops any more.
+    found: OpsRead | Append | RepairReply | Damaged | None
+
+
+class Gone(Exception):
+    """A log file was deleted."""
+
+
+class OpReader:
+    """See the module."""
+
+    def __init__(
+        self,
+        directory: str,
+        answer_size_max: int = ANSWER_SIZE_MAX,
+    ) -> None:
+        self._files = _Files(directory)
+        self._places = OpPlaces()
+        self._size_max = answer_size_max
+        self._readable_from = 0  # number of the first log file behind the last damaged one
+        self._asked: OrderedDict[Key, Asked | Unfilled] = OrderedDict()
+        self._answers: list[Answer] = []
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+        self._wake = os.pipe()
+        os.set_blocking(self._wake[0], False)
+        os.set_blocking(self._wake[1], False)
+        self._thread = threading.Thread(target=self._run, name="op_reader", daemon=True)
+        self._thread.start()
+
+    @property
+    def descriptor(self) -> int:
+        """Readable when `take` has something."""
+        return self._wake[0]
+
+    def ask(self, asked: Asked | Unfilled) -> None:
+        """Have ops read; what was asked before for this group and follower is forgotten."""
+        with self._changed:
+            self._asked[asked.key] = asked
+            self._changed.notify()
+
+    def take(self) -> list[Answer]:
+        """Return what was found since the last call.  Raises what has ended the thread."""
+        try:
+            os.read(self._wake[0], 4096)
+        except BlockingIOError:
+            return []
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+            answers, self._answers = self._answers, []
+        return answers
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+        self._files.close()
+        for descriptor in self._wake:
+            os.close(descriptor)
+
+    # The thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._asked and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                _, asked = self._asked.popitem(last=False)
+            try:
+                read = self.read if isinstance(asked, Asked) else self.fill
+                answer = Answer(asked, read(asked))
+            except BaseException as error:  # handed to the actor's loop
+                self._failure = error
+                os.write(self._wake[1], b"!")
+                return
+            with self._changed:
+                if not self._answers:
+                    os.write(self._wake[1], b"!")
+                self._answers.append(answer)
+
+    def read(self, asked: Asked) -> OpsRead | Damaged | None:
+        """Return the ops wanted, at least the first; or which is damaged; None: no file has it."""
+        wanted = asked.wanted
+        try:
+            places = self._look_up(asked)
+            if wanted.first not in places:
+                return None
+            before = asked.before or self._before(wanted, places)
+            return before if isinstance(before, Damaged) else self._ops(wanted, before, places)
+        except Gone:
+            return None
+
+    def fill(self, unfilled: Unfilled) -> Append | RepairReply | Damaged | None:
+        """Return a message with the ops that are only on disk."""
+        message = unfilled.message
+        ops = []
+        for op in message.ops:
+            place = unfilled.places.get(op.index)
+            try:
+                if place is not None:
+                    op = self._op(message.group, op.index, self._files.record(place))
+            except log_format.Damaged:
+                return Damaged(op.index)
+            except Gone:
+                return None
+            ops.append(op)
+        return message._replace(ops=tuple(ops))
+
+    def _ops(
+        self, wanted: ReadOps, before: tuple[int, int], places: dict[int, Place]
+    ) -> OpsRead | Damaged:
+        ops: list[Op] = []
+        size = 0
+        for index in range(wanted.first, wanted.last + 1):
+            place = places.get(index)
+            if place is None:
+                break
+            try:
+                op = self._op(wanted.group, index, self._files.record(place))
+            except log_format.Damaged:
+                if not ops:
+                    return Damaged(index)
+                break
+            size += op.size
+            if ops and size > self._size_max:
+                break
+            ops.append(op)
+        return OpsRead(wanted.to, wanted.term, *before, tuple(ops))
+
+    def _op(self, group: int, index: int, record: Record) -> Op:
+        """Return an op of a record.  Raises Damaged when it is not there."""
+        number = _slice_of(record, group, index)
+        row = record.slices[number]
+        is_engines = record.kind in ENGINE_KINDS
+        return Op(
+            index,
+            int(row["term"]),
+            _digest_of(row),
+            record.kind,
+            int(sizes_of(record)[number]),
+            engine_body(record) if is_engines else RecordSlice(record, number),
+        )
+
+    def _before(self, wanted: ReadOps, places: dict[int, Place]) -> tuple[int, int] | Damaged:
+        """Return term and digest of the op before the first one.  Raises Gone."""
+        index = wanted.first - 1
+        if index == 0:
+            return 0, 0
+        place = places.get(index)
+        if place is None:
+            raise Gone
+        try:
+            record = self._files.record(place)
+            row = record.slices[_slice_of(record, wanted.group, index)]
+        except log_format.Damaged:
+            return Damaged(index)
+        return int(row["term"]), _digest_of(row)
+
+    def _look_up(self, asked: Asked) -> dict[int, Place]:
+        """Return where the ops lie, and the one before; index files until that is known.
+
+        Raises Gone.
+        """
+        wanted, end = asked.wanted, asked.end
+        first = wanted.first if asked.before or wanted.first == 1 else wanted.first - 1
+        oldest = max(self._files.oldest(end.file_number), self._readable_from)
+        self._places.gone(oldest)
+        self._index(end.file_number, end.offset)
+        search = self._places.search(wanted.group, first, wanted.last, oldest, end.file_number)
+        try:
+            number = next(search)
+            while True:
+                limit = end.offset if number == end.file_number else None
+                number = search.send(self._index(number, limit))
+        except StopIteration as found:
+            places: dict[int, Place] = found.value
+            return places
+
+    def _index(self, file_number: int, end: int | None) -> FileIndex:
+        """Index a file up to `end`, or all of a full one.  Raises Gone at damage."""
+        if file_number < self._readable_from:
+            raise Gone
+        index = self._places.index_of(file_number) or FileIndex(full_name(file_number))
+        limit = self._files.size(file_number) if end is None else end
+        try:
+            while index.end < limit:
+                index.take(*self._files.blocks(file_number, index.end, limit))
+        except (Corrupt, log_format.Damaged) as damage:
+            logger.error("followers get no ops from log file %d or before: %s", file_number, damage)
+            self._readable_from = file_number + 1
+            raise Gone from damage
+        self._places.put(file_number, index, full=end is None)
+        return index
+
+
+class _Files:
+    """The log files, opened by number, and the records read last."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._open: OrderedDict[int, int] = OrderedDict()
+        self._records: OrderedDict[Place, Record] = OrderedDict()
+        self._size = 0
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def oldest(self, newest: int) -> int:
+        """Return the number of the oldest file behind which none is missing."""
+        found = {number_of(name) for name in os.listdir(self._directory)}
+        number = newest
+        while number - 1 in found:
+            number -= 1
+        return number
+
+    def size(self, number: int) -> int:
+        return os.fstat(self._descriptor(number)).st_size
+
+    def blocks(self, number: int, begin: int, limit: int) -> tuple[NDArray[np.uint8], int]:
+        """Return whole blocks of a file from offset `begin` on, and `begin`.  Raises Corrupt."""
+        size = WINDOW_SIZE
+        while True:
+            size = min(size, limit - begin)
+            data = np.frombuffer(self._read(number, begin, size), np.uint8)
+            whole = int(scan.whole_blocks(data))
+            if whole:
+                return data[:whole], begin
+            if size == limit - begin:
+                raise Corrupt(full_name(number), begin, "no block of a log (places)")
+            size *= 2
+
+    def record(self, place: Place) -> Record:
+        """Return a record, its checksums verified.  Raises Damaged."""
+        record = self._records.get(place)
+        if record is None:
+            sizes = self._read(place.file_number, place.offset, log_format.RECORD_HEADER_SIZE)
+            size = log_format.record_sizes(sizes)[0]
+            if not log_format.RECORD_HEADER_SIZE <= size <= log_format.RECORD_SIZE_MAX:
+                raise log_format.Damaged(place.offset, f"record size {size} is not valid")
+            record = log_format.parse_record(self._read(*place, size))
+            self._records[place] = record
+            self._size += record.size
+            while self._size > RECORDS_SIZE_MAX and len(self._records) > 1:
+                self._size -= self._records.popitem(last=False)[1].size
+        self._records.move_to_end(place)
+        return record
+
+    def _read(self, number: int, offset: int, size: int) -> bytes:
+        """Raises Damaged when the disk cannot read it, or there is less."""
+        try:
+            data = os.pread(self._descriptor(number), size, offset)
+        except OSError as error:
+            raise log_format.Damaged(offset, f"the disk cannot read it: {error}") from error
+        if len(data) != size:
+            raise log_format.Damaged(offset, "the file ends before it")
+        return data
+
+    def _descriptor(self, number: int) -> int:
+        """Open a file that may become full, and so be renamed, at this moment.  Raises Gone."""
+        if number not in self._open:
+            self._open[number] = self._open_number(number)
+            if len(self._open) > OPEN_FILES_MAX:
+                os.close(self._open.popitem(last=False)[1])
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    def _open_number(self, number: int) -> int:
+        for name in (full_name(number), ACTIVE_NAME, full_name(number)):
+            try:
+                path = os.path.join(self._directory, name)
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            first = os.pread(descriptor, log_format.FILE_HEADER_SIZE, 0)
+            if log_format.parse_file_header(first)[0].file_number == number:
+                return descriptor
+            os.close(descriptor)
+        raise Gone
+
+
+def _slice_of(record: Record, group: int, index: int) -> int:
+    """Return which slice of a record is an op.  Raises Damaged when none is."""
+    slices = record.slices
+    found = np.flatnonzero((slices["partition"] == group) & (slices["index"] == index))
+    if len(found) != 1:
+        raise log_format.Damaged(record.offset, f"no op {index} of group {group}")
+    return int(found[0])
+
+
+def _digest_of(row: np.void) -> int:
+    low, high = row["digest"].tolist()
+    return int(low | high << 64)

@@ -1,0 +1,94 @@
+"""Keeps the lease words true and holds read rounds, for the replication actor.
+
+A lease that has ended by itself needs nobody; one that ends early (another leader, a transfer) is
+ended here before anything of that leaves this node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from meterd.actors import lease_words
+from meterd.actors.sockets import Frame
+from meterd.core.raft.events import Read, ReadReady, Refused, RoleChanged
+from meterd.core.raft.node import Request
+from meterd.core.raft.reading import quorum_sent_at
+from meterd.core.raft.state import LEADER
+from meterd.protocol.log_format import GROUP_COUNT
+from meterd.protocol.raft_messages import Envelope, TimeoutNow
+
+if TYPE_CHECKING:
+    from meterd.actors.replication import Replication
+
+# How often leases are written anew; beats come every 150 ms, and a lease is 600 ms long.
+RENEW_MS = 50
+MS = 1_000_000
+
+
+class ReadRounds:
+    """See the module."""
+
+    def __init__(self, actor: Replication) -> None:
+        self._actor = actor
+        self._words = lease_words.shared()
+        self._renew_due = 0
+        lease_words.clear(self._words)
+
+    def ask(self, frames: Sequence[Frame]) -> None:
+        """Begin read rounds for usage: cause, groups."""
+        _, cause, packed = frames
+        for group in np.frombuffer(packed, np.uint16).tolist():
+            refused = self._actor.request(Request(group, Read(Cause(bytes(cause)))))
+            if any(isinstance(one.cause, Cause) for one in refused):
+                return  # usage is told, and asks for nothing more of this
+
+    def note(self, action: Any) -> None:
+        """Take what the engine says: a round is over, or a group has another leader."""
+        if isinstance(action, ReadReady) and isinstance(action.cause, Cause):
+            group, index = action.group.to_bytes(2, "little"), action.index.to_bytes(8, "little")
+            self._actor.send("usage", [b"read_ready", action.cause.name, group, index])
+        elif isinstance(action, RoleChanged):
+            self._words[action.group, lease_words.UNTIL] = 0
+            self._renew_due = 0
+
+    def refused(self, refused: Sequence[Refused]) -> None:
+        """Tell usage of rounds that there are not."""
+        for one in refused:
+            if isinstance(one.cause, Cause):
+                self._actor.send("usage", [b"read_refused", one.cause.name])
+
+    def leaving(self, envelope: Envelope) -> None:
+        """End the lease of every group whose next leader is asked to campaign by this."""
+        for message in envelope.messages:
+            if type(message) is TimeoutNow:
+                self._words[message.group, lease_words.UNTIL] = 0
+
+    def renew(self, now_ms: int) -> None:
+        """Write until when each lease holds."""
+        if now_ms < self._renew_due:
+            return
+        self._renew_due = now_ms + RENEW_MS
+        node = self._actor.replicas.node
+        for number in range(GROUP_COUNT):
+            group = node.groups[number]
+            if group.role != LEADER or group.transfer is not None:
+                continue
+            if node.view(number).commit < group.lease_from:
+                continue
+            self._words[number, lease_words.INDEX] = group.term_start
+            until = lease_words.FOREVER
+            if group.log.configuration.voters != (group.member,):
+                until = max(0, quorum_sent_at(group) + group.settings.lease_ms) * MS
+            self._words[number, lease_words.UNTIL] = until
+
+
+class Cause:
+    """A read of usage, by the name that it gave it."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name

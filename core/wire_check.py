@@ -1,0 +1,99 @@
+"""Checks that what a peer sends is what its digests say: content, and chain from the digest before.
+
+A follower calls this before its engine sees an envelope, so it never writes what it has not
+checked.  The digest before comes with the message; whether it is this replica's own is for the
+engine to say.  For ops that repair damage it is this replica's own from the start.
+
+Does not know: sockets, bytes, terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from meterd.core.log_scan import first_broken
+from meterd.protocol import log_format, raft_records
+from meterd.protocol.errors import RemoteProtocolError
+from meterd.protocol.log_format import EVENTS, SLICE, Record
+from meterd.protocol.raft_messages import Append, Envelope, Op, RepairReply
+from meterd.protocol.raft_records import ENGINE_KINDS
+from meterd.protocol.raft_slices import AppendSlices, Digests, words
+
+# The digest of a group's op at an index, or None when this replica does not know it.
+DigestAt = Callable[[int, int], int | None]
+
+
+def check_envelope(envelope: Envelope, digest_at: DigestAt) -> Envelope:
+    """Return the envelope without ops of repair that cannot be checked here.
+
+    Raises RemoteProtocolError when a content does not follow: its sender is broken.
+    """
+    messages: list[Any] = []
+    for message in envelope.messages:
+        if isinstance(message, AppendSlices):
+            _check_record(message.ops.body[0].record, np.array(message.prev_digest))
+        elif isinstance(message, Append):
+            _check_append(message)
+        elif isinstance(message, RepairReply):
+            message = _checkable(message, digest_at)
+        messages.append(message)
+    return envelope._replace(messages=tuple(messages))
+
+
+def _check_append(message: Append) -> None:
+    before = message.prev_digest
+    for op in message.ops:
+        _check_op(message.group, op, before)
+        before = op.digest
+
+
+def _checkable(message: RepairReply, digest_at: DigestAt) -> RepairReply:
+    ops = []
+    for op in message.ops:
+        before = digest_at(message.group, op.index - 1)
+        if before is not None:
+            _check_op(message.group, op, before)
+            ops.append(op)
+    return message._replace(ops=tuple(ops))
+
+
+def _check_op(group: int, op: Op, before: int) -> None:
+    digest = np.array([words(before)], np.uint64)
+    if op.kind not in ENGINE_KINDS:
+        _check_record(op.body.record, digest)
+        return
+    table = np.array([(group, 0, 1, op.index, words(op.digest), op.term, 0)], SLICE)
+    table.flags.writeable = False  # as what is read: the kernel is compiled for that
+    _check_record(raft_records.engine_record(op.kind, op.body, table), digest)
+
+
+def _check_record(record: Record, before: Digests) -> None:
+    """Check every slice against the digest before it, and what no digest covers."""
+    if record.kind == EVENTS:
+        _check_rest(record)
+    broken = first_broken(record, np.ones(len(record.slices), np.bool_), before)
+    if broken >= 0:
+        group = int(record.slices["partition"][broken])
+        raise RemoteProtocolError("malformed", f"the hash chain of group {group} is broken")
+
+
+def _check_rest(record: Record) -> None:
+    """Check what is in no digest: where entries of the heap end, and what lies between columns."""
+    rows, heap_size = record.row_count, record.heap_size
+    ends = log_format.columns(record).heap_end
+    last_rows = np.cumsum(record.slices["count"], dtype=np.int64) - 1
+    heaps = np.cumsum(record.slices["heap_size"], dtype=np.int64)
+    if (ends[1:] < ends[:-1]).any() or (ends[last_rows] != heaps).any():
+        raise RemoteProtocolError("malformed", "entries of a record's heap do not follow")
+    at = log_format.payload_layout(rows, heap_size)
+    for begin, end in (
+        (at.heap_end + 4 * rows, at.metric),
+        (at.metric + 2 * rows, at.operation),
+        (at.operation + rows, at.heap),
+        (at.heap + heap_size, at.size),
+    ):
+        if any(record.payload[begin:end]):
+            raise RemoteProtocolError("malformed", "something lies between a record's columns")

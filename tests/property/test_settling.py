@@ -1,0 +1,38 @@
+"""Answers with undecided events, joined, against a row-by-row model."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meterd.client.settling import Settling
+from meterd.protocol.errors import STATUSES, UNKNOWN
+from meterd.protocol.result import decode_result, encode_result, result_of
+
+rows = st.integers(1, 8)
+
+
+@given(rows.flatmap(lambda n: st.lists(st.lists(st.integers(0, 4), min_size=n, max_size=n))))
+def test_of_a_later_answer_only_what_was_undecided_counts(answers):
+    settling, known = Settling(), None
+    for answer in answers:
+        status = np.array(answer, np.uint8)
+        known = status.copy() if known is None else np.where(known == UNKNOWN, status, known)
+        found = settling.take(encode_result(result_of(status, np.zeros(len(status), np.uint8))))
+        if (known == UNKNOWN).any():
+            assert found is None
+            found = settling.so_far()
+        wanted = result_of(known, np.zeros(len(known), np.uint8))
+        got = decode_result(found)
+        assert got[:-1] == wanted[:-1]
+        assert [tuple(item) for item in got.items] == list(wanted.items)
+        assert got.unknown == sum(STATUSES[s] == "unknown" for s in known.tolist())
+        if not got.unknown:
+            break
+
+
+def test_an_ordinary_answer_is_passed_on_as_it_is():
+    body = encode_result(result_of(np.zeros(5, np.uint8), np.zeros(5, np.uint8)))
+    assert Settling().take(body) is body
+    assert Settling().so_far() is None
