@@ -12,12 +12,14 @@ from meterd.client.partitions import partition_of
 from meterd.core.raft.group import Group
 from meterd.protocol.errors import MeterdError
 from meterd.protocol.log_format import META_GROUP
+from meterd.protocol.raft_messages import Configuration, Mark, member_id
 from tests.sim.checks import Checks, require
 from tests.sim.core_clients import PARTITIONS_MAX, CoreClients
 from tests.sim.core_history import History
 from tests.sim.core_machine import CoreMachine
 from tests.sim.core_usage import read_again
-from tests.sim.nemesis import Nemesis
+from tests.sim.core_nemesis import CoreNemesis
+from tests.sim.disk import DiskGroup
 from tests.sim.plan import Plan, draw
 from tests.sim.runner import HEAL_US, Result, _described
 from tests.sim.world import Stuck, World
@@ -72,6 +74,15 @@ class CoreWorld(World):
         self.history = History(self.groups)
         return CoreChecks(self), CoreClients(self)
 
+    def fresh_groups(self, number: int) -> dict[int, DiskGroup]:
+        """Everybody learns the meta group from its beginning."""
+        groups = super().fresh_groups(number)
+        voters = [member_id(n, 0) for n in range(1, self.plan.voters + 1)]
+        spares = [member_id(self.plan.voters + n, 0) for n in range(1, self.plan.spares + 1)]
+        configuration = Configuration(tuple(voters), tuple(spares))
+        groups[META_GROUP] = DiskGroup(Mark(0, 0, 0, configuration))
+        return groups
+
     def made_machine(self, number: int) -> CoreMachine:
         return CoreMachine(self, number, self.fresh_groups(number))
 
@@ -115,7 +126,7 @@ def run_core_plan(plan: Plan, *, trace: bool = False) -> Result:
     world = CoreWorld(plan)
     if trace:
         world.trace = []
-    nemesis = Nemesis(world)
+    nemesis = CoreNemesis(world)
     result = Result(plan.seed)
     try:
         _play(world, nemesis, result)
@@ -130,7 +141,7 @@ def run_core_plan(plan: Plan, *, trace: bool = False) -> Result:
     return result
 
 
-def _play(world: CoreWorld, nemesis: Nemesis, result: Result) -> None:
+def _play(world: CoreWorld, nemesis: CoreNemesis, result: Result) -> None:
     for machine in world.machines.values():
         machine.start()
     world.clients.start()
