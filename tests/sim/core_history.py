@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from meterd.protocol.log_format import EVENTS, EXPIRE
-from meterd.protocol.raft_messages import NOOP
+from meterd.protocol.raft_messages import NOOP, OPENS_TERM
 from tests.sim.checks import require
 from tests.support.model import Metric, Model
 from tests.support.periods import DAY
@@ -46,6 +46,7 @@ class Group:
         # Of each account: index, events and sum of the days that memory keeps.
         self.sums: dict[str, list[tuple[int, int, int]]] = {}
         self.stored: list[tuple[int, int]] = [(0, 0)]  # index, events ever
+        self.view_changes = [(0, 0)]  # index, how often there was a new leader
         self.stored_at: dict[tuple[str, str], int] = {}  # identity -> index it was last stored at
 
     def apply(self, index: int, proposed: Proposed) -> None:
@@ -78,7 +79,15 @@ class Group:
 
     def stored_to(self, index: int) -> int:
         """Return how many events had been stored when `index` had been applied."""
-        return self.stored[bisect_right(self.stored, index, key=lambda row: row[0]) - 1][1]
+        return _at(self.stored, index)
+
+    def view_changes_to(self, index: int) -> int:
+        """Return how often there had been a new leader when `index` had been applied."""
+        return _at(self.view_changes, index)
+
+
+def _at(rows: list[tuple[int, int]], index: int) -> int:
+    return rows[bisect_right(rows, index, key=lambda row: row[0]) - 1][1]
 
 
 class History:
@@ -93,13 +102,15 @@ class History:
         require((group, index, term) not in self.proposed, "I2 two ops of one place", group, index)
         self.proposed[group, index, term] = proposed
 
-    def commit(self, group: int, index: int, term: int, kind: int) -> None:
+    def commit(self, group: int, index: int, term: int, kind: int, body: Any) -> None:
         """An op is committed, as somebody says for the first time."""
         if group not in self.groups:
             return
         mine = self.groups[group]
         require(index == mine.last + 1, "I5 commits follow each other", group, index)
         mine.last = index
+        if kind == NOOP and body == OPENS_TERM and index > 1 and term > 1:
+            mine.view_changes.append((index, mine.view_changes[-1][1] + 1))
         if kind >= NOOP:
             return
         proposed = self.proposed.get((group, index, term))

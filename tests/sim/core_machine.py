@@ -121,7 +121,9 @@ class CoreMachine(Machine):
         )
         self.node = self.replicas.node
         self._watch()
-        self.usage = Usage(self.saved, self._told, self.world.checks, self.world.history)
+        self.usage = Usage(
+            self.saved, self._told, self.world.checks, self.world.history, self.first
+        )
         self.usage.begin_replay(self.files, sequence)
         for number, image in self.disk.groups.items():
             self.states[number] = Heard(applied=starts[number].index)  # type: ignore[assignment]
@@ -135,7 +137,9 @@ class CoreMachine(Machine):
 
     def _recovered(self) -> End | None:
         """Open the log; a crash may come while it is repaired."""
-        who = SimpleNamespace(member=self.member, beginning=SimpleNamespace(configurations=self.first))
+        who = SimpleNamespace(
+            member=self.member, beginning=SimpleNamespace(configurations=self.first)
+        )
         owner = Owner(self.number, CLUSTER_ID, IDENTITY_KEY)
         start = None if self.saved is None else Start(self.saved.log["file_number"], self.saved.log)
         if self.random.random() < 0.1:

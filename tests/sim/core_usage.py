@@ -7,7 +7,7 @@ A checkpoint is the product's snapshot, kept in memory as the values that its fi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +29,7 @@ from meterd.core.state import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.errors import REASONS, STATUSES, UNKNOWN
 from meterd.protocol.log_format import ACTIVE_NAME, EVENTS, META_GROUP, NOT_HERE, Record, full_name
+from meterd.protocol.raft_messages import Configuration
 from tests.sim.checks import require
 from tests.sim.core_history import CODE, KEPT_DAY, TODAY, History
 from tests.support.crash_disk import CrashDisk
@@ -87,7 +88,9 @@ class Usage:
         told: Callable[[Ready[Any], Any, Any], None],
         checks: Checks,
         history: History,
+        first: Sequence[Configuration],
     ) -> None:
+        """`first`: each group's members where its log begins."""
         self.state = StateMachine(KEY, CAPACITY)
         self.applier = Applier(self.state)
         groups, position = Groups(), BEGINNING
@@ -97,6 +100,7 @@ class Usage:
             self.applier.refused = RefusedRows.from_map(saved.refused)
             self.applier.facts = GroupFacts.unpacked(saved.log)
             groups, position = Groups.unpacked(saved.log), saved.position
+        self.applier.facts.begin(first)
         self.base = groups.index.copy()
         self.queue: CommitQueue[Any] = CommitQueue(
             groups, position, lambda: self.state.registry.version
@@ -230,6 +234,10 @@ class Usage:
         require(found == expected, "I11 totals", found, expected)
         stored = self._history.stored_to(applied)
         require(self.state.stored == stored, "I11 events stored", self.state.stored, stored)
+        for number, group in self._history.groups.items():
+            changes = group.view_changes_to(applied[number])
+            mine = int(self.applier.facts.view_changes[number])
+            require(mine == changes, "I18 view changes", number, mine, changes)
 
     # Checkpoints.
 
@@ -250,7 +258,9 @@ class Usage:
         finally:
             self.state.end_save()
         log = msgpack.unpackb(msgpack.packb(log), strict_map_key=False)
-        refused = msgpack.unpackb(msgpack.packb(self.applier.refused.to_map()), strict_map_key=False)
+        refused = msgpack.unpackb(
+            msgpack.packb(self.applier.refused.to_map()), strict_map_key=False
+        )
         return Saved(log, position, refused, state, arrays, identities)
 
     @property
@@ -259,10 +269,15 @@ class Usage:
 
 
 def read_again(
-    saved: Saved | None, files: CrashDisk, last: int, checks: Checks, history: History
+    saved: Saved | None,
+    files: CrashDisk,
+    last: int,
+    checks: Checks,
+    history: History,
+    first: Sequence[Configuration],
 ) -> Usage:
     """Return the state that a checkpoint and the log behind it give; all of it is committed."""
-    usage = Usage(saved, lambda *_: None, checks, history)
+    usage = Usage(saved, lambda *_: None, checks, history, first)
     usage.begin_replay(files, last)
     usage.queue.add_committed(*everything(usage.last_index))
     while usage.reading:
