@@ -31,7 +31,7 @@ TRACE_LINES = 200
 # How often a seed is run twice, to see that nothing but the seed decides.
 TWICE = 50
 # Of these the medians over seeds are said.
-MEDIANS = ("crash", "election", "events", "checkpoint", "read from disk")
+MEDIANS = ("crash", "leader change", "events", "checkpoint", "read from disk")
 
 
 def main() -> int:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PARTITIONS_MAX = 4
 ACCOUNTS_PER_PARTITION = 4
-SIZES = (5, 20, 40, 60)
+SIZES = (5, 40, 80, 120)
 METRIC = {"code": CODE, "aggregation": "sum", "decimals": 0, "period": "day"}
 KINDS = ("events", "events", "events", "events", "events", "read", "read", "metric", "expire")
 HOUR = DAY // 24
@@ -116,7 +116,7 @@ class Work(Client):
                 at = NOW + 3 * DAY
             account = random.choice(ACCOUNTS[random.randrange(partitions)])
             event = {"account": account, "id": f"{self.number}-{self.counter}"}
-            event |= {"metric": CODE if drawn < 0.95 else CODE, "timestamp": at}
+            event |= {"metric": CODE, "timestamp": at}
             event["value"] = random.randint(-5, 100)
             if 0.90 < drawn < 0.91:
                 event["metric"] = "nobody.knows"

@@ -7,11 +7,11 @@ their order, by the plain-Python model of the product (`tests/support/model.py`)
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from meterd.protocol.log_format import EVENTS, EXPIRE
-from meterd.protocol.raft_messages import NOOP, OPENS_TERM
+from meterd.protocol.raft_messages import CONFIG, NOOP, OPENS_TERM
 from tests.sim.checks import require
 from tests.support.model import Metric, Model
 from tests.support.periods import DAY
@@ -38,7 +38,8 @@ class Proposed(NamedTuple):
 class Group:
     """One group's committed history."""
 
-    def __init__(self) -> None:
+    def __init__(self, voters: Sequence[int]) -> None:
+        self.voters = self._opened_by = voters
         self.model = Model(retention_days=RETENTION_DAYS)
         self.model.put_metric(Metric(CODE, "sum", decimals=0))
         self.last = 0
@@ -48,6 +49,13 @@ class Group:
         self.stored: list[tuple[int, int]] = [(0, 0)]  # index, events ever
         self.view_changes = [(0, 0)]  # index, how often there was a new leader
         self.stored_at: dict[tuple[str, str], int] = {}  # identity -> index it was last stored at
+
+    def open_term(self, index: int, term: int) -> None:
+        """A leader has opened its term: is it a new one?"""
+        alone = len(self.voters) == 1 and self._opened_by == self.voters
+        self._opened_by = self.voters
+        if index > 1 and term > 1 and not alone:
+            self.view_changes.append((index, self.view_changes[-1][1] + 1))
 
     def apply(self, index: int, proposed: Proposed) -> None:
         if proposed.kind == EVENTS:
@@ -93,8 +101,8 @@ def _at(rows: list[tuple[int, int]], index: int) -> int:
 class History:
     """All groups."""
 
-    def __init__(self, groups: Any) -> None:
-        self.groups = {group: Group() for group in groups}
+    def __init__(self, groups: Iterable[int], voters: Sequence[int]) -> None:
+        self.groups = {group: Group(voters) for group in groups}
         self.proposed: dict[tuple[int, int, int], Proposed] = {}  # by group, index, term
 
     def propose(self, group: int, index: int, term: int, proposed: Proposed) -> None:
@@ -109,8 +117,10 @@ class History:
         mine = self.groups[group]
         require(index == mine.last + 1, "I5 commits follow each other", group, index)
         mine.last = index
-        if kind == NOOP and body == OPENS_TERM and index > 1 and term > 1:
-            mine.view_changes.append((index, mine.view_changes[-1][1] + 1))
+        if kind == NOOP and body == OPENS_TERM:
+            mine.open_term(index, term)
+        elif kind == CONFIG:
+            mine.voters = body.voters
         if kind >= NOOP:
             return
         proposed = self.proposed.get((group, index, term))

@@ -8,7 +8,8 @@ first layer's image of it, folded from what the engine has written: each is held
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import contextlib
+from collections import deque
 from functools import partial
 from random import Random
 from types import SimpleNamespace
@@ -17,14 +18,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgpack
 import numpy as np
 
-from meterd.actors.catching_up import CatchingUp
 from meterd.actors.wal_log import Entry, Log, block_count
 from meterd.actors.wal_recovery import End, Owner, Recovery, Start
 from meterd.actors.wal_spare import Spare
 from meterd.core.group_logs import GroupLogs, unpack
 from meterd.core.op_places import Place
 from meterd.core.proposals import Proposal
-from meterd.core.raft.events import Commit, ReadReady, Refused, RoleChanged, Tick, WriteOps
+from meterd.core.raft.events import (
+    Commit,
+    ReadOps,
+    ReadReady,
+    Restored,
+    RoleChanged,
+    SendSnapshot,
+    StoreSnapshot,
+    TakeSnapshot,
+    Tick,
+    WriteOps,
+)
 from meterd.core.raft.node import GoneBack, NodeEvent, Output, Received, Room
 from meterd.core.replicas import Clock, Replicas, Step
 from meterd.core.wire_check import check_envelope
@@ -40,7 +51,7 @@ from tests.sim.core_reader import SimulatedOps
 from tests.sim.core_usage import DIRECTORY, Asked, Saved, Usage
 from tests.sim.disk import DiskGroup
 from tests.sim.machine import CLUSTER, Machine, expanded
-from tests.support.crash_disk import Crashed, CrashDisk
+from tests.support.crash_disk import CrashDisk, Crashed
 
 if TYPE_CHECKING:
     from tests.sim.core_world import CoreWorld
@@ -82,7 +93,6 @@ class CoreMachine(Machine):
         self.blocks: deque[Block] = deque()  # written and not durable, or not known to be
         self.in_flight = 0  # records of the block that is being written
         self.waiting_records: deque[Entry] = deque()
-        self.rows_seen: Counter[str] = Counter()
 
     def _first_configurations(self, groups: dict[int, DiskGroup]) -> list[Configuration]:
         """Return what `node.json` says of the members where the log begins."""
@@ -126,8 +136,8 @@ class CoreMachine(Machine):
         )
         self.usage.begin_replay(self.files, sequence)
         for number, image in self.disk.groups.items():
-            self.states[number] = Heard(applied=starts[number].index)  # type: ignore[assignment]
             self.ops[number] = {op.index: op for op in image.ops}
+            self._begin_group(number, starts[number].index)
         self.reader = SimulatedOps(self.files)
         self.catching_up = self.reader.catching_up(self, Place(self.log.file_number, 0))
         self._note_end()
@@ -198,6 +208,19 @@ class CoreMachine(Machine):
             kept = [(op.index, op.term, op.digest) for op in image.ops[found.index :]]
             require(ops == kept, "I12 ops", number, found.index, len(ops), len(kept))
 
+    def _begin_group(self, number: int, index: int) -> None:
+        """Begin where recovery says that a group is committed.
+
+        That is what a checkpoint has applied or, of a group whose only voter this node is, all.
+        """
+        known = len(self.world.checks.canonical.get(number, ()))
+        self.states[number] = Heard(applied=min(index, known))  # type: ignore[assignment]
+        if index > known:
+            group = self.replicas.node.groups[number]
+            require(group.log.configuration.voters == (self.member,), "I12 the mark", number)
+            self.world.checks.committed(self, group, index)
+            self.states[number].applied = index
+
     def _watch(self) -> None:
         """See what the engine says before it becomes records."""
         self.outputs: deque[Output] = deque()
@@ -215,12 +238,12 @@ class CoreMachine(Machine):
             return
         self.node = None
         self.states = {}
+        for image in self.disk.groups.values():
+            image.damaged.clear()  # its bytes are right
         if self.in_flight:
             self.files.calls_left = self.random.randrange(CALLS)
-            try:
+            with contextlib.suppress(Crashed, DiskFull):
                 self._append()
-            except (Crashed, DiskFull):
-                pass
         self.files = self.files.crashed(self.random)
         self.files.room = None if self.room else 0
         self.in_flight = 0
@@ -329,10 +352,12 @@ class CoreMachine(Machine):
             world.clients.read_ready(self, action)
         elif isinstance(action, GoneBack):
             world.checks.gone_back(self, action)
-        elif type(action).__name__ == "ReadOps":
+        elif isinstance(action, ReadOps):
             self.catching_up.ask(action)
-        elif type(action).__name__ in ("SendSnapshot", "StoreSnapshot", "Restored", "TakeSnapshot"):
-            # The product has no snapshots yet; here they are taken, sent and installed one day.
+        elif isinstance(action, TakeSnapshot):
+            world.counts["snapshot wished for"] += 1
+        elif isinstance(action, SendSnapshot | StoreSnapshot | Restored):
+            # The product has no snapshots yet; here they will be taken, sent and installed.
             raise AssertionError(f"nobody asks for snapshots yet: {action}")
 
     def _send(self, to: int, envelope: Envelope) -> None:
@@ -367,12 +392,13 @@ class CoreMachine(Machine):
             self.world.counts["no room for a log file"] += 1
             self.world.after(FULL_RETRY_US, self, "synced", self.boot)
             return
+        commits = self.waiting_records[0].commits
         for _ in range(self.in_flight):
             self.waiting_records.popleft()
         self.in_flight = 0
         located = np.frombuffer(durable, np.uint64).reshape(-1, 4).tolist()
         place = [self.log.file_number, *self.log.place]
-        self.usage.inbox[1].append(("add_commit", located, place, False))
+        self.usage.inbox[1].append(("add_commit", located, place, commits))
         sequence = located[-1][0]
         while self.blocks and self.blocks[0].last <= sequence:
             self._image_block(self.blocks.popleft())
@@ -388,12 +414,10 @@ class CoreMachine(Machine):
         """What the log's actor does when it has nothing to write."""
         if self.node is None or self.in_flight or self.random.random() > 0.02:
             return
-        try:
+        with contextlib.suppress(DiskFull):
             if not self.log.protected:
                 self.log.protect()
                 self._note_end()
-        except DiskFull:
-            pass
 
     # Ops that are only on disk.
 
@@ -461,7 +485,3 @@ class CoreMachine(Machine):
         if self.saved is None or saved.log["sequence"] >= self.saved.log["sequence"]:
             self.saved = saved
             self.world.cover("checkpoint")
-
-
-def is_refusal(thing: Any) -> bool:
-    return isinstance(thing, Refused)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from random import Random
 
-from meterd.core.raft.events import ProposeChange
+from meterd.core.raft.events import Damaged, ProposeChange
 from meterd.protocol.log_format import META_GROUP
 from meterd.protocol.raft_messages import Configuration
 from tests.sim.nemesis import Nemesis
@@ -33,6 +33,24 @@ class CoreNemesis(Nemesis):
             self.world.cover("membership")
             self.world.tell(f"group {group}: {old} -> {new}")
             machine.request(group, ProposeChange(new, "change"))
+
+    def _damage(self, random: Random) -> None:
+        """A reader finds an op of the fragile node unreadable; its peers have it.
+
+        Only while it runs: at a start recovery would refuse the log, so no byte is changed.
+        """
+        machine = self.world.machines[self.fragile]
+        group = random.choice(self.world.groups)
+        image = machine.disk.groups[group]
+        if machine.node is None or machine.paused_until > self.world.now or not image.ops:
+            return
+        behind = [op.index for op in image.ops if op.index > machine.applied(group)]
+        index = random.choice(behind or [image.last])
+        self.damaged = True
+        self.world.mark("damage", 500_000)
+        self.world.tell(f"damage of {machine.number}: group {group}, index {index}")
+        image.damaged.add(index)
+        machine.request(group, Damaged(index))
 
     def _of_all(self, old: Configuration, new: Configuration) -> Configuration:
         """Return the next configuration of the meta group, to which everybody belongs."""

@@ -17,15 +17,17 @@ from tests.sim.checks import Checks, require
 from tests.sim.core_clients import PARTITIONS_MAX, CoreClients
 from tests.sim.core_history import History
 from tests.sim.core_machine import CoreMachine
-from tests.sim.core_usage import read_again
 from tests.sim.core_nemesis import CoreNemesis
+from tests.sim.core_usage import read_again
 from tests.sim.disk import DiskGroup
 from tests.sim.plan import FAULTS, Plan, draw
 from tests.sim.runner import HEAL_US, Result, _described
 from tests.sim.world import Stuck, World
 
-# A damaged log is refused by recovery, until nodes repair each other: not here yet.
-NOT_HERE_YET = ("damage", "lost_tail")
+# A damaged log is refused by recovery: nodes repair only what rots while they run.
+NOT_HERE_YET = ("lost_tail",)
+# So many seeds begin with a node that is alone, and grow.
+ALONE = 0.15
 FAULTS_OF_CORE = tuple([kind for kind in FAULTS if kind not in NOT_HERE_YET])
 SPOILED = 0.003
 # Seconds: every seed meets a few crashes in them.
@@ -72,11 +74,12 @@ class CoreWorld(World):
         return [*range(self.plan.groups), META_GROUP]
 
     def made_observers(self) -> tuple[Any, Any]:
-        self.history = History(self.groups)
+        voters = tuple([member_id(n, 0) for n in range(1, self.plan.voters + 1)])
+        self.history = History(self.groups, voters)
         return CoreChecks(self), CoreClients(self)
 
     def fresh_groups(self, number: int) -> dict[int, DiskGroup]:
-        """All know with whom the logs begin, as `node.json` says; everybody learns the meta group."""
+        """Everybody learns the meta group, and knows with whom logs begin: `node.json` says so."""
         voters = [member_id(n, 0) for n in range(1, self.plan.voters + 1)]
         spares = [member_id(self.plan.voters + n, 0) for n in range(1, self.plan.spares + 1)]
         groups = {}
@@ -109,13 +112,18 @@ def draw_core(seed: int) -> Plan:
     """Return the plan of a seed of the second layer."""
     plan, random = draw(seed), Random(f"{seed}/core")
     faults = [kind for kind in plan.faults if kind not in NOT_HERE_YET]
+    if random.random() < ALONE:
+        plan = replace(plan, voters=1, spares=2, rates=[*plan.rates, 1.0][:3])
+        plan.operations = sorted({*plan.operations, "membership"})
+        # What its only node has forgotten nobody knows.
+        faults = [kind for kind in faults if kind not in ("wipe", "damage")]
     if plan.faults and not {"crash", "crash_all", "crash_point"} & set(faults):
         faults.append("crash")
     return replace(
         plan,
         faults=faults,
         groups=random.randint(1, PARTITIONS_MAX),
-        clients=random.choice([2, 3]),
+        clients=random.choice([2, 3, 4]),
         fault_ms=random.choice(FAULT_MS),
         spread=False,
         fast=True,
@@ -141,6 +149,8 @@ def run_core_plan(plan: Plan, *, trace: bool = False) -> Result:
         if kind not in ("Violation", "Stuck"):
             result.failure += "\n" + traceback.format_exc()
     result.steps = world.steps
+    for group in world.history.groups.values():
+        world.counts["leader change"] += group.view_changes[-1][1]
     result.counts, result.coverage = world.counts, world.coverage
     result.acts, result.trace = nemesis.done, world.trace or []
     return result
