@@ -42,10 +42,11 @@ class GroupFacts:
         self.terms: dict[int, tuple[int, int, int]] = {}  # group: term, vote, flags
 
     def begin(self, first: Sequence[Configuration]) -> None:
-        """Say who was a member of each group where its log begins, for groups of several."""
+        """Say who was a member of each group where its log begins."""
         for group, configuration in enumerate(first):
-            if len(configuration.voters) > 1:
-                self.configurations.setdefault(group, configuration)
+            self.configurations.setdefault(group, configuration)
+            if self._openers.get(group) == ALONE.voters:  # of a checkpoint that did not say it
+                self._openers[group] = configuration.voters
 
     @property
     def changes_of_partitions(self) -> int:

@@ -19,6 +19,7 @@ from meterd.protocol.log_format import GROUP_COUNT, META_GROUP
 from tests.support.log_builder import CLUSTER_ID, IDENTITY_KEY
 from tests.support.one_process import OneProcessNode
 
+
 class Member(OneProcessNode):
     """One of the nodes: whatever it waits for, all of them go on."""
 
