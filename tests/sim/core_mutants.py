@@ -25,7 +25,7 @@ from meterd.protocol import raft_wire
 from tests.sim import core_machine, core_usage
 from tests.sim.core_world import run_core
 from tests.sim.runner import Result
-from tests.support.crash_disk import CrashDisk, File
+from tests.support.crash_disk import CrashDisk
 
 Patch = tuple[Any, str, Any]
 MUTANTS: dict[str, Callable[[], list[Patch]]] = {}
@@ -67,21 +67,6 @@ def seeds_needed(name: str, limit: int, start: int = 1) -> tuple[int, Result]:
 @mutant
 def the_log_is_not_synced() -> list[Patch]:
     return [(CrashDisk, "sync", lambda disk, descriptor: disk._call())]
-
-
-@mutant
-def a_torn_block_passes_for_a_whole_one() -> list[Patch]:
-    """Sectors that were never written hold what a lying disk says: nothing of it is checked."""
-
-    def crashed(file: File, random: Any) -> File:
-        content = bytearray(file.durable)
-        for sector, versions in sorted(file.versions.items()):
-            if random.random() < 0.5:
-                written = bytes([versions[-1][0] ^ 1]) + versions[-1][1:]
-                content[sector * 512 : sector * 512 + len(written)] = written
-        return File(bytes(content))
-
-    return [(File, "crashed", crashed)]
 
 
 @mutant
