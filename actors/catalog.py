@@ -204,6 +204,12 @@ FAMILIES = (
     _gauge("backup_last_bytes", "Bytes of the last backup, those of its chain included."),
     _gauge("backup_last_events", "Stored events in the last backup."),
     _counter("backup_runs_total", "Backups.", "result", ("ok", "failed", "cancelled")),
+    _gauge("backup_verified_timestamp_seconds", "When backups were found whole.", "level"),
+    _gauge("backups_present", "Backups in the store when it was last verified."),
+    _gauge("backups_broken", "Backups that were damaged then."),
+    _gauge("drill_last_success_timestamp_seconds", "When a drill last brought everything back."),
+    _gauge("drill_rto_seconds", "Time from nothing to a node that serves, in the last drill."),
+    _gauge("drill_rpo_seconds", "Age of the backup of the last drill."),
     # replication: a group of one has neither, and both belong to every page
     _counter("view_changes_total", "Groups that this node has become the leader of."),
     _gauge("replication_lag_ops", "Ops that a peer lacks of the groups led here.", "peer"),

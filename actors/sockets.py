@@ -195,6 +195,7 @@ def peer_listener(address: str) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.SNDHWM, 16)
     socket.setsockopt(zmq.MAXMSGSIZE, raft_frames.FRAME_SIZE_MAX)
+    socket.setsockopt(zmq.ZAP_DOMAIN, b"meterd")  # ZMTP 3 only, as for clients
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.BACKLOG, BACKLOG)
     _keep_alive(socket)

@@ -300,6 +300,7 @@ class Usage(Actor):
             self._try_serving()
 
     def _replay_read(self, work: Replay) -> None:
+        self._identities.settle(lambda: self.lifeline.say("status filling the filter of ids"))
         seconds = time.monotonic() - self._replay_began
         fields = {"events": work.events, "seconds": f"{seconds:.3f}"}
         logger.info("log replayed", extra={"fields": fields})
@@ -488,7 +489,7 @@ class Usage(Actor):
     def _after_command(self, record: Record, result: dict[str, Any], origin: Frame | None) -> None:
         if origin is None and not self.serving:
             return  # a replay
-        if record.kind == log_format.EXPIRE and "error" not in result and origin is not None:
+        if record.kind == log_format.EXPIRE and "error" not in result:
             # Who asked has set the retention, which the record before this one has applied.
             result = {"days": self.retention_days, "horizon": self.state.horizon}
         command_answers = Answers(self)

@@ -78,7 +78,7 @@ def report(
         ],
         "groups": [
             {
-                **_group(node, number, views[number]),
+                **_group(node, own, number, views[number]),
                 "leader": _leader(views[number], own),
                 "applied": applied[number],
                 "view_changes": view_changes[number],
@@ -149,7 +149,7 @@ def _peer(
     }
 
 
-def _group(node: Node, number: int, view: View, applied: int, view_changes: int) -> dict[str, Any]:
+def _group(node: Node, own: int, number: int, view: View) -> dict[str, Any]:
     group = node.groups[number]
     configuration = group.log.configuration
     if node.member in configuration.learners:
@@ -159,6 +159,7 @@ def _group(node: Node, number: int, view: View, applied: int, view_changes: int)
     else:
         role = "none"
     behind = max((view.last - match for match in view.matches.values()), default=0)
+    names = {node.member: own}  # a single node may have any number
     return {
         "group": number,
         "role": role,
@@ -167,6 +168,6 @@ def _group(node: Node, number: int, view: View, applied: int, view_changes: int)
         "last": view.last,
         "lag": max(0, behind if view.role == LEADER else group.leader_commit - view.commit),
         "holes": len(group.log.holes),
-        "voters": [node_of(member) for member in configuration.voters],
-        "learners": [node_of(member) for member in configuration.learners],
+        "voters": [names.get(member, node_of(member)) for member in configuration.voters],
+        "learners": [names.get(member, node_of(member)) for member in configuration.learners],
     }

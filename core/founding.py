@@ -24,6 +24,8 @@ EMPTY, HAS_DATA = "empty", "has_data"
 GIVEN, ASK_FOUNDER, UNKNOWN, TAKEN, WAIT = "given", "ask_founder", "unknown", "taken", "wait"
 # An answer counts for so long.
 FRESH_SECONDS: Final = 3.0
+# A node that has just started may know only an old state of the members: a no must last so long.
+TAKEN_SECONDS: Final = 5.0
 # `new` waits so long for peers that would say no.
 NEW_SECONDS: Final = 1.0
 
@@ -80,6 +82,7 @@ class Founding:
         self._bootstrap = bootstrap
         self._heard: dict[int, tuple[float, Reply]] = {}
         self._began: float | None = None
+        self._taken_since: float | None = None
 
     def hear(self, source: int, reply: Reply, now: float) -> None:
         """Take an answer of a peer."""
@@ -103,9 +106,9 @@ class Founding:
                 f"node {source} has data of cluster {reply.cluster}, and --bootstrap new would make"
                 " a second one; start it with --bootstrap join"
             )
-        return self._claim(having)
+        return self._claim(having, now)
 
-    def _claim(self, having: Mapping[int, Reply]) -> Decision:
+    def _claim(self, having: Mapping[int, Reply], now: float) -> Decision:
         """Get the identity that the cluster of the peers has for this directory."""
         clusters = {reply.cluster: source for source, reply in having.items()}
         if len(clusters) > 1:
@@ -120,7 +123,13 @@ class Founding:
         given = [having[source].identity for source in verdicts.get(GIVEN, ())]
         if given and given[0] is not None:
             return Take(given[0])
-        if TAKEN in verdicts:
+        if TAKEN not in verdicts:
+            self._taken_since = None
+        elif self._taken_since is None:
+            self._taken_since = now
+        if self._taken_since is not None:
+            if now - self._taken_since < TAKEN_SECONDS:
+                return Wait("a peer says that this node had another directory")
             return GiveUp(
                 f"node {self.node} of cluster {next(iter(clusters))} had another directory; if that"
                 f" is lost, say meterctl node recover {self.node} and start it again with"

@@ -90,16 +90,17 @@ def whole_segments(names: Iterable[str]) -> list[SegmentName]:
     return sorted(one for one in whole if not any(other.supersedes(one) for other in whole))
 
 
-def immutable_files(names: Iterable[str], first_log: int, end_log: int) -> list[str]:
+def immutable_files(
+    names: Iterable[str], first_log: int, end_log: int, through: int = 0
+) -> list[str]:
     """Return the files that never change and that a copy needs, cut within log file `end_log`.
 
     Log files from `first_log` on are replayed; before it those count that no segment covers.
     Files of identities are left out: the checkpoint names those it needs.
+    through: the last log file that the totals files of the copy stand for.
     """
     names = sorted(names)
-    # One that reaches behind the cut holds too much; what it supersedes is still there.
-    within = [name for name in names if (segment_of(name) or _NONE).last < end_log]
-    segments = whole_segments(within)
+    segments = whole_segments(name for name in names if _stands(name, end_log, through))
     needed = []
     for name in names:
         kind = kind_of(name)
@@ -115,6 +116,16 @@ def immutable_files(names: Iterable[str], first_log: int, end_log: int) -> list[
         if number < end_log and (number >= first_log or not covered):
             needed.append(name)
     return needed
+
+
+def _stands(name: str, end_log: int, through: int) -> bool:
+    """Whether a file is not of a segment that reaches beyond what it may stand for.
+
+    One that reaches behind the cut holds too much, and one of which totals files hold a part is
+    not read: what it was merged from is still there.
+    """
+    segment = segment_of(name) or _NONE
+    return segment.last < end_log and not segment.first <= through < segment.last
 
 
 def log_number(name: str) -> int:

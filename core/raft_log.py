@@ -191,6 +191,7 @@ def _drafts(writes: Sequence[Write | WriteSlices]) -> list[_Draft]:
     """Sort what is written into records; terms go first, and each group keeps its order."""
     terms = _Draft("terms", log_format.TERMS, None)
     drafts = [terms]
+    sources: list[Record] = []
     newest: dict[Any, int] = {}
     last: dict[int, int] = {}  # group -> number of the draft that its newest op is in
 
@@ -206,29 +207,33 @@ def _drafts(writes: Sequence[Write | WriteSlices]) -> list[_Draft]:
         if isinstance(write, WriteTerm):
             terms.facts.append(write)
         elif isinstance(write, WriteSlices):
-            _draft_slices(write.ops, draft_for)
+            _draft_slices(write.ops, draft_for, sources)
         elif isinstance(write, WriteSnapshot):
             draft_for(write.group, ("mark", write.group), log_format.MARK, None).facts.append(write)
         else:
             flags = REPAIR if isinstance(write, WriteRepair) else 0
             for op in write.ops:
                 source = None if op.kind in ENGINE_KINDS else op.body.record
-                key = (flags, op.kind, op.body if source is None else id(source))
+                key = (flags, op.kind, op.body if source is None else _number(sources, source))
                 draft_for(write.group, key, op.kind, source, flags).ops.append((write.group, op))
     return drafts if terms.facts else drafts[1:]
 
 
-def _draft_slices(ops: SliceOps, draft_for: Any) -> None:
+def _draft_slices(ops: SliceOps, draft_for: Any, sources: list[Record]) -> None:
     """Add ops of records that each have many groups."""
-    by_record: dict[int, list[int]] = {}
-    for row in range(len(ops.groups)):
-        by_record.setdefault(id(ops.body[row].record), []).append(row)
-    for key, rows in by_record.items():
-        record = ops.body[rows[0]].record
-        for row in rows:
-            group = int(ops.groups[row])
-            draft = draft_for(group, (0, record.kind, key), record.kind, record)
-            draft.ops.append((group, ops.op(row)))
+    for row, group in enumerate(ops.groups.tolist()):
+        record = ops.body[row].record
+        key = (0, record.kind, _number(sources, record))
+        draft_for(group, key, record.kind, record).ops.append((group, ops.op(row)))
+
+
+def _number(sources: list[Record], record: Record) -> int:
+    """Return the number of a record among those of this step, by identity."""
+    for number in range(len(sources) - 1, -1, -1):
+        if sources[number] is record:
+            return number
+    sources.append(record)
+    return len(sources) - 1
 
 
 def _record(draft: _Draft, sequence: int) -> Written:

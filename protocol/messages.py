@@ -29,6 +29,7 @@ Check = Callable[[Any], Any]
 SORTS = ("account", "usage")
 CONSISTENCIES = ("exact", "local")
 BACKUP_TYPES = ("full", "incr")
+BACKUP_PROOFS = ("manifest", "checksum", "replay", "drill")
 WINDOWS = ("hour", "day", "week", "month")
 REQUIRED = object()
 
@@ -96,6 +97,11 @@ DAYS = {
         partial(fields.integer, low=1, high=limits.RETENTION_DAYS_MAX, where="days"), REQUIRED
     )
 }
+COUNT = partial(fields.integer, low=0, high=limits.I64_MAX)
+REPORT = {
+    "proof": Field(partial(fields.one_of, known=BACKUP_PROOFS, where="proof"), REQUIRED),
+    "good": Field(partial(fields.boolean, where="good"), REQUIRED),
+} | {name: Field(partial(COUNT, where=name)) for name in ("present", "broken", "rto_ms", "rpo_ms")}
 JOB = {"id": Field(partial(fields.integer, low=0, high=limits.I64_MAX, where="id"), REQUIRED)}
 NODE_STATES = ("learner", "voter", "drained", "removed")
 NODE = {"node": Field(partial(fields.integer, low=1, high=limits.NODE_MAX, where="node"), REQUIRED)}
@@ -216,6 +222,12 @@ _KINDS = (
         },
     ),
     Kind("backup_release", "retention_sweeper", "ends that"),
+    Kind(
+        "backup_report",
+        "retention_sweeper",
+        "says how backups were proved, for telemetry",
+        REPORT,
+    ),
     Kind(
         "compact",
         "retention_sweeper",

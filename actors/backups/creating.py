@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import meterd
-from meterd.actors import held_checkpoint
+from meterd.actors import held_checkpoint, totals_files
 from meterd.actors.backups.counting import Counting, Refused
 from meterd.actors.backups.reading import Memory, Pace, Reading, Stamp
 from meterd.actors.backups.shelf import NAME_PREFIX, PARTIAL, Contents, Shelf
@@ -185,6 +185,7 @@ class Creation:
             attempt = ExitStack()
             opened = [attempt.enter_context(self._held_checkpoint())]
             needed = set(inventory.identity_files(_checkpoint_state(opened)))
+            has_all_totals = True
             for name in sorted(os.listdir(self._node.directory)):
                 kind = inventory.kind_of(name)
                 if name in (CHECKPOINT, ACTIVE_NAME) or kind.change is Change.SCRATCH:
@@ -199,8 +200,9 @@ class Creation:
                 try:
                     opened.append(attempt.enter_context(_opened(self._path(name))))
                 except FileNotFoundError:
-                    continue
-            if needed <= {one.name for one in opened}:
+                    # Merged into another one that was not there when it was listed.
+                    has_all_totals &= totals_files.covered_by(name) is None
+            if has_all_totals and needed <= {one.name for one in opened}:
                 stack.enter_context(attempt)
                 return opened
             attempt.close()
@@ -221,7 +223,11 @@ class Creation:
 
     def _copy_immutable(self, first_log: int, end_log: int) -> list[str]:
         """Copy the files that never change, up to a log file; return their names."""
-        names = inventory.immutable_files(os.listdir(self._node.directory), first_log, end_log)
+        there = os.listdir(self._node.directory)
+        # What was folded since the totals files were opened is still there, and read instead.
+        stand = totals_files.standing(self._files)
+        through = stand[-1].last if stand else 0
+        names = inventory.immutable_files(there, first_log, end_log, through)
         for name in names:
             if name not in self._files:
                 with _opened(self._path(name)) as opened:

@@ -93,7 +93,17 @@ class Plan:
 
 
 def choose(contents: Contents, name: str | None) -> Manifest:
-    """Return the backup of a name, or the newest.  Raises NotFound, Corrupt, BadRequest."""
+    """Return the backup of a name, or the newest, whose chain is what it was built on.
+
+    Raises NotFound, Corrupt, BadRequest.
+    """
+    manifest = _named(contents, name)
+    for file, problem in contents.chain_problems(manifest):
+        raise Corrupt(file, 0, f"{problem}; {manifest.name} is built on it")
+    return manifest
+
+
+def _named(contents: Contents, name: str | None) -> Manifest:
     if name is not None:
         if name in contents.broken:
             raise Corrupt(f"{name}/{FILE_NAME}", 0, contents.broken[name])

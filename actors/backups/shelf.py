@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,16 @@ class Contents:
     broken: dict[str, str] = field(default_factory=dict)  # backup → what is wrong with it
     partial: list[str] = field(default_factory=list)  # names as they lie in the store
     sizes: dict[str, int] = field(default_factory=dict)  # of every object
+
+    def chain_problems(self, manifest: Manifest) -> Iterator[tuple[str, str]]:
+        """Say (object, problem) of every backup of a chain that is not what was built on."""
+        for place, base in enumerate(manifest.chain):
+            found = self.manifests.get(base)
+            file = f"{base}/{backup_manifest.FILE_NAME}"
+            if found is None:
+                yield file, self.broken.get(base, "a backup of the chain is missing")
+            elif found.chain != manifest.chain[:place]:
+                yield file, "it is not the one that this was built on"
 
 
 class Shelf:

@@ -61,23 +61,13 @@ class Verification:
         if broken is not None:
             return [Finding(name, f"{name}/{FILE_NAME}", broken)]
         manifest = self._contents.manifests[name]
-        findings = list(self._check_chain(manifest)) + list(self._check_sizes(manifest))
+        findings = [Finding(name, *one) for one in self._contents.chain_problems(manifest)]
+        findings += self._check_sizes(manifest)
         if level != "manifest":
             findings += self._check_hashes(manifest, {one.file for one in findings})
         if level == "replay" and not findings:
             findings = list(self._check_replay(manifest))
         return findings
-
-    def _check_chain(self, manifest: Manifest) -> Iterator[Finding]:
-        """Every backup of the chain must be there, and be what this one was built on."""
-        for place, base in enumerate(manifest.chain):
-            found = self._contents.manifests.get(base)
-            file = f"{base}/{FILE_NAME}"
-            if found is None:
-                problem = self._contents.broken.get(base, "a backup of the chain is missing")
-                yield Finding(manifest.name, file, problem)
-            elif found.chain != manifest.chain[:place]:
-                yield Finding(manifest.name, file, "it is not the one that this was built on")
 
     def _check_sizes(self, manifest: Manifest) -> Iterator[Finding]:
         for file in manifest.files:

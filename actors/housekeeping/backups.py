@@ -1,5 +1,7 @@
 """Makes backups while the node serves, each a job; and holds all files for copies by other means.
 
+How the backups were proved it is told by who does that, and shows it.
+
 The job's thread reads files.  What only the usage actor knows it asks for through this service,
 because a thread must not use the actor's sockets.
 """
@@ -11,7 +13,7 @@ import os
 import queue
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,13 +62,19 @@ class Last:
     seconds: float = 0.0
     size: int = 0
     events: int = 0
+    verified: dict[str, int] = field(default_factory=dict)  # level → UTC ns, when all was whole
+    present: int | None = None  # when last verified
+    broken: int | None = None
+    drill: int | None = None  # UTC ns of the last that succeeded
+    rto_ms: int | None = None
+    rpo_ms: int | None = None
 
 
 class Backups(Service):
     """See the module."""
 
     messages = (b"cut",)
-    requests = ("backup_create", "backup_hold", "backup_release")
+    requests = ("backup_create", "backup_hold", "backup_release", "backup_report")
 
     def __init__(self, sweeper: RetentionSweeper, pins: Pins) -> None:
         super().__init__(sweeper)
@@ -92,6 +100,9 @@ class Backups(Service):
                 raise Internal(f"the checkpoint cannot be held: {error}") from error
             self.due = 0.0
             return {"hold": held._asdict()}
+        if kind == "backup_report":
+            self._take_note(fields)
+            return {}
         held_checkpoint.release(self.directory, held_checkpoint.PREFIX)
         return {"released": self._pins.unpin(HOLD) is not None}
 
@@ -187,6 +198,22 @@ class Backups(Service):
         self._last.success[job.result["type"]] = time.time_ns()
         self._last.seconds = job.result["seconds"]
         self._last.size, self._last.events = job.result["size"], job.result["events"]
+        self._save()
+
+    def _take_note(self, said: dict[str, Any]) -> None:
+        """Take note of a verification or a drill; a bad one leaves the time of the last good."""
+        last = self._last
+        if said["good"] and said["proof"] == "drill":
+            last.drill = time.time_ns()
+        elif said["good"]:
+            last.verified[said["proof"]] = time.time_ns()
+        for name in ("present", "broken", "rto_ms", "rpo_ms"):
+            if said[name] is not None:
+                setattr(last, name, said[name])
+        self._save()
+
+    def _save(self) -> None:
+        """Show what is known, and keep it."""
         self._report()
         state = {"kind": "last_backup", **asdict(self._last)}
         try:
@@ -213,6 +240,18 @@ class Backups(Service):
             telemetry.set("backup_last_duration_seconds", last.seconds)
             telemetry.set("backup_last_bytes", last.size)
             telemetry.set("backup_last_events", last.events)
+        for level, moment in last.verified.items():
+            telemetry.set(f'backup_verified_timestamp_seconds{{level="{level}"}}', moment / NS)
+        known = {
+            "backups_present": (last.present, 1),
+            "backups_broken": (last.broken, 1),
+            "drill_last_success_timestamp_seconds": (last.drill, NS),
+            "drill_rto_seconds": (last.rto_ms, 1_000),
+            "drill_rpo_seconds": (last.rpo_ms, 1_000),
+        }
+        for name, (value, unit) in known.items():
+            if value is not None:
+                telemetry.set(name, value / unit)
 
 
 def check_target(to: str, data_dir: str) -> None:

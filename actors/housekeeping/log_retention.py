@@ -189,7 +189,13 @@ class LogRetention(Service):
         return freed
 
     def _delete_superseded(self) -> None:
-        """Delete segments that were merged, when nobody copies or asks them any more."""
+        """Delete segments that were merged, when nobody copies or asks them any more.
+
+        Nor while some are folded: when one of them alone has been, the merged one stands for
+        nothing, and the others are all there is of their events.
+        """
+        if self._totals.is_folding:
+            return
         grace = self.sweeper.options.storage.copy_grace
         if self.sweeper.is_short_of_space:
             grace = 0.0

@@ -206,15 +206,21 @@ class AsyncClient:
         source = ColumnSource(columns)
         return await self.run(questions.ingest(source, durability, route_of(self._session)))
 
-    async def usage(self, account: Account, metric: str, **options: Unpack[UsageOptions]) -> Usage:
+    async def usage(
+        self, account: Account, metric: str, **options: Unpack[UsageOptions]
+    ) -> Usage:
         """Say how much an account used of a metric, in the current period unless told otherwise."""
         return await self.run(questions.usage(account, metric, options))
 
-    def accounts(self, metric: str, **options: Unpack[AccountsOptions]) -> AsyncPages[AccountUsage]:
+    def accounts(
+        self, metric: str, **options: Unpack[AccountsOptions]
+    ) -> AsyncPages[AccountUsage]:
         """List the usage of every account of a metric; for `async for`."""
         return AsyncPages(self, questions.accounts(metric, options))
 
-    def events(self, account: Account, **options: Unpack[EventsOptions]) -> AsyncPages[StoredEvent]:
+    def events(
+        self, account: Account, **options: Unpack[EventsOptions]
+    ) -> AsyncPages[StoredEvent]:
         """List the stored events of an account by time; for `async for`."""
         return AsyncPages(self, questions.events(account, options))
 

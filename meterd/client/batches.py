@@ -279,3 +279,5 @@ def _is_final(error: Exception) -> bool:
     if isinstance(error, LocalProtocolError) or not isinstance(error, MeterdError):
         return True
     return error.retry == "never"
+
+

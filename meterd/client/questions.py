@@ -122,7 +122,9 @@ def check_options(options: Mapping[str, Any], known: type, method: str) -> None:
             )
 
 
-def ask(kind: str, fields: Mapping[str, Any], account: str | None = None) -> Plan[dict[str, Any]]:
+def ask(
+    kind: str, fields: Mapping[str, Any], account: str | None = None
+) -> Plan[dict[str, Any]]:
     """Ask one question; fields that are None are left out."""
     body = pack({name: value for name, value in fields.items() if value is not None})
     call = Call(kind, body, account)

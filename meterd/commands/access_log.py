@@ -113,7 +113,9 @@ def parse_moment_of_log(text: bytes) -> int:
     match = _MOMENT.fullmatch(text)
     if match is None or match[2] not in _MONTHS:
         raise BadLine("bad_timestamp", "the time is not like 31/Jan/2026:12:00:00 +0100")
-    day, year, hour, minute, second, hours, minutes = (int(match[i]) for i in (1, 3, 4, 5, 6, 8, 9))
+    day, year, hour, minute, second, hours, minutes = (
+        int(match[i]) for i in (1, 3, 4, 5, 6, 8, 9)
+    )
     sign = 1 if match[7] == b"+" else -1
     try:
         zone = timezone(sign * timedelta(hours=hours, minutes=minutes))

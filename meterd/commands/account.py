@@ -42,12 +42,8 @@ def erase(session: Session, account: str, subtree: bool) -> None:
 
 @command("import", short_help="Bring opening balances from another system.")
 @click.argument("file", type=click.File("rb"))
-@click.option(
-    "--id",
-    "import_id",
-    metavar="ID",
-    help="Under which this import counts once [default: a hash of the file].",
-)
+@click.option("--id", "import_id", metavar="ID",
+              help="Under which this import counts once [default: a hash of the file].")
 def import_balances(session: Session, file: BinaryIO, import_id: str | None) -> None:
     """Bring the balances of FILE (- is standard input), one JSON object on each line.
 

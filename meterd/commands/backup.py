@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meterd.commands.console import Listing, Progress, Row
+from meterd.commands.console import Listing, Progress, Row, warn
 from meterd.commands.durations import parse_duration
 from meterd.commands.jobs import ask, await_job
 from meterd.commands.moments import format_moment
 from meterd.commands.session import AdminError, AdminGroup, Session, command, exit_of
 from meterd.commands.tables import Column, format_bytes, group_thousands
 from meterd.exits import AdminExit
+from meterd.protocol.errors import MeterdError
 
 if TYPE_CHECKING:
     from meterd.actors.backups.shelf import Contents, Shelf
@@ -25,18 +26,13 @@ FROM_VARIABLE = "METERCTL_BACKUPS"
 PATIENCE_SECONDS = 7 * 86_400.0
 LEVELS = ("manifest", "checksum", "replay")
 
-from_option = click.option(
-    "--from",
-    "source",
-    required=True,
-    envvar=FROM_VARIABLE,
-    metavar="DIR|URL",
-    help=f"Where the backups lie [env: {FROM_VARIABLE}].",
-)
+from_option = click.option("--from", "source", required=True, envvar=FROM_VARIABLE,
+                           metavar="DIR|URL", help=f"Where the backups lie [env: {FROM_VARIABLE}].")
 name_option = click.option("--backup", "name", metavar="NAME", help="This backup.")
-scratch_option = click.option(
-    "--scratch", metavar="DIR", help="Where there is room for a copy [default: the system's]."
-)
+scratch_option = click.option("--scratch", metavar="DIR",
+                              help="Where there is room for a copy [default: the system's].")
+tell_option = click.option("--tell", is_flag=True,
+                           help="Tell the nodes the result, for their telemetry.")
 
 
 @click.group("backup", cls=AdminGroup)
@@ -58,20 +54,10 @@ def open_shelf(source: str) -> "tuple[Shelf, Contents]":
 
 
 @command("create", short_help="Make a backup while the node serves.")
-@click.option(
-    "--to",
-    required=True,
-    metavar="DIR|URL",
-    help="Where it goes: a directory of the node's machine, or s3://BUCKET/PREFIX.",
-)
-@click.option(
-    "--type",
-    "backup_type",
-    type=click.Choice(["full", "incr"]),
-    default="full",
-    show_default=True,
-    help="Everything, or what the backups there do not hold yet.",
-)
+@click.option("--to", required=True, metavar="DIR|URL",
+              help="Where it goes: a directory of the node's machine, or s3://BUCKET/PREFIX.")
+@click.option("--type", "backup_type", type=click.Choice(["full", "incr"]), default="full",
+              show_default=True, help="Everything, or what the backups there do not hold yet.")
 def create(session: Session, to: str, backup_type: str) -> None:
     """Make a backup of the node, consistent at one position of its log, and wait for it.
 
@@ -87,14 +73,11 @@ def create(session: Session, to: str, backup_type: str) -> None:
     if job["state"] != "done":
         raise AdminError(AdminExit.NO, job["state"], f"the backup was {job['state']}")
     made = job["result"]
-    session.console.show(
-        made,
-        lambda: [
-            f"{made['name']}: {group_thousands(made['events'])} events,"
-            f" {format_bytes(made['size'])} in {made['files']} files,"
-            f" {format_bytes(made['written'])} written, {made['seconds']} s"
-        ],
-    )
+    session.console.show(made, lambda: [
+        f"{made['name']}: {group_thousands(made['events'])} events,"
+        f" {format_bytes(made['size'])} in {made['files']} files,"
+        f" {format_bytes(made['written'])} written, {made['seconds']} s"
+    ])
 
 
 _LISTING = Listing(
@@ -124,12 +107,8 @@ _LISTING = Listing(
 
 @command("list", short_help="List the backups in a directory or bucket.")
 @from_option
-@click.option(
-    "--max-age",
-    callback=parse_duration,
-    metavar="DURATION",
-    help="Exit code 1 unless a whole backup is younger, such as 26h.",
-)
+@click.option("--max-age", callback=parse_duration, metavar="DURATION",
+              help="Exit code 1 unless a whole backup is younger, such as 26h.")
 def list_backups(session: Session, source: str, max_age: int | None) -> None:
     """List the backups, the newest first, with what is unfinished or broken.
 
@@ -149,41 +128,26 @@ def list_backups(session: Session, source: str, max_age: int | None) -> None:
 def _rows(contents: "Contents") -> list[Row]:
     from meterd.core.backup_plan import newest_first
 
-    empty = dict.fromkeys(
-        (
-            "type",
-            "parent",
-            "node_id",
-            "cut_time",
-            "position",
-            "events",
-            "size",
-            "written",
-            "problem",
-        )
-    )
+    empty = dict.fromkeys(("type", "parent", "node_id", "cut_time", "position", "events", "size",
+                           "written", "problem"))
     rows: list[Row] = []
     for one in newest_first(contents.manifests.values()):
         missing = [name for name in one.chain if name not in contents.manifests]
-        rows.append(
-            {
-                "name": one.name,
-                "state": "whole" if not missing else "chain broken",
-                "type": one.type,
-                "parent": one.parent,
-                "node_id": one.node_id,
-                "cut_time": one.cut.taken,
-                "position": str(one.cut.sequence),
-                "events": one.events,
-                "size": one.size,
-                "written": one.own_size,
-                "problem": f"{missing[0]} is missing" if missing else None,
-            }
-        )
-    rows += [
-        {**empty, "name": name, "state": "broken", "problem": problem}
-        for name, problem in contents.broken.items()
-    ]
+        rows.append({
+            "name": one.name,
+            "state": "whole" if not missing else "chain broken",
+            "type": one.type,
+            "parent": one.parent,
+            "node_id": one.node_id,
+            "cut_time": one.cut.taken,
+            "position": str(one.cut.sequence),
+            "events": one.events,
+            "size": one.size,
+            "written": one.own_size,
+            "problem": f"{missing[0]} is missing" if missing else None,
+        })
+    rows += [{**empty, "name": name, "state": "broken", "problem": problem}
+             for name, problem in contents.broken.items()]
     rows += [{**empty, "name": name, "state": "unfinished"} for name in contents.partial]
     return rows
 
@@ -191,18 +155,13 @@ def _rows(contents: "Contents") -> list[Row]:
 @command("verify", short_help="Find out whether backups are what they were.")
 @from_option
 @name_option
-@click.option(
-    "--level",
-    type=click.Choice(LEVELS),
-    default="checksum",
-    show_default=True,
-    help="manifest: all files are there; checksum: and unchanged; replay: and give back "
-    "every event.",
-)
+@click.option("--level", type=click.Choice(LEVELS), default="checksum", show_default=True,
+              help="manifest: all files are there; checksum: and unchanged; replay: and give back "
+                   "every event.")
 @scratch_option
-def verify(
-    session: Session, source: str, name: str | None, level: Any, scratch: str | None
-) -> None:
+@tell_option
+def verify(session: Session, source: str, name: str | None, level: Any,
+           scratch: str | None, tell: bool) -> None:
     """Verify all backups, or the one named.
 
     Exit code 9 when something is wrong; each file is named. The level replay restores each backup
@@ -224,8 +183,22 @@ def verify(
     progress.clear()
     document = {"level": level, "backups": results}
     session.console.show(document, lambda: _verify_lines(results, level))
-    if any(row["findings"] for row in results):
+    broken = sum(not row["good"] for row in results)
+    if tell:
+        counts = {} if name else {"present": len(results), "broken": broken}
+        tell_nodes(session, proof=level, good=not broken, **counts)
+    if broken:
         raise SystemExit(AdminExit.CORRUPT)
+
+
+def tell_nodes(session: Session, **report: Any) -> None:
+    """Tell each node how its backups were proved; that one cannot be told changes no result."""
+    for each in session.each_node():
+        try:
+            with each.connect() as client:
+                ask(client, "backup_report", **report)
+        except MeterdError as error:
+            warn(f"{', '.join(each.nodes)} was not told: {error}")
 
 
 def _result(name: str, findings: "list[Finding]", seconds: float) -> dict[str, Any]:
@@ -247,42 +220,16 @@ def _verify_lines(results: list[dict[str, Any]], level: str) -> list[str]:
 
 @command("prune", short_help="Delete backups that no rule keeps.")
 @from_option
-@click.option(
-    "--keep-daily",
-    type=click.IntRange(0),
-    default=7,
-    show_default=True,
-    help="Keep the newest of each of so many days.",
-)
-@click.option(
-    "--keep-weekly",
-    type=click.IntRange(0),
-    default=4,
-    show_default=True,
-    help="And of so many weeks.",
-)
-@click.option(
-    "--keep-monthly",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="And of so many months.",
-)
-@click.option(
-    "--min-keep",
-    type=click.IntRange(1),
-    default=2,
-    show_default=True,
-    help="Keep at least so many.",
-)
-@click.option(
-    "--partial-age",
-    callback=parse_duration,
-    default="1d",
-    show_default=True,
-    metavar="DURATION",
-    help="Delete unfinished ones that were begun so long ago.",
-)
+@click.option("--keep-daily", type=click.IntRange(0), default=7, show_default=True,
+              help="Keep the newest of each of so many days.")
+@click.option("--keep-weekly", type=click.IntRange(0), default=4, show_default=True,
+              help="And of so many weeks.")
+@click.option("--keep-monthly", type=click.IntRange(0), default=0, show_default=True,
+              help="And of so many months.")
+@click.option("--min-keep", type=click.IntRange(1), default=2, show_default=True,
+              help="Keep at least so many.")
+@click.option("--partial-age", callback=parse_duration, default="1d", show_default=True,
+              metavar="DURATION", help="Delete unfinished ones that were begun so long ago.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 def prune(session: Session, source: str, partial_age: int, dry_run: bool, **rules: int) -> None:
     """Delete backups that no rule keeps, and what was never finished.
@@ -295,27 +242,18 @@ def prune(session: Session, source: str, partial_age: int, dry_run: bool, **rule
     from meterd.core.backup_plan import prune as decide
 
     shelf, contents = open_shelf(source)
-    keep = KeepRules(
-        **{key.removeprefix("keep_"): n for key, n in rules.items() if key != "min_keep"},
-        min_keep=rules["min_keep"],
-    )
+    keep = KeepRules(**{key.removeprefix("keep_"): n for key, n in rules.items()
+                        if key != "min_keep"}, min_keep=rules["min_keep"])
     verdicts = decide(contents.manifests, keep)
     old = [name for name in contents.partial if _age(name) >= partial_age]
     verification = Verification(shelf, contents, None, lambda _: None)
-    damaged = [
-        finding
-        for one in verdicts
-        if one.keep
-        for finding in verification.verify(one.name, "manifest")
-    ]
+    damaged = [finding for one in verdicts if one.keep
+               for finding in verification.verify(one.name, "manifest")]
     if contents.broken or damaged:
         bad = damaged[0].file if damaged else min(contents.broken)
-        raise AdminError(
-            AdminExit.REFUSED,
-            "refused",
-            f"nothing is deleted while a backup is damaged: {bad}",
-            "meterctl backup verify shows it; move it away",
-        )
+        raise AdminError(AdminExit.REFUSED, "refused",
+                         f"nothing is deleted while a backup is damaged: {bad}",
+                         "meterctl backup verify shows it; move it away")
     going = [one.name for one in verdicts if not one.keep]
     if (going or old) and not dry_run:
         session.confirm(f"Delete {len(going)} backups and {len(old)} unfinished ones?")
@@ -323,10 +261,8 @@ def prune(session: Session, source: str, partial_age: int, dry_run: bool, **rule
         for name in [*going, *old]:
             shelf.remove(name)
     action = "would be deleted" if dry_run else "deleted"
-    rows = [
-        {"name": one.name, "action": "kept" if one.keep else action, "reason": one.reason}
-        for one in verdicts
-    ]
+    rows = [{"name": one.name, "action": "kept" if one.keep else action, "reason": one.reason}
+            for one in verdicts]
     rows += [{"name": name, "action": action, "reason": "unfinished"} for name in old]
     session.console.show_listing(_PRUNED, rows)
 
@@ -350,15 +286,8 @@ def _age(name: str) -> float:
 
 
 @command("hold", short_help="Let no file be deleted for a while.")
-@click.option(
-    "--for",
-    "seconds",
-    callback=parse_duration,
-    default="1h",
-    show_default=True,
-    metavar="DURATION",
-    help="For so long, at most 30d.",
-)
+@click.option("--for", "seconds", callback=parse_duration, default="1h", show_default=True,
+              metavar="DURATION", help="For so long, at most 30d.")
 def hold(session: Session, seconds: int) -> None:
     """Keep every file of the node's data directory from deletion, for a copy by other means.
 

@@ -49,74 +49,28 @@ class Sample:
 
 
 @command("bench", short_help="Measure a node with a load of random events, and verify it.")
-@click.option(
-    "--batch",
-    type=click.IntRange(1, 10_000),
-    default=500,
-    show_default=True,
-    help="Events in each request.",
-)
-@click.option(
-    "--clients", type=click.IntRange(1, 256), default=1, show_default=True, help="Client processes."
-)
-@click.option(
-    "--in-flight",
-    type=click.IntRange(1, 10_000),
-    default=256,
-    show_default=True,
-    help="Requests under way per client.",
-)
-@click.option(
-    "--durability",
-    type=click.Choice(DURABILITIES),
-    default="sync",
-    show_default=True,
-    help="sync: answered when stored; async: when taken.",
-)
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0.1, 86_400),
-    default=10.0,
-    show_default=True,
-    help="How long to measure.",
-)
-@click.option(
-    "--warm-up",
-    type=click.FloatRange(0, 3600),
-    default=1.0,
-    show_default=True,
-    help="Seconds of load before measuring.",
-)
-@click.option(
-    "--accounts",
-    type=click.IntRange(1, 1_000_000),
-    default=10_000,
-    show_default=True,
-    help="Accounts the events are spread over.",
-)
-@click.option(
-    "--metrics",
-    type=click.IntRange(1, 64),
-    default=5,
-    show_default=True,
-    help="Sum metrics: bench_0, bench_1, ...; registered if missing.",
-)
-@click.option(
-    "--events-per-account",
-    type=click.IntRange(1, 10_000),
-    default=1,
-    show_default=True,
-    help="Neighbouring events of a request that share an account.",
-)
-@click.option(
-    "--verify/--no-verify",
-    default=True,
-    show_default=True,
-    help="Compare the accounts' totals with what was sent.",
-)
-def bench(
-    session: Session, in_flight: int, seconds: float, warm_up: float, verify: bool, **shape: Any
-) -> None:
+@click.option("--batch", type=click.IntRange(1, 10_000), default=500, show_default=True,
+              help="Events in each request.")
+@click.option("--clients", type=click.IntRange(1, 256), default=1, show_default=True,
+              help="Client processes.")
+@click.option("--in-flight", type=click.IntRange(1, 10_000), default=256, show_default=True,
+              help="Requests under way per client.")
+@click.option("--durability", type=click.Choice(DURABILITIES), default="sync", show_default=True,
+              help="sync: answered when stored; async: when taken.")
+@click.option("--seconds", type=click.FloatRange(0.1, 86_400), default=10.0, show_default=True,
+              help="How long to measure.")
+@click.option("--warm-up", type=click.FloatRange(0, 3600), default=1.0, show_default=True,
+              help="Seconds of load before measuring.")
+@click.option("--accounts", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True,
+              help="Accounts the events are spread over.")
+@click.option("--metrics", type=click.IntRange(1, 64), default=5, show_default=True,
+              help="Sum metrics: bench_0, bench_1, ...; registered if missing.")
+@click.option("--events-per-account", type=click.IntRange(1, 10_000), default=1, show_default=True,
+              help="Neighbouring events of a request that share an account.")
+@click.option("--verify/--no-verify", default=True, show_default=True,
+              help="Compare the accounts' totals with what was sent.")
+def bench(session: Session, in_flight: int, seconds: float, warm_up: float,
+          verify: bool, **shape: Any) -> None:
     """Measure a node: send random events for a while, then verify its totals.
 
     Every event has an id of its own. The events stay in the node, under the accounts bench-...,
@@ -192,7 +146,9 @@ def _fork_client(load: "Load", shared: "SharedRun", number: int) -> int:
         os._exit(status)
 
 
-def _await(shared: "SharedRun", name: str, count: int, pids: list[int], seconds: float) -> None:
+def _await(
+    shared: "SharedRun", name: str, count: int, pids: list[int], seconds: float
+) -> None:
     """Wait until so many clients have set a flag."""
     deadline = time.monotonic() + seconds
     while shared.total(name) < count:
@@ -246,7 +202,9 @@ def _totals(client: "Client", load: "Load") -> Totals:
     }
 
 
-def _verify(client: "Client", load: "Load", shared: "SharedRun", before: Totals) -> list[str]:
+def _verify(
+    client: "Client", load: "Load", shared: "SharedRun", before: Totals
+) -> list[str]:
     """Compare totals with what was sent; one line for each account and metric that differs."""
     deadline = time.monotonic() + (SETTLE_SECONDS_MAX if load.durability == "async" else 0)
     while True:

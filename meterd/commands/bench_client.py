@@ -123,6 +123,7 @@ class Body:
         self.timestamps = np.frombuffer(packed, "<i8", count, timestamps_end - 8 * count)
         self.ids = np.frombuffer(packed, np.uint8)[-16 * count :]
 
+
     def refresh(self, random: np.random.Generator) -> None:
         """Make other events of it: new ids, and the time now."""
         self.timestamps[:] = time.time_ns()

@@ -24,16 +24,11 @@ def compact() -> None:
 
 @command("run", short_help="Merge now (the default).")
 @click.option("--all", "every", is_flag=True, help="On every node that --nodes names.")
-@click.option("--aggressive", is_flag=True, help="Merge whatever fits one file.")
+@click.option("--aggressive", is_flag=True,
+              help="Merge whatever fits one file.")
 @click.option("--no-wait", is_flag=True, help="Only start the job.")
-@click.option(
-    "--compact-timeout",
-    type=click.FloatRange(0.001),
-    default=TIMEOUT_DEFAULT,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to wait for each node.",
-)
+@click.option("--compact-timeout", type=click.FloatRange(0.001), default=TIMEOUT_DEFAULT,
+              show_default=True, metavar="SECONDS", help="How long to wait for each node.")
 def run(
     session: Session, every: bool, aggressive: bool, no_wait: bool, compact_timeout: float
 ) -> None:
@@ -73,22 +68,17 @@ def status(session: Session) -> None:
 def _lines(answer: Row) -> list[str]:
     job, last = answer["job"], answer["last"]
     old = f"{answer['superseded']}, {format_size(answer['superseded_bytes'])}"
-    return field_lines(
-        [
-            ("by itself", "yes" if answer["enabled"] else "no"),
-            ("segments", f"{answer['segments']}, {format_size(answer['bytes'])}"),
-            ("events", group_thousands(answer["events"])),
-            ("to be merged", str(answer["pending"])),
-            ("merged, kept", old if answer["superseded"] else ""),
-            (
-                "left alone",
-                f"{answer['avoided']}, because merging failed" if answer["avoided"] else "",
-            ),
-            ("job", f"{job['id']}, {100 * job['progress']:.0f}% done" if job else ""),
-            ("last job", f"{last['id']}, {last['state']}" if last else ""),
-            ("next run", f"in {format_duration(answer['next_run_seconds'])}"),
-        ]
-    )
+    return field_lines([
+        ("by itself", "yes" if answer["enabled"] else "no"),
+        ("segments", f"{answer['segments']}, {format_size(answer['bytes'])}"),
+        ("events", group_thousands(answer["events"])),
+        ("to be merged", str(answer["pending"])),
+        ("merged, kept", old if answer["superseded"] else ""),
+        ("left alone", f"{answer['avoided']}, because merging failed" if answer["avoided"] else ""),
+        ("job", f"{job['id']}, {100 * job['progress']:.0f}% done" if job else ""),
+        ("last job", f"{last['id']}, {last['state']}" if last else ""),
+        ("next run", f"in {format_duration(answer['next_run_seconds'])}"),
+    ])
 
 
 for _command in (run, status):

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meterd.commands.backup import from_option, name_option, open_shelf, scratch_option
+from meterd.commands.backup import (
+    from_option,
+    name_option,
+    open_shelf,
+    scratch_option,
+    tell_nodes,
+    tell_option,
+)
 from meterd.commands.console import Progress, field_lines, to_json
 from meterd.commands.durations import parse_duration
 from meterd.commands.session import AdminError, Session, command
@@ -34,28 +41,14 @@ NS = 1_000_000_000
 @from_option
 @name_option
 @scratch_option
-@click.option(
-    "--max-rto",
-    callback=parse_duration,
-    metavar="DURATION",
-    help="Exit code 1 when restore and start take longer.",
-)
-@click.option(
-    "--max-rpo",
-    callback=parse_duration,
-    metavar="DURATION",
-    help="Exit code 1 when the backup is older.",
-)
+@click.option("--max-rto", callback=parse_duration, metavar="DURATION",
+              help="Exit code 1 when restore and start take longer.")
+@click.option("--max-rpo", callback=parse_duration, metavar="DURATION",
+              help="Exit code 1 when the backup is older.")
 @click.option("--report", metavar="FILE", help="Write the JSON result there as well.")
-def drill(
-    session: Session,
-    source: str,
-    name: str | None,
-    scratch: str | None,
-    max_rto: int | None,
-    max_rpo: int | None,
-    report: str | None,
-) -> None:
+@tell_option
+def drill(session: Session, source: str, name: str | None, scratch: str | None,
+          max_rto: int | None, max_rpo: int | None, report: str | None, tell: bool) -> None:
     """Restore the newest backup into a scratch directory, start a node on it, compare, remove it.
 
     RTO is the time from nothing to a node that serves, control totals compared on the way; RPO is
@@ -92,10 +85,13 @@ def drill(
     }
     if report:
         Path(report).write_text(to_json(document, 1) + "\n")
-    session.console.show(
-        document,
-        lambda: field_lines((key.replace("_", " "), str(value)) for key, value in document.items()),
-    )
+    session.console.show(document, lambda: field_lines(
+        (key.replace("_", " "), str(value)) for key, value in document.items()
+    ))
+    if tell:
+        figures = {name: int(document[f"{name}_seconds"] * 1_000) for name in ("rto", "rpo")}
+        tell_nodes(session, proof="drill", good=equal,
+                   **{f"{name}_ms": max(0, value) for name, value in figures.items()})
     if not equal:
         raise SystemExit(AdminExit.CORRUPT)
     late = max_rto is not None and document["rto_seconds"] > max_rto
@@ -116,13 +112,8 @@ def _position_of_started(todo: "Plan", home: Path) -> str:
 @contextmanager
 def _started(todo: "Plan", home: Path) -> Iterator[str]:
     port, http_port = _free_ports(2)
-    flags = {
-        "--data-dir": todo.data_dir,
-        "--node-id": str(todo.manifest.node_id),
-        "--port": str(port),
-        "--http-port": str(http_port),
-        "--bootstrap": "recover",
-    }
+    flags = {"--data-dir": todo.data_dir, "--node-id": str(todo.manifest.node_id),
+             "--port": str(port), "--http-port": str(http_port), "--bootstrap": "recover"}
     command = [sys.executable, "-m", "meterd", *(text for pair in flags.items() for text in pair)]
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
@@ -130,9 +121,8 @@ def _started(todo: "Plan", home: Path) -> Iterator[str]:
     ):
         notify.bind(str(home / "notify"))
         notify.settimeout(0.1)
-        environment = {
-            key: value for key, value in os.environ.items() if not key.startswith("METERD")
-        }
+        environment = {key: value for key, value in os.environ.items()
+                       if not key.startswith("METERD")}
         environment |= {"NOTIFY_SOCKET": str(home / "notify"), "PYTHONPATH": _code_path()}
         with subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process:
             try:
@@ -156,11 +146,8 @@ def _await_ready(process: "subprocess.Popen[bytes]", notify: socket.socket, log:
             if process.poll() is not None:
                 break
     lines = log.read_text("utf-8", "replace").splitlines()
-    raise AdminError(
-        AdminExit.CORRUPT,
-        "corrupt",
-        f"the restored node did not start: {lines[-1] if lines else ''}",
-    )
+    raise AdminError(AdminExit.CORRUPT, "corrupt",
+                     f"the restored node did not start: {lines[-1] if lines else ''}")
 
 
 def _code_path() -> str:

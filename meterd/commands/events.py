@@ -65,13 +65,8 @@ REFUSED = Listing(
     ),
 )
 
-_limit_option = click.option(
-    "--limit",
-    type=click.IntRange(1, LIMIT_MAX),
-    default=LIMIT_DEFAULT,
-    show_default=True,
-    help="At most so many events.",
-)
+_limit_option = click.option("--limit", type=click.IntRange(1, LIMIT_MAX), default=LIMIT_DEFAULT,
+                             show_default=True, help="At most so many events.")
 
 
 @click.group("events", cls=AdminGroup, default="list", subcommand_metavar="ACCOUNT | COMMAND")
@@ -90,14 +85,8 @@ def events() -> None:
 @click.option("--metric", metavar="CODE", help="Of this metric only.")
 @click.option("--subtree", is_flag=True, help="With everything below the account's path.")
 @_limit_option
-def list_events(
-    session: Session,
-    account: str,
-    start: str | None,
-    end: str | None,
-    timezone: str | None,
-    **question: Any,
-) -> None:
+def list_events(session: Session, account: str, start: str | None, end: str | None,
+                timezone: str | None, **question: Any) -> None:
     """List the events of ACCOUNT in the order of their time, with their properties."""
     question["start"] = parse_time(start, timezone) if start else None
     question["end"] = parse_time(end, timezone) if end else None
@@ -122,17 +111,13 @@ def tail(session: Session, account: str | None) -> None:
 
 
 @command("feed", short_help="Read stored events in the order of the log.")
-@click.option(
-    "--after",
-    metavar="CURSOR",
-    help="Go on behind this cursor; 'end' means from now [default: the oldest kept].",
-)
+@click.option("--after", metavar="CURSOR",
+              help="Go on behind this cursor; 'end' means from now [default: the oldest kept].")
 @click.option("--account", metavar="ACCOUNT", help="Of this account only.")
 @click.option("--follow", is_flag=True, help="Wait for more at the end, until Ctrl-C.")
 @_limit_option
-def feed(
-    session: Session, after: str | None, account: str | None, follow: bool, limit: int
-) -> None:
+def feed(session: Session, after: str | None, account: str | None, follow: bool,
+         limit: int) -> None:
     """Read stored events in the order in which they were stored: a stream for other systems.
 
     The JSON result names the cursor to go on with: each event is then seen exactly once.

@@ -253,51 +253,20 @@ def _register_log_metrics(client: "Client") -> None:
 
 
 @command("ingest", short_help="Send the events of files.")
-@click.argument(
-    "files",
-    nargs=-1,
-    required=True,
-    metavar="FILE...",
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-)
-@click.option(
-    "--batch",
-    type=click.IntRange(1, BATCH_MAX),
-    default=BATCH_DEFAULT,
-    show_default=True,
-    help="Events in each request.",
-)
-@click.option(
-    "--async",
-    "asynchronous",
-    is_flag=True,
-    help="Do not wait until events are on disk: a node that dies may lose the last.",
-)
-@click.option(
-    "--from-log",
-    type=click.Choice(["combined"]),
-    help="The files are access logs of a web server, in combined or common format.",
-)
-@click.option(
-    "--id-from-line",
-    is_flag=True,
-    help="Derive missing ids from the line, so that the file can be sent again.",
-)
-@click.option(
-    "--source",
-    default="",
-    metavar="NAME",
-    help="Mixed into derived ids: tells apart equal lines of different servers.",
-)
-def ingest(
-    session: Session,
-    files: tuple[str, ...],
-    batch: int,
-    asynchronous: bool,
-    from_log: str | None,
-    id_from_line: bool,
-    source: str,
-) -> None:
+@click.argument("files", nargs=-1, required=True, metavar="FILE...",
+                type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--batch", type=click.IntRange(1, BATCH_MAX), default=BATCH_DEFAULT,
+              show_default=True, help="Events in each request.")
+@click.option("--async", "asynchronous", is_flag=True,
+              help="Do not wait until events are on disk: a node that dies may lose the last.")
+@click.option("--from-log", type=click.Choice(["combined"]),
+              help="The files are access logs of a web server, in combined or common format.")
+@click.option("--id-from-line", is_flag=True,
+              help="Derive missing ids from the line, so that the file can be sent again.")
+@click.option("--source", default="", metavar="NAME",
+              help="Mixed into derived ids: tells apart equal lines of different servers.")
+def ingest(session: Session, files: tuple[str, ...], batch: int, asynchronous: bool,
+           from_log: str | None, id_from_line: bool, source: str) -> None:
     """Send the events of FILEs, `-` being standard input; files ending in .gz are unpacked.
 
     A file holds one JSON object per line with the fields of an event: account, metric, value,

@@ -125,9 +125,8 @@ def end_with(job: Row) -> None:
 
 
 @command("list", short_help="List the jobs.")
-@click.option(
-    "--state", type=click.Choice(["waiting", "running", *ENDED]), help="Only those in this state."
-)
+@click.option("--state", type=click.Choice(["waiting", "running", *ENDED]),
+              help="Only those in this state.")
 def list_jobs(session: Session, state: str | None) -> None:
     """List the jobs that wait, run or have ended, the newest first.
 
@@ -187,8 +186,6 @@ def run_or_still_running(session: Session, kind: str, **fields: Any) -> dict[str
         if error.code != "deadline_exceeded":
             raise
         raise AdminError(
-            AdminExit.RUNNING,
-            "running",
-            f"not done within {patience:g} s; it goes on",
+            AdminExit.RUNNING, "running", f"not done within {patience:g} s; it goes on",
             "--timeout SECONDS waits longer",
         ) from error

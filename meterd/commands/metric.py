@@ -34,43 +34,24 @@ def _parse_period(_ctx: click.Context, _param: click.Parameter, text: str) -> st
 
 @command("put", short_help="Register a metric, or change it with --replace.")
 @click.argument("code")
-@click.option(
-    "--aggregation",
-    required=True,
-    metavar="NAME",
-    help=f"How events become an answer: {', '.join(AGGREGATIONS)}.",
-)
-@click.option(
-    "--decimals", type=click.IntRange(0, 9), help="Digits after the point of values [default: 6]."
-)
+@click.option("--aggregation", required=True, metavar="NAME",
+              help=f"How events become an answer: {', '.join(AGGREGATIONS)}.")
+@click.option("--decimals", type=click.IntRange(0, 9),
+              help="Digits after the point of values [default: 6].")
 @click.option("--unit", default="", help="What is counted, as text: bytes, calls, seats.")
 @click.option("--description", default="", help="For people.")
-@click.option(
-    "--dimension",
-    "dimensions",
-    multiple=True,
-    metavar="KEY",
-    help="A property to group and filter by; may be repeated.",
-)
+@click.option("--dimension", "dimensions", multiple=True, metavar="KEY",
+              help="A property to group and filter by; may be repeated.")
 @click.option("--unique-on", metavar="KEY", help="For unique: the property whose values count.")
-@click.option(
-    "--period",
-    callback=_parse_period,
-    default="month",
-    show_default=True,
-    help=f"{', '.join(PERIODS)}, or fixed:<duration> such as fixed:8h.",
-)
-@click.option(
-    "--anchor-day",
-    type=click.IntRange(1, 31),
-    help="Day on which a month begins [default: 1]; its last day where it is shorter.",
-)
+@click.option("--period", callback=_parse_period, default="month", show_default=True,
+              help=f"{', '.join(PERIODS)}, or fixed:<duration> such as fixed:8h.")
+@click.option("--anchor-day", type=click.IntRange(1, 31),
+              help="Day on which a month begins [default: 1]; its last day where it is shorter.")
 @click.option("--epoch", metavar="TIME", help="Where the first fixed period begins.")
 @click.option("--timezone", default="UTC", show_default=True, help="IANA name, Europe/Berlin.")
 @click.option("--replace", is_flag=True, help="Make a new version of a metric that is there.")
-def put(
-    session: Session, code: str, period: str | int, epoch: str | None, **definition: Any
-) -> None:
+def put(session: Session, code: str, period: str | int, epoch: str | None,
+        **definition: Any) -> None:
     """Register the metric CODE. The same definition again changes nothing.
 
     Another definition under the same code is refused (exit code 6) unless --replace is given: it

@@ -26,20 +26,11 @@ def restore_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         from_option,
         name_option,
-        click.option(
-            "--data-dir",
-            required=True,
-            metavar="DIR",
-            help="The data directory to restore; what is there is moved aside.",
-        ),
+        click.option("--data-dir", required=True, metavar="DIR",
+                     help="The data directory to restore; what is there is moved aside."),
         click.option("--plan", "plan_only", is_flag=True, help="Only say what would be done."),
-        click.option(
-            "--level",
-            type=click.Choice(["checksum", "replay"]),
-            default="replay",
-            show_default=True,
-            help="How the restored directory is verified.",
-        ),
+        click.option("--level", type=click.Choice(["checksum", "replay"]), default="replay",
+                     show_default=True, help="How the restored directory is verified."),
     )
     for option in reversed(options):
         function = option(function)
@@ -48,9 +39,8 @@ def restore_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @command("node", short_help="Restore one node.")
 @restore_options
-def node(
-    session: Session, source: str, name: str | None, data_dir: str, plan_only: bool, level: Any
-) -> None:
+def node(session: Session, source: str, name: str | None, data_dir: str, plan_only: bool,
+         level: Any) -> None:
     """Restore the data directory of a node from a backup of it, the newest unless one is named.
 
     The plan comes first; without --yes it asks. The backup is fetched into a new directory and
@@ -64,9 +54,8 @@ def node(
 
 @command("cluster", short_help="Restore a whole cluster.")
 @restore_options
-def cluster(
-    session: Session, source: str, name: str | None, data_dir: str, plan_only: bool, level: Any
-) -> None:
+def cluster(session: Session, source: str, name: str | None, data_dir: str, plan_only: bool,
+            level: Any) -> None:
     """Restore the cluster of a single node: the same as restore node."""
     _restore(session, "cluster", source, name, data_dir, plan_only, level)
 
@@ -75,9 +64,8 @@ for _command in (node, cluster):
     restore.add_command(_command)
 
 
-def _restore(
-    session: Session, scope: Any, source: str, name: str | None, data_dir: str, *how: Any
-) -> None:
+def _restore(session: Session, scope: Any, source: str, name: str | None, data_dir: str,
+             *how: Any) -> None:
     from meterd.actors.backups import restoring
 
     plan_only, level = how
@@ -97,12 +85,9 @@ def _restore(
     if findings:
         for one in findings:
             warn(f"{one.file}: {one.problem}")
-        raise AdminError(
-            AdminExit.CORRUPT,
-            "corrupt",
-            f"{todo.manifest.name} is damaged; nothing was changed",
-            "restore another backup",
-        )
+        raise AdminError(AdminExit.CORRUPT, "corrupt",
+                         f"{todo.manifest.name} is damaged; nothing was changed",
+                         "restore another backup")
     document["done"] = True
     session.console.show(document, lambda: _done_lines(todo))
 
@@ -110,20 +95,15 @@ def _restore(
 def plan_lines(todo: "Plan") -> list[str]:
     """A plan for people."""
     one = todo.manifest
-    return field_lines(
-        [
-            ("backup", f"{one.name} ({one.type}) of node {one.node_id}"),
-            ("cut", f"{format_moment(one.cut.taken)}, record {one.cut.sequence}"),
-            (
-                "holds",
-                f"{group_thousands(one.events)} events, {format_bytes(one.size)} in"
-                f" {len(one.files)} files; {format_bytes(todo.free)} are free",
-            ),
-            ("to", todo.data_dir),
-            ("there now", todo.old),
-            ("moved aside to", todo.aside or ""),
-        ]
-    )
+    return field_lines([
+        ("backup", f"{one.name} ({one.type}) of node {one.node_id}"),
+        ("cut", f"{format_moment(one.cut.taken)}, record {one.cut.sequence}"),
+        ("holds", f"{group_thousands(one.events)} events, {format_bytes(one.size)} in"
+                  f" {len(one.files)} files; {format_bytes(todo.free)} are free"),
+        ("to", todo.data_dir),
+        ("there now", todo.old),
+        ("moved aside to", todo.aside or ""),
+    ])
 
 
 def _done_lines(todo: "Plan") -> list[str]:

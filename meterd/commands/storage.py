@@ -38,19 +38,14 @@ def checkpoint(session: Session) -> None:
     A start then replays only what comes later. Exit code 8: it is still being saved.
     """
     saved = run_or_still_running(session, "checkpoint")
-    session.console.show(
-        saved,
-        lambda: field_lines(
-            [
-                ("saved", format_moment(saved["saved_at"])),
-                ("records", group_thousands(saved["records"])),
-                ("events", group_thousands(saved["events"])),
-                ("position", f"log file {saved['file_number']}, offset {saved['offset']}"),
-                ("size", format_size(saved["bytes"])),
-                ("took", f"{saved['seconds']:.3f} s"),
-            ]
-        ),
-    )
+    session.console.show(saved, lambda: field_lines([
+        ("saved", format_moment(saved["saved_at"])),
+        ("records", group_thousands(saved["records"])),
+        ("events", group_thousands(saved["events"])),
+        ("position", f"log file {saved['file_number']}, offset {saved['offset']}"),
+        ("size", format_size(saved["bytes"])),
+        ("took", f"{saved['seconds']:.3f} s"),
+    ]))
 
 
 @click.group("retention", cls=AdminGroup, default="show")
@@ -72,21 +67,17 @@ def show_retention(session: Session) -> None:
 def _retention_lines(answer: Row) -> list[str]:
     origin = "set by retention set" if answer["origin"] == "command" else "option retention.days"
     oldest = answer["oldest_event"]
-    return field_lines(
-        [
-            ("days", f"{answer['days']} ({origin})"),
-            ("horizon", format_moment(answer["horizon"])),
-            ("oldest event", "-" if oldest is None else format_moment(oldest)),
-            ("log files", f"{group_thousands(answer['files'])}, {format_size(answer['bytes'])}"),
-            ("expired", _extent_text(answer["expired"])),
-            ("held", _held_text(answer["expired"]["held"])),
-            (
-                "nothing expires until",
-                format_moment(answer["held_until"]) if answer["held_until"] else "",
-            ),
-            ("next run", f"in {format_duration(answer['next_run_seconds'])}"),
-        ]
-    )
+    return field_lines([
+        ("days", f"{answer['days']} ({origin})"),
+        ("horizon", format_moment(answer["horizon"])),
+        ("oldest event", "-" if oldest is None else format_moment(oldest)),
+        ("log files", f"{group_thousands(answer['files'])}, {format_size(answer['bytes'])}"),
+        ("expired", _extent_text(answer["expired"])),
+        ("held", _held_text(answer["expired"]["held"])),
+        ("nothing expires until",
+         format_moment(answer["held_until"]) if answer["held_until"] else ""),
+        ("next run", f"in {format_duration(answer['next_run_seconds'])}"),
+    ])
 
 
 def _extent_text(extent: Row) -> str:
@@ -115,15 +106,10 @@ def set_retention(session: Session, days: int) -> None:
             )
         answer = ask(client, "retention_set", days=days)
     document = {**answer, "previous_days": before["days"]}
-    session.console.show(
-        document,
-        lambda: field_lines(
-            [
-                ("days", f"{days}, before {before['days']}"),
-                ("horizon", format_moment(answer["horizon"])),
-            ]
-        ),
-    )
+    session.console.show(document, lambda: field_lines([
+        ("days", f"{days}, before {before['days']}"),
+        ("horizon", format_moment(answer["horizon"])),
+    ]))
 
 
 @command("run", short_help="Delete what is past the retention now.")
@@ -135,17 +121,12 @@ def run_retention(session: Session, dry_run: bool) -> None:
     """
     answer = run_or_still_running(session, "retention_run", dry_run=dry_run)
     verb = "would delete" if dry_run else "deleted"
-    session.console.show(
-        answer,
-        lambda: field_lines(
-            [
-                (verb, _extent_text(answer)),
-                ("remaining", str(answer["remaining"]) if answer["remaining"] else ""),
-                ("held", _held_text(answer["held"])),
-                ("horizon", format_moment(answer["horizon"])),
-            ]
-        ),
-    )
+    session.console.show(answer, lambda: field_lines([
+        (verb, _extent_text(answer)),
+        ("remaining", str(answer["remaining"]) if answer["remaining"] else ""),
+        ("held", _held_text(answer["held"])),
+        ("horizon", format_moment(answer["horizon"])),
+    ]))
 
 
 for _command in (show_retention, set_retention, run_retention):
@@ -173,38 +154,29 @@ def wal_status(session: Session, holders: bool) -> None:
 def _wal_lines(answer: Row) -> Iterator[str]:
     place, archive = answer["position"], answer["archive"]
     numbers = "none" if answer["files"] == 0 else f"{answer['first']} to {answer['last']}"
-    yield from field_lines(
-        [
-            ("full files", f"{group_thousands(answer['files'])}, {format_size(answer['bytes'])}"),
-            ("numbers", numbers),
-            ("oldest", format_moment(answer["oldest"]) if answer["files"] else ""),
-            ("position", f"log file {place['file_number']}, offset {place['offset']}"),
-            *_archive_fields(archive),
-        ]
-    )
+    yield from field_lines([
+        ("full files", f"{group_thousands(answer['files'])}, {format_size(answer['bytes'])}"),
+        ("numbers", numbers),
+        ("oldest", format_moment(answer["oldest"]) if answer["files"] else ""),
+        ("position", f"log file {place['file_number']}, offset {place['offset']}"),
+        *_archive_fields(archive),
+    ])
     if answer["held"]:
         yield ""
         columns = [Column("HELD BY"), Column("FILES", right=True), Column("SIZE", right=True)]
-        rows = (
-            [row["holder"], str(row["files"]), format_size(row["bytes"])] for row in answer["held"]
-        )
+        rows = ([row["holder"], str(row["files"]), format_size(row["bytes"])]
+                for row in answer["held"])
         yield from render(columns, rows, None, False)
     if answer["pins"]:
         yield ""
         columns = [Column("PIN"), Column("FROM FILE", right=True), Column("EXPIRES")]
-        rows = (
-            [pin["name"], str(pin["first_file"]), format_moment(pin["expires"])]
-            for pin in answer["pins"]
-        )
+        rows = ([pin["name"], str(pin["first_file"]), format_moment(pin["expires"])]
+                for pin in answer["pins"])
         yield from render(columns, rows, None, False)
     if answer.get("segments"):
         yield ""
-        columns = [
-            Column("FILE", right=True),
-            Column("SIZE", right=True),
-            Column("FULL SINCE"),
-            Column("HELD BY"),
-        ]
+        columns = [Column("FILE", right=True), Column("SIZE", right=True), Column("FULL SINCE"),
+                   Column("HELD BY")]
         yield from render(columns, map(_file_cells, answer["segments"]), None, False)
 
 
@@ -224,10 +196,8 @@ def _archive_fields(archive: Row) -> list[tuple[str, str]]:
 
 
 def _failure_text(failure: Row) -> str:
-    return (
-        f"{format_moment(failure['time'])} file {failure['number']}:"
-        f" {failure['result']}: {failure['message']}"
-    )
+    return (f"{format_moment(failure['time'])} file {failure['number']}:"
+            f" {failure['result']}: {failure['message']}")
 
 
 def _file_cells(row: Row) -> list[str]:

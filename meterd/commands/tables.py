@@ -85,7 +85,9 @@ def render(
         yield _set_line(columns, row, widths, colour)
 
 
-def _measure(columns: Sequence[Column], rows: list[list[str]], width: int | None) -> list[int]:
+def _measure(
+    columns: Sequence[Column], rows: list[list[str]], width: int | None
+) -> list[int]:
     """Width of each column, elastic ones cut until the table fits."""
     widths = [display_width(column.title) for column in columns]
     for row in rows:

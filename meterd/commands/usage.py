@@ -22,26 +22,15 @@ Decorated = Callable[..., Any]
 def range_options(function: Decorated) -> Decorated:
     """The options that say which time is meant; `take_range` reads them."""
     options = (
-        click.option(
-            "--period",
-            metavar="P",
-            help="current, previous, or the one that holds a date [default: current].",
-        ),
+        click.option("--period", metavar="P",
+                     help="current, previous, or the one that holds a date [default: current]."),
         click.option("--start", metavar="TIME", help="From this moment on ..."),
         click.option("--end", metavar="TIME", help="... and before this one [default: now]."),
-        click.option(
-            "--timezone",
-            metavar="ZONE",
-            help="Zone of times without offset [default: UTC], and of windows "
-            "[default: the metric's].",
-        ),
-        click.option(
-            "--filter",
-            "filters",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Only events with this value; the same key again adds a value.",
-        ),
+        click.option("--timezone", metavar="ZONE",
+                     help="Zone of times without offset [default: UTC], and of windows "
+                          "[default: the metric's]."),
+        click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE",
+                     help="Only events with this value; the same key again adds a value."),
     )
     for option in reversed(options):
         function = option(function)
@@ -102,15 +91,8 @@ def take_filters(filters: tuple[str, ...]) -> dict[str, list[str]]:
 @click.option("--group-by", multiple=True, metavar="KEY", help="A line for each value; repeatable.")
 @click.option("--window", type=click.Choice(WINDOWS), help="A series: one value for each window.")
 @click.option("--subtree", is_flag=True, help="With everything below the account's path.")
-def usage(
-    session: Session,
-    account: str,
-    metric: str,
-    group_by: tuple[str, ...],
-    window: str | None,
-    subtree: bool,
-    **when: Any,
-) -> None:
+def usage(session: Session, account: str, metric: str, group_by: tuple[str, ...],
+          window: str | None, subtree: bool, **when: Any) -> None:
     """Ask how much ACCOUNT used of METRIC: in the current period, or in any range.
 
     Answers are exact for any range [start, end). Times: 2026-01-31, 2026-01-31T12:00:00Z,
@@ -192,13 +174,8 @@ def _window(step: Row, unit: str, zone: tzinfo) -> list[str]:
 @command("accounts", short_help="List the usage of every account.")
 @click.argument("metric")
 @range_options
-@click.option(
-    "--sort",
-    type=click.Choice(["account", "usage"]),
-    default="account",
-    show_default=True,
-    help="usage: the largest first.",
-)
+@click.option("--sort", type=click.Choice(["account", "usage"]), default="account",
+              show_default=True, help="usage: the largest first.")
 @click.option("--top", type=click.IntRange(1, TOP_MAX), metavar="N", help="At most N accounts.")
 def accounts(session: Session, metric: str, sort: str, top: int | None, **when: Any) -> None:
     """List what every account used of METRIC: an invoice run, or the --top N.

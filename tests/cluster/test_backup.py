@@ -328,6 +328,35 @@ def test_a_drill_tells_how_long_it_takes(shelf, tool, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backups", "report.json"]
 
 
+def test_a_node_is_told_how_backups_were_proved(shelf, tool, tmp_path):
+    store, full, _ = shelf
+    with Node() as node, node.client() as client:
+        nodes = ("-n", node.address)
+
+        def shown():
+            page = client.metrics("billing_backup") + client.metrics("billing_drill")
+            return {
+                line.split()[0]: float(line.split()[1])
+                for line in page.splitlines()
+                if line and not line.startswith("#")
+            }
+
+        tool.run(*nodes, "backup", "verify", "--from", store, "--tell")
+        drill = tool.run(*nodes, "drill", "--from", store, "--scratch", tmp_path, "--tell")
+        name = 'billing_backup_verified_timestamp_seconds{level="checksum"}'
+        eventually(lambda: name in shown(), "it is shown")
+        eventually(lambda: "billing_drill_rto_seconds" in shown(), "the drill, too")
+        found = shown()
+        assert (found["billing_backups_present"], found["billing_backups_broken"]) == (2, 0)
+        assert found["billing_drill_rto_seconds"] == pytest.approx(drill["rto_seconds"], abs=0.002)
+        (full / "wal" / "wal.log").unlink()
+        tool.run(*nodes, "backup", "verify", "--from", store, "--tell", exit_code=9)
+        eventually(lambda: shown()["billing_backups_broken"] == 1, "one is broken")
+        assert shown()[name] == found[name]
+    tool.run(*nodes, "backup", "verify", "--from", store, "--tell", exit_code=9)
+    assert "was not told" in tool.errors
+
+
 def partials(store):
     return [path for path in store.iterdir() if path.name.endswith(".partial")]
 

@@ -6,21 +6,24 @@ The simulation must find fault with a disk that does not keep its promises.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from meterd.core.warm import warm
-from tests.support import real_faults, simulated_faults
+from tests.support import one_process, real_faults, simulated_faults
 from tests.support.disk_image import DiskImage
 from tests.support.disk_trace import DiskTrace
 from tests.support.fault_book import Violation
 from tests.support.fault_campaign import FAULTS, KINDS, Campaign
+from tests.support.one_process import OneProcessNode, apart
 from tests.support.simulated_faults import FLIPPED, Simulation
 
 SEEDS = {"bit": 3, "sector": 1, "cut": 1, "lost": 1}
@@ -131,6 +134,37 @@ class Lying:
         ]
 
 
+def test_a_process_that_gets_no_processor_misses_no_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that others use must not look like a node that hangs."""
+    monkeypatch.setattr(one_process, "DEADLINE_SECONDS", 0.05)
+    looks = []
+
+    def looked_twice() -> bool:
+        looks.append(time.sleep(0.2))  # as if it were not scheduled
+        return len(looks) == 2
+
+    def wait(condition: Callable[[], bool]) -> None:
+        OneProcessNode(tmp_path, Random(1)).until(condition, "it is true")
+
+    apart(lambda: wait(looked_twice))
+    with pytest.raises(AssertionError, match="it is true"):
+        apart(lambda: wait(lambda: False))
+
+
+def test_what_is_tried_again_a_hundred_times_is_not_waited_for(tmp_path: Path) -> None:
+    """A segment that finds no room is, each time after ten seconds."""
+
+    def wait() -> int:
+        node, looks = OneProcessNode(tmp_path, Random(1)), itertools.count()
+        end = time.monotonic() + 100 * 10.0
+        node.until(lambda: next(looks) >= 0 and time.monotonic() > end, "the last is tried")
+        return next(looks)
+
+    assert apart(wait) < 1_000
+
+
 # Real disks
 
 
@@ -138,6 +172,5 @@ class Lying:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lost unsynced data", "fsync error"])
 def test_a_real_node_loses_nothing(kind: str) -> None:
-    ended = []
-    real_faults.run_real(kind, range(FIRST, FIRST + 1), lambda kind, how: ended.append(how))
-    assert ended == ["right"]
+    with real_faults.stage(kind) as run:
+        assert run(FIRST) == "right"

@@ -71,7 +71,11 @@ def test_what_the_cluster_says_of_the_asker_is_done() -> None:
     assert told(rules.UNKNOWN) == AskToBeAdded((2,))
     assert isinstance(told(rules.WAIT), Wait)
     assert isinstance(told(rules.ASK_FOUNDER), Wait)
-    taken = told(rules.TAKEN)
+    founding = Founding(3, (1, 2, 3), "auto")
+    founding.hear(2, reply(rules.HAS_DATA, cluster="aa", verdict=rules.TAKEN), 0.0)
+    assert isinstance(founding.decide(0.0), Wait)
+    founding.hear(2, reply(rules.HAS_DATA, cluster="aa", verdict=rules.TAKEN), rules.TAKEN_SECONDS)
+    taken = founding.decide(rules.TAKEN_SECONDS)
     assert isinstance(taken, GiveUp) and "node recover 3" in taken.reason
 
 

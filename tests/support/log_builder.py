@@ -58,6 +58,7 @@ class LogBuilder:
 
     def __init__(self, file_number: int = 1) -> None:
         self.file_number = file_number
+        self.noops = False  # does every third block begin with an op without rows?
         self.indexes: dict[int, int] = {}
         self.block_seq = 1
         self.previous_crc = 0
@@ -73,7 +74,7 @@ class LogBuilder:
     def block(self, records: Sequence[Sequence[LoggedEvent]]) -> list[Placed]:
         """Append one block with a record for each list of events; return where they lie."""
         first, first_row = len(self.placed), self.row
-        opened = self._noop() if self.block_seq % 3 == 2 else b""
+        opened = self._noop() if self.noops and self.block_seq % 3 == 2 else b""
         body = opened + b"".join(self._record(events) for events in records)
         size = -(-(len(body) + 64) // 512) * 512
         padded = body.ljust(size - 64, b"\0")

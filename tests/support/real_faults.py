@@ -2,9 +2,11 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from meterd.actors.backups.shelf import Shelf
 from meterd.actors.backups.verifying import Verification
@@ -257,21 +259,20 @@ RESTORE = "kill during restore"
 KINDS = (*UNDER_LOAD, *ALONE, RESTORE)
 
 
-def run_real(kind: str, seeds: range, note: Callable[[str, str], None]) -> None:
-    """Run a kind with each seed and note (kind, how it ended); the first violation ends it.
-
-    Raises Violation, AssertionError.
-    """
+@contextmanager
+def stage(kind: str) -> Iterator[Callable[[int], str]]:
+    """What runs a seed of a kind and says how it ended.  Raises Violation, AssertionError."""
     if kind in ALONE:
-        for seed in seeds:
-            ALONE[kind](seed)
-            note(kind, "right")
+        yield lambda seed: _right(ALONE[kind], seed)
         return
     with campaign(events=25_000) as run:
-        restores = Restores(run) if kind == RESTORE else None
-        for seed in seeds:
-            if restores is not None:
-                restores.run(Random(seed))
-            else:
-                UNDER_LOAD[kind](run, Random(seed))
-            note(kind, "right")
+        if kind == RESTORE:
+            restores = Restores(run)
+            yield lambda seed: _right(restores.run, Random(seed))
+        else:
+            yield lambda seed: _right(UNDER_LOAD[kind], run, Random(seed))
+
+
+def _right(work: Callable[..., None], *arguments: Any) -> str:
+    work(*arguments)
+    return "right"

@@ -1,7 +1,8 @@
 """Restores of a real backup that are killed, and bits that flip in a real node's files."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -160,12 +161,8 @@ class Flips:
             shutil.copy2(path, self._node.data_dir / path.name)
 
 
-def run_flips(runs: int, first: int, note: Callable[[str, str], None]) -> None:
-    """Let so many bits flip in each kind of file, one at a time, and start the node."""
+@contextmanager
+def flips() -> Iterator[Flips]:
+    """A real node's directory, in which bits may flip."""
     with campaign(events=25_000) as run:
-        flips = Flips(run)
-        for pattern in flips.kinds():
-            for seed in range(first, first + runs):
-                outcome = flips.run(pattern, Random(f"{pattern} {seed}"))
-                if outcome != "empty":
-                    note(f"bit flip: {pattern}", outcome)
+        yield Flips(run)

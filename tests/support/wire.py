@@ -206,6 +206,7 @@ def _messages() -> Iterator[tuple[str, str, list[bytes]]]:
         "backup_create": {"to": "/var/backups/meterd", "type": "incr"},
         "backup_hold": {"seconds": 7_200},
         "backup_release": {},
+        "backup_report": {"proof": "drill", "good": True, "rto_ms": 24_000, "rpo_ms": 3_600_000},
         "compact": {"aggressive": True},
         "compact_status": {},
         "job_list": {},

@@ -40,6 +40,7 @@ class Member(OneProcessNode):
         usage.state.registry = Registry.from_bytes(there.state.registry.to_bytes())
         usage.state._renew_book()
         usage.groups.index[META_GROUP] = there.groups.index[META_GROUP]
+        usage._go_on()
         usage.reads.applied()
 
     def turn(self) -> bool:
@@ -103,11 +104,11 @@ class WiredNodes:
 
     def turn(self) -> bool:
         """Let all nodes take what waits for them, then deliver what they have sent."""
-        taken = any([member.own_turn() for member in self.members])
+        turns = [member.own_turn() for member in self.members]
         links, self._links = self._links, []
         for source, target, frames in links:
             self[target].actors["replication"].forwarding.on_peer(source, frames)
-        return taken or bool(links)
+        return any(turns) or bool(links)
 
     def tell(self, leaders: Sequence[int], members: Sequence[Member] = ()) -> None:
         """Say who leads each group: the number of a node, or 0."""

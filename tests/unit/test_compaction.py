@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,22 +14,26 @@ from typing import Any
 import msgpack
 import pytest
 
-from meterd.actors import catalog
+from meterd.actors import catalog, reading, totals_files
 from meterd.actors.bundle import bundle
 from meterd.actors.housekeeping import compaction, log_retention
+from meterd.actors.housekeeping.log_retention import LogRetention
 from meterd.actors.housekeeping.registry_copy import REGISTRY_FILE
 from meterd.actors.log_files import LogFiles
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.actors.segment_files import read_segment
 from meterd.actors.segment_merger import SegmentMerger
 from meterd.core.compaction_plan import Effort
+from meterd.core.kernels.cells import COUNT, SUM_LO
+from meterd.core.questions import Question
 from meterd.core.segment_merging import same_log
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import Corrupt, DiskFull, FsyncFailed, InvariantViolation
+from meterd.protocol.log_format import full_name
 from meterd.protocol.segment_format import BLOCK_ROWS, SUFFIXES, SegmentName
 from tests.property.test_segments import answers as all_answers
 from tests.support.log_builder import IDENTITY_KEY, LoggedEvent
-from tests.support.log_directory import LogDirectory
+from tests.support.log_directory import LogDirectory, finish
 from tests.support.periods import DAY
 from tests.support.recording import answers, recorded, request
 from tests.support.segments import registry_of
@@ -88,6 +93,12 @@ class Sweeper:
         sections = {"compaction": {"enabled": "false"} | options}
         sections["disk"] = {"warn_free": 0, "warn_free_ratio": 0.0, "stop_free": 0, "hard_free": 0}
         self.actor = recorded(RetentionSweeper, log.path, **sections)
+
+    @classmethod
+    def of(cls, actor: RetentionSweeper) -> Sweeper:
+        made = cls.__new__(cls)
+        made.actor = actor
+        return made
 
     def ask(self, kind: str, **body: Any) -> tuple[str, Any]:
         self.actor.handle([b"requests", *bundle([b"rid", *request(kind, body)])])
@@ -218,17 +229,31 @@ def test_too_little_space_is_refused(log, start, monkeypatch):
     assert sweeper.counted("compaction_errors_total") == 1
 
 
-def test_a_cancelled_job_leaves_nothing_behind(log, start):
-    """At a limit so low that it waits between any two pieces."""
-    sweeper = start(io_limit="64KiB")
-    before = sorted(os.listdir(log.path))
-    answer = sweeper.ask("compact", aggressive=True)[1]
-    number = answer["job"]["id"]
-    assert sweeper.ask("compact", aggressive=True)[1]["job"]["id"] == number
-    sweeper.ask("job_cancel", id=number)
-    job = sweeper.ended(number)
-    assert job["state"] == "cancelled"
-    assert sorted(os.listdir(log.path)) == before
+def test_a_cancelled_job_leaves_nothing_behind(log, start, monkeypatch):
+    """It is held in the middle of a merge until it has been cancelled."""
+    began, may_go_on = threading.Event(), threading.Event()
+    merge = SegmentMerger.merge
+
+    def held(self: SegmentMerger, names: Any, erasures: Any, pace: Any) -> Any:
+        def waiting(done: float, moved: int) -> None:
+            began.set()
+            may_go_on.wait()
+            pace(done, moved)
+
+        return merge(self, names, erasures, waiting)
+
+    monkeypatch.setattr(SegmentMerger, "merge", held)
+    sweeper = start()
+    before = set(os.listdir(log.path))
+    number = sweeper.ask("compact", aggressive=True)[1]["job"]["id"]
+    try:
+        assert began.wait(120)
+        assert sweeper.ask("compact", aggressive=True)[1]["job"]["id"] == number
+        sweeper.ask("job_cancel", id=number)
+    finally:
+        may_go_on.set()
+    assert sweeper.ended(number)["state"] == "cancelled"
+    assert set(os.listdir(log.path)) == before
     assert names_of(log) == NAMES
     assert sweeper.run()["state"] == "done"
 
@@ -497,6 +522,67 @@ def test_the_parts_of_what_has_expired_go_with_it(log, start):
     sweep.turn(time.monotonic())
     (job,) = sweeper.actor.jobs.unfinished("fold")
     assert sweeper.ended(job.id)["state"] == "done"
+    assert not list(log.path.glob("seg-*"))
+
+
+def total(log: LogDirectory) -> tuple[int, int]:
+    """The count and the sum of all events of a metric, from totals files and from the log."""
+    log.files.refresh()
+    question = Question("usage", "a", True, "m1", -(2**63), 2**63 - 1)
+    found = finish(reading.read_cells(log.view(), question, registry_of(40))).cells
+    return int(found[:, COUNT].sum()), int(found[:, SUM_LO].sum())
+
+
+@pytest.fixture
+def sweep(start, monkeypatch) -> LogRetention:
+    """Deletes at once what it may."""
+    monkeypatch.setattr(RetentionSweeper, "is_short_of_space", True)
+    monkeypatch.setattr(log_retention, "QUESTION_SECONDS", 0.0)
+    (found,) = [one for one in start().actor._services if isinstance(one, LogRetention)]
+    return found
+
+
+def test_a_segment_of_which_a_part_was_folded_meanwhile_stands_for_nothing(log, sweep):
+    """What it was merged from is all there is of the rest; it goes itself."""
+    before = total(log)
+    SegmentMerger(str(log.path)).merge(NAMES, None, freely)
+    log.fold([1, 2], registry_of(40), -(2**63))
+    log.remove([1, 2])
+    for number in (3, 4):
+        (log.path / full_name(number)).unlink()
+    assert total(log) == before
+    sweep.assess()
+    sweep._delete_superseded()
+    assert names_of(log) == NAMES[2:]
+    assert not list(log.path.glob(f"{WHOLE.file('')}*"))
+    assert total(log) == before
+
+
+def test_parts_stay_while_one_of_them_is_folded(log, sweep, monkeypatch):
+    """They were merged meanwhile; the others are all there is of their events when it is done."""
+    before = total(log)
+    began, may_go_on = threading.Event(), threading.Event()
+    write = totals_files.write
+
+    def held(*args: Any) -> int:
+        began.set()
+        may_go_on.wait()
+        return write(*args)
+
+    monkeypatch.setattr(totals_files, "write", held)
+    sweeper = Sweeper.of(sweep.sweeper)
+    sweeper.tell(NOW + DAY, first_needed=100)
+    sweep.turn(time.monotonic())
+    (job,) = sweeper.actor.jobs.unfinished("fold")
+    try:
+        assert began.wait(120)
+        SegmentMerger(str(log.path)).merge(NAMES, None, freely)
+        sweep.assess()
+        sweep._delete_superseded()
+    finally:
+        may_go_on.set()
+    assert sweeper.ended(job.id)["state"] == "done"
+    assert total(log) == before
     assert not list(log.path.glob("seg-*"))
 
 

@@ -52,18 +52,23 @@ def test_kinds(name, change, folder):
     st.sets(st.integers(1, 12)),
     st.integers(1, 13),
     st.integers(1, 13),
+    st.integers(0, 12),
 )
-def test_what_is_needed_covers_every_log_file_once(full, ranges, gone, first_log, end_log):
+def test_what_is_needed_covers_every_log_file_once(full, ranges, gone, first_log, end_log, through):
+    """Up to log file `through` totals files do, so no segment from before it reaches behind it."""
     names = [full_name(number) for number in range(1, full + 1) if number not in gone]
     for first, more in ranges:
         names += segment(first, first + more)
-    needed = inventory.immutable_files(names, first_log, end_log)
+    needed = inventory.immutable_files(names, first_log, end_log, through)
     assert set(needed) <= set(names)
     segments = inventory.whole_segments(needed)
     logs = {inventory.log_number(name) for name in needed if name.endswith(".log")}
     for number in range(1, end_log):
         covered = any(one.first <= number <= one.last for one in segments)
-        could = any(a <= number < a + more + 1 <= end_log for a, more in ranges)
+        could = any(
+            a <= number < a + more + 1 <= end_log and not a <= through < a + more
+            for a, more in ranges
+        )
         assert covered == could
         if full_name(number) in names:
             assert covered or number in logs

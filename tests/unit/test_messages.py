@@ -49,6 +49,7 @@ def test_the_table_says_who_serves_what():
         "backup_create": "retention_sweeper",
         "backup_hold": "retention_sweeper",
         "backup_release": "retention_sweeper",
+        "backup_report": "retention_sweeper",
         "compact": "retention_sweeper",
         "compact_status": "retention_sweeper",
         "job_list": "retention_sweeper",
