@@ -109,6 +109,7 @@ class CoreMachine(Machine):
     def start(self) -> None:
         assert self.node is None
         self.boot += 1
+        self.files.room = None if self.room else 0
         end = self._recovered()
         logs = GroupLogs(self.member, None, self.first) if end is None else end.logs
         sequence = logs.groups.sequence
@@ -245,7 +246,6 @@ class CoreMachine(Machine):
             with contextlib.suppress(Crashed, DiskFull):
                 self._append()
         self.files = self.files.crashed(self.random)
-        self.files.room = None if self.room else 0
         self.in_flight = 0
         self.waiting_records.clear()
         self.crash_at_point = False

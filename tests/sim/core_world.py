@@ -18,7 +18,7 @@ from tests.sim.core_clients import PARTITIONS_MAX, CoreClients
 from tests.sim.core_history import History
 from tests.sim.core_machine import CoreMachine
 from tests.sim.core_nemesis import CoreNemesis
-from tests.sim.core_usage import read_again
+from tests.sim.core_usage import Usage, read_again
 from tests.sim.disk import DiskGroup
 from tests.sim.plan import FAULTS, Plan, draw
 from tests.sim.runner import HEAL_US, Result, _described
@@ -122,6 +122,7 @@ def draw_core(seed: int) -> Plan:
     return replace(
         plan,
         faults=faults,
+        operations=sorted({*plan.operations, "snapshot"}),
         groups=random.randint(1, PARTITIONS_MAX),
         clients=random.choice([2, 3, 4]),
         fault_ms=random.choice(FAULT_MS),
@@ -219,14 +220,20 @@ def _check_again(world: CoreWorld, machine: CoreMachine) -> None:
     if machine.blocks or not all(led):
         return  # something is written that is not committed, in groups it is no member of any more
     last = machine.last_imaged
-    expected = (usage.totals(), usage.state.counts(), usage.state.horizons.packed())
+    expected = _facts_of(usage)
     for saved in {id(one): one for one in (machine.saved, None)}.values():
         again = read_again(saved, machine.files, last, world.checks, world.history, machine.first)
-        found = (again.totals(), again.state.counts(), again.state.horizons.packed())
+        found = _facts_of(again)
         require(found == expected, "I13 the log read again", saved is None, found, expected)
         for group in world.groups:
             require(again.applied(group) == machine.applied(group), "I13 applied", group)
         world.counts["logs read again"] += 1
+
+
+def _facts_of(usage: Usage) -> list[Any]:
+    """Return what must be the same whatever way a state has come about."""
+    state, refused = usage.state, usage.applier.refused.to_map()
+    return [usage.totals(), state.counts(), state.horizons.packed(), refused]
 
 
 def _situation(world: CoreWorld) -> str:
