@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 SEEDS  ?= 2000
 START  ?= 1
 
-.PHONY: setup run cluster demo test test-fast sim bench lint types check wheel-test clean
+.PHONY: setup run cluster demo test test-fast sim sim-core bench lint types check wheel-test clean
 
 setup: $(READY)  ## make .venv, install everything, compile the kernels
 	$(BIN)/python -m meterd.compile
@@ -35,6 +35,9 @@ test-fast: setup  ## only those that start no node
 
 sim: setup  ## consensus under simulated faults: make sim SEEDS=20000 START=1
 	$(BIN)/python -m tests.sim --seeds $(SEEDS) --start $(START)
+
+sim-core: setup  ## nodes under simulated faults, log and state and all: make sim-core SEEDS=200
+	$(BIN)/python -m tests.sim.core --seeds $(SEEDS) --start $(START)
 
 bench: setup  ## measure this machine; results go to bench/results
 	$(BIN)/python -m bench.all

@@ -83,7 +83,7 @@ class LogReader:
         number, offset, sequence = *self._position[:2], 0
         while sequence < self._last:
             path, active = self._file(number)
-            view = _mapped(path)
+            view = self._view(path)
             self._check(path, view, number)
             while sequence < self._last and offset < len(view):
                 try:
@@ -112,7 +112,7 @@ class LogReader:
             number = position.file_number
             path, active = self._file(number)
             start = Place(*position[1:])
-            view = _mapped(path)
+            view = self._view(path)
             self._check(path, view, number)
             scan = FileScan(str(path), view, active, start)
             for block in scan:
@@ -137,6 +137,10 @@ class LogReader:
             raise Corrupt(str(path), damage.offset, damage.reason) from damage
         if found != number:
             raise Corrupt(str(path), 0, f"log file {found} where {number} belongs")
+
+    def _view(self, path: Path) -> memoryview:
+        """Return the bytes of a file."""
+        return _mapped(path)
 
     def _file(self, number: int) -> tuple[Path, bool]:
         """Return a file's path, and whether it is the active one."""

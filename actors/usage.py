@@ -114,6 +114,7 @@ class Usage(Actor):
             self.who.beginning,
         )
         self.applier = Applier(self.state)
+        self.applier.facts.begin(self.who.first_configurations)
         self._use_log(Groups(), replay.BEGINNING)
         self.answers = Answers(self)
         self._standing = Standing(self)
@@ -154,6 +155,7 @@ class Usage(Actor):
         self.state.restore(state, arrays)
         self.applier.refused = RefusedRows.from_map(state["refused"])
         self.applier.facts = GroupFacts.unpacked(state["log"])
+        self.applier.facts.begin(self.who.first_configurations)
         self._use_log(Groups.unpacked(state["log"]), replay.Position(*state["position"]))
 
     def _use_log(self, groups: Groups, position: replay.Position) -> None:

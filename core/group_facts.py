@@ -11,7 +11,7 @@ voter when the last term was opened, for that one leads again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,10 @@ ALONE = Configuration(())
 
 
 class GroupFacts:
-    """Change it only through `open_term`, `configure` and `note_terms`, in each group's order."""
+    """Change it only through `begin`, `open_term`, `configure` and `note_terms`.
+
+    Those of a group come in its order, `begin` before them or behind a checkpoint.
+    """
 
     def __init__(self) -> None:
         self.configurations: dict[int, Configuration] = {}
@@ -37,6 +40,13 @@ class GroupFacts:
         self._openers: dict[int, tuple[int, ...]] = {}
         self.view_changes: NDArray[np.int64] = np.zeros(GROUP_COUNT, np.int64)
         self.terms: dict[int, tuple[int, int, int]] = {}  # group: term, vote, flags
+
+    def begin(self, first: Sequence[Configuration]) -> None:
+        """Say who was a member of each group where its log begins."""
+        for group, configuration in enumerate(first):
+            self.configurations.setdefault(group, configuration)
+            if self._openers.get(group) == ALONE.voters:  # of a checkpoint that did not say it
+                self._openers[group] = configuration.voters
 
     @property
     def changes_of_partitions(self) -> int:

@@ -8,4 +8,16 @@ nemesis   faults and operations
 clients   proposals with retries, reads
 checks    what must hold after every step
 runner    one seed from beginning to end; shrinking
+
+The second layer (core_*) puts the product's log, recovery, wire and state on each machine:
+
+core          many seeds, or one
+core_world    plans, rules, one seed from beginning to end
+core_machine  one node: engine, log on a disk that loses sectors, recovery, wire
+core_usage    its state: commit queue, applier, checkpoints
+core_reader   ops that are only on disk
+core_clients  batches, commands, questions
+core_history  what was committed, counted in plain Python
+core_nemesis  the product's rule for members
+core_mutants  bugs on purpose
 """

@@ -268,7 +268,7 @@ class Nemesis:
     # Operations.
 
     def _transfer(self, random: Random) -> None:
-        group = random.randrange(self.world.plan.groups)
+        group = random.choice(self.world.groups)
         machine = self._leading(group)
         if machine is None or machine.node is None:
             return
@@ -285,7 +285,7 @@ class Nemesis:
     def _snapshot(self, random: Random) -> None:
         """Every machine may forget the log before its state."""
         machine = self._any(random)
-        group = random.randrange(self.world.plan.groups)
+        group = random.choice(self.world.groups)
         if machine.node is None or machine.paused_until > self.world.now:
             return
         self.world.cover("snapshot")
@@ -299,7 +299,7 @@ class Nemesis:
                 machine.request(group, Forgotten(max(0, state.applied - random.choice([0, 5]))))
 
     def _membership(self, random: Random) -> None:
-        group = random.randrange(self.world.plan.groups)
+        group = random.choice(self.world.groups)
         machine = self._leading(group)
         if machine is None or machine.node is None:
             return

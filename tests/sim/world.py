@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from random import Random
 from typing import Any
@@ -47,22 +48,33 @@ class World:
         self.active: dict[str, int] = {}  # kind of fault -> until
         self.coverage: Counter[tuple[str, str]] = Counter()
         self.counts: Counter[str] = Counter()
-        self.checks = Checks(self)
-        self.clients = Clients(self)
-        self.machines: dict[int, Machine] = {}
+        self.groups: Sequence[int] = self.made_groups()
+        self.checks, self.clients = self.made_observers()
+        self.machines: dict[int, Any] = {}
         nodes = range(1, plan.voters + plan.spares + 1)
         for number in nodes:
-            self.machines[number] = Machine(self, number, self.fresh_groups(number))
+            self.machines[number] = self.made_machine(number)
+
+    # What the second layer makes otherwise.
+
+    def made_groups(self) -> Sequence[int]:
+        return range(self.plan.groups)
+
+    def made_observers(self) -> tuple[Any, Any]:
+        return Checks(self), Clients(self)
+
+    def made_machine(self, number: int) -> Any:
+        return Machine(self, number, self.fresh_groups(number))
 
     def fresh_groups(self, number: int) -> dict[int, DiskGroup]:
         """Voters begin with the first configuration, all others with nothing."""
         plan = self.plan
         voters = tuple(member_id(n, 0) for n in range(1, plan.voters + 1))
         mark = Mark(0, 0, 0, Configuration(voters)) if number <= plan.voters else NOTHING
-        return {group: DiskGroup(mark) for group in range(plan.groups)}
+        return {group: DiskGroup(mark) for group in self.groups}
 
     def empty_groups(self) -> dict[int, DiskGroup]:
-        return {group: DiskGroup(NOTHING) for group in range(self.plan.groups)}
+        return {group: DiskGroup(NOTHING) for group in self.groups}
 
     def members(self) -> list[int]:
         return [machine.member for machine in self.machines.values()]

@@ -1,0 +1,52 @@
+"""The node under faults: real log, recovery, wire and state; seeds that must hold, bugs seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.core import OPERATIONS_SHOWN, Tally
+from tests.sim.core_mutants import seeds_needed
+from tests.sim.core_world import run_core
+
+SEEDS, SEEDS_PER_TEST = 20, 5
+# Seeds in which a rule was broken once.
+REGRESSIONS = [103, 306]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(1, SEEDS, SEEDS_PER_TEST))
+def test_no_rule_is_broken(start: int) -> None:
+    tally = Tally()
+    for seed in range(start, start + SEEDS_PER_TEST):
+        result = run_core(seed)
+        assert not result.failure, f"python -m tests.sim.core --seed {seed}: {result.failure}"
+        tally.take(result)
+    assert tally.counts["crash"] and tally.counts["leader change"] and tally.counts["events"]
+    assert tally.medians()["events"] > 0
+    assert all(name in tally.text() for name in OPERATIONS_SHOWN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", REGRESSIONS)
+def test_what_was_once_broken_is_not(seed: int) -> None:
+    result = run_core(seed)
+    assert not result.failure, f"python -m tests.sim.core --seed {seed}: {result.failure}"
+
+
+# Bugs that few seeds show; `tests.sim.core_mutants` tries all.
+NOTICED = {
+    "the_log_is_not_synced": "Corrupt",
+}
+SEEDS_TO_NOTICE = 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTICED)
+def test_a_bug_is_noticed(name: str) -> None:
+    needed, result = seeds_needed(name, SEEDS_TO_NOTICE)
+    assert needed, "not noticed"
+    assert NOTICED[name] in result.failure
+
+
+def test_a_seed_runs_the_same_way_twice() -> None:
+    assert run_core(12, trace=True).trace == run_core(12, trace=True).trace
