@@ -51,8 +51,8 @@ def check_checkpoints(disk: Disk, directory: str) -> Start | None:
         except FileNotFoundError:
             continue
         try:
-            log = checkpoint_format.decode(disk.view(descriptor))[0]["log"]
-            return Start(log["file_number"], log)
+            state = checkpoint_format.decode(disk.view(descriptor))[0]
+            return Start(state["log"]["file_number"], state["log"], state["position"][1])
         except Damaged as damage:
             damaged = Corrupt(path, damage.offset, damage.reason)
             logger.warning("%s; the one before is used", damaged)
