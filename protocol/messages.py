@@ -21,7 +21,9 @@ from meterd.protocol.body import Bytes, open_body, unknown_name, unpack
 from meterd.protocol.errors import BadRequest, RemoteProtocolError
 from meterd.protocol.metric import CONTENT_KEYS, MetricDefinition
 
-Actor = Literal["ingest", "metrics", "query", "replication", "retention_sweeper", "router", "usage"]
+Actor = Literal[
+    "ingest", "metrics", "query", "replication", "retention_sweeper", "router", "usage"
+]
 Check = Callable[[Any], Any]
 
 SORTS = ("account", "usage")
@@ -86,7 +88,9 @@ TELEMETRY_FILTER = Field(
     partial(fields.text, size_max=limits.TELEMETRY_FILTER_SIZE_MAX, where="filter"), ""
 )
 CONSISTENCY = {
-    "consistency": Field(partial(fields.one_of, known=CONSISTENCIES, where="consistency"), "exact")
+    "consistency": Field(
+        partial(fields.one_of, known=CONSISTENCIES, where="consistency"), "exact"
+    )
 }
 DAYS = {
     "days": Field(
@@ -144,7 +148,8 @@ _KINDS = (
         "node_state",
         "ingest",
         "makes a node learner, voter, drained or removed",
-        NODE | {"state": Field(partial(fields.one_of, known=NODE_STATES, where="state"), REQUIRED)},
+        NODE
+        | {"state": Field(partial(fields.one_of, known=NODE_STATES, where="state"), REQUIRED)},
     ),
     Kind(
         "plan_move",

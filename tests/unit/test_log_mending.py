@@ -131,8 +131,7 @@ def test_lost_rows_are_rows_that_count_for_nothing(written: Path, tmp_path: Path
 
 def test_a_lost_head_ends_logs_before_it(written: Path, tmp_path: Path) -> None:
     whole = recover(written)
-    offset, records = blocks(written)[DAMAGED]
-    record = records[2]
+    record = blocks(written)[DAMAGED][1][2]
     directory = damage(written, tmp_path / "node", record.offset, b"\xaa" * 100)
     end = recover(directory)
     lost = {int(row["partition"]): int(row["index"]) for row in record.slices}
