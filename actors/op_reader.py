@@ -37,6 +37,8 @@ RECORDS_SIZE_MAX: Final = 32 * 1024 * 1024
 # A file is indexed in pieces of this size, or of its largest block.
 WINDOW_SIZE: Final = 4 * 1024 * 1024
 OPEN_FILES_MAX: Final = 8
+# Answers that the loop takes at once: sending one takes some 5 ms.
+TAKEN_MAX: Final = 2
 
 
 # What waits: kind of request, group, follower.
@@ -116,7 +118,11 @@ class OpReader:
             self._changed.notify()
 
     def take(self) -> list[Answer]:
-        """Return what was found since the last call.  Raises what has ended the thread."""
+        """Return some of what was found, the rest at the next call.
+
+        A few answers at a time, because the loop that takes them has other things to do.  Raises
+        what has ended the thread.
+        """
         try:
             os.read(self._wake[0], 4096)
         except BlockingIOError:
@@ -124,7 +130,10 @@ class OpReader:
         with self._changed:
             if self._failure is not None:
                 raise self._failure
-            answers, self._answers = self._answers, []
+            answers = self._answers[:TAKEN_MAX]
+            del self._answers[:TAKEN_MAX]
+            if self._answers:
+                os.write(self._wake[1], b"!")
         return answers
 
     def close(self) -> None:

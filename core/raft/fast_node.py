@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from meterd.core.raft.events import Durable, ForgottenSlices
+from meterd.core.raft import leading
+from meterd.core.raft.events import Commit, Durable, ForgottenSlices
 from meterd.core.raft.group import Group
 from meterd.core.raft.node import Node, Output, ProposeSlices, Room
+from meterd.core.raft.state import FOLLOWER, LEADER
 from meterd.core.raft.steady import ChainMany, Steady, View
+from meterd.protocol.raft_messages import Beat, BeatReplies, BeatReply
 from meterd.protocol.raft_slices import AckSlices, AppendSlices
 
 
@@ -56,7 +59,7 @@ class FastNode(Node):
             fast = self._steady.propose(event.ops, event.causes, moment.block, moment.now)
         left = event
         if fast is not None:
-            self._slices.append(fast.record)
+            self._records.append(fast.record)
             self._actions.append(fast.accepted)
             for member, message in fast.sends:
                 self._send(member, message)
@@ -82,13 +85,52 @@ class FastNode(Node):
         else:
             record, committed, ack, left = self._steady.accept(source, message, self.moment.block)
             if record is not None:
-                self._slices.append(record)
+                self._records.append(record)
             if ack is not None:
                 self._send(source, ack)
         if committed is not None:
             self._actions.append(committed)
         for row in left.tolist():
             self._on_group_message(source, message.message(row))
+
+    # Beats of parked groups: what is ordinary about them changes neither log nor role.
+
+    def _commit_of(self, group: Group) -> int:
+        number = group.group
+        return self._steady.commit_of(number) if self._steady.parked[number] else group.commit
+
+    def _on_beat(self, source: int, beat: Beat) -> BeatReply:
+        reply, commit = self._steady.beat(source, beat)
+        if reply is None:
+            return super()._on_beat(source, beat)
+        group = self.groups[beat.group]
+        group.heard_at = self.moment.now
+        group.election_at = self.moment.now + group.patience
+        group.leader_commit = max(beat.commit, group.leader_commit)
+        if commit:
+            self._actions.append(Commit(beat.group, commit))
+        return reply
+
+    def _on_beat_reply(self, source: int, reply: BeatReply, message: BeatReplies) -> None:
+        group = self.groups[reply.group]
+        if group.reads or not self._steady.beat_reply(source, reply, self.moment.now):
+            super()._on_beat_reply(source, reply, message)
+            return
+        progress = group.progress[source]
+        if message.round > progress.round:
+            progress.round = message.round
+            progress.round_sent_at = max(progress.round_sent_at, message.sent_at)
+
+    def _tick_group(self, group: Group) -> None:
+        """Nothing is to do for who follows and has heard a beat, or leads and all is well."""
+        if not self._steady.parked[group.group]:
+            super()._tick_group(group)
+        elif group.role == FOLLOWER and self.moment.now < group.election_at:
+            group.deadline = group.election_at
+        elif group.role == LEADER and self.moment.fit and leading.is_calm(group):
+            group.deadline = leading.next_tick(group)
+        else:
+            super()._tick_group(group)
 
     def _on_durable(self, event: Durable) -> None:
         super()._on_durable(event)

@@ -136,11 +136,14 @@ def send_appends(group: GroupState, member: int, progress: Progress) -> None:
     if progress.state == PROBE:
         if now - progress.sent_at < settings.retransmit_ms:
             return
+        # Who has answered nothing since the last probe gets no ops: he is not there, and making
+        # them ready for hundreds of groups would take the time of those that are.
+        silent = progress.sent_at >= 0 and progress.round_sent_at < progress.sent_at
         progress.sent_at = now
-        if progress.next <= log.base.index:
+        if progress.next > log.base.index:
+            _send_append(group, member, progress, bare=silent)
+        elif not silent:
             group.actions.append(_read_ops(group, member, progress))
-        else:
-            _send_append(group, member, progress)
         return
     while (
         progress.next <= log.whole_to
@@ -151,11 +154,13 @@ def send_appends(group: GroupState, member: int, progress: Progress) -> None:
         progress.take_off(ops[-1].index, sum([op.size for op in ops]), now)
 
 
-def _send_append(group: GroupState, member: int, progress: Progress) -> tuple[Op, ...]:
+def _send_append(
+    group: GroupState, member: int, progress: Progress, bare: bool = False
+) -> tuple[Op, ...]:
     log, settings = group.log, group.settings
     prev = progress.next - 1
     ops: tuple[Op, ...] = ()
-    if prev < log.last:
+    if prev < log.last and not bare:
         ops = log.read(progress.next, settings.append_ops_max, settings.append_bytes_max)
     if not progress.room:
         ops = tuple(takewhile(fits_reserve, ops))
@@ -279,6 +284,12 @@ def lacks_quorum(group: GroupState) -> bool:
     if now - group.led_since < limit:
         return False
     return reading.quorum_sent_at(group) < now - limit
+
+
+def is_calm(group: GroupState) -> bool:
+    """Whether a leader's tick finds nothing to do for its followers."""
+    states = [progress.state for progress in group.progress.values()]
+    return not lacks_quorum(group) and all(state == REPLICATE for state in states)
 
 
 def on_tick(group: GroupState) -> None:

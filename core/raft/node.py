@@ -250,12 +250,27 @@ class Node:
         for one in message.expanded():
             self._on_group_message(source, one)
 
+    def _commit_of(self, group: Group) -> int:
+        """Return up to where a group that this node leads is committed."""
+        return group.commit
+
+    def _on_beat(self, source: int, beat: Beat) -> BeatReply:
+        reply, actions = self._live(beat.group).on_beat(source, beat)
+        self._carry_out(actions)
+        return reply
+
+    def _on_beat_reply(self, source: int, reply: BeatReply, message: BeatReplies) -> None:
+        group = self._live(reply.group)
+        self._carry_out(group.on_beat_reply(source, reply, message.round, message.sent_at))
+
+    def _tick_group(self, group: Group) -> None:
+        self._carry_out(self._live(group.group).step(Tick()))
+
     def _on_room(self, event: Room) -> None:
         self.moment.room = event.room
 
     def _begin_step(self) -> None:
-        self._records: list[Write] = []
-        self._slices: list[WriteSlices] = []
+        self._records: list[Write | WriteSlices] = []  # in the order in which they were made
         self._actions: list[NodeAction] = []
         self._outgoing: dict[int, list[Outgoing]] = {}
         self._beat_soon = False
@@ -267,17 +282,19 @@ class Node:
             if self.moment.now >= self.beat_at:
                 self._begin_round()
         block = 0
-        if self._records or self._slices:
+        if self._records:
             block = self.moment.block
             self.moment.block += 1
-        if self._records:
-            self._writers.setdefault(block, []).extend([r.group for r in self._records])
+        # Slices of steady groups are waited for in the columns.
+        own = [record.group for record in self._records if not isinstance(record, WriteSlices)]
+        if own:
+            self._writers.setdefault(block, []).extend(own)
         cluster, member, boot, durable = self.cluster, self.member, self.boot, self.durable
         envelopes = [
             (to, Envelope(cluster, member, to, boot, durable, tuple(messages)))
             for to, messages in self._outgoing.items()
         ]
-        return Output(block, [*self._records, *self._slices], envelopes, self._actions)
+        return Output(block, self._records, envelopes, self._actions)
 
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
@@ -329,7 +346,7 @@ class Node:
                 if group.group in self._aside:
                     group.deadline = self.beat_at
                 else:
-                    self._carry_out(self._live(group.group).step(Tick()))
+                    self._tick_group(group)
 
     def _find_peers(self) -> None:
         known = dict.fromkeys(self.seeds)
@@ -350,8 +367,7 @@ class Node:
         beats: dict[int, list[Beat]] = {peer: [] for peer in self.peers}
         for group in self.groups.values():
             if group.role == LEADER and group.progress:
-                self._live(group.group)
-                beat = Beat(group.group, group.term, group.commit)
+                beat = Beat(group.group, group.term, self._commit_of(group))
                 for member in group.progress:
                     beats[member].append(beat)
         for peer, own in beats.items():
@@ -415,8 +431,7 @@ class Node:
             group = self.groups.get(beat.group)
             if group is None or beat.group in self._aside:
                 continue
-            reply, actions = self._live(beat.group).on_beat(source, beat)
-            self._carry_out(actions)
+            reply = self._on_beat(source, beat)
             after = group.term_block if group.term_block > self.durable else 0
             replies.setdefault(after, []).append(reply)
         for after, some in replies.items():
@@ -428,8 +443,7 @@ class Node:
         self.clocks.take(source, now, now - message.sent_at, message.wall - self._wall)
         for reply in message.replies:
             if reply.group in self.groups:
-                group = self._live(reply.group)
-                self._carry_out(group.on_beat_reply(source, reply, message.round, message.sent_at))
+                self._on_beat_reply(source, reply, message)
 
     def _on_snapshot_read(self, event: SnapshotRead) -> None:
         group = self._live(event.group)

@@ -28,7 +28,7 @@ from meterd.core.raft.group import Group
 from meterd.core.raft.progress import PROBE, REPLICATE
 from meterd.core.raft.slices import AcceptedSlices, CommitSlices, WriteSlices
 from meterd.core.raft.state import FOLLOWER, LEADER
-from meterd.protocol.raft_messages import NOBODY, Mark, Op
+from meterd.protocol.raft_messages import NOBODY, Beat, BeatReply, Mark, Op
 from meterd.protocol.raft_slices import AckSlices, AppendSlices, Digests, Ints, SliceOps, words
 
 # Members of one group: voters up to 7, and learners while replicas move.
@@ -399,6 +399,51 @@ class Steady:
         self._reported[g] = match
         ack = AckSlices(g, message.term[rows], ops.index - 1, ops.index, match)
         return WriteSlices(ops), committed, ack, left
+
+    # Beats.
+
+    def commit_of(self, g: int) -> int:
+        """Return up to where a parked group is committed."""
+        return int(self._commit[g])
+
+    def beat(self, source: int, beat: Beat) -> tuple[BeatReply | None, int]:
+        """Take a leader's beat about a parked group that follows it.
+
+        Return the answer, None when it is not ordinary, and what is committed now (0: as before).
+        """
+        g = beat.group
+        if (
+            not self.parked[g]
+            or self._leads[g]
+            or self._leader[g] != source
+            or self._term[g] != beat.term
+        ):
+            return None, 0
+        last = int(self._last[g])
+        commit = min(beat.commit, last)
+        more = commit > self._commit[g]
+        if more:
+            self._commit[g] = commit
+        match = min(last, int(self._durable[g]))
+        return BeatReply(g, beat.term, last, match, 0, True), commit if more else 0
+
+    def beat_reply(self, source: int, reply: BeatReply, now: int) -> bool:
+        """Take the answer to a beat about a parked group; return whether it was ordinary."""
+        g = reply.group
+        if not (self.parked[g] and self._leads[g] and self._term[g] == reply.term):
+            return False
+        group = self._groups[g]
+        if source not in group.progress or not reply.room or reply.need_from:
+            return False
+        column = 1 + list(group.progress).index(source)
+        if not self._streams[g, column] or reply.match > self._match[g, column]:
+            return False
+        sent_at = max(int(self._sent_at[g]), group.progress[source].sent_at)
+        late = now - sent_at >= group.settings.retransmit_ms
+        if reply.accepted < self._last[g] and late:
+            return False
+        self._accepted[g, column] = reply.accepted
+        return True
 
     # Both.
 

@@ -17,7 +17,8 @@ def meterctl(node: Node, *arguments: str, code: int = 0) -> Any:
     ended = subprocess.run(
         [*command, "--yes", *arguments], capture_output=True, text=True, timeout=60, check=False
     )
-    assert ended.returncode == code, f"{arguments}: {ended.returncode}\n{ended.stdout}{ended.stderr}"
+    ending = f"{arguments}: {ended.returncode}\n{ended.stdout}{ended.stderr}"
+    assert ended.returncode == code, ending
     return json.loads(ended.stdout) if ended.stdout else ended.stderr
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 
 from meterd.client import Client, Event
-from meterd.protocol.metric import MetricDefinition
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_logs import disagreements, read_ops
 from tests.support.waiting import eventually
@@ -47,20 +46,20 @@ def events(batch: int) -> list[Event]:
 def test_a_node_dies_and_comes_back(cluster: Cluster) -> None:
     eventually(lambda: all_led(cluster.nodes), "every partition has a leader", SECONDS)
     with cluster.client(timeout=SECONDS) as client:
-        client.put_metric(MetricDefinition("calls", "sum", 0))
-        assert client.ingest(events(1)).stored == ACCOUNTS
+        client.put_metric("calls", "sum")
+        send(client, 1)
 
         dead = cluster.node(3)
         dead.kill9()
         two = cluster.nodes[:2]
-        assert client.ingest(events(2)).stored == ACCOUNTS
+        send(client, 2)
         eventually(lambda: all_led(two), "the others lead what it led", SECONDS)
-        assert client.ingest(events(3)).stored == ACCOUNTS
+        send(client, 3)
 
         dead.start()
         eventually(lambda: all_led(cluster.nodes), "it knows who leads", SECONDS)
         eventually(lambda: lags(two, behind=3) == 0, "it has what the others have", SECONDS)
-        assert client.ingest(events(4)).stored == ACCOUNTS
+        send(client, 4)
         check_totals(client)
     for node in cluster.nodes:
         assert node.stop() == 0, node.log()
@@ -68,6 +67,12 @@ def test_a_node_dies_and_comes_back(cluster: Cluster) -> None:
     assert disagreements(logs) == []
     for one in logs.values():
         assert sum(map(len, one.values())) >= 4 * 200
+
+
+def send(client: Client, batch: int) -> None:
+    """Have a batch stored; what had to be sent again is a duplicate."""
+    result = client.ingest(events(batch))
+    assert (result.stored + result.duplicate, result.unknown) == (ACCOUNTS, 0), result
 
 
 def check_totals(client: Client) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from meterd.core.raft.fast_node import FastNode
+from meterd.core.raft.node import Node
+from meterd.core.raft.slices import WriteSlices
 from tests.sim.plan import Plan, draw
 from tests.sim.runner import run_plan
 
@@ -23,12 +25,35 @@ class Share:
         original = FastNode._propose
 
         def propose(node: FastNode, event: Any) -> None:
-            before = sum(len(s.ops.groups) for s in node._slices)
+            before = written_fast(node)
             original(node, event)
-            self.fast += sum(len(s.ops.groups) for s in node._slices) - before
+            self.fast += written_fast(node) - before
             self.all += len(event.causes)
 
         monkeypatch.setattr(FastNode, "_propose", propose)
+
+
+class Beats:
+    """How many beats about a group, and answers to them, and how many of them brought it back."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.all = self.slow = 0
+        for name in ("_on_beat", "_on_beat_reply"):
+            for owner in (FastNode, Node):
+                monkeypatch.setattr(owner, name, self._counting(owner, getattr(owner, name)))
+
+    def _counting(self, owner: type[Node], original: Any) -> Any:
+        def counted(node: FastNode, *arguments: Any) -> Any:
+            if isinstance(node, FastNode):
+                self.all += owner is FastNode
+                self.slow += owner is Node
+            return original(node, *arguments)
+
+        return counted
+
+
+def written_fast(node: FastNode) -> int:
+    return sum(len(one.ops.groups) for one in node._records if isinstance(one, WriteSlices))
 
 
 def assert_same(plan: Plan) -> None:
@@ -50,8 +75,9 @@ def test_the_same_steps_under_faults(start: int, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_nearly_all_is_fast_when_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    share = Share(monkeypatch)
+    share, beats = Share(monkeypatch), Beats(monkeypatch)
     quiet: dict[str, Any] = {"faults": [], "operations": [], "loss": 0, "spike": 0}
     quiet |= {"duplication": 0, "delay_us": 200, "fsync_us": 300, "clients": 1, "fault_ms": 6000}
     assert_same(replace(draw(1), groups=8, spread=True, records_steps=True, **quiet))
     assert share.fast > 0.6 * share.all  # some it does not lead
+    assert 0 < beats.slow < 0.2 * beats.all

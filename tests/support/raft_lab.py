@@ -29,10 +29,11 @@ from meterd.core.raft.state import LEADER, Recovered
 from meterd.protocol.raft_messages import Beat, Configuration, Mark, Op
 
 EVENTS = 1
+WORD = (1 << 64) - 1
 
 
 def chain(before: int, term: int, index: int, kind: int, body: Any) -> int:
-    return hash((before, term, index, kind, body))
+    return hash((before, term, index, kind, body)) & WORD
 
 
 def ops_of(terms: list[int], first: int = 1, before: int = 0) -> list[Op]:

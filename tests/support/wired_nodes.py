@@ -19,6 +19,7 @@ from meterd.protocol.log_format import GROUP_COUNT, META_GROUP
 from tests.support.log_builder import CLUSTER_ID, IDENTITY_KEY
 from tests.support.one_process import OneProcessNode
 
+
 class Member(OneProcessNode):
     """One of the nodes: whatever it waits for, all of them go on."""
 
@@ -102,11 +103,11 @@ class WiredNodes:
 
     def turn(self) -> bool:
         """Let all nodes take what waits for them, then deliver what they have sent."""
-        taken = any([member.own_turn() for member in self.members])
+        turns = [member.own_turn() for member in self.members]
         links, self._links = self._links, []
         for source, target, frames in links:
             self[target].actors["replication"].forwarding.on_peer(source, frames)
-        return taken or bool(links)
+        return any(turns) or bool(links)
 
     def tell(self, leaders: Sequence[int], members: Sequence[Member] = ()) -> None:
         """Say who leads each group: the number of a node, or 0."""

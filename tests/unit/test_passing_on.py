@@ -123,7 +123,7 @@ def test_who_is_forgotten_is_not_waited_for(router: Any, other: Any) -> None:
 
 
 def test_a_node_without_an_address_is_not_reached(router: Any) -> None:
-    router._nodes = lambda: {}
+    router._nodes = dict
     ask(router)
     assert code_of(router.replies.pop()) == "not_leader"
 

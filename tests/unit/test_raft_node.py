@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from meterd.core.raft.clock_check import ClockCheck
-from meterd.core.raft.events import Durable, Moment, Proposal, Read, ReadReady, Refused, Tick
+from meterd.core.raft.events import (
+    Durable,
+    Moment,
+    Proposal,
+    Read,
+    ReadReady,
+    Refused,
+    Tick,
+    WriteOps,
+)
+from meterd.core.raft.fast_node import FastNode
 from meterd.core.raft.group import Group
 from meterd.core.raft.log import Log
 from meterd.core.raft.node import GoneBack, Node, Output, Received, Request, Room
 from meterd.core.raft.settings import Settings
+from meterd.core.raft.slices import WriteSlices
 from meterd.core.raft.state import LEADER, Recovered
 from meterd.protocol.raft_messages import (
+    Append,
     Beat,
     BeatReplies,
     Beats,
@@ -24,15 +40,18 @@ from meterd.protocol.raft_messages import (
     HelloReply,
     Mark,
     Message,
+    Op,
     Vote,
     VoteReply,
     incarnation_of,
     member_id,
     node_of,
 )
-from tests.support.raft_lab import chain
+from meterd.protocol.raft_slices import AppendSlices, SliceOps, words
+from tests.support.raft_lab import chain, ops_of
 
 SETTINGS = Settings()
+ONE = np.array([1])
 
 
 def make_node(
@@ -43,6 +62,7 @@ def make_node(
     block: int = 0,
     boot: int = 1,
     now: int = 0,
+    make: Callable[..., Node] = Node,
 ) -> Node:
     moment = Moment(now, block + 1)
     mark = Mark(0, 0, 0, Configuration(voters))
@@ -58,7 +78,7 @@ def make_node(
         )
         for number in range(groups)
     ]
-    return Node(
+    return make(
         cluster=7,
         member=member,
         boot=boot,
@@ -77,6 +97,18 @@ def tell(node: Node, now: int, source: int, *messages: Message, **head: Any) -> 
 
 def sent(output: Output, kind: type[Any]) -> list[Any]:
     return [m for _, envelope in output.envelopes for m in envelope.messages if type(m) is kind]
+
+
+def digests(ops: list[Op]) -> NDArray[np.uint64]:
+    return np.array([words(op.digest) for op in ops], np.uint64)
+
+
+def chain_many(*_: Any) -> NDArray[np.uint64]:
+    raise AssertionError("a follower proposes nothing")
+
+
+def writes_of(record: Any) -> list[Op]:
+    return [record.ops.op(0)] if isinstance(record, WriteSlices) else list(record.ops)
 
 
 def confirmed(node: Node, now: int = 0) -> Node:
@@ -219,6 +251,20 @@ def test_a_node_whose_clock_is_off_hands_over_or_steps_down() -> None:
     node.clocks.take(3, 4000, 2, -1000)
     node.step(4200, 0, Tick())
     assert node.groups[0].role != LEADER
+
+
+def test_what_a_step_writes_keeps_its_order() -> None:
+    """An op that is taken alone lies behind the ops before it that were taken as slices."""
+    node = confirmed(make_node(make=partial(FastNode, chain_many=chain_many)))
+    ops = ops_of([1, 1, 1])
+    first = tell(node, 10, 2, Append(0, 1, 0, 0, 0, (ops[0],), 0))
+    node.step(11, 11, Durable(first.block))
+    slices = SliceOps(*map(np.array, ([0], [2], [1])), digests([ops[1]]), ONE, ONE, [ops[1].body])
+    steady = AppendSlices(ONE, ONE, digests([ops[0]]), ONE, slices)
+    output = tell(node, 12, 2, steady, Append(0, 1, 2, 1, ops[1].digest, (ops[2],), 1))
+    assert [type(record) for record in output.records] == [WriteSlices, WriteOps]
+    written = [op for record in output.records for op in writes_of(record)]
+    assert [op.index for op in written] == [2, 3]
 
 
 def test_settings_that_break_leases_are_named() -> None:
