@@ -22,7 +22,7 @@ from meterd.core import cluster_report
 from meterd.core.cluster_report import Link
 from meterd.core.members import GROUP_COUNT, Members
 from meterd.core.plan_keeper import PlanKeeper
-from meterd.core.raft.events import Refused, RoleChanged, TransferLeadership
+from meterd.core.raft.events import ProposeChange, Refused, RoleChanged, TransferLeadership
 from meterd.core.raft.node import Node, Request
 from meterd.core.raft.state import LEADER
 from meterd.protocol.envelope import decode_request_header
@@ -33,6 +33,8 @@ from meterd.protocol.raft_messages import NOBODY, node_of
 RETRY_AFTER_MS = 100
 # How often the plan is looked at, and telemetry renewed.
 PLAN_SECONDS = 1.0
+# And while replicas move.
+MOVING_SECONDS = 0.1
 # A term's first leader of a new group is no change.
 FIRST_TERM = 1
 
@@ -135,8 +137,10 @@ class ClusterRequests:
         """Carry the plan out, and tell telemetry how things are, when that is due."""
         if now < self._plan_due:
             return
-        self._plan_due = now + PLAN_SECONDS * 1000
-        for request in self._keeper.due(node, self.members, now):
+        requests = self._keeper.due(node, self.members, now)
+        moving = any(isinstance(request.event, ProposeChange) for request in requests)
+        self._plan_due = now + (MOVING_SECONDS if moving else PLAN_SECONDS) * 1000
+        for request in requests:
             refused = step(request)
             for one in refused:
                 logger.debug("group %d: %s", one.group, one.reason)

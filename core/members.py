@@ -131,9 +131,11 @@ class Members:
         return False, _answer(known)  # it has been said before, and nobody has come
 
     def _node_state(self, command: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
-        known, state = self._known(command["node"]), command["state"]
-        if state == known.state:
-            return False, _answer(known)
+        state = command["state"]
+        gone = self.nodes.get(command["node"])
+        if gone is not None and gone.state == state:
+            return False, _answer(gone)
+        known = self._known(command["node"])
         if (known.state, state) not in CHANGES:
             raise ChangeRefused(f"node {known.node} is {known.state} and cannot become {state}")
         if state in (LEARNER, REMOVED):

@@ -48,6 +48,7 @@ def next_steps(members: Members, own: int, led: Mapping[int, Led]) -> list[Chang
     """
     steps: list[Change | HandOver] = []
     absent = {one.member for one in members.present if not one.directory}
+    present = {one.member for one in members.present}
     moving = 0
     for group in sorted(led, key=lambda group: (group != META_GROUP, group)):
         if group >= len(members.plan):
@@ -59,7 +60,7 @@ def next_steps(members: Members, own: int, led: Mapping[int, Led]) -> list[Chang
             continue  # whose directory is not there yet
         elif moving < CHANGES_AT_ONCE:
             moving += group != META_GROUP
-            step = _step(members, own, group, led[group], target)
+            step = _step(members, own, group, led[group], target, present)
         else:
             continue
         if step is not None:
@@ -68,9 +69,13 @@ def next_steps(members: Members, own: int, led: Mapping[int, Led]) -> list[Chang
 
 
 def _step(
-    members: Members, own: int, group: int, led: Led, target: Configuration
+    members: Members, own: int, group: int, led: Led, target: Configuration, present: set[int]
 ) -> Change | HandOver | None:
-    """Return the next step of a group on its way to `target`, or None to wait."""
+    """Return the next step of a group on its way to `target`, or None to wait.
+
+    A voter that is not `present`, whose directory is lost, goes just before its successor comes:
+    with both of them one more of the living would have to agree to everything.
+    """
     if not led.settled:
         return None
     now = led.configuration
@@ -79,6 +84,10 @@ def _step(
     if not learners <= set(now.learners):
         return Change(group, _configuration(now.voters, {*now.learners, *learners}))
     ready = [member for member in coming if member in led.caught_up]
+    lost = [m for m in now.voters if m not in target.voters and m not in present and m != own]
+    if lost and (ready or not coming):
+        voters = tuple(member for member in now.voters if member != lost[0])
+        return Change(group, _configuration(voters, now.learners))
     if ready:
         voters = (*now.voters, ready[0])
         return Change(group, _configuration(voters, {*now.learners} - {ready[0]}))

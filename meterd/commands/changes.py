@@ -87,6 +87,7 @@ def _has_caught_up(document: Row) -> bool:
     return all(
         not node["standing_aside"]
         and not node["holes"]
+        and node["leads"] + node["follows"] == node["planned"] == node["holds"]
         and all(peer["connected"] and not peer["lag_ops"] for peer in node["peers"])
         for node in nodes
     ) and all(group["voters"] == plan[group["group"]][0] for group in document["groups"])
@@ -196,7 +197,7 @@ def list_nodes(session: Session) -> None:
     """
     document = ask_cluster(session)
     keys = ("node", "peer_address", "client_address", "state", "incarnation", "joined", "reachable")
-    rows = [{key: one[key] for key in keys} for one in document["nodes"]]
+    rows: list[Row] = [{key: one[key] for key in keys} for one in document["nodes"]]
     session.console.show({"nodes": rows}, lambda: _node_lines(rows))
     end(document, bad=False)
 

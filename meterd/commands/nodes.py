@@ -276,7 +276,7 @@ def wait(session: Session, condition: str) -> None:
     else:
         from meterd.commands.changes import await_condition
 
-        document = await_condition(session, condition, patience)
+        document = dict(await_condition(session, condition, patience))
     session.console.show(document, lambda: [condition])
 
 

@@ -61,7 +61,14 @@ def topology(session: Session, partitions: bool) -> None:
 def _partitions(document: Row) -> list[Row]:
     """One row for each group; `missing` are nodes of the plan that have no working replica."""
     there = {node["node"] for node in document["nodes"] if node["reachable"]}
-    rows = []
+    working = {
+        (node["node"], group["group"])
+        for node in document["nodes"]
+        if node["reachable"]
+        for group in node["groups"]
+        if group["role"] not in ("learner", "none")
+    }
+    rows: list[Row] = []
     for group in document["groups"]:
         voters, leader = document["plan"][group["group"]]
         rows.append(
@@ -73,7 +80,7 @@ def _partitions(document: Row) -> list[Row]:
                 "learners": group["learners"],
                 "planned": voters,
                 "planned_leader": leader,
-                "missing": [n for n in voters if n not in there or n not in group["voters"]],
+                "missing": [n for n in voters if (n, group["group"]) not in working],
             }
         )
     return rows
@@ -137,7 +144,7 @@ def consensus(session: Session, groups: bool, wanted: str | None, stuck: bool) -
     ]
     rows.sort(key=lambda row: (row["group"], row["node"]))
     lost = [group["group"] for group in document["groups"] if group["leader"] is None]
-    shown: Row = {
+    shown: dict[str, Any] = {
         "reachable": document["reachable"],
         "configured": document["configured"],
         "without_leader": lost,
