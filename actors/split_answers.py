@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 # A split is some hundred bytes, and its rows; the router admits fewer requests than this.
 SPLITS_MAX = 10_000
-# How long a part is waited for when its partition has another leader: the old one, if it lives,
-# says soon what became of it.
-GRACE_SECONDS = 0.25
+# How long a part is waited for when its partition has another leader.  The old one, if it lives,
+# says what became of it; then clients need not send it again.
+GONE_SECONDS, HANDED_OVER_SECONDS = 0.25, 2.0
 # How often to look for parts that are due.
 LOOK_SECONDS = 0.05
 # Answers that wait for the registry that they promise, and for how long.
@@ -105,7 +105,8 @@ class SplitAnswers:
 
     def led(self, leaders: Sequence[int]) -> None:
         """Groups have other leaders now."""
-        self._table.led(leaders, time.monotonic() + GRACE_SECONDS)
+        now = time.monotonic()
+        self._table.led(leaders, now + GONE_SECONDS, now + HANDED_OVER_SECONDS)
 
     def turn(self, now: float) -> None:
         """Answer what is due."""

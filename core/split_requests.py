@@ -75,13 +75,16 @@ class SplitTable(Generic[T]):
         del self._splits[split]
         return split
 
-    def led(self, leaders: Sequence[int], until: float) -> None:
-        """Wait no longer than `until` for parts of a group that another node leads now.
+    def led(self, leaders: Sequence[int], soon: float, later: float) -> None:
+        """Wait no longer for parts of a group that another node leads now.
 
-        leaders: by group; 0: not known.
+        leaders: by group; 0: not known.  A node that still leads something lives and will answer:
+        it is waited for until `later`, any other until `soon`.
         """
+        alive = set(leaders)
         for split in self._splits:
             for part in split.parts:
+                until = later if part.node in alive else soon
                 due = split.due.get(part.token, until)
                 if due > until and any(leaders[group] != part.node for group in part.groups):
                     split.due[part.token] = until

@@ -64,12 +64,12 @@ class Splits(RuleBasedStateMachine):
 
     @rule(leaders=st.lists(st.integers(0, 3), min_size=GROUPS, max_size=GROUPS))
     def led(self, leaders):
-        until = self.now + 1
         for number, waited in self.out.items():
             for part in self.parts[number]:
+                until = self.now + (2 if part.node in leaders else 1)
                 if part.token in waited and any(leaders[g] != part.node for g in part.groups):
                     waited[part.token] = min(waited[part.token], until)
-        self.table.led(leaders, until)
+        self.table.led(leaders, self.now + 1, self.now + 2)
 
     @rule(seconds=st.integers(0, 3))
     def expire(self, seconds):

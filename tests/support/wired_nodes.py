@@ -40,6 +40,7 @@ class Member(OneProcessNode):
         usage.state.registry = Registry.from_bytes(there.state.registry.to_bytes())
         usage.state._renew_book()
         usage.groups.index[META_GROUP] = there.groups.index[META_GROUP]
+        usage._go_on()
         usage.reads.applied()
 
     def turn(self) -> bool:
