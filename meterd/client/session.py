@@ -380,7 +380,8 @@ class Session:
             rest = max(getattr(error, "retry_after_ms", 0) / 1000, REST_S)
         else:
             rest = min(REST_S * 2.0 ** (call.attempts_count - 1), REST_S_MAX)
-        if error.retry == "elsewhere":
+        if error.retry == "elsewhere" or isinstance(error, Undecided):
+            # Who does not know may be cut off from who does: the next attempt goes to another node.
             call.avoid = call.address
             self._ask_for_map(now)
         call.resting = True
