@@ -43,7 +43,6 @@ from meterd.protocol.log_format import (
     EVENTS,
     FACTS,
     GROUP_COUNT,
-    LOST,
     MARK,
     NOT_HERE,
     REPAIR,
@@ -156,7 +155,8 @@ class GroupLogs:
                 self.promise(log_facts.parse_terms(record))
             return
         slices, groups = record.slices, self.groups
-        if (slices["flags"] & LOST).any():
+        absent = slices["flags"] == NOT_HERE
+        if (absent & ((slices["index"] | slices["term"]) != 0)).any():
             self._lose(record, file_number)
             return
         configuration = _configuration_of(record) if record.kind == CONFIG else None

@@ -6,7 +6,7 @@ this node has acked.  It becomes a block that checks again, of the same size and
   * a head with one wrong byte is put right; its checksum says which byte it was
   * a block header that is lost is made anew from its records and the header behind it
   * a record whose head is whole and whose payload is not keeps its place and the identities of its
-    ops (`LOST`); its rows become rows that count for nothing, and peers give the content again
+    ops, which are not here; its rows count for nothing, and peers give the content again
   * a record of events whose head is lost becomes one that says so (`LOST_UNKNOWN`)
 
 Everything else cannot be mended, above all a record that may have held terms and votes: who has
@@ -32,7 +32,6 @@ from meterd.protocol.log_format import (
     EVENTS,
     FACTS,
     GROUP_COUNT,
-    LOST,
     LOST_UNKNOWN,
     NOT_HERE,
     RECORD_HEADER_SIZE,
@@ -223,7 +222,7 @@ def _empty(block: bytearray, at: int) -> Lost | None:
         return None
     slices = record.slices.copy()
     here = (record.slices["flags"] & (NOT_HERE | REPAIR)) == 0
-    slices["flags"] = NOT_HERE | LOST
+    slices["flags"] = NOT_HERE
     for name in ("index", "term", "digest"):
         slices[name][~here] = 0
     payload = neutral_payload(record)
@@ -272,7 +271,7 @@ def _fill(block: bytearray, at: int, left: int, rows: int, sequence: int) -> int
         if heap < 0:
             return 0
         table = np.zeros(1, SLICE)
-        table["flags"], table["count"], table["heap_size"] = NOT_HERE | LOST, rows, heap
+        table["flags"], table["count"], table["heap_size"] = NOT_HERE, rows, heap
         table["term"] = LOST_UNKNOWN
         fields = RecordFields(EVENTS, rows, heap, 0, 0, sequence)
         empty = Record(at, size, EVENTS, 0, rows, heap, 0, 0, sequence, table, memoryview(bytes(0)))

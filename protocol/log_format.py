@@ -55,9 +55,8 @@ TIMED: Final = (EVENTS, META, EXPIRE, ACCOUNT)
 # Flags of a slice.
 NOT_HERE: Final = 1  # the record was not taken for this group: its rows count for nothing
 REPAIR: Final = 2  # the content of a damaged op again: replaces nothing
-# With NOT_HERE: the content was lost to damage.  Index, term and digest still name the op; index 0:
-# nothing was lost that had been here, or (term LOST_UNKNOWN) it is not known what was.
-LOST: Final = 4
+# A slice that is not here has no index, term or digest.  Where it has, its content was lost to
+# damage: they name the op; index 0 and this term: it is not known what was lost.
 LOST_UNKNOWN: Final = 0xFFFFFFFF
 
 # Partitions 0..255 and the meta group.

@@ -10,14 +10,9 @@ from typing import Any
 
 from numba import njit
 
-from meterd.protocol.log_format import LOST, NOT_HERE
-
 Array = Any
 
 SECTOR_WORDS = 64
-
-# Flags of a slice whose content is lost.
-LOST_HERE = LOST | NOT_HERE
 
 # What `check_slices` and `follow_slices` find.
 GOOD, BAD_ORDER, BAD_COUNT, BAD_HEAP, BAD_INDEX, BAD_TERM = range(6)
@@ -61,8 +56,7 @@ def check_slices(slices: Array, group_count: int, row_count: int, heap_size: int
     rows = heap = 0
     for i in range(len(slices)):
         partition = int(slices[i].partition)
-        flags = slices[i].flags
-        if partition <= last or partition >= group_count or (flags > 2 and flags != LOST_HERE):
+        if partition <= last or partition >= group_count or slices[i].flags > 2:
             return BAD_ORDER
         last = partition
         rows += int(slices[i].count)

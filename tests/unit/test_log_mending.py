@@ -24,7 +24,6 @@ from meterd.protocol.log_format import (
     ACTIVE_NAME,
     BLOCK_HEADER_SIZE,
     EVENTS,
-    LOST,
     RECORD_HEADER_SIZE,
     TERM_ROW,
 )
@@ -121,7 +120,7 @@ def test_lost_rows_are_rows_that_count_for_nothing(written: Path, tmp_path: Path
     recover(directory)
     mended = dict(blocks(directory))[offset][0]
     assert (mended.row_count, mended.heap_size) == (record.row_count, record.heap_size)
-    assert (mended.slices["flags"] == LOST | log_format.NOT_HERE).all()
+    assert (mended.slices["flags"] == log_format.NOT_HERE).all()
     columns = log_format.columns(mended)
     assert int(columns.heap_end[-1]) == record.heap_size
     assert (np.diff(columns.heap_end.astype(np.int64)) > 4).all()
