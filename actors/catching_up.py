@@ -22,7 +22,7 @@ from meterd.core.replicas import OnDisk
 from meterd.protocol.raft_messages import Append, Envelope, RepairReply, node_of
 
 # How often it is said of a follower that files do not reach back far enough.
-TELL_SECONDS: Final = 60.0
+TELL_SECONDS: Final = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class Taken(NamedTuple):
 
     events: list[Request]
     envelopes: list[Envelope]
+    behind: list[int]  # nodes that lack ops that no file has any more; each now and then
 
 
 class CatchingUp:
@@ -73,11 +74,11 @@ class CatchingUp:
 
     def take(self) -> Taken:
         """Return what has been read since the last call."""
-        taken = Taken([], [])
+        taken = Taken([], [], [])
         for answer in self._reader.take():
             asked, found = answer.asked, answer.found
             if found is None:
-                self._tell_gone(answer)
+                self._tell_gone(answer, taken.behind)
             elif isinstance(asked, Unfilled) and not isinstance(found, Damaged | OpsRead):
                 taken.envelopes.append(asked.envelope._replace(messages=(found,)))
             else:
@@ -91,13 +92,14 @@ class CatchingUp:
     def close(self) -> None:
         self._reader.close()
 
-    def _tell_gone(self, answer: Answer) -> None:
+    def _tell_gone(self, answer: Answer, behind: list[int]) -> None:
         asked = answer.asked
         member = asked.wanted.to if isinstance(asked, Asked) else asked.envelope.target
         node, now = node_of(member), time.monotonic()
         if now - self._told.get(node, -TELL_SECONDS) >= TELL_SECONDS:
             self._told[node] = now
             logger.warning("node %d lacks ops that no log file has any more", node)
+            behind.append(node)
 
 
 def _is_unfilled(message: Any) -> bool:

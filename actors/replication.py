@@ -20,7 +20,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from meterd.actors import boots, endings, identity, peer_list, sockets
+from meterd.actors import boots, endings, identity, peer_copy, peer_list, sockets
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.catching_up import CatchingUp
 from meterd.actors.cluster_requests import ClusterRequests
@@ -41,6 +41,9 @@ from meterd.protocol.raft_messages import Envelope, node_of
 
 # I/O threads: a peer whose name is slow to resolve holds up those of its thread.
 IO_THREADS_MAX = 8
+
+# A note of a leader: you need a copy of a peer.
+BEHIND = b"behind"
 
 # A beat comes every 150 ms; what has been taken for so long is acted on before more is.
 TURN_SECONDS_MAX = 0.03
@@ -120,8 +123,20 @@ class Replication(Actor):
             return
         if isinstance(found, Envelope):
             self._carry_out(self._replicas.receive(found, _clock()))
+        elif found.frames and bytes(found.frames[0]) == BEHIND:
+            self._fall_behind(node_of(found.source))
         elif found.frames and bytes(found.frames[0]) in KINDS:
             self.forwarding.on_peer(node_of(found.source), found.frames)
+
+    def _fall_behind(self, node: int) -> None:
+        """A leader has no log files any more of what this node lacks: only a copy helps.
+
+        Raises BootFailed.
+        """
+        peer_copy.note_behind(self.options.node.data_dir, node)
+        raise BootFailed(
+            endings.TEMPORARY, f"this node lacks ops that no log has any more, says node {node}"
+        )
 
     @property
     def replicas(self) -> Replicas:
@@ -289,6 +304,8 @@ class Replication(Actor):
         taken = self._catching_up.take()
         for envelope in taken.envelopes:
             self._traffic.add(envelope)
+        for node in taken.behind:
+            self.send_small(node, [BEHIND])
         for event in taken.events:
             self._carry_out(self.replicas.step(event, _clock()))
         self._traffic.flush()

@@ -107,7 +107,7 @@ def _check_full_file(disk: Disk, path: str, number: int, owner: Owner) -> None:
         raise Corrupt(path, damage.offset, damage.reason) from damage
     finally:
         disk.close(descriptor)
-    if Owner(header.node_id, header.cluster_id, header.identity_key) != owner:
+    if not owner.owns(header):
         raise Corrupt(path, 0, "the file belongs to another node or cluster")
     if header.file_number != number:
         raise Corrupt(path, 0, f"file {header.file_number} where file {number} belongs")

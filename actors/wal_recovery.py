@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from meterd.actors import peer_copy
 from meterd.actors.direct_file import page_memory
 from meterd.actors.disk import Disk
 from meterd.actors.identity import Identity
@@ -27,6 +28,7 @@ from meterd.protocol.log_format import (
     SECTOR_SIZE,
     SPARE_NAME,
     Damaged,
+    FileHeader,
     Record,
     full_name,
 )
@@ -41,6 +43,18 @@ class Owner(NamedTuple):
     node_id: int
     cluster_id: bytes
     identity_key: bytes
+    donors: tuple[int, ...] = ()  # nodes of the cluster that files may be copies of
+
+    @classmethod
+    def of(cls, who: Identity, directory: str) -> Owner:
+        """Return the owner of a directory's log.  Raises Corrupt."""
+        donors = peer_copy.copied_from(directory)
+        return cls(who.node_id, who.cluster_id, who.identity_key, donors)
+
+    def owns(self, header: FileHeader) -> bool:
+        """Whether a file with this header may be a part of the log."""
+        same = (header.cluster_id, header.identity_key) == (self.cluster_id, self.identity_key)
+        return same and (header.node_id == self.node_id or header.node_id in self.donors)
 
 
 class Start(NamedTuple):
@@ -240,7 +254,7 @@ class Recovery:
     def _check_header(self, scan: FileScan, name: str) -> None:
         """Check that a file belongs to this log, and to the file before it."""
         header, last = scan.header, self._scan
-        if Owner(header.node_id, header.cluster_id, header.identity_key) != self._owner:
+        if not self._owner.owns(header):
             raise Corrupt(scan.path, 0, "the file belongs to another node or cluster")
         number = self._first if last is None else last.header.file_number + 1
         if header.file_number != number:

@@ -91,7 +91,7 @@ class WalWriter(Actor):
     def open(self) -> None:
         directory = self.options.node.data_dir
         who = identity.read(directory)
-        owner = Owner(who.node_id, who.cluster_id, who.identity_key)
+        owner = Owner.of(who, directory)
         disk = self.make_disk()
         self._waiting: deque[Entry] = deque()  # bounded by what the router admits
         self._full = False

@@ -335,7 +335,7 @@ class GroupLogs:
         if mark.index <= self.mark_index[group]:
             return  # the checkpoint is newer
         digest = np.frombuffer(mark.digest.to_bytes(16, "little"), np.uint64)
-        if not self._holds(group, mark.index, digest):
+        if not self.holds(group, mark.index, digest):
             self._truncate(group, int(self.mark_index[group]))
             groups.index[group], groups.term[group] = mark.index, mark.term
             groups.digest[group] = digest
@@ -344,8 +344,8 @@ class GroupLogs:
         self._configurations[group][0] = (mark.index, mark.configuration)
         self._alone[group] = self._configurations[group][-1][1].voters == (self.member,)
 
-    def _holds(self, group: int, index: int, digest: NDArray[np.uint64]) -> bool:
-        """Whether the log holds this op behind its mark."""
+    def holds(self, group: int, index: int, digest: NDArray[np.uint64]) -> bool:
+        """Whether the log holds this op at its mark or behind it."""
         last = int(self.groups.index[group])
         if index >= last:
             return index == last and bool((self.groups.digest[group] == digest).all())
@@ -359,7 +359,7 @@ class GroupLogs:
         op = _ops(record, np.array([row]), file_number)
         group, index = int(op["group"][0]), int(op["index"][0])
         self._repairs[group, index] = op
-        if record.kind == CONFIG and self._holds(group, index, op["digest"][0]):
+        if record.kind == CONFIG and self.holds(group, index, op["digest"][0]):
             known = self._configurations[group]
             if index > known[0][0] and all(at != index for at, _ in known):
                 insort(known, (index, _configuration_of(record)), key=lambda found: found[0])

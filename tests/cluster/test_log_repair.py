@@ -10,7 +10,6 @@ from meterd.client import Client, Event, questions
 from meterd.client.results import Usage
 from meterd.core.log_scan import FileScan
 from meterd.protocol.log_format import ACTIVE_NAME, EVENTS, Record
-from meterd.protocol.metric import MetricDefinition
 from tests.support.cluster import Cluster
 from tests.support.cluster_logs import disagreements, read_ops
 from tests.support.waiting import eventually
@@ -63,7 +62,7 @@ def local_total(client: Client) -> int:
 @pytest.mark.parametrize("part", ["payload", "head", "whole head"])
 def test_peers_repair_what_has_rotted(part: str) -> None:
     with Cluster(3) as cluster, cluster.client(timeout=SECONDS) as client:
-        client.put_metric(MetricDefinition("calls", "sum", 0))
+        client.put_metric("calls", "sum")
         for batch in range(BATCHES):
             assert client.ingest(events(batch)).stored == ACCOUNTS
         node = cluster.node(3)
@@ -82,7 +81,7 @@ def test_peers_repair_what_has_rotted(part: str) -> None:
         for start in range(2):
             node.start()
             assert damaged_blocks(node.get("/metrics")[1]) == (start == 0)
-            with Client(node.address, timeout=SECONDS) as asked:
+            with Client([node.address], timeout=SECONDS) as asked:
                 eventually(lambda: local_total(asked) == total, "it has everything", SECONDS)
             node.kill9()
         node.start()
@@ -97,7 +96,7 @@ def test_peers_repair_what_has_rotted(part: str) -> None:
 
 def test_a_node_alone_names_file_and_offset() -> None:
     with Cluster(1) as cluster, cluster.client(timeout=SECONDS) as client:
-        client.put_metric(MetricDefinition("calls", "sum", 0))
+        client.put_metric("calls", "sum")
         for batch in range(BATCHES):
             client.ingest(events(batch))
         node = cluster.node(1)
