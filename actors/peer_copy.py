@@ -30,7 +30,7 @@ _TAKEN = re.compile(
     r"|wal-\d{20}\.(log|idx|open)|wal\.log|totals-\d+-\d+\.tot|erased\.bin|metric_registry\.bin"
 )
 # What goes besides when a copy takes the place.
-_STALE = re.compile(r"wal\.spare|held.*|.*\.incomplete")
+_STALE = re.compile(r"wal\.spare|(archive|pins)\.bin|held.*|.*\.incomplete")
 
 logger = logging.getLogger(__name__)
 
