@@ -52,7 +52,8 @@ def check_checkpoints(disk: Disk, directory: str) -> Start | None:
             continue
         try:
             state = checkpoint_format.decode(disk.view(descriptor))[0]
-            return Start(state["log"]["file_number"], state["log"], state.get("position", (0, 0))[1])
+            log, position = state["log"], state.get("position", (0, 0))
+            return Start(log["file_number"], log, position[1])
         except Damaged as damage:
             damaged = Corrupt(path, damage.offset, damage.reason)
             logger.warning("%s; the one before is used", damaged)
