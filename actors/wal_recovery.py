@@ -18,8 +18,9 @@ from meterd.actors import peer_copy
 from meterd.actors.direct_file import page_memory
 from meterd.actors.disk import Disk
 from meterd.actors.identity import Identity
+from meterd.core.block_headers import Surroundings, block_header
 from meterd.core.group_logs import GroupLogs
-from meterd.core.log_mending import Lost, Surroundings, block_header, mend
+from meterd.core.log_mending import Lost, mend
 from meterd.core.log_scan import FileScan, Groups, Place, Torn
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt

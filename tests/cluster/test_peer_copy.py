@@ -9,7 +9,7 @@ import pytest
 from meterd.client import Client, Event, questions
 from meterd.client.results import Usage
 from meterd.protocol.log_format import number_of
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_logs import disagreements, read_ops
 from tests.support.waiting import eventually
 
@@ -50,6 +50,23 @@ def local_total(client: Client) -> int:
     return total
 
 
+def local_ids(client: Client, account: str) -> list[str]:
+    """Return the ids of all events of an account that the node itself lists."""
+    found: list[str] = []
+    fields = {"account": account, "consistency": "local", "limit": 500, "after": None}
+    while True:
+        answer = client.run(questions.ask("events", fields))
+        found += [event["id"] for event in answer["events"]]
+        if answer["next"] is None:
+            return found
+        fields["after"] = answer["next"]
+
+
+def copying(node: ClusterNode) -> bool:
+    """Is a copy on its way, or about to be?"""
+    return (node.data_dir / "behind.json").exists()
+
+
 def test_who_is_behind_all_logs_takes_a_copy() -> None:
     with Cluster(3, LITTLE_LOG) as cluster, cluster.client(timeout=SECONDS) as client:
         client.put_metric("calls", "sum")
@@ -62,6 +79,10 @@ def test_who_is_behind_all_logs_takes_a_copy() -> None:
         for other in others:
             eventually(lambda o=other: oldest_file(o.data_dir) > 1, "old files have gone", SECONDS)
 
+        for _ in range(2):  # a crash in the middle, twice
+            node.start(wait=False)
+            eventually(lambda: copying(node), "it knows that it needs a copy", SECONDS)
+            node.kill9()
         node.start(wait=False)
         eventually(lambda: "a copy of a peer now" in node.log(), "it takes a copy", SECONDS)
         node.ready()
@@ -71,9 +92,12 @@ def test_who_is_behind_all_logs_takes_a_copy() -> None:
         with Client([node.address], timeout=SECONDS) as asked:
             eventually(lambda: local_total(asked) == total, "it has everything", SECONDS)
             # Raw events come from files of both: the donor's and its own.
-            fields = {"account": "account-7", "consistency": "local", "limit": 1000}
-            answer = asked.run(questions.ask("events", fields))
-            assert answer is not None
+            wanted = [
+                f"event-{batch}-{n}"
+                for batch in range(BEFORE + MISSED + AFTER)
+                for n in range(7, SIZE, ACCOUNTS)
+            ]
+            assert sorted(local_ids(asked, "account-7")) == sorted(wanted)
         node.kill9()
         node.start()
         with Client([node.address], timeout=SECONDS) as asked:

@@ -14,9 +14,9 @@ from meterd.actors.identity import Identity
 from meterd.actors.wal_log import Log
 from meterd.actors.wal_recovery import End, Recovery
 from meterd.actors.wal_spare import Spare
+from meterd.core.checksum_repair import corrections
 from meterd.core.group_logs import unpack
 from meterd.core.kernels import scan
-from meterd.core.log_mending import corrections
 from meterd.core.log_scan import FileScan, Groups
 from meterd.protocol import log_facts, log_format
 from meterd.protocol.errors import Corrupt
