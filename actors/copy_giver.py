@@ -17,6 +17,8 @@ from crc32c import crc32c
 from meterd.actors import peer_copy
 from meterd.actors.identity import Identity
 from meterd.core.members import Members
+from meterd.protocol.errors import Corrupt
+from meterd.protocol.log_format import ACTIVE_NAME
 
 PIECE_SIZE: Final = 256 * 1024
 
@@ -35,11 +37,12 @@ class CopyGiver:
         reply: dict[str, Any] = {"copy": question["copy"], "id": question.get("id")}
         try:
             if question["copy"] == "list":
-                return reply | {"node": self._who.node_id, "files": self._files()}
+                donors = [self._who.node_id, *peer_copy.copied_from(str(self._root))]
+                return reply | {"donors": donors, "files": self._files()}
             name, offset = question.get("name"), question.get("offset")
             if question["copy"] == "read" and type(name) is str and type(offset) is int:
                 return reply | self._piece(name, offset)
-        except OSError as error:
+        except (OSError, Corrupt) as error:
             return reply | {"failed": str(error)}
         return None
 
@@ -72,6 +75,6 @@ class CopyGiver:
         finally:
             os.close(descriptor)
         # The log's last file is written all the time, and its blocks check.
-        moved = 0 if name == "wal.log" or name.endswith(".open") else found.st_mtime_ns
+        moved = 0 if name == ACTIVE_NAME else found.st_mtime_ns
         stamp = f"{found.st_ino}-{moved}"
         return {"data": data, "crc": int(crc32c(data)), "size": found.st_size, "stamp": stamp}

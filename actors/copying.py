@@ -21,7 +21,7 @@ import zmq
 from crc32c import crc32c
 
 from meterd.actors import copies, identity, peer_copy, sockets, start_checks
-from meterd.actors.disk import LocalDisk
+from meterd.actors.disk import LocalDisk, full_disk_told
 from meterd.actors.founding import BOOTSTRAP, VERSION, apart, pack
 from meterd.actors.notify import Notifier
 from meterd.actors.options import Options
@@ -30,7 +30,8 @@ from meterd.actors.wal_recovery import End, Owner, Recovery
 from meterd.actors.wal_spare import Spare
 from meterd.core.group_logs import GroupLogs, promises, unpack
 from meterd.protocol import log_facts
-from meterd.protocol.errors import BootFailed, Corrupt, MeterdError
+from meterd.protocol.errors import BootFailed, Corrupt, DiskFull, MeterdError
+from meterd.protocol.log_format import ACTIVE_NAME, number_of
 
 ANSWER_SECONDS: Final = 2.0
 ATTEMPTS: Final = 5  # of one question, then the next donor
@@ -75,6 +76,7 @@ class Copying:
         self._disk = LocalDisk()
         self._addresses = {p.node: p.address for p in node.cluster_nodes if p.node != node.id}
         self._asked = 0
+        self._donors_of: list[int] = []  # whose log files the donor has
         self._bytes = 0
         self._said_at = 0.0
 
@@ -86,7 +88,7 @@ class Copying:
             try:
                 self._fetch(donor)
                 self._try_on(donor, own)
-            except NoCopy as why:
+            except (NoCopy, DiskFull) as why:
                 logger.warning("no copy of node %d yet: %s", donor, why)
                 self._say(f"status waiting for a copy of a peer: {why}")
                 time.sleep(RETRY_SECONDS)
@@ -122,10 +124,13 @@ class Copying:
 
     def _fetch(self, donor: int) -> None:
         """Have all files of a donor.  Raises NoCopy, DiskFull, OSError."""
+        for name in os.listdir(self._incoming):
+            if not peer_copy.is_taken(name):  # of an attempt that was not finished
+                (self._incoming / name).unlink()
         way = self._connect(self._addresses[donor])
         try:
             for _ in range(PASSES_MAX):
-                wanted = [one for one in self._list(way) if not _is_tail(one[0])]
+                wanted = [one for one in self._list(way) if one[0] != ACTIVE_NAME]
                 missing = [one for one in wanted if not self._has(*one)]
                 whole = [self._take(way, name) for name, _ in sorted(missing, key=_rank)]
                 # Checkpoints are whole in every pass; it is enough when nothing else was missing.
@@ -134,9 +139,16 @@ class Copying:
             else:
                 raise NoCopy("its files change faster than they are copied")
             # The log's end last, so that it reaches further than the checkpoint.
-            for name, _ in self._list(way):
-                if (_is_tail(name) or not self._has(name, -1)) and not self._take(way, name):
-                    raise NoCopy(f"{name} went away")
+            for _ in range(PASSES_MAX):
+                if not self._take(way, ACTIVE_NAME):
+                    raise NoCopy("its log has no end")
+                # It was the end of all that is here, unless a file has become full meanwhile.
+                missing = [one for one in self._list(way) if _is_missing(one, self._incoming)]
+                for name, _ in missing:
+                    self._take(way, name)
+                if not any(number_of(name) for name, _ in missing):
+                    return
+            raise NoCopy("its log grows faster than it is copied")
         finally:
             way.close(linger=0)
 
@@ -172,23 +184,24 @@ class Copying:
 
     def _list(self, way: zmq.Socket[bytes]) -> list[tuple[str, int]]:
         reply = self._ask(way, copy="list")
+        self._donors_of = [int(node) for node in reply.get("donors", [])]
         found = [(str(name), int(size)) for name, size in reply.get("files", [])]
         if not all(peer_copy.is_taken(name) for name, _ in found):
             raise NoCopy("its list names files that are no part of a copy")
         return found
 
     def _has(self, name: str, size: int) -> bool:
-        """Is a file here that need not be asked for again?  size -1: of any size."""
+        """Is a file here that need not be asked for again?"""
         try:
             found = (self._incoming / name).stat().st_size
         except FileNotFoundError:
             return False
-        return size < 0 or (_never_changes(name) and found == size)
+        return _never_changes(name) and found == size
 
     def _take(self, way: zmq.Socket[bytes], name: str) -> bool:
         """Fetch one file; False: it is there no longer."""
         part, stamp, at, size = self._incoming / (name + PART), "", 0, -1
-        with part.open("wb", buffering=0) as file:
+        with full_disk_told(), part.open("wb", buffering=0) as file:
             while size < 0 or at < size:
                 reply = self._ask(way, copy="read", name=name, offset=at)
                 if reply.get("gone"):
@@ -222,8 +235,7 @@ class Copying:
     def _try_on(self, donor: int, own: _OwnLog) -> None:
         """Check the copy, and make it this node's.  Raises NoCopy, DiskFull, OSError."""
         directory = str(self._incoming)
-        before = {*peer_copy.copied_from(self._data_dir), donor}
-        peer_copy.write_copied(directory, before)
+        peer_copy.write_copied(directory, {donor, *self._donors_of})
         owner = Owner.of(self._who, directory)
         try:
             copies.settle(directory)
@@ -282,12 +294,12 @@ def _unpacked(frames: list[bytes]) -> dict[str, Any] | None:
     return fields if type(fields) is dict else None
 
 
-def _is_tail(name: str) -> bool:
-    return name == "wal.log" or name.endswith(".open")
-
-
 def _never_changes(name: str) -> bool:
-    return name.startswith(("seg-", "ids-", "wal-")) and not _is_tail(name)
+    return name.startswith(("seg-", "ids-", "wal-"))
+
+
+def _is_missing(one: tuple[str, int], directory: Path) -> bool:
+    return not (directory / one[0]).exists()
 
 
 def _rank(one: tuple[str, int]) -> tuple[int, str]:

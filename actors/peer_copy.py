@@ -27,10 +27,10 @@ COPIED = "copied.json"  # whose log files this directory may hold
 # What a copy is made of; everything else is the node's own, or made anew.
 _TAKEN = re.compile(
     r"(held-[01]\.)?(checkpoint(\.prev)?\.bin|ids-\d+\.\w+)|seg-\d+-\d+(-\d+)?\.\w+"
-    r"|wal-\d{20}\.(log|idx|open)|wal\.log|totals-\d+-\d+\.tot|erased\.bin|metric_registry\.bin"
+    r"|wal-\d{20}\.(log|idx)|wal\.log|totals-\d+-\d+\.tot|erased\.bin|metric_registry\.bin"
 )
 # What goes besides when a copy takes the place.
-_STALE = re.compile(r"wal\.spare|(archive|pins)\.bin|held.*|.*\.incomplete")
+_STALE = re.compile(r"wal\.spare|wal-\d{20}\.open|(archive|pins)\.bin|held.*|.*\.incomplete")
 
 logger = logging.getLogger(__name__)
 

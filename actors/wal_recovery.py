@@ -235,6 +235,8 @@ class Recovery:
                 return None
             logger.error("damage in the log, before the checkpoint", extra={"fields": fields})
             self._damaged_blocks += 1
+            if end == self._first_offset:
+                self._last_sequence = self._known_sequence
             return Place(end, place.block_seq + 1, row, crc)
         mended = mend(view, around, scan.fits)
         if mended is None or not all(map(self._may_lose, mended.lost)):

@@ -59,6 +59,12 @@ def local_total(client: Client) -> int:
     return total
 
 
+def local_ids(client: Client, account: str) -> list[str]:
+    """Return the ids of the account's events that the node itself lists."""
+    fields = {"account": account, "consistency": "local", "limit": 1_000}
+    return sorted(event["id"] for event in client.run(questions.ask("events", fields))["events"])
+
+
 @pytest.mark.parametrize("part", ["payload", "head", "whole head"])
 def test_peers_repair_what_has_rotted(part: str) -> None:
     with Cluster(3) as cluster, cluster.client(timeout=SECONDS) as client:
@@ -83,6 +89,9 @@ def test_peers_repair_what_has_rotted(part: str) -> None:
             assert damaged_blocks(node.get("/metrics")[1]) == (start == 0)
             with Client([node.address], timeout=SECONDS) as asked:
                 eventually(lambda: local_total(asked) == total, "it has everything", SECONDS)
+                for n in range(0, ACCOUNTS, 7):
+                    ids = sorted(f"{batch}-{n}" for batch in range(BATCHES + 1))
+                    assert local_ids(asked, f"account-{n}") == ids
             node.kill9()
         node.start()
         cluster.ready()

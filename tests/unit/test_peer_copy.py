@@ -113,6 +113,7 @@ def test_members_are_given_pieces_and_nobody_else(tmp_path: Path) -> None:
     listed = ask(copy="list")
     assert listed is not None
     assert listed["files"] == [["ids-3.run", len(data)]]
+    assert listed["donors"] == [WHO.node_id]
     first = ask(copy="read", name="ids-3.run", offset=0)
     second = ask(copy="read", name="ids-3.run", offset=PIECE_SIZE)
     assert first is not None
