@@ -127,6 +127,7 @@ FAMILIES = (
     _counter("wal_appends_total", "Records written."),
     _counter("wal_bytes_written_total", "Bytes written to the log."),
     _counter("wal_rotations_total", "Log files that became full."),
+    _counter("wal_damaged_blocks_total", "Blocks of the log that were damaged at a start."),
     _counter("wal_truncated_bytes_total", "Bytes of torn tails cut off at a start."),
     _histogram("wal_fsync_duration_seconds", "Time to make a block durable."),
     _gauge("wal_recovery_duration_seconds", "Time the last start took to replay the log."),

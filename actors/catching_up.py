@@ -14,17 +14,28 @@ import logging
 import time
 from typing import Any, Final, NamedTuple
 
-from meterd.actors.op_reader import Answer, Asked, OpReader, Unfilled
+from meterd.actors.op_reader import Asked, OpReader, Unfilled
 from meterd.core.op_places import Place
-from meterd.core.raft.events import Damaged, OpsRead, ReadOps
+from meterd.core.raft.events import Damaged, OpsGone, OpsRead, ReadOps
 from meterd.core.raft.node import Request
+from meterd.core.raft.repair import FOR_REPAIR
 from meterd.core.replicas import OnDisk
 from meterd.protocol.raft_messages import Append, Envelope, RepairReply, node_of
 
 # How often it is said of a follower that files do not reach back far enough.
 TELL_SECONDS: Final = 60.0
+# And how often it is told that node.
+NOTE_SECONDS: Final = 1.0
 
 logger = logging.getLogger(__name__)
+
+
+class Behind(NamedTuple):
+    """A node lacks ops of a group that no file has any more, from `first` on."""
+
+    node: int
+    group: int
+    first: int
 
 
 class Taken(NamedTuple):
@@ -32,6 +43,7 @@ class Taken(NamedTuple):
 
     events: list[Request]
     envelopes: list[Envelope]
+    behind: list[Behind]  # who lacks ops that no file has any more; each now and then
 
 
 class CatchingUp:
@@ -42,6 +54,7 @@ class CatchingUp:
         self._end = Place(file_number, offset)
         self._reader = OpReader(directory)
         self._told: dict[int, float] = {}  # by node
+        self._logged: dict[int, float] = {}
 
     @property
     def descriptor(self) -> int:
@@ -78,11 +91,11 @@ class CatchingUp:
 
     def take(self) -> Taken:
         """Return what has been read since the last call."""
-        taken = Taken([], [])
+        taken = Taken([], [], [])
         for answer in self._reader.take():
             asked, found = answer.asked, answer.found
             if found is None:
-                self._tell_gone(answer)
+                self._tell_gone(asked, taken)
             elif isinstance(asked, Unfilled) and not isinstance(found, Damaged | OpsRead):
                 taken.envelopes.append(asked.envelope._replace(messages=(found,)))
             else:
@@ -96,12 +109,18 @@ class CatchingUp:
     def close(self) -> None:
         self._reader.close()
 
-    def _tell_gone(self, answer: Answer) -> None:
-        asked = answer.asked
+    def _tell_gone(self, asked: Asked | Unfilled, taken: Taken) -> None:
         member = asked.wanted.to if isinstance(asked, Asked) else asked.envelope.target
         node, now = node_of(member), time.monotonic()
-        if now - self._told.get(node, -TELL_SECONDS) >= TELL_SECONDS:
-            self._told[node] = now
+        if isinstance(asked, Asked) and asked.wanted.term != FOR_REPAIR:
+            wanted = asked.wanted
+            gone = OpsGone(wanted.to, wanted.term, wanted.first)
+            taken.events.append(Request(wanted.group, gone))
+            if now - self._told.get(node, -NOTE_SECONDS) >= NOTE_SECONDS:
+                self._told[node] = now
+                taken.behind.append(Behind(node, wanted.group, wanted.first))
+        if now - self._logged.get(node, -TELL_SECONDS) >= TELL_SECONDS:
+            self._logged[node] = now
             logger.warning("node %d lacks ops that no log file has any more", node)
 
 

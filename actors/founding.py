@@ -16,13 +16,14 @@ import os
 import select
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgpack
 import zmq
 
 from meterd.actors import claims, endings, identity, journal, peer_list, sockets
+from meterd.actors.copy_giver import CopyGiver
 from meterd.actors.identity import Identity
 from meterd.actors.notify import Notifier
 from meterd.actors.options import Options
@@ -62,11 +63,15 @@ class Respondent:
         """Raises BootFailed."""
         self._who = who
         self._grants = claims.Grants(data_dir)
+        self._copies = CopyGiver(data_dir, who)
         self.members: Members | None = None  # until the state machine has told
 
     def answer(self, frames: list[bytes]) -> list[bytes] | None:
         """Return the answer's frames, or None for what is no question of this version."""
         question = unpack(frames)
+        if question is not None and "copy" in question:
+            given = self._copies.answer(question, self.members)
+            return None if given is None else pack(given)
         if question is None or type(question.get("node")) is not int:
             return None
         node, directory = question["node"], str(question.get("directory", ""))
@@ -130,11 +135,24 @@ def found(options: Options, notifier: Notifier) -> Identity:
 
     Raises BootFailed, Stopped.
     """
+    apart(options, notifier, "founding", lambda say: Asking(options, say).run())
+    return identity.read(options.node.data_dir)
+
+
+# Takes a line for the supervisor: `status TEXT`.
+Say = Callable[[str], None]
+
+
+def apart(options: Options, notifier: Notifier, name: str, work: Callable[[Say], None]) -> None:
+    """Have something done in a process of its own, which may use sockets; return when it is.
+
+    Raises BootFailed, Stopped.
+    """
     reading, writing = os.pipe()
     supervisor = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _live(options, reading, writing, supervisor)
+        _live(options, name, work, (reading, writing), supervisor)
     os.close(writing)
     try:
         code, reason = _follow(reading, notifier)
@@ -144,8 +162,7 @@ def found(options: Options, notifier: Notifier) -> Identity:
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
     if code != endings.CLEAN:
-        raise BootFailed(code, reason or f"founding ended with status {status}")
-    return identity.read(options.node.data_dir)
+        raise BootFailed(code, reason or f"{name} ended with status {status}")
 
 
 class Stopped(Exception):
@@ -181,20 +198,27 @@ def _follow(reading: int, notifier: Notifier) -> tuple[int, str]:
             signal.signal(number, handler)
 
 
-def _live(options: Options, reading: int, writing: int, supervisor: int) -> None:
+def _live(
+    options: Options,
+    name: str,
+    work: Callable[[Say], None],
+    pipe: tuple[int, int],
+    supervisor: int,
+) -> None:
     """Be the process, from the fork to its end; never return."""
-    code, reason = endings.INTERNAL, "founding ended by a bug"
+    reading, writing = pipe
+    code, reason = endings.INTERNAL, f"{name} ended by a bug"
     try:
         prctl = ctypes.CDLL(None).prctl
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        prctl(PR_SET_NAME, b"meterd:founding")
+        prctl(PR_SET_NAME, f"meterd:{name}".encode()[:15])
         if os.getppid() != supervisor:
             os._exit(code)
         os.close(reading)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        journal.open_journal("founding", options.log)
-        Asking(options, writing).run()
+        journal.open_journal(name, options.log)
+        work(lambda line: _say(writing, line))
         code, reason = endings.CLEAN, ""
     except BootFailed as failure:
         code, reason = failure.exit_code, failure.reason
@@ -214,10 +238,10 @@ def _say(writing: int, line: str) -> None:
 class Asking:
     """Asks until there is an identity."""
 
-    def __init__(self, options: Options, writing: int) -> None:
+    def __init__(self, options: Options, say: Say) -> None:
         """Raises BootFailed."""
         node = options.node
-        self._node, self._writing = node, writing
+        self._node, self._say = node, say
         self._nodes = {peer.node: peer for peer in node.cluster_nodes}
         self._directory = claims.directory_id(node.data_dir)
         self._founding = Founding(node.id, self._nodes, node.bootstrap)
@@ -337,7 +361,7 @@ class Asking:
             logger.info("%s", text)
         if text != self._said[0] or now - self._said[1] >= STATUS_SECONDS:
             self._said = (text, now)
-            _say(self._writing, f"status {text}")
+            self._say(f"status {text}")
 
     # Being added, by the protocol of clients
 

@@ -129,7 +129,7 @@ class Fsck:
             severity = DAMAGE if failure.exit_code == CORRUPT else NEWER
             yield Finding(severity, identity.FILE_NAME, 0, failure.reason)
         else:
-            self._owner = Owner(who.node_id, who.cluster_id, who.identity_key)
+            self._owner = Owner.of(who, self._directory)
             self._who = who
             if identity.is_copy(self._directory, who):
                 said = "a copy: its first start settles what it caught half"

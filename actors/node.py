@@ -10,6 +10,7 @@ import ctypes
 import gc
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,12 +19,14 @@ from numba.core import config as numba_config
 from meterd.actors import (
     claims,
     copies,
+    copying,
     directory,
     endings,
     founding,
     identity,
     journal,
     lease_words,
+    peer_copy,
     peer_list,
     restored,
     start_checks,
@@ -68,7 +71,11 @@ def run(options: Options, load: Callable[[], Options]) -> int:
     notifier = Notifier(dict(os.environ))
     try:
         run_dir = _prepare(options, notifier)
-        return Supervisor(options, run_dir, UNITS, load, notifier).run()
+        code = Supervisor(options, run_dir, UNITS, load, notifier).run()
+        if code == endings.TEMPORARY and peer_copy.behind_whom(options.node.data_dir):
+            logger.warning("starting again, to take a copy of a peer")
+            os.execv(sys.executable, sys.orig_argv)  # the same process, for who watches it
+        return code
     except founding.Stopped:
         logger.info("graceful shutdown complete")
         return endings.CLEAN
@@ -86,7 +93,13 @@ def _prepare(options: Options, notifier: Notifier) -> str:
     node = options.node
     with timed(start_checks.DIRECTORY, path=os.path.abspath(node.data_dir)):
         directory.take(node.data_dir)
+    try:
+        peer_copy.finish(node.data_dir)
+    except Corrupt as corrupt:
+        raise BootFailed(endings.CORRUPT, str(corrupt)) from corrupt
     claim_directory(options, notifier)
+    with timed("copy of a peer"):
+        copying.catch_up(options, notifier)
     _say_peers(options)
     _say_restored(options)
     _make_room(options)

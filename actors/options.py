@@ -116,7 +116,7 @@ class Wal:
     min_segments: int = _count(4, "and never fewer", 1, 1_000_000, reloadable=True)
     replica_segments: int = _count(
         200,
-        "keep up to so many for nodes that are behind; one further behind gets a snapshot",
+        "keep up to so many for nodes that are behind; one further behind takes a copy of a peer",
         0,
         1_000_000,
         reloadable=True,

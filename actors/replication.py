@@ -20,7 +20,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from meterd.actors import boots, endings, identity, peer_list, sockets
+from meterd.actors import boots, endings, identity, peer_copy, peer_list, sockets
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.catching_up import CatchingUp
 from meterd.actors.cluster_requests import ClusterRequests
@@ -39,10 +39,14 @@ from meterd.core.raft.events import ReadOps, Refused
 from meterd.core.raft.node import GoneBack, Node
 from meterd.core.replicas import Clock, Replicas, Step
 from meterd.protocol.errors import BootFailed, InvariantViolation
+from meterd.protocol.log_format import GROUP_COUNT
 from meterd.protocol.raft_messages import Envelope, node_of
 
 # I/O threads: a peer whose name is slow to resolve holds up those of its thread.
 IO_THREADS_MAX = 8
+
+# A note of a leader: you need a copy of a peer.
+BEHIND = b"behind"
 
 # A beat comes every 150 ms; what has been taken for so long is acted on before more is.
 TURN_SECONDS_MAX = 0.03
@@ -127,8 +131,26 @@ class Replication(Actor):
             return
         if isinstance(found, Envelope):
             self._carry_out(self._replicas.receive(found, _clock()))
+        elif found.frames and bytes(found.frames[0]) == BEHIND:
+            self._fall_behind(node_of(found.source), found.frames)
         elif found.frames and bytes(found.frames[0]) in KINDS:
             self.forwarding.on_peer(node_of(found.source), found.frames)
+
+    def _fall_behind(self, node: int, frames: Sequence[Frame]) -> None:
+        """A leader has no log files any more of what this node lacks: only a copy helps.
+
+        What it says may be late: then this node has those ops by now.  Raises BootFailed.
+        """
+        place = bytes(frames[1]) if len(frames) == 2 else b""
+        if len(place) != 10:
+            return
+        group, first = int.from_bytes(place[:2], "little"), int.from_bytes(place[2:], "little")
+        if group >= GROUP_COUNT or first <= self.replicas.node.view(group).last:
+            return
+        peer_copy.note_behind(self.options.node.data_dir, node)
+        raise BootFailed(
+            endings.TEMPORARY, f"this node lacks ops that no log has any more, says node {node}"
+        )
 
     @property
     def replicas(self) -> Replicas:
@@ -309,6 +331,9 @@ class Replication(Actor):
         taken = self._catching_up.take()
         for envelope in taken.envelopes:
             self._traffic.add(envelope)
+        for node, group, first in taken.behind:
+            place = group.to_bytes(2, "little") + first.to_bytes(8, "little")
+            self.send_small(node, [BEHIND, place])
         for event in taken.events:
             self._carry_out(self.replicas.step(event, _clock()))
         self._traffic.flush()

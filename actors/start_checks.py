@@ -51,8 +51,9 @@ def check_checkpoints(disk: Disk, directory: str) -> Start | None:
         except FileNotFoundError:
             continue
         try:
-            log = checkpoint_format.decode(disk.view(descriptor))[0]["log"]
-            return Start(log["file_number"], log)
+            state = checkpoint_format.decode(disk.view(descriptor))[0]
+            log, position = state["log"], state.get("position", (0, 0))
+            return Start(log["file_number"], log, position[1])
         except Damaged as damage:
             damaged = Corrupt(path, damage.offset, damage.reason)
             logger.warning("%s; the one before is used", damaged)
@@ -107,7 +108,7 @@ def _check_full_file(disk: Disk, path: str, number: int, owner: Owner) -> None:
         raise Corrupt(path, damage.offset, damage.reason) from damage
     finally:
         disk.close(descriptor)
-    if Owner(header.node_id, header.cluster_id, header.identity_key) != owner:
+    if not owner.owns(header):
         raise Corrupt(path, 0, "the file belongs to another node or cluster")
     if header.file_number != number:
         raise Corrupt(path, 0, f"file {header.file_number} where file {number} belongs")

@@ -241,7 +241,7 @@ class Log:
         descriptor = self._spare.descriptor_for(size)
         header = log_format.encode_file_header(
             FileHeader(
-                *self._owner,
+                *self._owner[:3],
                 file_number=self.file_number + 1,
                 first_block_seq=self.place.block_seq,
                 created=self._now(),

@@ -3,7 +3,8 @@
 Three things can be unfinished, and each shows by itself which it is: a block that was never
 acknowledged (a torn tail; zeroed), a rotation between its two renames (no `wal.log`, but its
 successor under the spare name; renamed), the very first file (nothing but perhaps a spare; made).
-Everything else is corruption, and is reported with file and offset, never mended.
+Everything else is corruption, and is reported with file and offset, never cut off.  A node alone
+ends there.  A node with peers mends the block (core/log_mending.py) and has them give what is lost.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from meterd.actors import peer_copy
 from meterd.actors.direct_file import page_memory
 from meterd.actors.disk import Disk
 from meterd.actors.identity import Identity
+from meterd.core.block_headers import Surroundings, block_header
 from meterd.core.group_logs import GroupLogs
+from meterd.core.log_mending import Lost, mend
 from meterd.core.log_scan import FileScan, Groups, Place, Torn
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
@@ -25,6 +29,7 @@ from meterd.protocol.log_format import (
     SECTOR_SIZE,
     SPARE_NAME,
     Damaged,
+    FileHeader,
     Record,
     full_name,
 )
@@ -39,6 +44,18 @@ class Owner(NamedTuple):
     node_id: int
     cluster_id: bytes
     identity_key: bytes
+    donors: tuple[int, ...] = ()  # nodes of the cluster that files may be copies of
+
+    @classmethod
+    def of(cls, who: Identity, directory: str) -> Owner:
+        """Return the owner of a directory's log.  Raises Corrupt."""
+        donors = peer_copy.copied_from(directory)
+        return cls(who.node_id, who.cluster_id, who.identity_key, donors)
+
+    def owns(self, header: FileHeader) -> bool:
+        """Whether a file with this header may be a part of the log."""
+        same = (header.cluster_id, header.identity_key) == (self.cluster_id, self.identity_key)
+        return same and (header.node_id == self.node_id or header.node_id in self.donors)
 
 
 class Start(NamedTuple):
@@ -46,6 +63,7 @@ class Start(NamedTuple):
 
     file_number: int
     log: Mapping[str, Any]  # as `Groups.packed` and, in a cluster, more (docs/STORAGE.md)
+    offset: int = 0  # in that file: what lies before it was applied
 
     @classmethod
     def of(cls, file_number: int, groups: Groups) -> Start:
@@ -70,6 +88,7 @@ class End(NamedTuple):
     protected: bool  # no damage to the last record can pass for a torn tail
     file_count: int
     torn: Torn | None  # what was zeroed
+    damaged_blocks: int = 0  # that were mended, or that only readers need
 
     @property
     def groups(self) -> Groups:
@@ -88,13 +107,20 @@ class Recovery:
         start: Start | None,
         report: Callable[[str], None],
         who: Identity | None = None,
+        mends: bool = False,
     ) -> None:
-        """`who`: the node, with the members of its cluster; by default a single one, `owner`."""
+        """`who`: the node, with the members of its cluster; by default a single one, `owner`.
+
+        `mends`: blocks that are damaged are mended, where peers can give what they held.
+        """
         self._disk = disk
         self._directory = directory
         self._owner = owner
         self._report = report
+        self._mends = mends
+        self._damaged_blocks = 0
         self._first = 1 if start is None else start.file_number
+        self._first_offset = 0 if start is None else start.offset
         member = member_id(owner.node_id, 0) if who is None else who.member
         first = () if who is None else who.beginning.configurations
         self._logs = (
@@ -140,6 +166,7 @@ class Recovery:
             self._protected,
             len(full) + 1,
             scan.torn,
+            self._damaged_blocks,
         )
 
     def _finish_rotation(self, names: list[str]) -> None:
@@ -156,16 +183,16 @@ class Recovery:
         self._report(f"reading {name}")
         descriptor = self._disk.open(self._path(name))
         try:
-            buffer = self._disk.view(descriptor)
-            scan = FileScan(self._path(name), buffer, active=name == ACTIVE_NAME)
-            self._check_header(scan, name)
             self._protected = True  # the file before is full: it has no torn tail
             self._last_block = 0
-            for block in scan:
-                for record in block.records:
-                    self._follow(scan, record)
-                self._protected = not block.records
-                self._last_block = block.offset
+            path, active = self._path(name), name == ACTIVE_NAME
+            scan = FileScan(path, self._disk.view(descriptor), active)
+            self._check_header(scan, name)
+            while (damage := self._read_blocks(scan)) is not None:
+                start = self._go_on(descriptor, scan, damage)
+                if start is None:
+                    raise damage
+                scan = FileScan(path, self._disk.view(descriptor), active, start)
             self._scan = scan
             if scan.torn is not None:
                 self._repair(descriptor, scan.path, scan.torn)
@@ -173,10 +200,64 @@ class Recovery:
         finally:
             self._disk.close(descriptor)
 
+    def _read_blocks(self, scan: FileScan) -> Corrupt | None:
+        """Follow the blocks of a file; return what ended that before the file did."""
+        blocks = iter(scan)
+        while True:
+            try:
+                block = next(blocks, None)
+            except Corrupt as damage:
+                return damage
+            if block is None:
+                return None
+            for record in block.records:
+                self._follow(scan, record)
+            self._protected = not block.records
+            self._last_block = block.offset
+
+    def _go_on(self, descriptor: int, scan: FileScan, damage: Corrupt) -> Place | None:
+        """Return where to go on behind damage: at the block, mended, or, when it is only for
+        readers, behind it.  None when this is not the way.
+        """
+        place, number = scan.end, scan.header.file_number
+        if not self._mends or self._logs.is_alone:
+            return None
+        around = Surroundings(place, number, scan.crc, self._last_sequence)
+        view = self._disk.view(descriptor)
+        fields = {"path": damage.path, "offset": damage.offset, "reason": damage.reason}
+        if number == self._first and place.offset < self._first_offset:
+            found = block_header(view, around, scan.fits)
+            if found is None:
+                return None
+            header, crc = found
+            end, row = place.offset + header.block_size, place.row + header.row_count
+            if end > self._first_offset:
+                return None
+            logger.error("damage in the log, before the checkpoint", extra={"fields": fields})
+            self._damaged_blocks += 1
+            if end == self._first_offset:
+                self._last_sequence = self._known_sequence
+            return Place(end, place.block_seq + 1, row, crc)
+        mended = mend(view, around, scan.fits)
+        if mended is None or not all(map(self._may_lose, mended.lost)):
+            return None
+        fields["records"] = [lost.sequence for lost in mended.lost]
+        logger.error("damage in the log; peers have what is lost", extra={"fields": fields})
+        block = memoryview(page_memory(len(mended.data)))
+        block[:] = mended.data
+        self._disk.write(descriptor, block, place.offset)
+        self._disk.sync(descriptor)
+        self._damaged_blocks += 1
+        return place
+
+    def _may_lose(self, lost: Lost) -> bool:
+        """Whether peers can give the content of a record, and nobody here has applied it."""
+        return lost.sequence > self._known_sequence and self._logs.may_lose(lost.slices)
+
     def _check_header(self, scan: FileScan, name: str) -> None:
         """Check that a file belongs to this log, and to the file before it."""
         header, last = scan.header, self._scan
-        if Owner(header.node_id, header.cluster_id, header.identity_key) != self._owner:
+        if not self._owner.owns(header):
             raise Corrupt(scan.path, 0, "the file belongs to another node or cluster")
         number = self._first if last is None else last.header.file_number + 1
         if header.file_number != number:
@@ -201,7 +282,6 @@ class Recovery:
         try:
             self._logs.follow(record, scan.header.file_number)
         except Damaged as damage:
-            # A node with peers could keep a hole here, and ask them (docs/REPLICATION.md).
             raise Corrupt(scan.path, record.offset, damage.reason) from damage
 
     def _repair(self, descriptor: int, path: str, torn: Torn) -> None:

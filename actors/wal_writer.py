@@ -40,6 +40,7 @@ RETRY_AFTER_MS = 1_000
 
 APPENDS = "wal_appends_total"
 BYTES_WRITTEN = "wal_bytes_written_total"
+DAMAGED_BLOCKS = "wal_damaged_blocks_total"
 FSYNC_DURATION = "wal_fsync_duration_seconds"
 OFFSET = "wal_offset_bytes"
 ROTATIONS = "wal_rotations_total"
@@ -90,7 +91,7 @@ class WalWriter(Actor):
     def open(self) -> None:
         directory = self.options.node.data_dir
         who = identity.read(directory)
-        owner = Owner(who.node_id, who.cluster_id, who.identity_key)
+        owner = Owner.of(who, directory)
         disk = self.make_disk()
         self._waiting: deque[Entry] = deque()  # bounded by what the router admits
         self._full = False
@@ -102,7 +103,7 @@ class WalWriter(Actor):
                 start = start_checks.check_checkpoints(disk, directory)
             with timed(start_checks.LOG):
                 report = self._report_reading
-                end = Recovery(disk, directory, owner, start, report, who).run()
+                end = Recovery(disk, directory, owner, start, report, who, mends=True).run()
             with timed(start_checks.SEGMENTS):
                 start_checks.check_segments(disk, directory, owner, start)
             self._log.open(end)
@@ -124,6 +125,7 @@ class WalWriter(Actor):
         self._file_number = self._log.file_number
         torn = end.torn if end is not None else None
         self.telemetry.add(TRUNCATED, torn.end - torn.start if torn is not None else 0)
+        self.telemetry.add(DAMAGED_BLOCKS, end.damaged_blocks if end is not None else 0)
         for name in (APPENDS, BYTES_WRITTEN, ROTATIONS):
             self.telemetry.add(name, 0)
         self._measure()

@@ -10,6 +10,11 @@ is here replaces whatever its group has from its index on, so not every slice co
 
 Everything else must continue its group's log: the next index, no older term, the chained digest.
 
+Content may be lost (core/log_mending.py).  When it is known of which ops, they are *holes*.  When
+not, any group may lack an op from there on: its log ends before the first slice that does not
+follow, and unless the next one follows it is *uncertain* until the engine says, behind that, that
+it is no more.
+
 A group whose only voter is this member keeps no ops: nobody else can lead it, so what its log
 holds is committed as soon as it leads itself.  Of the others the ops behind the mark are kept as
 columns, about 40 bytes each; a checkpoint bounds how many there are.
@@ -21,6 +26,7 @@ Invariants:
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
 
@@ -59,6 +65,8 @@ OP: Final = np.dtype(
         ("offset", "<u8"),
     ]
 )
+# Since a record of which nothing is known: nothing of this group was seen; it may lack ops.
+GAP, CUT = 1, 2
 ROW_SIZE: Final = 27  # bytes a row of events takes in its columns, without its heap
 
 Ops = NDArray[np.void]
@@ -101,13 +109,12 @@ class GroupLogs:
         self._alone = np.array([one.voters == (member,) for one in known], np.bool_)
         self._seen = np.zeros(GROUP_COUNT, np.bool_)  # has an op that continues the mark
         self._doubts: dict[int, Doubt] = {}
+        self._gaps: NDArray[np.uint8] = np.zeros(GROUP_COUNT, np.uint8)
         self._chunks: list[Ops] = []
         self._repairs: dict[tuple[int, int], Ops] = {}
 
     @classmethod
-    def at(
-        cls, member: int, log: Mapping[str, Any], first: Sequence[Configuration] = ()
-    ) -> Self:
+    def at(cls, member: int, log: Mapping[str, Any], first: Sequence[Configuration] = ()) -> Self:
         """Return where a checkpoint stands, by its `log`; older ones say only what groups are."""
         logs = cls(member, Groups.unpacked(log), first)
         for group, (voters, learners) in log.get("configurations", {}).items():
@@ -127,7 +134,14 @@ class GroupLogs:
         """Take rows of term and vote; the last that says something holds."""
         groups = rows["group"]
         self.term[groups], self.vote[groups] = rows["term"], rows["vote"]
-        self.uncertain[groups] = rows["flags"] & UNCERTAIN != 0
+        said = rows["flags"] & UNCERTAIN != 0
+        # That it is certain says something only behind word that it was not: rows from before the
+        # damage stand there, too.
+        self._gaps[groups[self.uncertain[groups] & ~said]] = 0
+        self.uncertain[groups] = said
+        for group in groups[said].tolist():
+            if self._doubts.pop(group, None) is not None:
+                self._gaps[group] = CUT
 
     # Following.
 
@@ -140,8 +154,12 @@ class GroupLogs:
             else:
                 self.promise(log_facts.parse_terms(record))
             return
-        configuration = _configuration_of(record) if record.kind == CONFIG else None
         slices, groups = record.slices, self.groups
+        absent = slices["flags"] == NOT_HERE
+        if (absent & ((slices["index"] | slices["term"]) != 0)).any():
+            self._lose(record, file_number)
+            return
+        configuration = _configuration_of(record) if record.kind == CONFIG else None
         partitions = slices["partition"]
         straight = not slices["flags"].any() and bool(
             (slices["index"] == groups.index[partitions] + np.uint64(1)).all()
@@ -171,6 +189,7 @@ class GroupLogs:
         if fault:
             raise Damaged(record.offset, SLICE_FAULTS[fault])
         self._seen[partitions] = True
+        self._gaps[partitions[self._gaps[partitions] == GAP]] = 0
         for group in [g for g in self._doubts if g in partitions]:
             del self._doubts[group]
         if configuration is not None:
@@ -180,18 +199,44 @@ class GroupLogs:
         if len(kept):
             self._keep(record, kept, file_number)
 
+    def _lose(self, record: Record, file_number: int) -> None:
+        """Take a record whose content is lost.  Raises Damaged where nobody else has it."""
+        for row, op in enumerate(record.slices):
+            if op["index"]:
+                if self._alone[op["partition"]]:
+                    raise Damaged(record.offset, "the content of an op is lost, and no peer has it")
+                self._take(record, row, file_number, None, lost=True)
+            elif op["term"]:
+                self._lose_unknown(record)
+
+    def _lose_unknown(self, record: Record) -> None:
+        """From here on any group may lack an op."""
+        if self._alone.any():
+            raise Damaged(record.offset, "a record is lost, and of some groups no peer has it")
+        self._gaps[self._gaps == 0] = GAP
+        self._gaps[self.uncertain] = CUT
+        self.uncertain[:] = False
+
     def _take(
-        self, record: Record, row: int, file_number: int, configuration: Configuration | None
+        self,
+        record: Record,
+        row: int,
+        file_number: int,
+        configuration: Configuration | None,
+        lost: bool = False,
     ) -> None:
-        """Take one slice that is here, whatever it continues."""
+        """Take one slice that is here, whatever it continues; `lost`: its content is not known."""
         op, groups = record.slices[row], self.groups
         group, index = int(op["partition"]), int(op["index"])
         if index <= self.mark_index[group]:
             self._take_old(group, record)
             return
         before = self._before(group, index)
-        reason = self._reason_against(record, row, before)
+        reason = self._reason_against(record, row, before, lost)
         assert before is not None or reason
+        if reason and (self._gaps[group] or self.uncertain[group]):
+            self._gaps[group] = CUT
+            return
         if reason and self._seen[group]:
             raise Damaged(record.offset, reason)
         if reason:
@@ -199,6 +244,8 @@ class GroupLogs:
             return
         self._doubts.pop(group, None)
         self._seen[group] = True
+        if self._gaps[group] == GAP:
+            self._gaps[group] = 0
         if index <= groups.index[group]:
             self._truncate(group, index - 1)
         groups.take_time(record, op["partition"].reshape(1))
@@ -208,6 +255,7 @@ class GroupLogs:
             self._reconfigure(op, before, configuration)
         if not self._alone[group]:
             self._keep(record, np.array([row]), file_number)
+            self._chunks[-1]["damaged"] = lost
 
     def _take_old(self, group: int, record: Record) -> None:
         """A slice before the mark: whatever follows nothing known was replaced by it."""
@@ -216,7 +264,7 @@ class GroupLogs:
         self._doubts.pop(group, None)
 
     def _reason_against(
-        self, record: Record, row: int, before: tuple[int, NDArray[np.uint64]] | None
+        self, record: Record, row: int, before: tuple[int, NDArray[np.uint64]] | None, lost: bool
     ) -> str:
         """Return why a slice does not continue its group's log, or nothing."""
         if before is None:
@@ -224,6 +272,8 @@ class GroupLogs:
         term, digest = before
         if record.slices["term"][row] < term:
             return SLICE_FAULTS[sectors.BAD_TERM]
+        if lost:
+            return ""  # its digest cannot be made again; the next op's is
         look = np.zeros(len(record.slices), np.bool_)
         look[row] = True
         digests = np.repeat(digest.reshape(1, 2), len(record.slices), 0)
@@ -285,7 +335,7 @@ class GroupLogs:
         if mark.index <= self.mark_index[group]:
             return  # the checkpoint is newer
         digest = np.frombuffer(mark.digest.to_bytes(16, "little"), np.uint64)
-        if not self._holds(group, mark.index, digest):
+        if not self.holds(group, mark.index, digest):
             self._truncate(group, int(self.mark_index[group]))
             groups.index[group], groups.term[group] = mark.index, mark.term
             groups.digest[group] = digest
@@ -294,8 +344,8 @@ class GroupLogs:
         self._configurations[group][0] = (mark.index, mark.configuration)
         self._alone[group] = self._configurations[group][-1][1].voters == (self.member,)
 
-    def _holds(self, group: int, index: int, digest: NDArray[np.uint64]) -> bool:
-        """Whether the log holds this op behind its mark."""
+    def holds(self, group: int, index: int, digest: NDArray[np.uint64]) -> bool:
+        """Whether the log holds this op at its mark or behind it."""
         last = int(self.groups.index[group])
         if index >= last:
             return index == last and bool((self.groups.digest[group] == digest).all())
@@ -307,12 +357,31 @@ class GroupLogs:
     def _repair(self, record: Record, row: int, file_number: int) -> None:
         """The content of a damaged op lies here now, too."""
         op = _ops(record, np.array([row]), file_number)
-        self._repairs[int(op["group"][0]), int(op["index"][0])] = op
+        group, index = int(op["group"][0]), int(op["index"][0])
+        self._repairs[group, index] = op
+        if record.kind == CONFIG and self.holds(group, index, op["digest"][0]):
+            known = self._configurations[group]
+            if index > known[0][0] and all(at != index for at, _ in known):
+                insort(known, (index, _configuration_of(record)), key=lambda found: found[0])
+                self._alone[group] = known[-1][1].voters == (self.member,)
 
     def _keep(self, record: Record, rows: NDArray[np.int64], file_number: int) -> None:
         self._chunks.append(_ops(record, rows, file_number))
 
     # What was found.
+
+    @property
+    def is_alone(self) -> bool:
+        """Is this member the only voter of every group?"""
+        return bool(self._alone.all())
+
+    def may_lose(self, slices: NDArray[np.void]) -> bool:
+        """Whether the content of these slices, none: of any, may come from peers again."""
+        if not len(slices):
+            return not self._alone.any()
+        groups = slices["partition"]
+        behind = slices["index"] > self.mark_index[groups]
+        return bool(behind.all()) and not self._alone[groups].any()
 
     @property
     def doubt(self) -> Doubt | None:
@@ -338,13 +407,14 @@ class GroupLogs:
             place = np.flatnonzero((kept["group"] == number) & (kept["index"] == index))
             if len(place) and (kept["digest"][place[0]] == op["digest"][0]).all():
                 kept["file"][place[0]], kept["offset"][place[0]] = op["file"][0], op["offset"][0]
+                kept["damaged"][place[0]] = 0
         return kept
 
     def packed(self) -> dict[str, Any]:
         """Return everything as plain values, for a message; `unpack` takes them."""
         self._settle()
         return {
-            "promises": promises(self.term, self.vote, self.uncertain).tobytes(),
+            "promises": promises(self.term, self.vote, self.uncertain | (self._gaps > 0)).tobytes(),
             "marks": [
                 self.mark_index.tobytes(),
                 self.mark_term.tobytes(),

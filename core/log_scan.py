@@ -268,6 +268,14 @@ class FileScan:
             )
             yield block
 
+    def fits(self, header: BlockHeader) -> bool:
+        """Whether a header says what the block at `end` must."""
+        try:
+            self._check(header, self.end.offset)
+        except Damaged:
+            return False
+        return True
+
     def _check(self, header: BlockHeader, offset: int) -> None:
         """Check that a block belongs where it lies."""
         place = self.end

@@ -131,6 +131,9 @@ class Replicas:
             seeds=seeds,
             settings=settings,
         )
+        for group in groups:
+            if group.uncertain:
+                group.write_term()  # so that a later start knows from when on it may be certain
         self._blocks: deque[tuple[int, int]] = deque()  # last sequence, number; not durable
         self._alone = np.array([self._is_alone(group) for group in range(GROUP_COUNT)], np.bool_)
         self._all_alone = bool(self._alone.all())
@@ -284,6 +287,8 @@ def recovered(start: GroupStart) -> Recovered:
         low, high = row["digest"].tolist()
         place: Any = OnDisk(int(row["file"]), int(row["offset"]))
         body = configurations.get(index, place) if kind == CONFIG else place
+        if row["damaged"]:
+            body = None
         ops.append(Op(index, int(row["term"]), low | high << 64, kind, int(row["size"]), body))
         if row["damaged"]:
             holes.append(index)

@@ -55,6 +55,9 @@ TIMED: Final = (EVENTS, META, EXPIRE, ACCOUNT)
 # Flags of a slice.
 NOT_HERE: Final = 1  # the record was not taken for this group: its rows count for nothing
 REPAIR: Final = 2  # the content of a damaged op again: replaces nothing
+# A slice that is not here has no index, term or digest.  Where it has, its content was lost to
+# damage: they name the op; index 0 and this term: it is not known what was lost.
+LOST_UNKNOWN: Final = 0xFFFFFFFF
 
 # Partitions 0..255 and the meta group.
 META_GROUP: Final = 256
@@ -390,6 +393,14 @@ def record_sequence(buffer: Bytes, offset: int) -> int:
     """Return the sequence of the record at `offset`, unchecked."""
     sequence: int = _SEQUENCE.unpack_from(buffer, offset + _SEQUENCE_AT)[0]
     return sequence
+
+
+def with_payload_crc(head: bytes, payload: Bytes) -> bytes:
+    """Return a record's head made to fit another payload of the same size."""
+    fixed = bytearray(head[: _RECORD.size])
+    _CRC.pack_into(fixed, _PAYLOAD_CRC_AT, crc32c(payload))
+    table = head[RECORD_HEADER_SIZE:]
+    return bytes(fixed) + _CRC.pack(crc32c(table, crc32c(fixed))) + table
 
 
 def parse_record(buffer: Bytes, offset: int = 0) -> Record:

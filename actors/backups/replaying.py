@@ -109,7 +109,7 @@ def replay_directory(directory: str, names: list[str], say: Say) -> Replayed:
     It may add files of identities and repair the log, so it must not be a node's own directory.
     """
     who = identity.read(directory)
-    owner = Owner(who.node_id, who.cluster_id, who.identity_key)
+    owner = Owner.of(who, directory)
     disk = LocalDisk()
     end = Recovery(disk, directory, owner, check_checkpoints(disk, directory), say, who).run()
     if end is None:

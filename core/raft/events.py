@@ -108,6 +108,14 @@ class OpsRead(NamedTuple):
     ops: tuple[Op, ...]
 
 
+class OpsGone(NamedTuple):
+    """No file has the ops any more that ReadOps asked for, from `first` on."""
+
+    to: int
+    term: int
+    first: int
+
+
 class Damaged(NamedTuple):
     """A record on my disk has become unreadable."""
 
@@ -125,6 +133,7 @@ Event = (
     | Compacted
     | Forgotten
     | OpsRead
+    | OpsGone
     | Damaged
 )
 

@@ -23,6 +23,7 @@ from meterd.core.raft.events import (
     Durable,
     Event,
     Forgotten,
+    OpsGone,
     OpsRead,
     Proposal,
     ProposeChange,
@@ -82,6 +83,8 @@ class Group(GroupState):
                 repair.on_ops_read(self, event)
             else:
                 leading.on_ops_read(self, event)
+        elif isinstance(event, OpsGone):
+            leading.on_ops_gone(self, event)
         elif isinstance(event, Damaged):
             repair.on_damaged(self, event)
         return self._taken()

@@ -18,6 +18,7 @@ from meterd.core.raft.events import (
     TRANSFERRING,
     UNFIT,
     Accepted,
+    OpsGone,
     OpsRead,
     Proposal,
     ReadOps,
@@ -186,6 +187,15 @@ def on_ops_read(group: GroupState, event: OpsRead) -> None:
     before = (first - 1, event.prev_term, event.prev_digest)
     group.send(event.to, Append(group.group, group.term, *before, ops, group.commit))
     progress.sent_at = group.moment.now
+
+
+def on_ops_gone(group: GroupState, event: OpsGone) -> None:
+    """Ask the follower where its log ends: it may have more by now, by a copy of a peer."""
+    progress = group.progress.get(event.to)
+    if progress is None or (group.role, group.term) != (LEADER, event.term):
+        return
+    if (progress.state, progress.next) == (PROBE, event.first):
+        progress.next = group.log.last + 1
 
 
 def on_append_reply(group: GroupState, sender: int, message: AppendReply) -> None:

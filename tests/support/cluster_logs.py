@@ -35,8 +35,12 @@ def read_ops(data_dir: Path) -> Ops:
             slices = int(data[offset + 12 : offset + 16].view(np.uint32)[0])
             at = offset + log_format.RECORD_HEADER_SIZE
             table = data[at : at + slices * log_format.SLICE_SIZE].view(SLICE)
-            for row in table[table["flags"] & (NOT_HERE | REPAIR) == 0]:
-                _append(found.setdefault(int(row["partition"]), {}), row)
+            for row in table[table["flags"] & NOT_HERE == 0]:
+                ops = found.setdefault(int(row["partition"]), {})
+                if row["flags"] & REPAIR:
+                    ops.setdefault(int(row["index"]), (int(row["term"]), row["digest"].tobytes()))
+                else:
+                    _append(ops, row)
     return found
 
 

@@ -21,7 +21,7 @@ class Image:
     """The bytes of a preallocated log file, built block by block."""
 
     def __init__(self) -> None:
-        header = log_format.encode_file_header(FileHeader(*OWNER, 1, 1, 0, 0))
+        header = log_format.encode_file_header(FileHeader(*OWNER[:3], 1, 1, 0, 0))
         self.content = bytearray(header.ljust(SIZE, b"\0"))
         self.file_crc = log_format.parse_file_header(header)[1]
         self.replica = Replica(Groups())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from meterd.core.raft import membership
-from meterd.core.raft.events import Damaged, ProposeChange, Read, ReadReady, Tick
+from meterd.core.raft.events import Damaged, OpsGone, ProposeChange, Read, ReadReady, Tick
 from meterd.core.raft.log import Log
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.state import FOLLOWER, LEADER, Recovered
@@ -290,3 +290,20 @@ def test_a_follower_that_has_lost_what_it_acked_gets_it_again() -> None:
     lab.beat(1, 2)
     assert lab.groups[2].log.last == 6 == lab.commit(2)
     assert not lab.groups[2].uncertain
+
+
+def test_who_lacks_ops_that_are_gone_is_asked_again_where_its_log_ends() -> None:
+    lab = led_by_1()
+    lab.propose(1, 5)
+    lab.flow()
+    progress = lab.groups[1].progress[2]
+    progress.probe_from(2)  # what its leader knew before it took a copy of another's log
+    lab.step(1, OpsGone(2, lab.groups[1].term, 2))
+    assert progress.next == lab.groups[1].log.last + 1
+    for _ in range(3):
+        lab.wait(400)
+        lab.beat(1, 2)
+        lab.flow()
+    assert progress.match == lab.groups[1].log.last
+    lab.step(1, OpsGone(2, lab.groups[1].term, 2))  # late: it changes nothing
+    assert progress.match == lab.groups[1].log.last == progress.next - 1

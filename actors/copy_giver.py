@@ -1,0 +1,80 @@
+"""Gives a peer the files of this directory, piece by piece, while the node runs.
+
+Questions are bootstrap questions with a key `copy`: `list` and `read`.  Only members of the cluster
+are answered.  A piece comes with a checksum and with a stamp of its file: a name may be given to
+another file between two pieces.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from crc32c import crc32c
+
+from meterd.actors import peer_copy
+from meterd.actors.identity import Identity
+from meterd.core.members import Members
+from meterd.protocol.errors import Corrupt
+from meterd.protocol.log_format import ACTIVE_NAME
+
+PIECE_SIZE: Final = 256 * 1024
+
+
+class CopyGiver:
+    """Answers questions about one directory."""
+
+    def __init__(self, data_dir: str, who: Identity) -> None:
+        self._root = Path(data_dir)
+        self._who = who
+
+    def answer(self, question: Mapping[str, Any], members: Members | None) -> dict[str, Any] | None:
+        """Return the fields of an answer; None: whoever asks gets none."""
+        if not self._is_member(question, members):
+            return None
+        reply: dict[str, Any] = {"copy": question["copy"], "id": question.get("id")}
+        try:
+            if question["copy"] == "list":
+                donors = [self._who.node_id, *peer_copy.copied_from(str(self._root))]
+                return reply | {"donors": donors, "files": self._files()}
+            name, offset = question.get("name"), question.get("offset")
+            if question["copy"] == "read" and type(name) is str and type(offset) is int:
+                return reply | self._piece(name, offset)
+        except (OSError, Corrupt) as error:
+            return reply | {"failed": str(error)}
+        return None
+
+    def _is_member(self, question: Mapping[str, Any], members: Members | None) -> bool:
+        if members is None or question.get("cluster") != self._who.cluster_id_hex:
+            return False
+        asker = (question.get("node"), question.get("incarnation"))
+        return any((one.node, one.incarnation) == asker for one in members.present)
+
+    def _files(self) -> list[list[Any]]:
+        found = []
+        for entry in os.scandir(self._root):
+            if peer_copy.is_taken(entry.name):
+                try:
+                    found.append([entry.name, entry.stat().st_size])
+                except FileNotFoundError:
+                    continue
+        return found
+
+    def _piece(self, name: str, offset: int) -> dict[str, Any]:
+        if not peer_copy.is_taken(name) or offset < 0:
+            return {"gone": True}
+        try:
+            descriptor = os.open(self._root / name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return {"gone": True}
+        try:
+            data = os.pread(descriptor, PIECE_SIZE, offset)
+            found = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        # The log's last file is written all the time, and its blocks check.
+        moved = 0 if name == ACTIVE_NAME else found.st_mtime_ns
+        stamp = f"{found.st_ino}-{moved}"
+        return {"data": data, "crc": int(crc32c(data)), "size": found.st_size, "stamp": stamp}

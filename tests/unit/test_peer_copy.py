@@ -1,0 +1,149 @@
+"""A copy of a peer takes the old directory's place, whole, wherever a crash comes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from meterd.actors import peer_copy
+from meterd.actors.copy_giver import PIECE_SIZE, CopyGiver
+from meterd.actors.copying import lacks
+from meterd.actors.disk import LocalDisk
+from meterd.actors.identity import Identity
+from meterd.actors.wal_recovery import Recovery
+from meterd.core.group_logs import GroupLogs
+from tests.unit.test_log_mending import OWNER, WHO, written
+
+__all__ = ["written"]  # the fixture
+
+KEPT = {"node.json": b"mine", "boot.json": b"7", "refused.log": b"refused", "lock": b""}
+OLD = {"wal.log": b"old log", "wal-00000000000000000001.log": b"old", "checkpoint.bin": b"old c"}
+STALE = {"wal.spare": b"zeros", "held-0.checkpoint.bin": b"h", "archive.bin": b"a"}
+NEW = {
+    "wal.log": b"new log",
+    "wal-00000000000000000005.log": b"five",
+    "checkpoint.bin": b"new c",
+    "ids-3.run": b"ids",
+    "copied.json": b'{"nodes": [2]}',
+}
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    (root / "incoming").mkdir(parents=True)
+    for name, content in (KEPT | OLD | STALE | {"behind.json": b'{"node": 2}'}).items():
+        (root / name).write_bytes(content)
+    for name, content in NEW.items():
+        (root / "incoming" / name).write_bytes(content)
+    (root / "incoming" / "seg-1-2.seg.partial").write_bytes(b"part")
+    return root
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()}
+
+
+def test_nothing_changes_before_the_copy_is_complete(directory: Path) -> None:
+    before = content(directory)
+    assert not peer_copy.finish(str(directory))
+    assert content(directory) == before
+    assert peer_copy.behind_whom(str(directory)) == 2
+
+
+def test_a_crash_at_any_step_ends_with_the_copy(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer_copy.complete(str(directory))
+    steps = 0
+    while True:
+        root = tmp_path / f"try-{steps}"
+        shutil.copytree(directory, root)
+        with monkeypatch.context() as patch:
+            left = [steps]
+
+            def counted(real: Callable[..., Any], left: list[int] = left) -> Callable[..., Any]:
+                def call(*arguments: Any, **options: Any) -> Any:
+                    if left[0] == 0:
+                        raise Crash
+                    left[0] -= 1
+                    return real(*arguments, **options)
+
+                return call
+
+            for place, name in ((os, "replace"), (Path, "unlink"), (shutil, "rmtree")):
+                patch.setattr(place, name, counted(getattr(place, name)))
+            try:
+                peer_copy.finish(str(root))
+                crashed = False
+            except Crash:
+                crashed = True
+        if crashed and not (root / "incoming" / "complete.json").exists():
+            assert content(root) == KEPT | NEW  # only litter is left
+        peer_copy.finish(str(root))
+        assert content(root) == KEPT | NEW
+        assert peer_copy.behind_whom(str(root)) == 0
+        assert peer_copy.copied_from(str(root)) == (2,)
+        if not crashed:
+            break
+        steps += 1
+    assert steps > len(NEW)
+
+
+def test_members_are_given_pieces_and_nobody_else(tmp_path: Path) -> None:
+    data = os.urandom(PIECE_SIZE + 10)
+    (tmp_path / "ids-3.run").write_bytes(data)
+    (tmp_path / "node.json").write_bytes(b"secret")
+    giver, members = CopyGiver(str(tmp_path), WHO), WHO.beginning
+    asker = {"id": 1, "cluster": WHO.cluster_id_hex, "node": 8, "incarnation": 1}
+
+    def ask(**fields: Any) -> dict[str, Any] | None:
+        return giver.answer(asker | fields, members)
+
+    listed = ask(copy="list")
+    assert listed is not None
+    assert listed["files"] == [["ids-3.run", len(data)]]
+    assert listed["donors"] == [WHO.node_id]
+    first = ask(copy="read", name="ids-3.run", offset=0)
+    second = ask(copy="read", name="ids-3.run", offset=PIECE_SIZE)
+    assert first is not None
+    assert second is not None
+    assert first["data"] + second["data"] == data
+    assert first["stamp"] == second["stamp"]
+    for name in ("node.json", "../data", "ids-4.run"):
+        assert (ask(copy="read", name=name, offset=0) or {}).get("gone")
+    for wrong in ({"cluster": "00" * 16}, {"node": 9, "incarnation": 2}, {"node": 44}):
+        assert ask(copy="list", **wrong) is None
+    assert giver.answer(asker | {"copy": "list"}, None) is None
+    assert ask(copy="read", name=3, offset=0) is None
+
+
+def recover(directory: Path, who: Identity = WHO) -> Any:
+    return Recovery(LocalDisk(), str(directory), OWNER, None, lambda _: None, who).run()
+
+
+def test_a_copy_must_hold_all_of_the_own_log(written: Path) -> None:
+    end = recover(written)
+    assert lacks(end.logs, end) is None
+    own = recover(written).logs
+    group = int(np.flatnonzero(own.groups.index)[0])
+    own.groups.index[group] += 1
+    assert lacks(own, end) == group
+    own = recover(written).logs
+    own.groups.digest[group, 0] ^= 1
+    assert lacks(own, end) == group
+    # What the donor has applied is committed: an op of another history never was.
+    end.logs.mark_index[group] = own.groups.index[group]
+    assert lacks(own, end) is None
+    nothing = GroupLogs(WHO.member, None, WHO.beginning.configurations)
+    assert lacks(nothing, end) is None
