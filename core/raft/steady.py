@@ -107,7 +107,8 @@ class Steady:
         self._voter, self._streams = np.zeros((2, count, MEMBERS_MAX), np.bool_)
         self._match, self._accepted = np.zeros((2, count, MEMBERS_MAX), np.int64)
         self._history: deque[Remembered] = deque()
-        self._waiting: deque[tuple[int, Ints, Ints, Ints, list[int]]] = deque()  # block, groups, index, epochs, rows
+        # Block, groups, index, epochs, rows as in `Remembered`.
+        self._waiting: deque[tuple[int, Ints, Ints, Ints, list[int]]] = deque()
 
     def knows(self, groups: Ints) -> bool:
         """Whether there is a row for each of these; a peer may say anything."""
