@@ -153,10 +153,11 @@ class _Draft:
 
 def written(writes: Sequence[Write | WriteSlices], first: int) -> list[Written]:
     """Return what one step of the engine writes as records, numbered from `first` on."""
-    if len(writes) == 1 and isinstance(writes[0], WriteSlices):
-        whole = _whole(writes[0].ops, first)
-        if whole is not None:
-            return [whole]
+    if all(isinstance(write, WriteSlices) for write in writes):
+        slices = [write.ops for write in writes if isinstance(write, WriteSlices)]
+        whole = [_whole(ops, first + k) for k, ops in enumerate(slices)]
+        if None not in whole:
+            return [record for record in whole if record is not None]
     return [_record(draft, first + k) for k, draft in enumerate(_drafts(writes))]
 
 
