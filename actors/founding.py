@@ -259,13 +259,14 @@ class Asking:
         self._added_by = 0  # counts attempts, so that another node is asked each time
         self._said = ("", 0.0)
 
-    def _connect(self, address: str) -> zmq.Socket[bytes]:
+    def _connect(self, address: str, waits: bool = False) -> zmq.Socket[bytes]:
+        """`waits`: what is sent before there is a connection goes when there is one, else never."""
         socket = sockets.context().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_SIZE_MAX * 4)
-        socket.setsockopt(zmq.IMMEDIATE, 1)  # what is not connected gets no old questions later
+        socket.setsockopt(zmq.IMMEDIATE, int(not waits))  # it counts from the connect on
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
         socket.setsockopt(zmq.IPV6, int(address.startswith("[")))
@@ -373,8 +374,7 @@ class Asking:
         self._added_by += 1
         peer = self._nodes[nodes[self._added_by % len(nodes)]]
         own = self._nodes[self._node.id]
-        way = self._connect(peer.client_address)
-        way.setsockopt(zmq.IMMEDIATE, 0)
+        way = self._connect(peer.client_address, waits=True)
         header = RequestHeader(self._added_by, "node_add", ADD_DEADLINE_MS)
         body = {
             "node": own.node,

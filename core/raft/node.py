@@ -161,6 +161,7 @@ class Node:
         self._held_count = 0
         self.held_lost = 0
         self._writers: dict[int, list[int]] = {}  # block -> groups that wrote to it
+        self._deadline: int | None = None  # not looked for since this step began
         self._begin_step()
         for group in self.groups.values():
             group.start()
@@ -282,7 +283,7 @@ class Node:
         self._actions: list[NodeAction] = []
         self._outgoing: dict[int, list[Outgoing]] = {}
         self._beat_soon = False
-        self._deadline: int | None = None  # not looked for since this step began
+        self._deadline = None
         self._wall = 0
 
     def _end_step(self) -> Output:

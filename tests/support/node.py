@@ -77,7 +77,11 @@ class Node:
                 raise AssertionError(f"the node ended: {self.process.returncode}\n{self.log()}")
             return self.page().get("state") == "running"
 
-        eventually(running, f"the node is ready\n{self.log()}", START_SECONDS)
+        try:
+            eventually(running, "the node is ready", START_SECONDS)
+        except AssertionError as error:
+            error.add_note(self.log())
+            raise
         return self
 
     def stop(self, number: int = signal.SIGTERM) -> int:
