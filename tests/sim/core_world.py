@@ -8,13 +8,12 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from meterd.client.partitions import partition_of
 from meterd.core.raft.group import Group
 from meterd.protocol.errors import MeterdError
 from meterd.protocol.log_format import META_GROUP
 from meterd.protocol.raft_messages import Configuration, Mark, member_id
 from tests.sim.checks import Checks, require
-from tests.sim.core_clients import PARTITIONS_MAX, CoreClients
+from tests.sim.core_clients import PARTITION_OF, PARTITIONS_MAX, CoreClients
 from tests.sim.core_history import History
 from tests.sim.core_machine import CoreMachine
 from tests.sim.core_nemesis import CoreNemesis
@@ -204,7 +203,7 @@ def check_end(world: CoreWorld) -> None:
     """I11, I12, I13, I15, I18: what all have is what was committed, and reads back as it is."""
     history = world.history
     for account, identity in world.clients.acknowledged():
-        known = history.groups[partition_of(account)].stored_at
+        known = history.groups[PARTITION_OF[account]].stored_at
         require((account, identity) in known, "I11 acknowledged and lost", account, identity)
     for machine in world.machines.values():
         if machine.node is None:
