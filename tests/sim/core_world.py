@@ -46,6 +46,20 @@ class CoreChecks(Checks):
             op = machine.ops[number][at]
             self.world.history.commit(number, at, op.term, op.kind, op.body)
 
+    def durable_alone(self, machine: Any, number: int, index: int) -> None:
+        """Ops are durable that were written while this node was the group's only voter.
+
+        So they are committed, whoever is to vote from the next op on: who leads by the new members
+        needs this node's vote.
+        """
+        canonical = self.canonical.setdefault(number, [])
+        terms = self.commit_terms.setdefault(number, [])
+        for at in range(len(canonical) + 1, index + 1):
+            op = machine.ops[number][at]
+            canonical.append((op.term, op.digest))
+            terms.append(max(op.term, terms[-1] if terms else 0))
+            self.world.history.commit(number, at, op.term, op.kind, op.body)
+
     def stepped(self, machine: Any) -> None:
         node = machine.node
         for number in self.world.groups:
