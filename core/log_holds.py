@@ -3,10 +3,10 @@
 A log file is needed for six reasons: a start replays it (`checkpoint`), it is the only store of
 its events (`uncovered`), somebody copies files and has listed it (`grace`), its copy is not in the
 archive (`archive`), a follower that is behind reads it (`replica`, up to so many files: one that is
-further behind takes a copy of a peer), a backup reads it (`pin`).  When none of these holds it stays for
-as long as the operator wishes: `age`, and `count` for the newest few; beyond so many files age no
-longer counts.  Files go from the oldest on, so that what is left is always one unbroken piece of
-the log: one that nothing else holds may wait for an `older` one.
+further behind takes a copy of a peer), a backup reads it (`pin`).  When none of these holds it
+stays for as long as the operator wishes: `age`, and `count` for the newest few; beyond so many
+files age no longer counts.  Files go from the oldest on, so that what is left is always one
+unbroken piece of the log: one that nothing else holds may wait for an `older` one.
 
 A file all of whose events are past the retention needs no segment, and nobody wishes to keep it:
 `uncovered`, `grace`, `age` and `count` do not hold it.
