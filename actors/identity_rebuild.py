@@ -26,7 +26,7 @@ from meterd.actors.mapped import map_file
 from meterd.actors.replay import Position
 from meterd.core import identity_rebuild, identity_runs
 from meterd.core.identity_rebuild import BATCH, IdentityRebuild, Rows
-from meterd.core.identity_runs import MemorySource
+from meterd.core.identity_runs import memory_source
 from meterd.core.log_scan import FileScan
 from meterd.core.registry import Registry
 from meterd.protocol import checkpoint_format
@@ -123,7 +123,7 @@ def _write(directory: Path, number: int, work: IdentityRebuild) -> list[Any]:
     entries = work.take_entries()
     facts = identity_runs.facts_of_entries(entries)
     name = f"ids-{number:012d}.run"
-    source = MemorySource(entries, facts, np.empty_like(entries))
+    source = memory_source(entries, facts, np.empty_like(entries))
     return [name, 0, run_files.write_run(directory / name, facts, source)]
 
 

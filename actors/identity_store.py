@@ -7,7 +7,8 @@ many events are stored, and each identity is written a few times.  Neither kind 
 changes; a checkpoint names those it needs, and what neither checkpoint nor memory uses is removed.
 
 The work is done beside the actor's loop, which calls `step`: flushing in one thread, merging in
-another.  Checkpoints copy from the memory that is flushed, so only one of the two is under way.
+two, and what the filter of all runs needs in another (`filter_lane.py`).  Checkpoints copy from
+the memory that is flushed, so only one of the two is under way.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ import numpy as np
 from meterd.actors import disk, run_files
 from meterd.actors.background import Background
 from meterd.actors.direct_file import Staging
+from meterd.actors.filter_lane import FilterLane
 from meterd.core import identity_runs
-from meterd.core.identity_runs import Entries, Facts, MemorySource, MergeSource, Run, Source
-from meterd.core.kernels import bloom
+from meterd.core.identity_filter import LINES_MIN
+from meterd.core.identity_runs import Entries, Facts, Run, Source, memory_source, merge_source
 from meterd.core.kernels import runs as kernels
 from meterd.core.kernels.index import clear
 from meterd.core.kernels.memory import reserve
@@ -40,8 +42,8 @@ from meterd.protocol.log_format import Damaged
 RUNS_PER_LEVEL = 8
 # So many parts become one, so that saves of few events do not leave a file each.
 PARTS_MAX = 8
-# A filter is made for twice as many identities at least: 26 MB.
-FILTER_MIN = 8_000_000
+# Lines of the smallest filter.
+FILTER_LINES_MIN = LINES_MIN
 # What found no room on the disk is tried again after so long.
 RETRY_SECONDS = 10.0
 NAME = re.compile(r"ids-([0-9]{12})\.(run|part)")
@@ -90,10 +92,14 @@ class IdentityStore:
         self._next = next_number(names)
         self._unfinished: set[str] = set()  # files that are made and not in use yet
         self._flushing: Entries | None = None
+        self._made: list[OpenRun] | None = None  # the run of them, not in use yet
         self._room: Entries | None = None
         self._retry_at = 0.0
         self._flusher: Background[Done] = Background("flush")
+        # Large merges take minutes, in which many small runs would come together.
         self._merger: Background[Done] = Background("merge")
+        self._deep_merger: Background[Done] = Background("merge deep")
+        self._filter = FilterLane(state, FILTER_LINES_MIN)
         self._staging = Staging()
 
     def open(self, named: State) -> Opened:
@@ -153,26 +159,26 @@ class IdentityStore:
 
         `may_flush`: no checkpoint is under way; `wait`: for a flush.  Raises FsyncFailed, Corrupt.
         """
-        self._take(self._flusher, wait)
-        self._take(self._merger, wait=False)
-        if now < self._retry_at:
-            return
-        if not self._flusher.busy:
-            if self._flushing is not None:  # the last try found no room
-                self._flush(self._flushing)
-            elif may_flush and self._state.recent >= self._flush_at:
-                self._flush(self._state.begin_flush())
-        if not self._merger.busy:
-            self._drop_expired()
-            if self._state.filter_is_full:
-                self._renew_filter()
-            else:
-                self._merge()
+        self._step_flush(may_flush, wait, now)
+        for lane, deep in ((self._merger, False), (self._deep_merger, True)):
+            self._take(lane, wait=False)
+            if now >= self._retry_at and not lane.busy:
+                self._merge(lane, deep)
+        self._drop_expired()
+
+    def settle(self, beat: Callable[[], None]) -> None:
+        """Wait until the filter holds the identities of all runs, which makes a look-up fast."""
+        self._filter.settle(beat)
 
     def finish(self) -> None:
         """Wait for what is under way, and take it over.  Raises FsyncFailed, Corrupt."""
         self._take(self._flusher, wait=True)
+        self._filter.step(wait=True)
+        self._end_flush()
+        self._filter.finish()
+        self._take(self._flusher, wait=True)
         self._take(self._merger, wait=True)
+        self._take(self._deep_merger, wait=True)
 
     def _take(self, lane: Background[Done], wait: bool) -> None:
         try:
@@ -184,25 +190,44 @@ class IdentityStore:
             if done is not None:
                 done()
 
+    def _step_flush(self, may_flush: bool, wait: bool, now: float) -> None:
+        self._take(self._flusher, wait)
+        self._filter.step(wait)
+        self._end_flush()
+        if now < self._retry_at or self._flusher.busy or self._made is not None:
+            return
+        if self._flushing is not None:  # the last try found no room
+            self._flush(self._flushing)
+        elif may_flush and self._state.recent >= self._flush_at and self._filter.may_begin_flush:
+            self._flushing, self._parts = self._state.begin_flush(), []
+            self._filter.begin_flush(self._flushing)
+            self._flush(self._flushing)
+
     def _flush(self, entries: Entries) -> None:
         """Make a run of identities that memory has set aside."""
-        self._flushing, self._parts = entries, []
         name = self._new_name("run")
 
         def work() -> Done:
             facts = identity_runs.facts_of_entries(entries)
             if self._room is None:
                 self._room = reserve(self._state.tables.journal.shape, np.uint64)
-            made = self._make(name, 0, facts, MemorySource(entries, facts, self._room))
-            return lambda: self._flushed(made)
+            made = self._make(name, 0, facts, memory_source(entries, facts, self._room))
+
+            def done() -> None:
+                self._made = made
+
+            return done
 
         self._flusher.start(work)
 
-    def _flushed(self, made: list[OpenRun]) -> None:
-        """Use a new run, and have the table that it takes the place of emptied."""
-        self._use([*self._runs, *made])
+    def _end_flush(self) -> None:
+        """Use the run that was made, and have the table that it takes the place of emptied."""
+        if self._made is None or not self._filter.has_flushing:
+            return
+        self._use([*self._runs, *self._made])
         flushed = self._state.end_flush()
-        self._flushing = None
+        self._flushing = self._made = None
+        self._filter.end_flush()
 
         def work() -> Done:
             clear(flushed)
@@ -217,9 +242,9 @@ class IdentityStore:
         if len(kept) < len(self._runs):
             self._use(kept)
 
-    def _merge(self) -> None:
-        """Begin to merge the oldest runs of the lowest level that has enough."""
-        levels = [one.file.level for one in self._runs]
+    def _merge(self, lane: Background[Done], deep: bool) -> None:
+        """Begin to merge the oldest runs of the lowest level that has enough; deep: above 0."""
+        levels = [one.file.level for one in self._runs if (one.file.level > 0) == deep]
         due = [level for level in set(levels) if levels.count(level) >= RUNS_PER_LEVEL]
         if not due:
             return
@@ -230,39 +255,13 @@ class IdentityStore:
         def work() -> Done:
             runs = [one.run for one in old]
             facts = identity_runs.facts_of_merge(runs, day)
-            made = self._make(name, level + 1, facts, MergeSource(runs, day))
+            made = self._make(name, level + 1, facts, merge_source(runs, day))
             kept = {one.file.name for one in old}
             return lambda: self._use(
                 [*(one for one in self._runs if one.file.name not in kept), *made]
             )
 
-        self._merger.start(work)
-
-    def _renew_filter(self) -> None:
-        """Make a filter for twice as many identities as there are."""
-        count = max(FILTER_MIN, self._state.counts()["identities"])
-        lines = 2 * count // bloom.FILTER_KEYS
-        words = reserve((lines * bloom.FILTER_WORDS,), np.uint64, large_pages=True)
-        self._fill_filter(words, set())
-
-    def _fill_filter(self, words: Any, done: set[str]) -> None:
-        """Add the runs that are not in it yet to a new filter, and use it when it has all."""
-        runs, day = [one for one in self._runs if one.file.name not in done], self._horizon_day
-
-        def work() -> Done:
-            for one in runs:
-                for entries in identity_runs.blocks_of(one.run, day):
-                    bloom.add_entries(words, entries)
-            return finish
-
-        def finish() -> None:
-            known = done | {one.file.name for one in runs}
-            if any(one.file.name not in known for one in self._runs):  # a flush has ended meanwhile
-                self._fill_filter(words, known)
-            else:
-                self._state.use_filter(words)
-
-        self._merger.start(work)
+        lane.start(work)
 
     def _make(self, name: str, level: int, facts: Facts, source: Source) -> list[OpenRun]:
         """Write a run and open it; no run when nothing has not expired."""

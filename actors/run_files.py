@@ -2,11 +2,14 @@
 
 A run is written around the page cache, in pieces, and takes its name when it is durable.  It is
 checked whole when it is opened after a start, so a damaged one is never asked; its lines are then
-brought into memory, because every event reads them.
+brought into memory, because what the filter lets through reads them.  Its entries are mapped twice:
+for look-ups, of which each needs one page, and for who reads them all, so that the system reads
+ahead.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 from pathlib import Path
@@ -26,6 +29,10 @@ from meterd.protocol.run_format import PAGE, RunHeader
 
 # Linux: read the pages of a mapping now (module mmap lacks the name).
 MADV_POPULATE_READ = 22
+
+# The method of module mmap keeps the interpreter while the system reads.
+_madvise = ctypes.CDLL(None, use_errno=True).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class _Section:
@@ -67,7 +74,6 @@ class _Section:
 
 def write_run(path: Path, facts: Facts, source: Source) -> int:
     """Write a run, durably; return how many entries it has (none: no file).
-
     Raises DiskFull, FsyncFailed, OSError; then there is no file.
     """
     temporary = path.with_name(path.name + ".tmp")
@@ -145,26 +151,27 @@ def open_run(path: Path, check: bool) -> Run:
         header = run_format.parse_header(window.read(descriptor, 0, PAGE), size)
         if check:
             _check(window, descriptor, header)
-        mapped = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+        mapped, again = (mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) for _ in range(2))
     except Damaged as damage:
         raise Corrupt(str(path), damage.offset, damage.reason) from damage
     finally:
         os.close(descriptor)
-    _populate(mapped, header.offsets[2])
     lines, starts, entries = (
         np.frombuffer(mapped, np.uint8, length, offset)
         for length, offset in zip(header.sizes, header.offsets, strict=True)
     )
-    return Run(lines.view(np.uint16), starts.view(np.uint32), entries, facts_of(header))
+    for array in (lines, starts):
+        _advise(array, mmap.MADV_WILLNEED)
+        _advise(array, MADV_POPULATE_READ)  # a kernel before 5.14 refuses it
+    scan = np.frombuffer(again, np.uint8, header.sizes[2], header.offsets[2])
+    _advise(entries, mmap.MADV_RANDOM)
+    _advise(scan, mmap.MADV_SEQUENTIAL)
+    return Run(lines.view(np.uint16), starts.view(np.uint32), entries, scan, facts_of(header))
 
 
-def _populate(mapped: mmap.mmap, size: int) -> None:
-    """Bring lines and starts into memory, as far as the system is willing."""
-    try:
-        mapped.madvise(MADV_POPULATE_READ, 0, size)
-    except OSError:  # a kernel before 5.14: they come when they are first read
-        mapped.madvise(mmap.MADV_WILLNEED, 0, size)
-    mapped.madvise(mmap.MADV_RANDOM, size)
+def _advise(array: Any, advice: int) -> None:
+    """Tell the system about the pages of an array; it is free to refuse."""
+    _madvise(array.ctypes.data, array.nbytes, advice)
 
 
 def _check(window: Window, descriptor: int, header: RunHeader) -> None:

@@ -298,6 +298,7 @@ class Usage(Actor):
             self._try_serving()
 
     def _replay_read(self, work: Replay) -> None:
+        self._identities.settle(lambda: self.lifeline.say("status filling the filter of ids"))
         seconds = time.monotonic() - self._replay_began
         fields = {"events": work.events, "seconds": f"{seconds:.3f}"}
         logger.info("log replayed", extra={"fields": fields})

@@ -7,12 +7,13 @@ whatever the size of the run.  Does not know: files.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meterd.core.kernels import runs as kernels
+from meterd.core.kernels.memory import handle_of
 from meterd.protocol.errors import InvariantViolation
 
 Entries = NDArray[np.uint64]
@@ -22,9 +23,8 @@ Facts = NDArray[np.int64]
 BLOCK_LINES: Final = 2_048
 # Entries that one block may take: its homes have 24 each, in sum 49,152 and a deviation of 222.
 BLOCK_ENTRIES_MAX: Final = BLOCK_LINES * kernels.SLOTS_USED * 17 // 16
-# Who only reads a run takes so many blocks at once.
-READ_BLOCKS: Final = 8
-ENTRY_SIZE_MAX: Final = 8 + kernels.DIGEST_BYTES + 2
+# So many blocks are made together: a thread that comes back from a kernel waits for its turn.
+SPAN_BLOCKS: Final = 8
 # Entries that a run can hold: their numbers are 32 bits.
 COUNT_MAX: Final = (1 << 32) - 1
 LINES_MIN: Final = 2
@@ -37,6 +37,7 @@ class Run(NamedTuple):
     lines: NDArray[np.uint16]  # [(lines + SPILL_MAX) * 32]
     starts: NDArray[np.uint32]
     entries: NDArray[np.uint8]
+    scan: NDArray[np.uint8]  # the same entries, for who reads all of them
     facts: Facts
 
 
@@ -48,11 +49,15 @@ class Piece(NamedTuple):
     entries: NDArray[np.uint8]
 
 
-class Source(Protocol):
-    """Where the entries of a new run come from, in blocks."""
+class Source(NamedTuple):
+    """Where the entries of a new run come from: older runs, or memory."""
 
-    def take(self, facts: Facts, block: tuple[int, int], out: Entries) -> int:
-        """Write the sorted entries whose homes lie in lines first..last; return how many."""
+    runs: Any  # handle of their arrays
+    facts: NDArray[np.int64]  # [r, 8]
+    states: NDArray[np.int64]  # [r, 3]: how far each is read
+    horizon_day: int  # what is older is left out
+    entries: Entries  # of memory, those of each block together
+    ends: NDArray[np.int64]  # where they end there, by block
 
 
 def make_facts(count: int, first_day: int, newest_day: int) -> Facts:
@@ -75,75 +80,19 @@ def entry_size(facts: Facts) -> int:
     return int(facts[kernels.KEY_BYTES] + kernels.DIGEST_BYTES + facts[kernels.DAY_BYTES])
 
 
-class MemorySource:
-    """Entries of memory, in any order."""
-
-    def __init__(self, entries: Entries, facts: Facts, room: Entries) -> None:
-        """`room` has the shape of `entries` and is worked in."""
-        self._entries = room[: len(entries)]
-        self._ends = np.empty(-(-int(facts[kernels.LINES]) // BLOCK_LINES), np.int64)
-        kernels.split_blocks(entries, facts, BLOCK_LINES, self._entries, self._ends)
-        self._sorting = _Sorting()
-
-    def take(self, facts: Facts, block: tuple[int, int], out: Entries) -> int:
-        """See Source."""
-        number = block[0] // BLOCK_LINES
-        first = int(self._ends[number - 1]) if number else 0
-        taken = self._entries[first : int(self._ends[number])]
-        if len(taken) > len(out):
-            raise InvariantViolation("keys of identities are not uniform")
-        out[: len(taken)] = taken
-        self._sorting.sort(out[: len(taken)], facts, block)
-        return len(taken)
+def memory_source(entries: Entries, facts: Facts, room: Entries) -> Source:
+    """Return entries of memory, in any order, as a source; it uses `room`, as large as they are."""
+    split = room[: len(entries)]
+    ends = np.empty(-(-int(facts[kernels.LINES]) // BLOCK_LINES), np.int64)
+    kernels.split_blocks(entries, facts, BLOCK_LINES, split, ends)
+    return Source(*handle_of_runs([]), np.zeros((0, 3), np.int64), 0, split, ends)
 
 
-def blocks_of(run: Run, horizon_day: int) -> Iterator[Entries]:
-    """Yield the entries of a run that have not expired; each block is valid until the next."""
-    state = np.zeros(3, np.int64)
-    out = np.empty((READ_BLOCKS * BLOCK_ENTRIES_MAX, 2), np.uint64)
-    lines, step = int(run.facts[kernels.LINES]), READ_BLOCKS * BLOCK_LINES
-    for first in range(0, lines, step):
-        yield out[: _take(run, state, (first + step, lines), horizon_day, out)]
-
-
-def _take(run: Run, state: Any, end: tuple[int, int], horizon_day: int, out: Entries) -> int:
-    """Copy entries of a run before the line end[0] of a run of end[1] lines; return how many."""
-    key = np.uint64(kernels.end_of_block(*end))
-    arrays = (run.lines, run.starts, run.entries)
-    taken = int(kernels.take_entries(arrays, run.facts, state, key, horizon_day, out))
-    if taken < 0:
-        raise InvariantViolation("keys of identities are not uniform")
-    return taken
-
-
-class _Sorting:
-    """Sorts the entries of one block, in memory kept for it."""
-
-    def __init__(self) -> None:
-        self._room = np.empty((BLOCK_ENTRIES_MAX, 2), np.uint64)
-        self._places = np.empty(BLOCK_LINES + 1, np.int64)
-
-    def sort(self, entries: Entries, facts: Facts, block: tuple[int, int]) -> None:
-        places = self._places[: block[1] - block[0] + 1]
-        kernels.sort_block(entries, facts, block, self._room, places)
-
-
-class MergeSource:
-    """Older runs, without what has expired."""
-
-    def __init__(self, runs: list[Run], horizon_day: int) -> None:
-        self._runs = runs
-        self._horizon_day = horizon_day
-        self._states = np.zeros((len(runs), 3), np.int64)
-        self._sorting = _Sorting()
-
-    def take(self, facts: Facts, block: tuple[int, int], out: Entries) -> int:
-        """See Source."""
-        end, count = (block[1], int(facts[kernels.LINES])), 0
-        for run, state in zip(self._runs, self._states, strict=True):
-            count += _take(run, state, end, self._horizon_day, out[count:])
-        self._sorting.sort(out[:count], facts, block)
-        return count
+def merge_source(runs: list[Run], horizon_day: int) -> Source:
+    """Return older runs, which must be kept meanwhile, as a source; without what has expired."""
+    states = np.zeros((len(runs), 3), np.int64)
+    none = np.zeros((0, 2), np.uint64), np.zeros(0, np.int64)
+    return Source(*handle_of_runs(runs, scan=True), states, horizon_day, *none)
 
 
 class RunMaker:
@@ -152,30 +101,34 @@ class RunMaker:
     def __init__(self, facts: Facts) -> None:
         """`facts` from `make_facts`; its COUNT is right when all pieces were taken."""
         self.facts = facts
-        lines = BLOCK_LINES + kernels.SPILL_MAX
+        # A run of few lines needs no room for more.
+        self._blocks = min(SPAN_BLOCKS, -(-int(facts[kernels.LINES]) // BLOCK_LINES))
+        lines = self._blocks * BLOCK_LINES + kernels.SPILL_MAX
         self._lines = np.zeros((lines, kernels.LINE_WORDS), np.uint16)
         self._starts = np.zeros(lines, np.uint32)
-        self._entries = np.zeros(2 * BLOCK_ENTRIES_MAX * ENTRY_SIZE_MAX + 8, np.uint8)
-        # What the last block had no line for comes first in the next.
-        self._sorted = np.empty((2 * BLOCK_ENTRIES_MAX, 2), np.uint64)
+        room = (self._blocks + 1) * BLOCK_ENTRIES_MAX
+        self._entries = np.zeros(room * entry_size(facts) + 8, np.uint8)
+        self._work = (
+            # What the last block had no line for comes first in the next.
+            np.empty((2 * BLOCK_ENTRIES_MAX, 2), np.uint64),
+            np.empty((BLOCK_ENTRIES_MAX, 2), np.uint64),
+            np.empty(BLOCK_LINES + 1, np.int64),
+        )
 
     def pieces(self, source: Source) -> Iterator[Piece]:
         """Yield the run."""
         facts, state = self.facts, np.zeros(3, np.int64)
-        total, left = int(facts[kernels.LINES]), 0
-        for first in range(0, total, BLOCK_LINES):
-            last = min(first + BLOCK_LINES, total)
-            homes = (first, last)
-            if last == total:
-                last += kernels.SPILL_MAX
-            room = self._sorted[left : left + BLOCK_ENTRIES_MAX]
-            count = left + source.take(facts, homes, room)
-            piece = Piece(self._lines[: last - first], self._starts[: last - first], self._entries)
+        total, left, step = int(facts[kernels.LINES]), 0, self._blocks * BLOCK_LINES
+        for first in range(0, total, step):
+            last = min(first + step, total)
+            count = last - first + (kernels.SPILL_MAX if last == total else 0)
+            piece = Piece(self._lines[:count], self._starts[:count], self._entries)
             piece.lines[:] = 0
-            entries = self._sorted[:count]
-            taken, size = kernels.fill_lines(entries, facts, (first, last), tuple(piece), state)
-            left = count - int(taken)
-            self._sorted[:left] = self._sorted[taken:count].copy()
+            span = (first, last, BLOCK_LINES, left)
+            made = kernels.make_blocks(tuple(source), facts, span, self._work, tuple(piece), state)
+            left, size = int(made[0]), int(made[1])
+            if left < 0:
+                break
             yield piece._replace(entries=self._entries[:size])
         if left or state[kernels.SPILLED] > kernels.SPILL_MAX:
             raise InvariantViolation("keys of identities are not uniform")
@@ -197,6 +150,14 @@ def facts_of_merge(runs: list[Run], horizon_day: int) -> Facts:
     return make_facts(count, min(first_day, newest_day), newest_day)
 
 
-def run_arrays(runs: list[Run]) -> tuple[Any, ...]:
-    """Return the arrays of runs in the order of their handle."""
-    return tuple(array for run in runs for array in (run.lines, run.starts, run.entries))
+def handle_of_runs(runs: list[Run], scan: bool = False) -> tuple[Any, NDArray[np.int64]]:
+    """Return the handle of runs, which keeps nothing alive, and their facts (int64[r, 8]).
+
+    scan: for who reads all of them.
+    """
+    facts = np.array([run.facts for run in runs], np.int64).reshape(-1, kernels.FACT_WORDS)
+    if not runs:
+        return np.zeros((0, 2), np.int64), facts
+    entries = [run.scan if scan else run.entries for run in runs]
+    arrays = zip((run.lines for run in runs), (run.starts for run in runs), entries, strict=True)
+    return handle_of(tuple(array for of_run in arrays for array in of_run)), facts

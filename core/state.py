@@ -5,7 +5,7 @@ Nothing outside the log decides anything: a record brings its leader's time, the
 event's metric version, and the time zone transitions of a definition.
 
 Changed only through `apply_events`, `apply_command`, `judge`, `restore`, `evict` and what moves
-identities from memory to runs (`begin_flush`, `use_runs`, `end_flush`).
+identities from memory to runs (`begin_flush`, `use_runs`, `end_flush`, `use_filter`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from meterd.core.balances import Balances
 from meterd.core.erasures import ERASURES_MAX, Erasure, Erasures, erasure_of, none_erased
 from meterd.core.frozen import frozen
 from meterd.core.horizons import BEGINNING, Horizons
-from meterd.core.identity_runs import Entries, Run, run_arrays
+from meterd.core.identity_runs import Entries, Run, handle_of_runs
 from meterd.core.kernels import apply as kernels
 from meterd.core.kernels import erased as erased_kernels
 from meterd.core.kernels import runs as run_kernels
 from meterd.core.kernels import tables as table_kernels
-from meterd.core.kernels.bloom import FILTER_KEYS, FILTER_WORDS, add_entries
+from meterd.core.kernels.bloom import HAS_FLUSHING, Filter
 from meterd.core.kernels.index import ENTRIES, Index
 from meterd.core.kernels.memory import handle_of, reserve
 from meterd.core.kernels.tables import Capacity, Tables, make_tables
@@ -84,7 +84,6 @@ class StateMachine:
         )
         # What takes the place of `recent` and its journal while they are flushed.
         self._spare_journal = reserve(self.tables.journal.shape, np.uint64)
-        self._flushing: Entries = self._spare_journal[:0]
         self._runs: list[Run] = []
         self.registry = Registry()
         self.horizons = Horizons()
@@ -313,6 +312,16 @@ class StateMachine:
         """How many identities are in no run yet, nor in one that is being made."""
         return int(self.tables.counters[table_kernels.RECENT])
 
+    @property
+    def runs(self) -> list[Run]:
+        """The runs that are in use."""
+        return self._runs
+
+    @property
+    def in_runs(self) -> int:
+        """How many identities are in runs, expired ones counted."""
+        return sum(int(run.facts[run_kernels.COUNT]) for run in self._runs)
+
     def begin_flush(self) -> Entries:
         """Make room for new identities; return those there were, of which to make a run.
 
@@ -320,7 +329,7 @@ class StateMachine:
         """
         tables = self.tables
         entries: Entries = tables.journal[: self.recent]
-        self._flushing = entries
+        tables.filter.facts[HAS_FLUSHING] = 0
         journal, self._spare_journal = self._spare_journal, tables.journal
         tables.counters[table_kernels.RECENT] = 0
         self._use(tables._replace(recent=tables.flushing, flushing=tables.recent, journal=journal))
@@ -328,46 +337,40 @@ class StateMachine:
 
     def use_runs(self, runs: list[Run]) -> None:
         """Look for identities in these runs from now on."""
-        arrays = run_arrays(runs)
-        handle = handle_of(arrays) if runs else np.zeros((0, 2), np.int64)
-        facts = np.array([run.facts for run in runs], np.int64)
         self._runs = list(runs)  # the handle keeps nothing alive
-        self._use(
-            self.tables._replace(
-                runs=handle, run_facts=facts.reshape(len(runs), run_kernels.FACT_WORDS)
-            )
-        )
+        handle, facts = handle_of_runs(runs)
+        self._use(self.tables._replace(runs=handle, run_facts=facts))
 
-    def use_filter(self, words: NDArray[np.uint64]) -> None:
-        """Use a filter that holds the identities of all runs; those of memory are added."""
-        tables = self.tables
-        add_entries(words, tables.journal[: self.recent])
-        add_entries(words, self._flushing)
-        self._use(tables._replace(filter=words))
+    def use_filter(self, fresh: Filter) -> None:
+        """Ask a filter, which holds the identities of all runs, before looking into them."""
+        fresh.facts[HAS_FLUSHING] = self.tables.filter.facts[HAS_FLUSHING]
+        self._use(self.tables._replace(filter=fresh))
 
-    @property
-    def filter_is_full(self) -> bool:
-        """Does the filter say "perhaps" more often than it should, before another is made?"""
-        room = len(self.tables.filter) // FILTER_WORDS * FILTER_KEYS
-        return self.counts()["identities"] >= room * 3 // 4
+    def filter_has_flushing(self) -> None:
+        """The filter holds what is being flushed, too."""
+        self.tables.filter.facts[HAS_FLUSHING] = 1
 
     def end_flush(self) -> Index:
-        """Forget what was flushed: a run in use has it.  Returns what somebody must `clear`."""
+        """Forget what was flushed: a run in use, and the filter, have it.
+
+        Returns what somebody must `clear`.
+        """
+        words, older, facts = self.tables.filter
+        if len(words) + len(older) and not facts[HAS_FLUSHING]:
+            raise InvariantViolation("the filter would forget what was flushed")
         flushed: Index = self.tables.flushing
         flushed.head[ENTRIES] = 0
-        self._flushing = self._spare_journal[:0]
         return flushed
 
     def counts(self) -> dict[str, int]:
         """Return how many of everything there are."""
         counters = self.tables.counters
-        in_runs = sum(int(run.facts[run_kernels.COUNT]) for run in self._runs)
         return {
             "accounts": int(counters[table_kernels.ACCOUNTS]),
             "series": int(counters[table_kernels.SERIES_COUNT]),
             "cells": int(counters[table_kernels.CELLS] - counters[table_kernels.FREE_CELLS]),
             "members": int(counters[table_kernels.MEMBERS] - counters[table_kernels.FREE_MEMBERS]),
-            "identities": self.recent + in_runs,
+            "identities": self.recent + self.in_runs,
             "events": self.stored,
         }
 

@@ -17,8 +17,9 @@ from meterd.core.balance_rows import import_commands
 from meterd.core.commit_queue import CommitQueue
 from meterd.core.erasures import erasure_command
 from meterd.core.group_logs import GroupLogs, unpack
-from meterd.core.identity_runs import Facts, MemorySource, MergeSource, Run, RunMaker, Source
-from meterd.core.kernels import bloom, runs, sectors
+from meterd.core.identity_filter import IdentityFilter
+from meterd.core.identity_runs import Facts, Run, RunMaker, Source, memory_source, merge_source
+from meterd.core.kernels import runs, sectors
 from meterd.core.kernels.index import clear
 from meterd.core.kernels.tables import Capacity
 from meterd.core.log_scan import FileScan, Groups, verify_chain
@@ -208,12 +209,17 @@ class _Pipeline:
         self.state.end_save()
         entries = fresh.begin_flush()
         facts = identity_runs.facts_of_entries(entries)
-        run = _run(facts, MemorySource(entries, facts, entries.copy()))
+        run = _run(facts, memory_source(entries, facts, entries.copy()))
+        growing = IdentityFilter(1)
+        growing.begin(1)
+        fresh.use_filter(growing.arrays)
+        growing.fill([run], entries, 0)
+        growing.move_edge()
+        growing.add(entries)
+        fresh.filter_has_flushing()
         clear(fresh.end_flush())
         facts = identity_runs.facts_of_merge([run, run], 0)
-        for entries in identity_runs.blocks_of(run, 0):
-            bloom.add_entries(np.zeros(bloom.FILTER_WORDS, np.uint64), entries)
-        fresh.use_runs([_run(facts, MergeSource([run, run], 0))])
+        fresh.use_runs([_run(facts, merge_source([run, run], 0))])
 
 
 def _run(facts: Facts, source: Source) -> Run:
@@ -221,7 +227,7 @@ def _run(facts: Facts, source: Source) -> Run:
     maker = RunMaker(facts)
     (piece,) = maker.pieces(source)
     entries = np.append(piece.entries, np.zeros(runs.ENTRIES_MARGIN, np.uint8))
-    run = Run(piece.lines.reshape(-1).copy(), piece.starts.copy(), entries, maker.facts)
+    run = Run(piece.lines.reshape(-1).copy(), piece.starts.copy(), entries, entries, maker.facts)
     for array in run[:3]:
         array.flags.writeable = False
     return run

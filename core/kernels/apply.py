@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from meterd.core.kernels.bloom import add_key, ask_filter, candidates
+from meterd.core.kernels.bloom import HAS_FLUSHING, ask_filter, candidates
 from meterd.core.kernels.cells import CELL_WORDS, POSITION_ROW_BITS, update_cell
 from meterd.core.kernels.entries import (
     account_state,
@@ -328,17 +328,18 @@ def _find_older(rows: int, handle: Array, horizon: int, scratch: Array) -> None:
     horizon_day = horizon // DAY_NS
     flushing = tables.flushing
     known[:rows] = NOT_FOUND
-    wanted = work.wanted[: candidates(tables.filter, hashes, rows, work.wanted)]
+    perhaps = candidates(tables.filter, hashes, rows, work.wanted)
     if flushing.head[ENTRIES]:
-        for i in range(len(wanted)):
-            ask(flushing, hashes[wanted[i], 2])
-        for i in range(len(wanted)):
-            j = wanted[i]
+        few = tables.filter.facts[HAS_FLUSHING] != 0
+        for i in range(perhaps if few else rows):
+            ask(flushing, hashes[work.wanted[i] if few else i, 2])
+        for i in range(perhaps if few else rows):
+            j = work.wanted[i] if few else i
             slot = find(flushing, hashes[j, 2], hashes[j, 3])
             if slot != MISSING and not _expired(payload_at(flushing, slot), horizon_day):
                 known[j] = payload_at(flushing, slot) | FOUND
     runs = (tables.runs, tables.run_facts)
-    find_in_runs(runs, hashes, wanted, horizon_day, known, work.matches)
+    find_in_runs(runs, hashes, work.wanted[:perhaps], horizon_day, known, work.matches)
 
 
 @njit(cache=True, _nrt=False)
@@ -394,7 +395,6 @@ def _decide(columns: Any, block: Any, handle: Array, times: Any, scratch: Array)
                 set_payload(recent, slot, payload)  # the expired event's identity is free again
             else:
                 insert_at(recent, slot, i0, i1, payload)
-                add_key(tables.filter, i0, i1)
             journal[n, 0], journal[n, 1] = i0, (i1 & ~PAYLOAD_MASK) | payload
             n += 1
     counters[RECENT] = n
@@ -513,7 +513,7 @@ def _count(
     cursor[0], cursor[1] = s, place
 
 
-@njit(cache=True, _nrt=False)
+@njit(cache=True, nogil=True, _nrt=False)
 def apply(
     payload: Array, n: int, slices: Array, tables: Array, metrics: Array, scratch: Array, times: Any
 ) -> Any:

@@ -40,6 +40,18 @@ def reserve(shape: tuple[int, ...], dtype: Any, large_pages: bool = False) -> An
     return np.frombuffer(area, dtype, count).reshape(shape)
 
 
+def give_back(array: Any, size: int) -> None:
+    """Give back the memory of the first `size` bytes of what `reserve` returned; they are zeros."""
+    area = array
+    while isinstance(area, np.ndarray):
+        area = area.base
+    if isinstance(area, memoryview):
+        area = area.obj
+    size &= -mmap.PAGESIZE
+    if size:
+        area.madvise(mmap.MADV_DONTNEED, 0, size)
+
+
 def handle_of(tables: tuple[Any, ...]) -> Any:
     """Return the handle of a tuple of arrays, and of such tuples, in their order."""
     arrays: list[Any] = []

@@ -88,9 +88,15 @@ def home_line(k0: Any, lines: int) -> Any:
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
-def _first_key(line: int, lines: int) -> Any:
+def first_key(line: int, lines: int) -> Any:
     """Return the least first word whose home is a line (0, the sum of all, behind the last)."""
     return ((_U64(line) << _U64(32)) + _U64(lines - 1)) // _U64(lines) << _U64(32)
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def end_of_block(last: int, lines: int) -> Any:
+    """Return the first word behind all whose home is before line `last`; 0 for all there are."""
+    return _U64(0) if last >= lines else first_key(last, lines)
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
@@ -192,6 +198,16 @@ def find_in_runs(
 # Making runs
 
 
+@njit(cache=True, forceinline=True, _nrt=False)
+def seek(run: Any, facts: Array, low: Any, state: Array) -> None:
+    """Set the state of a run being read so that nothing from a first word on is passed over.
+
+    Some entries before it may be read again: those that went on in a line behind their home.
+    """
+    line = home_line(low, facts[LINES])
+    state[READ_RANK], state[READ_LINE], state[READ_SLOT] = run[1][line], line, 0
+
+
 @njit(cache=True, nogil=True, _nrt=False)
 def fill_lines(sorted_entries: Array, facts: Array, block: Any, out: Any, state: Array) -> Any:
     """Put sorted entries into the lines first..last of a run; return how many were taken.
@@ -255,11 +271,11 @@ def take_entries(
     mask = _low_mask(key_bytes)
     rank, line, slot = state[READ_RANK], state[READ_LINE], state[READ_SLOT]
     taken = np.int64(0)
-    lowest = _first_key(max(line - SPILL_MAX, 0), facts[LINES])
+    lowest = first_key(max(line - SPILL_MAX, 0), facts[LINES])
     while rank < total:
         while slot == np.int64(lines[line * LINE_WORDS + LINE_SLOTS]):
             line, slot = line + 1, np.int64(0)
-            lowest = _first_key(max(line - SPILL_MAX, 0), facts[LINES])
+            lowest = first_key(max(line - SPILL_MAX, 0), facts[LINES])
         at = rank * size
         w0 = lowest + ((load_u64(entries, at) - lowest) & mask)
         if end != _U64(0) and w0 >= end:
@@ -305,6 +321,62 @@ def sort_block(entries: Array, facts: Array, block: Any, room: Array, places: Ar
 
 
 @njit(cache=True, nogil=True, _nrt=False)
+def make_blocks(source: Any, facts: Array, span: Any, work: Any, out: Any, state: Array) -> Any:
+    """Make the lines first..last of a run, block by block: (entries left over, bytes of entries).
+
+    source (handle of older runs, their facts int64[r, 8], states int64[r, 3], first day that has
+    not expired, entries of memory as `split_blocks` leaves them, their ends); facts of the new
+    run; span (first, last, lines of a block, entries left over from the lines before);
+    work (u64[n, 2] that begins with those left over, u64[m, 2] and int64[lines of a block + 1]);
+    out as of `fill_lines`, behind the run's last line with room for SPILL_MAX more.
+    Returns (-1, 0) when a block has more than m entries.
+
+    In one call, because a thread that comes back from one waits for the interpreter.
+    """
+    handle, run_facts, states, horizon_day, memory, ends = source
+    first, last, step, left = span
+    entries, room, places = work
+    lines, starts, out_entries = out
+    size = np.int64(0)
+    for begin in range(first, last, step):
+        end = min(begin + step, last)
+        key = end_of_block(end, facts[LINES])
+        limit, count = left + len(room), np.int64(left)
+        for r in range(len(run_facts)):
+            run = (
+                column_at(handle, ARRAYS * r, np.uint16),
+                column_at(handle, ARRAYS * r + 1, np.uint32),
+                column_at(handle, ARRAYS * r + 2, np.uint8),
+            )
+            free = entries[count:limit]
+            taken = take_entries(run, run_facts[r], states[r], key, horizon_day, free)
+            if taken < 0:
+                return np.int64(-1), size
+            count += taken
+        if len(ends):
+            block = begin // step
+            start = ends[block - 1] if block else np.int64(0)
+            if ends[block] - start > len(room):
+                return np.int64(-1), size
+            for i in range(start, ends[block]):
+                entries[count, 0], entries[count, 1] = memory[i, 0], memory[i, 1]
+                count += 1
+        sort_block(entries[left:count], facts, (begin, end), room, places[: end - begin + 1])
+        stop = end + SPILL_MAX if end == facts[LINES] else end
+        piece = (
+            lines[begin - first : stop - first],
+            starts[begin - first : stop - first],
+            out_entries[size:],
+        )
+        taken, written = fill_lines(entries[:count], facts, (begin, stop), piece, state)
+        left = count - taken
+        for i in range(left):
+            entries[i, 0], entries[i, 1] = entries[taken + i, 0], entries[taken + i, 1]
+        size += written
+    return np.int64(left), size
+
+
+@njit(cache=True, nogil=True, _nrt=False)
 def split_blocks(entries: Array, facts: Array, lines: int, out: Array, ends: Array) -> None:
     """Copy entries (u64[n, 2]) so that those whose homes lie in one block of lines lie together.
 
@@ -331,9 +403,3 @@ def days_of(entries: Array) -> Any:
         day = np.int64(entries[i, 1] & _U64(0xFFFF))
         first, newest = min(first, day), max(newest, day)
     return first, newest
-
-
-@njit(cache=True, _nrt=False)
-def end_of_block(last: int, lines: int) -> Any:
-    """Return the first word behind all whose home is before line `last`; 0 for all there are."""
-    return _U64(0) if last >= lines else _first_key(last, lines)

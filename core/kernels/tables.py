@@ -16,6 +16,7 @@ from numba import njit
 
 from meterd.core.kernels import cells as cell_rows
 from meterd.core.kernels import runs as run_kernels
+from meterd.core.kernels.bloom import Filter, filter_at, no_filter
 from meterd.core.kernels.entries import (
     CELL,
     MEMBER,
@@ -96,7 +97,7 @@ class Tables(NamedTuple):
     key: Array  # u64[2]: of all hashes
     runs: Array  # int64[3 r, 2]: a handle of the arrays of the runs (kernels/runs.py)
     run_facts: Array  # int64[r, 8]
-    filter: Array  # u64[8 lines]: of all identities (kernels/bloom.py)
+    filter: Filter  # of the identities in runs
     snapshot: CellSnapshot
 
 
@@ -136,7 +137,7 @@ def make_tables(capacity: Capacity, key: tuple[int, int]) -> Tables:
         key=np.array(key, np.uint64),
         runs=np.zeros((0, 2), np.int64),
         run_facts=np.zeros((0, run_kernels.FACT_WORDS), np.int64),
-        filter=np.zeros(0, np.uint64),
+        filter=no_filter(),
         snapshot=make_snapshot(capacity.cells + RECORD_ROWS_MAX),
     )
 
@@ -169,8 +170,8 @@ def tables_at(handle: Array) -> Any:
         column_at(handle, 50, np.uint64),
         rows_at(handle, 51, 2, np.int64),
         rows_at(handle, 52, run_kernels.FACT_WORDS, np.int64),
-        column_at(handle, 53, np.uint64),
-        snapshot_at(handle, 54),
+        filter_at(handle, 53),
+        snapshot_at(handle, 56),
     )
 
 

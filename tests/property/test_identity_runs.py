@@ -9,17 +9,28 @@ from hypothesis import strategies as st
 
 from meterd.actors.run_files import open_run, write_run
 from meterd.core import identity_runs
-from meterd.core.identity_runs import BLOCK_LINES, MemorySource, MergeSource, Run, run_arrays
-from meterd.core.kernels import bloom
+from meterd.core.identity_runs import (
+    BLOCK_LINES,
+    Run,
+    handle_of_runs,
+    memory_source,
+    merge_source,
+)
 from meterd.core.kernels import runs as kernels
-from meterd.core.kernels.memory import handle_of
 from meterd.protocol.errors import Corrupt
 from tests.support.identities import entries_of, merge_of, run_of
 
 U64 = np.uint64
 PAYLOAD = (1 << 48) - 1
-# Enough for several blocks of lines.
+# Enough for several blocks of lines, and two spans of them.
 MANY = BLOCK_LINES * kernels.SLOTS_USED * 3
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_spans():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identity_runs, "SPAN_BLOCKS", 2)
+        yield
 
 
 def entries(seed: int, count: int, days: int = 10) -> np.ndarray:
@@ -31,12 +42,12 @@ def entries(seed: int, count: int, days: int = 10) -> np.ndarray:
 
 def found(runs: list[Run], keys: np.ndarray, horizon_day: int = 0) -> list[int | None]:
     """The payload of each key (word 1 with anything below the tag), or None."""
-    facts = np.array([run.facts for run in runs], np.int64).reshape(len(runs), -1)
-    held = handle_of(run_arrays(runs)) if runs else np.zeros((0, 2), np.int64)
     hashes = np.zeros((len(keys), 4), np.uint64)
     hashes[:, 2:] = keys
     known, matches = np.zeros(len(keys), np.uint64), np.zeros(len(keys), np.int64)
-    kernels.find_in_runs((held, facts), hashes, np.arange(len(keys)), horizon_day, known, matches)
+    kernels.find_in_runs(
+        handle_of_runs(runs), hashes, np.arange(len(keys)), horizon_day, known, matches
+    )
     return [int(word) & PAYLOAD if word else None for word in known.tolist()]
 
 
@@ -104,7 +115,6 @@ def test_the_extremes_of_keys_are_found():
     run = run_of(rows)
     assert found([run], rows) == payloads(rows)
     assert by_key(entries_of(run)) == by_key(rows)
-    assert by_key(np.concatenate(list(identity_runs.blocks_of(run, 0)))) == by_key(rows)
 
 
 def test_many_entries_of_one_line_go_on_in_the_next():
@@ -117,33 +127,13 @@ def test_many_entries_of_one_line_go_on_in_the_next():
     assert by_key(entries_of(run)) == by_key(rows)
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2**32), COUNTS, st.sampled_from([0, 1, 7, 4_096]))
-def test_a_filter_says_perhaps_to_all_it_holds_and_to_few_others(seed, count, lines):
-    words = np.zeros(lines * bloom.FILTER_WORDS, np.uint64)
-    rows, others = entries(seed, count), entries(seed + 1, 2_000)
-    bloom.add_entries(words, rows)
-
-    def perhaps(keys: np.ndarray) -> int:
-        hashes, out = np.zeros((len(keys), 4), np.uint64), np.zeros(len(keys), np.int64)
-        hashes[:, 2:] = keys
-        bloom.ask_filter(words, hashes, len(keys))
-        return int(bloom.candidates(words, hashes, len(keys), out))
-
-    assert perhaps(rows) == count
-    if lines == 0:
-        assert perhaps(others) == len(others)
-    elif count <= lines * bloom.FILTER_KEYS:
-        assert perhaps(others) < 0.02 * len(others)
-
-
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32), COUNTS)
 def test_a_file_gives_back_the_run(tmp_path_factory, seed, count):
     path = tmp_path_factory.mktemp("runs") / "ids-000000000001.run"
     rows = entries(seed, count)
     facts = identity_runs.facts_of_entries(rows)
-    assert write_run(path, facts, MemorySource(rows, facts, np.empty_like(rows))) == count
+    assert write_run(path, facts, memory_source(rows, facts, np.empty_like(rows))) == count
     run, wanted = open_run(path, check=True), run_of(rows)
     for array, other in zip(run, wanted, strict=True):
         assert np.array_equal(array, other)
@@ -153,7 +143,7 @@ def test_a_file_gives_back_the_run(tmp_path_factory, seed, count):
 def test_a_merge_of_which_nothing_is_left_makes_no_file(tmp_path):
     runs = [run_of(entries(n, 100)) for n in range(3)]
     facts = identity_runs.facts_of_merge(runs, 30_000)
-    assert write_run(tmp_path / "r", facts, MergeSource(runs, 30_000)) == 0
+    assert write_run(tmp_path / "r", facts, merge_source(runs, 30_000)) == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,11 +151,11 @@ def test_every_damaged_bit_of_a_file_is_noticed(tmp_path):
     path = tmp_path / "r"
     rows = entries(5, 300)
     facts = identity_runs.facts_of_entries(rows)
-    write_run(path, facts, MemorySource(rows, facts, np.empty_like(rows)))
+    write_run(path, facts, memory_source(rows, facts, np.empty_like(rows)))
     whole, run = path.read_bytes(), open_run(path, check=True)
     used = [slice(0, 4096)]
     at = 4096
-    for array in run[:3]:
+    for array in (run.lines, run.starts, run.entries):
         used.append(slice(at, at + array.nbytes))
         at += -(-array.nbytes // 4096) * 4096
     for part in used:

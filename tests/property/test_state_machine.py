@@ -15,8 +15,9 @@ from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
 from meterd.core.balance_rows import import_commands
 from meterd.core.erasures import erasure_command
 from meterd.core.folded_cells import joined
+from meterd.core.identity_filter import IdentityFilter
 from meterd.core.identity_runs import Entries, Run
-from meterd.core.kernels.bloom import FILTER_WORDS, add_entries
+from meterd.core.kernels.bloom import STEP_LINES
 from meterd.core.kernels.cells import CELL_WORDS
 from meterd.core.kernels.index import clear
 from meterd.core.kernels.runs import ENTRIES_MARGIN
@@ -28,7 +29,7 @@ from meterd.core.snapshot import CELLS, Snapshot
 from meterd.core.state import StateMachine
 from meterd.protocol.errors import MetricVersionsDiffer
 from tests.support import model as oracle
-from tests.support.identities import entries_of, merge_of, run_of
+from tests.support.identities import merge_of, run_of
 from tests.support.log_directory import finish
 from tests.support.periods import DAY, HOUR, Period
 from tests.support.pipeline import Pipeline
@@ -119,6 +120,11 @@ class Saving:
         return growing | self.snapshot.fixed | {CELLS: cells}
 
 
+def small_filter() -> IdentityFilter:
+    """One that a sweep fills in three turns."""
+    return IdentityFilter(3 * STEP_LINES, turn_keys=0)
+
+
 class StateMachineAgainstModel(RuleBasedStateMachine):
     """Whatever is done to both, both say the same."""
 
@@ -128,6 +134,7 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
         self.model = oracle.Model(retention_days=10**6)
         self.runs: list[Run] = []
         self.flushing: Entries | None = None
+        self.filter = small_filter()
         self.now = NOW
         self.asked = self.erased = self.moment = 0
         self.saving: Saving | None = None
@@ -306,6 +313,7 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
         assert self.saving is not None
         counts = self.pipeline.state.counts()
         self.pipeline.state = self.restored(self.saving)
+        self.filter = small_filter()
         self.saving = None
         assert self.pipeline.state.counts() == counts
 
@@ -353,19 +361,32 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
             self.flushing = self.pipeline.state.begin_flush()
 
     @rule()
+    def add_flushing(self) -> None:
+        if self.flushing is not None:
+            self.filter.add(self.flushing)
+            self.pipeline.state.filter_has_flushing()
+
+    @rule()
     def end_flush(self) -> None:
         if self.flushing is not None:
+            self.add_flushing()
             self.runs.append(run_of(self.flushing))
             self.pipeline.state.use_runs(self.runs)
             clear(self.pipeline.state.end_flush())
             self.flushing = None
 
-    @rule(lines=st.sampled_from([0, 1, 64]))
-    def use_another_filter(self, lines: int) -> None:
-        words = np.zeros(lines * FILTER_WORDS, np.uint64)
-        for run in self.runs:
-            add_entries(words, entries_of(run))
-        self.pipeline.state.use_filter(words)
+    @rule()
+    def begin_sweep(self) -> None:
+        if not self.filter.sweeping:
+            self.filter.begin(1)
+            self.pipeline.state.use_filter(self.filter.arrays)
+
+    @rule()
+    def turn(self) -> None:
+        if self.filter.sweeping:
+            self.filter.fill(self.runs, self.flushing, max(0, self.model.horizon // DAY))
+            if self.filter.move_edge():
+                self.pipeline.state.use_filter(self.filter.arrays)
 
     @rule()
     def merge(self) -> None:

@@ -8,11 +8,11 @@ from meterd.core import identity_runs
 from meterd.core.identity_runs import (
     Entries,
     Facts,
-    MemorySource,
-    MergeSource,
     Run,
     RunMaker,
     Source,
+    memory_source,
+    merge_source,
 )
 from meterd.core.kernels import runs as kernels
 from meterd.core.kernels.index import clear
@@ -22,12 +22,12 @@ from meterd.core.state import StateMachine
 def run_of(entries: Entries) -> Run:
     """A run of entries in any order."""
     facts = identity_runs.facts_of_entries(entries)
-    return _made(facts, MemorySource(entries, facts, np.empty_like(entries)))
+    return _made(facts, memory_source(entries, facts, np.empty_like(entries)))
 
 
 def merge_of(runs: list[Run], horizon_day: int) -> Run:
     """A run in place of others, without what has expired."""
-    return _made(identity_runs.facts_of_merge(runs, horizon_day), MergeSource(runs, horizon_day))
+    return _made(identity_runs.facts_of_merge(runs, horizon_day), merge_source(runs, horizon_day))
 
 
 def flush(state: StateMachine) -> Run:
@@ -56,4 +56,4 @@ def _made(facts: Facts, source: Source) -> Run:
     lines = lines.reshape(-1)
     for array in (lines, starts, entries):
         array.flags.writeable = False
-    return Run(lines, starts, entries, maker.facts)
+    return Run(lines, starts, entries, entries, maker.facts)

@@ -264,7 +264,7 @@ class Clock:
 def _set_limits() -> None:
     usage.RECENT_MAX, usage.RECENT_WAIT, usage.RECENT_FLUSH = 20_000, 15_000, 150
     identity_store.RUNS_PER_LEVEL, identity_store.PARTS_MAX = 3, 3
-    identity_store.FILTER_MIN = 10_000
+    identity_store.FILTER_LINES_MIN = 2
     log_retention.QUESTION_SECONDS = 0.0
     # Else its jobs wait for all others of the machine while its loop runs on.
     segments.take_idle_time_only = lambda: None
