@@ -128,6 +128,7 @@ def test_nothing_is_lost_or_doubled_when_a_node_dies_under_load(cluster: Cluster
         assert node.process is not None
         os.killpg(node.process.pid, signal.SIGKILL)
         node.process.wait()
+        eventually(node._is_gone, "all its processes have gone")
         before = list(sent)
         eventually(
             lambda: min(a - b for a, b in zip(sent, before, strict=True)) >= 3 or failures,

@@ -295,7 +295,7 @@ def test_no_node_that_is_behind_says_that_a_metric_is_unknown(tmp_path: Path) ->
                 member.tell_registry(nodes[meta])
         assert behind.answer(rid)["stored"] == 30
         assert behind.answer(other)["outcome"] == "imported"
-        assert behind.ask("ingest", events=events(5, metric="nothing"))["rejected"] == 5
+        assert behind.ask("ingest", events=events(5, 500, metric="nothing"))["rejected"] == 5
 
     wired(tmp_path, work)
 
