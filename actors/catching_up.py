@@ -61,6 +61,11 @@ class CatchingUp:
         """Readable when `take` has something."""
         return self._reader.descriptor
 
+    @property
+    def file_number(self) -> int:
+        """The number of the active log file."""
+        return self._end.file_number
+
     def durable(self, file_number: int, offset: int) -> None:
         """The log is durable up to here now."""
         self._end = Place(file_number, offset)

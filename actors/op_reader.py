@@ -157,8 +157,8 @@ class OpReader:
                     return
                 _, asked = self._asked.popitem(last=False)
             try:
-                read = self.read if isinstance(asked, Asked) else self.fill
-                answer = Answer(asked, read(asked))
+                found = self.read(asked) if isinstance(asked, Asked) else self.fill(asked)
+                answer = Answer(asked, found)
             except BaseException as error:  # handed to the actor's loop
                 self._failure = error
                 os.write(self._wake[1], b"!")

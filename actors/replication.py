@@ -24,6 +24,7 @@ from meterd.actors import boots, endings, identity, peer_copy, peer_list, socket
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.catching_up import CatchingUp
 from meterd.actors.cluster_requests import ClusterRequests
+from meterd.actors.follower_needs import FollowerNeeds
 from meterd.actors.forwarding import KINDS, Forwarding
 from meterd.actors.link_faults import LinkFaults
 from meterd.actors.peers import Own, Peers
@@ -237,6 +238,7 @@ class Replication(Actor):
             directory = self.options.node.data_dir
             self._catching_up = CatchingUp(directory, end["file_number"], end["offset"])
             self.watch(self._catching_up.descriptor, self._on_read)
+            self._needs = FollowerNeeds(self, self._replicas.node, end["file_number"])
         self._carry_out(self._replicas.tick(_clock()))
         self._maybe_serve()
 
@@ -359,6 +361,8 @@ class Replication(Actor):
         self._requests.turn(self._replicas.node, clock.now, self.request)
         self._tell_leaders()
         self._renew_leases()
+        if self._catching_up is not None:
+            self._needs.turn(now, self._catching_up.file_number)
         if self._peers is not None:
             self.forwarding.pump()
             self._traffic.flush()
