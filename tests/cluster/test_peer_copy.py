@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,6 @@ from meterd.client.results import Usage
 from meterd.protocol.log_format import number_of
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_logs import disagreements, read_ops
-from tests.support.node import ROOT
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -112,35 +108,3 @@ def test_who_is_behind_all_logs_takes_a_copy() -> None:
         assert disagreements(logs) == []
         assert not (node.data_dir / "incoming").exists()
         assert not (node.data_dir / "behind.json").exists()
-
-
-def test_a_new_disk_is_filled_by_a_copy_when_the_log_does_not_begin_at_the_beginning() -> None:
-    with Cluster(3, LITTLE_LOG) as cluster, cluster.client(timeout=SECONDS) as client:
-        client.put_metric("calls", "sum")
-        for batch in range(MISSED):
-            assert client.ingest(events(batch)).stored == SIZE
-        node, others = cluster.node(3), cluster.nodes[:2]
-        node.kill9()
-        shutil.rmtree(node.data_dir)
-        for other in others:
-            eventually(lambda o=other: oldest_file(o.data_dir) > 1, "old files have gone", SECONDS)
-        meterctl(others[0], "node", "recover", "3")
-        node.start(wait=False)
-        eventually(lambda: "a copy of a peer now" in node.log(), "it takes a copy", SECONDS)
-        node.ready()
-        meterctl(others[0], "wait", "--for", "caught-up")
-        assert client.ingest(events(MISSED)).stored == SIZE
-        with Client([node.address], timeout=SECONDS) as asked:
-            total = 2 * SIZE * (MISSED + 1)
-            eventually(lambda: local_total(asked) == total, "it has everything", SECONDS)
-        others[0].kill9()  # the new one is needed now
-        assert client.ingest(events(MISSED + 1)).stored == SIZE
-
-
-def meterctl(node: ClusterNode, *arguments: str) -> None:
-    command = [sys.executable, str(ROOT / "bin" / "meterctl"), "-n", node.address, "--yes"]
-    command += ["--timeout", str(SECONDS), *arguments]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=SECONDS + 30, check=False
-    )
-    assert ended.returncode == 0, f"{arguments}: {ended.stdout} {ended.stderr}"
