@@ -54,6 +54,7 @@ def accounts() -> dict[int, list[str]]:
 
 
 ACCOUNTS = accounts()
+PARTITION_OF = {name: number for number, names in ACCOUNTS.items() for name in names}
 
 
 class Packer:
@@ -199,7 +200,7 @@ class CoreClients(Clients):
         contents: dict[int, list[dict[str, Any]]] = {}
         for event in events:
             if event["metric"] == CODE:
-                contents.setdefault(partition_of(event["account"]), []).append(event)
+                contents.setdefault(PARTITION_OF[event["account"]], []).append(event)
         proposal, origin = self._packer.packed(events)
         if not contents:  # nothing but what is wrong with it: no record is needed for that
             for row in rows:
@@ -272,12 +273,12 @@ class CoreClients(Clients):
             if status == "stored":
                 require(key not in self._stored, "I11 told to be stored twice", key)
                 self._stored.add(key)
-                group = history.groups[partition_of(event["account"])]
+                group = history.groups[PARTITION_OF[event["account"]]]
                 require(key in group.stored_at, "I11 acknowledged and not committed", key)
         self._note_index(record)
         left = [row for row, status in enumerate(client.statuses) if status == "unknown"]
         if left:
-            group = partition_of(client.events[left[0]]["account"])
+            group = PARTITION_OF[client.events[left[0]]["account"]]
             client.hint = int(machine.replicas.leaders[group]) if machine.node else 0
             self._later(client, 5_000, self._timed_out, client, cause)
             return

@@ -393,8 +393,7 @@ class CoreMachine(Machine):
             self.world.after(FULL_RETRY_US, self, "synced", self.boot)
             return
         commits = self.waiting_records[0].commits
-        for _ in range(self.in_flight):
-            self.waiting_records.popleft()
+        done = [self.waiting_records.popleft() for _ in range(self.in_flight)]
         self.in_flight = 0
         located = np.frombuffer(durable, np.uint64).reshape(-1, 4).tolist()
         place = [self.log.file_number, *self.log.place]
@@ -402,10 +401,21 @@ class CoreMachine(Machine):
         sequence = located[-1][0]
         while self.blocks and self.blocks[0].last <= sequence:
             self._image_block(self.blocks.popleft())
+        if commits:
+            self._note_alone(done)
         self._note_end()
         self.begin_sync()
         self._soon()
         self._take(self.replicas.durable(sequence, self.now()), releases=True)
+
+    def _note_alone(self, entries: list[Entry]) -> None:
+        """These records say themselves that they are committed."""
+        for entry in entries:
+            record = log_format.parse_frames(entry.head, bytes(entry.payload))
+            for one in record.slices:
+                group = int(one["partition"])
+                if group in self.states and not int(one["flags"]) & log_format.NOT_HERE:
+                    self.world.checks.durable_alone(self, group, int(one["index"]))
 
     def _note_end(self) -> None:
         self.catching_up.durable(self.log.file_number, self.log.place.offset)

@@ -8,13 +8,12 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from meterd.client.partitions import partition_of
 from meterd.core.raft.group import Group
 from meterd.protocol.errors import MeterdError
 from meterd.protocol.log_format import META_GROUP
 from meterd.protocol.raft_messages import Configuration, Mark, member_id
 from tests.sim.checks import Checks, require
-from tests.sim.core_clients import PARTITIONS_MAX, CoreClients
+from tests.sim.core_clients import PARTITION_OF, PARTITIONS_MAX, CoreClients
 from tests.sim.core_history import History
 from tests.sim.core_machine import CoreMachine
 from tests.sim.core_nemesis import CoreNemesis
@@ -45,6 +44,20 @@ class CoreChecks(Checks):
         super().committed(machine, group, index)
         for at in range(known + 1, len(self.canonical[number]) + 1):
             op = machine.ops[number][at]
+            self.world.history.commit(number, at, op.term, op.kind, op.body)
+
+    def durable_alone(self, machine: Any, number: int, index: int) -> None:
+        """Ops are durable that were written while this node was the group's only voter.
+
+        So they are committed, whoever is to vote from the next op on: who leads by the new members
+        needs this node's vote.
+        """
+        canonical = self.canonical.setdefault(number, [])
+        terms = self.commit_terms.setdefault(number, [])
+        for at in range(len(canonical) + 1, index + 1):
+            op = machine.ops[number][at]
+            canonical.append((op.term, op.digest))
+            terms.append(max(op.term, terms[-1] if terms else 0))
             self.world.history.commit(number, at, op.term, op.kind, op.body)
 
     def stepped(self, machine: Any) -> None:
@@ -204,7 +217,7 @@ def check_end(world: CoreWorld) -> None:
     """I11, I12, I13, I15, I18: what all have is what was committed, and reads back as it is."""
     history = world.history
     for account, identity in world.clients.acknowledged():
-        known = history.groups[partition_of(account)].stored_at
+        known = history.groups[PARTITION_OF[account]].stored_at
         require((account, identity) in known, "I11 acknowledged and lost", account, identity)
     for machine in world.machines.values():
         if machine.node is None:
