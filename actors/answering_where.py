@@ -5,6 +5,7 @@
   * One about all accounts, or about metrics: whoever was asked, from its own replicas, when it has
     applied all that was acknowledged before (`reads.py`).
   * With `consistency` = `local`: whoever was asked, at once; it says how old that may be.
+    Only that a metric is unknown is said after a look at the meta group.
   * All else is about the node that was asked.
 
 A question is passed on once; who gets it so answers it, or says `not_leader`.
@@ -80,18 +81,18 @@ class AnsweringWhere:
                 return
         if groups is EVERY_PARTITION:
             self._check_replicas()
+        until = time.monotonic() + asked.header.deadline_ms / 1000
         if local:
             asked.added["as_of"] = self._as_of(groups)
-            self._asking.answer_now(asked, fields)
+            self._answer(asked, fields, until)
             return
-        until = time.monotonic() + asked.header.deadline_ms / 1000
         answer = self._answer_certainly if kind in OF_METRICS else self._answer
         self._when_fresh(groups, until, asked, partial(answer, asked, fields, until))
 
     def _answer(self, asked: Asked, fields: dict[str, Any], until: float) -> None:
         """Answer; but before it is said that a metric is unknown, look whether it still is.
 
-        Whoever leads a partition may be behind in the registry, and such an answer is final.
+        Whoever is asked may be behind in the registry, and such an answer is final.
         """
         try:
             self._asking.try_answering(asked, fields)

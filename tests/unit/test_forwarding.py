@@ -288,13 +288,15 @@ def test_no_node_that_is_behind_says_that_a_metric_is_unknown(tmp_path: Path) ->
         rid = behind.send("ingest", events=sent)
         balances = [{"account": "b", "metric": "new", "at": NOW, "count": 1, "sum": "5"}]
         other = behind.send("balance_import", id="x", balances=balances)
+        local = behind.send("usage", account="b", metric="new", consistency="local")
         behind.settle()
-        assert not behind.answered(rid) and not behind.answered(other)
+        assert not any(behind.answered(one) for one in (rid, other, local))
         for member in nodes.members:
             if member is not nodes[meta]:
                 member.tell_registry(nodes[meta])
         assert behind.answer(rid)["stored"] == 30
         assert behind.answer(other)["outcome"] == "imported"
+        assert behind.answer(local)["metric"] == "new"
         assert behind.ask("ingest", events=events(5, 500, metric="nothing"))["rejected"] == 5
 
     wired(tmp_path, work)

@@ -15,6 +15,7 @@ from meterd.actors import claims, founding, identity, sockets
 from meterd.actors.notify import Notifier
 from meterd.actors.options import Options
 from meterd.core.members import Members
+from meterd.protocol.envelope import decode_request_header
 from meterd.protocol.errors import BootFailed
 from tests.support.node import free_ports
 from tests.support.waiting import eventually
@@ -203,6 +204,16 @@ def test_a_lost_directory_is_refused_until_it_is_recovered(nodes: Nodes) -> None
     nodes.start(2)
     nodes.end(2)
     assert nodes.made[2].incarnation == 2
+
+
+def test_the_question_to_be_added_waits_for_its_connection(nodes: Nodes) -> None:
+    asking = founding.Asking(nodes.options(2), lambda line: None)
+    asking._ask_to_be_added((1,), 0.0)  # when nobody listens yet
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.bind(f"tcp://127.0.0.1:{nodes.ports[0]}")
+        assert router.poll(SECONDS * 1000)
+        assert decode_request_header(router.recv_multipart()[1]).kind == "node_add"
+    sockets.close()
 
 
 def test_an_answer_that_was_lost_is_given_again(nodes: Nodes) -> None:
