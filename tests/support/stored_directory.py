@@ -1,6 +1,6 @@
 """Makes a small data directory that has a file of every kind, and knows what it must answer.
 
-`python -m tests.support.stored_directory` writes `tests/data/directory-v2/`: the directory as an
+`python -m tests.support.stored_directory` writes `tests/data/directory-v2-log2/`: the directory as an
 archive, and what a node that opens it must say.  It is made once for each storage version and then
 kept for ever, so that every later version can show that it still opens it.
 
@@ -34,7 +34,7 @@ from meterd.protocol.limits import RETENTION_DAYS_MAX
 from tests.support.node import ROOT, Node
 from tests.support.waiting import eventually
 
-FOLDER = ROOT / "tests" / "data" / "directory-v2"
+FOLDER = ROOT / "tests" / "data" / "directory-v2-log2"
 ARCHIVE, EXPECTED = "directory.tar.xz", "expected.json"
 # 2026-03-02T00:00:00Z; the last event is 60 days later.
 BASE = 1_772_409_600_000_000_000
