@@ -1,8 +1,8 @@
 """Makes a small data directory that has a file of every kind, and knows what it must answer.
 
-`python -m tests.support.stored_directory` writes `tests/data/directory-v2-log2/`: the directory as an
-archive, and what a node that opens it must say.  It is made once for each storage version and then
-kept for ever, so that every later version can show that it still opens it.
+`python -m tests.support.stored_directory` writes `tests/data/directory-v2-log2/`: the directory as
+an archive, and what a node that opens it must say.  It is made once for each storage version and
+then kept for ever, so that every later version can show that it still opens it.
 
 The events are few and large, so that log files of the least size become full: about two thousand
 rows each.  Their times, ids and values follow from their numbers.

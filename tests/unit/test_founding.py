@@ -234,11 +234,12 @@ def test_an_answer_that_was_lost_is_given_again(nodes: Nodes) -> None:
 def test_two_clusters_from_one_list_are_refused(nodes: Nodes) -> None:
     nodes.start(1, "new")
     nodes.end(1)
-    nodes.respond(1)
     other = nodes.options(3)
     identity.write(other.node.data_dir, identity.new_cluster(3))
     nodes.respond(3)
     nodes.start(2)
+    eventually(lambda: nodes.asks(2), "node 2 has asked node 3", SECONDS)
+    nodes.respond(1)  # which would take it, had it been the first to answer
     nodes.end(2)
     assert nodes.failed[2][0] == 79
     assert "different clusters" in nodes.failed[2][1]
