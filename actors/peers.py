@@ -76,10 +76,8 @@ VERSION, MALFORMED, CLUSTER, TARGET, STRANGER, OLD = (
     "stranger",
     "old",
 )
-DROPPED: Final = (VERSION, MALFORMED, CLUSTER, TARGET, STRANGER, OLD)
 # Why something was not sent.
 FULL, UNCONNECTED = "full", "unconnected"
-LOST: Final = (FULL, UNCONNECTED)
 
 
 class Own(NamedTuple):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from meterd.actors.catching_up import CatchingUp
 from meterd.actors.cluster_requests import ClusterRequests
 from meterd.actors.follower_needs import FollowerNeeds
 from meterd.actors.forwarding import KINDS, Forwarding
+from meterd.actors.held_proposals import HeldProposals
 from meterd.actors.link_faults import LinkFaults
 from meterd.actors.offspring import step_forward
 from meterd.actors.peers import Own, Peers
@@ -35,7 +35,7 @@ from meterd.actors.sockets import Frame
 from meterd.core.cluster_report import Link
 from meterd.core.group_logs import unpack
 from meterd.core.proposals import Proposal
-from meterd.core.raft.events import ReadOps, Refused
+from meterd.core.raft.events import OVERLOADED, ReadOps, Refused
 from meterd.core.raft.node import GoneBack, Node
 from meterd.core.replicas import Clock, Replicas, Step
 from meterd.protocol.errors import BootFailed, InvariantViolation
@@ -77,7 +77,7 @@ class Replication(Actor):
         if node.peers:
             self._boot = boots.next_boot(node.data_dir)
             self._open_peers()
-        self._held: deque[list[bytes]] = deque()  # bounded by what the router admits
+        self._held = HeldProposals()
         self._serving = False
         self._leaders_told = b""
         self._flushed_at = 0.0
@@ -162,8 +162,12 @@ class Replication(Actor):
     def handle(self, frames: list[bytes]) -> None:
         kind = frames[0]
         if kind in (b"propose", b"judge"):
-            self._held.append(frames)
-            self._take_held()
+            if self._held.add(frames):
+                self._take_held()
+            elif kind == b"propose":
+                self._refuse(msgpack.unpackb(frames[1])["kind"], OVERLOADED, 0, frames[3])
+            else:
+                self.send("usage", frames)
         elif kind == b"split":
             self.forwarding.on_split(frames)
         elif kind == b"forward":
@@ -257,10 +261,10 @@ class Replication(Actor):
     def _take_held(self) -> None:
         """Order what waits for that, as far as it may be ordered now."""
         while self._serving and self._held:
-            if self._held[0][0] == b"judge":
-                self.send("usage", self._held.popleft())  # in the order of the records
+            if self._held.first_kind == b"judge":
+                self.send("usage", self._held.pop())  # in the order of the records
             elif self._may_propose():
-                self._on_propose(self._held.popleft())
+                self._on_propose(self._held.pop())
             else:
                 return
 
@@ -279,13 +283,14 @@ class Replication(Actor):
         step = self.replicas.propose(proposal, origin, _clock())
         self._carry_out(step)
         if not step.appends:
-            self._refuse(proposal.kind, step.refused[0], origin)
+            refused = step.refused[0]
+            self._refuse(proposal.kind, refused.reason, refused.leader, origin)
         if accepted:
             self.send("router", [b"answers", *accepted])
 
-    def _refuse(self, kind: int, refused: Refused, origin: bytes) -> None:
+    def _refuse(self, kind: int, reason: str, leader: int, origin: bytes) -> None:
         """Have a proposal answered of which nothing was taken."""
-        fields = {"kind": kind, "reason": refused.reason, "leader": refused.leader}
+        fields = {"kind": kind, "reason": reason, "leader": leader}
         self.send("usage", [b"refused", msgpack.packb(fields), origin])
 
     def _on_durable(self, frames: list[bytes]) -> None:

@@ -26,7 +26,6 @@ from meterd.core.forwarded import encode_part_origin
 from meterd.core.proposals import slices_of
 from meterd.core.staging import Packed, Refusals
 from meterd.protocol import log_format
-from meterd.protocol.limits import PARTITION_COUNT
 
 if TYPE_CHECKING:
     from meterd.actors.actor import Actor
@@ -160,8 +159,3 @@ def joined(parts: Sequence[Packed]) -> Packed:
         np.concatenate([packed.row_of_row for packed in parts]),
         refusals,
     )
-
-
-def has_leaders(leaders: LeaderMap) -> bool:
-    """Is every partition's leader known?"""
-    return leaders.alone or bool(leaders.nodes[:PARTITION_COUNT].all())

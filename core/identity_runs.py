@@ -28,7 +28,6 @@ SPAN_BLOCKS: Final = 8
 # Entries that a run can hold: their numbers are 32 bits.
 COUNT_MAX: Final = (1 << 32) - 1
 LINES_MIN: Final = 2
-WORD_BITS: Final = 64
 
 
 class Run(NamedTuple):

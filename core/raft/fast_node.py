@@ -25,11 +25,6 @@ class FastNode(Node):
     def _await_block(self, block: int, group: int) -> None:
         self._writers.setdefault(block, []).append(group)
 
-    @property
-    def parked_count(self) -> int:
-        """How many groups are on the fast path."""
-        return int(self._steady.parked.sum())
-
     def view(self, number: int) -> View:
         """Return a group as it is, for those who only look."""
         parked = self._steady.parked[number]
