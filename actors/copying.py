@@ -36,6 +36,7 @@ from meterd.protocol.log_format import ACTIVE_NAME, number_of
 ANSWER_SECONDS: Final = 2.0
 ATTEMPTS: Final = 5  # of one question, then the next donor
 PASSES_MAX: Final = 20  # over a donor's list, while its files change
+AGAIN_MAX: Final = 20  # pieces of one file that did not check, or belonged to another file
 RETRY_SECONDS: Final = 1.0
 ANSWER_SIZE_MAX: Final = 16 * 1024 * 1024
 PART = ".partial"
@@ -83,11 +84,14 @@ class Copying:
     def run(self) -> None:
         """Return when the copy counts.  Raises BootFailed, DiskFull, FsyncFailed, OSError."""
         own = self._own_log()
-        self._incoming.mkdir(mode=0o750, exist_ok=True)
         for donor in self._donors():
             try:
                 self._fetch(donor)
-                self._try_on(donor, own)
+                try:
+                    self._try_on(donor, own)
+                except NoCopy:
+                    peer_copy.reject(self._data_dir)
+                    raise
             except (NoCopy, DiskFull) as why:
                 logger.warning("no copy of node %d yet: %s", donor, why)
                 self._say(f"status waiting for a copy of a peer: {why}")
@@ -124,9 +128,7 @@ class Copying:
 
     def _fetch(self, donor: int) -> None:
         """Have all files of a donor.  Raises NoCopy, DiskFull, OSError."""
-        for name in os.listdir(self._incoming):
-            if not peer_copy.is_taken(name):  # of an attempt that was not finished
-                (self._incoming / name).unlink()
+        peer_copy.begin(self._data_dir, donor)
         way = self._connect(self._addresses[donor])
         try:
             for _ in range(PASSES_MAX):
@@ -184,8 +186,11 @@ class Copying:
 
     def _list(self, way: zmq.Socket[bytes]) -> list[tuple[str, int]]:
         reply = self._ask(way, copy="list")
-        self._donors_of = [int(node) for node in reply.get("donors", [])]
-        found = [(str(name), int(size)) for name, size in reply.get("files", [])]
+        try:
+            self._donors_of = [int(node) for node in reply["donors"]]
+            found = [(str(name), int(size)) for name, size in reply["files"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise NoCopy("its list cannot be read") from error
         if not all(peer_copy.is_taken(name) for name, _ in found):
             raise NoCopy("its list names files that are no part of a copy")
         return found
@@ -201,21 +206,25 @@ class Copying:
     def _take(self, way: zmq.Socket[bytes], name: str) -> bool:
         """Fetch one file; False: it is there no longer."""
         part, stamp, at, size = self._incoming / (name + PART), "", 0, -1
+        again = 0
         with full_disk_told(), part.open("wb", buffering=0) as file:
             while size < 0 or at < size:
                 reply = self._ask(way, copy="read", name=name, offset=at)
                 if reply.get("gone"):
                     part.unlink()
                     return False
-                data = reply["data"]
-                if int(crc32c(data)) != reply["crc"]:
+                data = reply.get("data")
+                checks = type(data) is bytes and int(crc32c(data)) == reply.get("crc")
+                if not checks or (stamp and reply.get("stamp") != stamp):
+                    again += 1
+                    if again > AGAIN_MAX:
+                        raise NoCopy(f"{name} cannot be read whole")
+                    if checks:
+                        file.seek(0)
+                        file.truncate()
+                        stamp, at, size = "", 0, -1
                     continue
-                if stamp and reply["stamp"] != stamp:
-                    file.seek(0)
-                    file.truncate()
-                    stamp, at, size = "", 0, -1
-                    continue
-                stamp, size = reply["stamp"], reply["size"]
+                stamp, size = str(reply.get("stamp")), int(reply.get("size", 0))
                 if not data and at < size:
                     return False
                 file.write(data)

@@ -22,6 +22,7 @@ from meterd.protocol.errors import Corrupt
 BEHIND = "behind.json"  # a peer says that no log has any more what this node lacks
 INCOMING = "incoming"
 COMPLETE = "complete.json"
+DONOR = "donor.json"  # whose files lie in `incoming/`
 COPIED = "copied.json"  # whose log files this directory may hold
 
 # What a copy is made of; everything else is the node's own, or made anew.
@@ -47,12 +48,28 @@ def note_behind(data_dir: str, node: int) -> None:
 
 def behind_whom(data_dir: str) -> int:
     """Return the node that says that this one needs a copy; 0: nobody."""
-    try:
-        return int(json.loads(Path(data_dir, BEHIND).read_bytes())["node"])
-    except FileNotFoundError:
-        return 0
-    except (ValueError, KeyError, TypeError):
-        return 0  # a leader says it again
+    return _node_in(Path(data_dir, BEHIND))  # where it is damaged a leader says it again
+
+
+def begin(data_dir: str, donor: int) -> Path:
+    """Return `incoming/`, with what was copied of this donor and nothing of another one.
+
+    Files of two nodes may have the same name and size.  Raises DiskFull, FsyncFailed, OSError.
+    """
+    incoming = Path(data_dir, INCOMING)
+    if _node_in(incoming / DONOR) != donor:
+        shutil.rmtree(incoming, ignore_errors=True)
+        incoming.mkdir(mode=0o750)
+        disk.atomic_write(incoming / DONOR, json.dumps({"node": donor}).encode() + b"\n")
+    for name in os.listdir(incoming):
+        if name != DONOR and not is_taken(name):  # of an attempt that was not finished
+            (incoming / name).unlink()
+    return incoming
+
+
+def reject(data_dir: str) -> None:
+    """What was copied does not do, and was changed by trying it on: nothing of it is used."""
+    Path(data_dir, INCOMING, DONOR).unlink(missing_ok=True)
 
 
 def copied_from(data_dir: str) -> tuple[int, ...]:
@@ -111,6 +128,14 @@ def finish(data_dir: str) -> bool:
     shutil.rmtree(incoming)
     logger.warning("this directory is a copy of a peer now; its own log was too far behind")
     return True
+
+
+def _node_in(path: Path) -> int:
+    """Return the node that a file names; 0 when there is no such file or it is damaged."""
+    try:
+        return int(json.loads(path.read_bytes())["node"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _names(path: Path) -> list[str]:

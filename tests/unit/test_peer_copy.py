@@ -13,7 +13,7 @@ import pytest
 
 from meterd.actors import peer_copy
 from meterd.actors.copy_giver import PIECE_SIZE, CopyGiver
-from meterd.actors.copying import lacks
+from meterd.actors.copying import Copying, NoCopy, lacks
 from meterd.actors.disk import LocalDisk
 from meterd.actors.identity import Identity
 from meterd.actors.wal_recovery import Recovery
@@ -98,6 +98,31 @@ def test_a_crash_at_any_step_ends_with_the_copy(
             break
         steps += 1
     assert steps > len(NEW)
+
+
+def test_nothing_of_another_donor_is_kept(directory: Path) -> None:
+    """Its files may have the same names and sizes: log files nearly always have."""
+    incoming = peer_copy.begin(str(directory), 2)
+    assert content(incoming).keys() == {"donor.json"}  # nobody knows whose they were
+    (incoming / "wal-00000000000000000005.log").write_bytes(b"of 2")
+    (incoming / "wal.log.partial").write_bytes(b"of 2")
+    peer_copy.begin(str(directory), 2)
+    assert content(incoming).keys() == {"donor.json", "wal-00000000000000000005.log"}
+    peer_copy.begin(str(directory), 3)
+    assert content(incoming).keys() == {"donor.json"}
+    (incoming / "ids-3.run").write_bytes(b"of 3")
+    peer_copy.reject(str(directory))
+    peer_copy.begin(str(directory), 3)
+    assert content(incoming).keys() == {"donor.json"}
+
+
+@pytest.mark.parametrize("wrong", [{"crc": 1}, {"data": 3}, {}])
+def test_a_donor_that_sends_nonsense_is_given_up(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    copying = object.__new__(Copying)
+    copying._incoming = tmp_path
+    copying._ask = lambda way, **fields: {"data": b"x", "size": 9, "stamp": "1"} | wrong  # type: ignore[method-assign]
+    with pytest.raises(NoCopy):
+        copying._take(None, "ids-3.run")  # type: ignore[arg-type]
 
 
 def test_members_are_given_pieces_and_nobody_else(tmp_path: Path) -> None:
