@@ -213,7 +213,7 @@ class Copying:
                 if reply.get("gone"):
                     part.unlink()
                     return False
-                data = reply.get("data")
+                data: Any = reply.get("data")
                 checks = type(data) is bytes and int(crc32c(data)) == reply.get("crc")
                 if not checks or (stamp and reply.get("stamp") != stamp):
                     again += 1
