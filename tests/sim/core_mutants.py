@@ -5,12 +5,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,58 +18,27 @@ from meterd.core.replicas import Replicas
 from meterd.core.state import StateMachine
 from meterd.protocol import raft_wire
 from tests.sim import core_machine, core_usage
+from tests.sim.bugs import Bugs, Patch
 from tests.sim.core_world import run_core
-from tests.sim.runner import Result
 from tests.support.crash_disk import CrashDisk
 
-Patch = tuple[Any, str, Any]
-MUTANTS: dict[str, Callable[[], list[Patch]]] = {}
-
-
-def mutant(function: Callable[[], list[Patch]]) -> Callable[[], list[Patch]]:
-    MUTANTS[function.__name__] = function
-    return function
-
-
-@contextmanager
-def applied(name: str) -> Iterator[None]:
-    """Put one bug in for a while."""
-    patches = MUTANTS[name]()
-    kept = [(owner, attribute, owner.__dict__[attribute]) for owner, attribute, _ in patches]
-    try:
-        for owner, attribute, value in patches:
-            setattr(owner, attribute, value)
-        yield
-    finally:
-        for owner, attribute, value in kept:
-            setattr(owner, attribute, value)
-
-
-def seeds_needed(name: str, limit: int, start: int = 1) -> tuple[int, Result]:
-    """Return how many seeds until the bug is noticed (0: not at all), and the last result."""
-    result = Result(0)
-    with applied(name):
-        for count in range(1, limit + 1):
-            result = run_core(start + count - 1)
-            if result.failure:
-                return count, result
-    return 0, result
+BUGS = Bugs(run_core)
 
 
 # Disk and log.
 
 
-@mutant
+@BUGS.add
 def the_log_is_not_synced() -> list[Patch]:
     return [(CrashDisk, "sync", lambda disk, descriptor: disk._call())]
 
 
-@mutant
+@BUGS.add
 def terms_are_not_read_back() -> list[Patch]:
     return [(GroupLogs, "promise", lambda logs, rows: None)]
 
 
-@mutant
+@BUGS.add
 def votes_are_not_read_back() -> list[Patch]:
     original = GroupLogs.promise
 
@@ -86,7 +50,7 @@ def votes_are_not_read_back() -> list[Patch]:
     return [(GroupLogs, "promise", promise)]
 
 
-@mutant
+@BUGS.add
 def replaced_ops_stay() -> list[Patch]:
     """Recovery keeps of an index what came first."""
     original = GroupLogs.ops
@@ -102,7 +66,7 @@ def replaced_ops_stay() -> list[Patch]:
     return [(GroupLogs, "ops", ops)]
 
 
-@mutant
+@BUGS.add
 def refused_slices_count() -> list[Patch]:
     """Slices that the engine has not taken are written as if it had."""
     original = raft_log._absent
@@ -118,7 +82,7 @@ def refused_slices_count() -> list[Patch]:
 # Commit queue and state.
 
 
-@mutant
+@BUGS.add
 def what_is_durable_is_applied() -> list[Patch]:
     original = CommitQueue.add_commit
 
@@ -128,12 +92,12 @@ def what_is_durable_is_applied() -> list[Patch]:
     return [(CommitQueue, "add_commit", add_commit)]
 
 
-@mutant
+@BUGS.add
 def replaced_slices_are_applied() -> list[Patch]:
     return [(CommitQueue, "_cut", lambda queue, held: None)]
 
 
-@mutant
+@BUGS.add
 def the_replay_does_not_pass_over_what_is_applied() -> list[Patch]:
     original = CommitQueue.replay
 
@@ -144,7 +108,7 @@ def the_replay_does_not_pass_over_what_is_applied() -> list[Patch]:
     return [(CommitQueue, "replay", replay)]
 
 
-@mutant
+@BUGS.add
 def a_checkpoint_forgets_identities() -> list[Patch]:
     original = core_usage.Usage.save
 
@@ -155,7 +119,7 @@ def a_checkpoint_forgets_identities() -> list[Patch]:
     return [(core_usage.Usage, "save", save)]
 
 
-@mutant
+@BUGS.add
 def the_position_is_behind_what_waits() -> list[Patch]:
     original = core_usage.Usage.save
 
@@ -169,7 +133,7 @@ def the_position_is_behind_what_waits() -> list[Patch]:
     return [(core_usage.Usage, "save", save)]
 
 
-@mutant
+@BUGS.add
 def a_restart_forgets_horizons() -> list[Patch]:
     original = StateMachine.restore
 
@@ -180,7 +144,7 @@ def a_restart_forgets_horizons() -> list[Patch]:
     return [(StateMachine, "restore", restore)]
 
 
-@mutant
+@BUGS.add
 def members_of_the_beginning_are_not_known() -> list[Patch]:
     return [(GroupFacts, "begin", lambda facts, first: None)]
 
@@ -188,7 +152,7 @@ def members_of_the_beginning_are_not_known() -> list[Patch]:
 # Replicas and wire.
 
 
-@mutant
+@BUGS.add
 def a_block_is_durable_with_its_first_record() -> list[Patch]:
     original = Replicas._appends
 
@@ -201,7 +165,7 @@ def a_block_is_durable_with_its_first_record() -> list[Patch]:
     return [(Replicas, "_appends", appends)]
 
 
-@mutant
+@BUGS.add
 def commits_are_told_too_far() -> list[Patch]:
     original = replicas._joined
 
@@ -211,7 +175,7 @@ def commits_are_told_too_far() -> list[Patch]:
     return [(replicas, "_joined", joined)]
 
 
-@mutant
+@BUGS.add
 def what_others_send_is_not_checked() -> list[Patch]:
     """One byte of a payload changes, and nobody looks."""
     original = raft_wire.encode
@@ -227,20 +191,5 @@ def what_others_send_is_not_checked() -> list[Patch]:
     return [(core_machine, "encode", encode)]
 
 
-def main() -> int:
-    limit = int(sys.argv[1]) if len(sys.argv) > 1 else 40
-    found = {}
-    for name in MUTANTS:
-        began = time.monotonic()
-        needed, result = seeds_needed(name, limit)
-        said = result.failure.splitlines()[0][:100] if needed else ""
-        found[name] = {"seeds": needed, "rule": said}
-        print(f"{name:55} {needed or 'not noticed':>12} {time.monotonic() - began:6.0f} s  {said}")
-        sys.stdout.flush()
-    if len(sys.argv) > 2:
-        Path(sys.argv[2]).write_text(json.dumps(found, indent=1) + "\n")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BUGS.report(sys.argv[1:], 40, {}))

@@ -6,12 +6,7 @@ many seeds each one takes.  The product has no flags for this: functions are rep
 
 from __future__ import annotations
 
-import json
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from meterd.core.raft import (
@@ -31,47 +26,17 @@ from meterd.core.raft.standing import Standing
 from meterd.core.raft.state import FOLLOWER, LEADER, GroupState
 from meterd.protocol.raft_messages import NOBODY
 from tests.sim import clients, machine
+from tests.sim.bugs import Bugs, Patch
 from tests.sim.disk import DiskGroup
-from tests.sim.runner import Result, run_seed
+from tests.sim.runner import run_seed
 
-Patch = tuple[Any, str, Any]
-MUTANTS: dict[str, Callable[[], list[Patch]]] = {}
-
-
-def mutant(function: Callable[[], list[Patch]]) -> Callable[[], list[Patch]]:
-    MUTANTS[function.__name__] = function
-    return function
-
-
-@contextmanager
-def applied(name: str) -> Iterator[None]:
-    """Put one bug in for a while."""
-    patches = MUTANTS[name]()
-    kept = [(owner, attribute, owner.__dict__[attribute]) for owner, attribute, _ in patches]
-    try:
-        for owner, attribute, value in patches:
-            setattr(owner, attribute, value)
-        yield
-    finally:
-        for owner, attribute, value in kept:
-            setattr(owner, attribute, value)
-
-
-def seeds_needed(name: str, limit: int, start: int = 1) -> tuple[int, Result]:
-    """Return how many seeds until the bug is noticed (0: not at all), and the last result."""
-    result = Result(0)
-    with applied(name):
-        for count in range(1, limit + 1):
-            result = run_seed(start + count - 1)
-            if result.failure:
-                return count, result
-    return 0, result
+BUGS = Bugs(run_seed)
 
 
 # Terms and votes.
 
 
-@mutant
+@BUGS.add
 def term_and_vote_are_not_written() -> list[Patch]:
     def write_term(group: GroupState) -> None:
         group.term_block = group.durable_block
@@ -79,7 +44,7 @@ def term_and_vote_are_not_written() -> list[Patch]:
     return [(GroupState, "write_term", write_term)]
 
 
-@mutant
+@BUGS.add
 def vote_leaves_before_it_is_durable() -> list[Patch]:
     def write_term(group: GroupState) -> None:
         group.actions.append(WriteTerm(group.group, group.term, group.vote, group.uncertain))
@@ -87,7 +52,7 @@ def vote_leaves_before_it_is_durable() -> list[Patch]:
     return [(GroupState, "write_term", write_term)]
 
 
-@mutant
+@BUGS.add
 def votes_twice_in_a_term() -> list[Patch]:
     original = elections.on_vote
 
@@ -99,7 +64,7 @@ def votes_twice_in_a_term() -> list[Patch]:
     return [(elections, "on_vote", on_vote)]
 
 
-@mutant
+@BUGS.add
 def votes_are_counted_by_message() -> list[Patch]:
     original = elections.on_vote_reply
 
@@ -110,7 +75,7 @@ def votes_are_counted_by_message() -> list[Patch]:
     return [(elections, "on_vote_reply", on_vote_reply)]
 
 
-@mutant
+@BUGS.add
 def vote_replies_do_not_name_the_term() -> list[Patch]:
     original = elections.on_vote_reply
 
@@ -120,7 +85,7 @@ def vote_replies_do_not_name_the_term() -> list[Patch]:
     return [(elections, "on_vote_reply", on_vote_reply)]
 
 
-@mutant
+@BUGS.add
 def votes_by_index_without_term() -> list[Patch]:
     def is_up_to_date(group: GroupState, last_index: int, last_term: int) -> bool:
         return last_index >= group.log.last
@@ -128,12 +93,12 @@ def votes_by_index_without_term() -> list[Patch]:
     return [(elections, "is_up_to_date", is_up_to_date)]
 
 
-@mutant
+@BUGS.add
 def no_sticky_refusal() -> list[Patch]:
     return [(elections, "hears_leader", lambda group: group.role == LEADER)]
 
 
-@mutant
+@BUGS.add
 def started_node_votes_at_once() -> list[Patch]:
     def hears_leader(group: GroupState) -> bool:
         settled = group.moment.now - group.settings.sticky_ms
@@ -142,7 +107,7 @@ def started_node_votes_at_once() -> list[Patch]:
     return [(elections, "hears_leader", hears_leader)]
 
 
-@mutant
+@BUGS.add
 def stickiness_ends_with_the_term() -> list[Patch]:
     original = GroupState.become_follower
 
@@ -157,19 +122,19 @@ def stickiness_ends_with_the_term() -> list[Patch]:
 # Appends and acks.
 
 
-@mutant
+@BUGS.add
 def acks_before_it_is_durable() -> list[Patch]:
     match = property(lambda group: min(group.verified, group.log.whole_to))
     return [(GroupState, "match", match)]
 
 
-@mutant
+@BUGS.add
 def acks_its_own_last_index() -> list[Patch]:
     match = property(lambda group: min(group.durable, group.log.whole_to))
     return [(GroupState, "match", match)]
 
 
-@mutant
+@BUGS.add
 def verified_outlives_the_term() -> list[Patch]:
     original = GroupState.become_follower
 
@@ -181,7 +146,7 @@ def verified_outlives_the_term() -> list[Patch]:
     return [(GroupState, "become_follower", become_follower)]
 
 
-@mutant
+@BUGS.add
 def leader_counts_itself_before_its_disk() -> list[Patch]:
     original = leading.maybe_commit
 
@@ -193,7 +158,7 @@ def leader_counts_itself_before_its_disk() -> list[Patch]:
     return [(leading, "maybe_commit", maybe_commit)]
 
 
-@mutant
+@BUGS.add
 def follower_commits_up_to_its_own_last() -> list[Patch]:
     original = following.on_beat
 
@@ -206,7 +171,7 @@ def follower_commits_up_to_its_own_last() -> list[Patch]:
     return [(following, "on_beat", on_beat)]
 
 
-@mutant
+@BUGS.add
 def truncates_at_every_append() -> list[Patch]:
     original = following._take
 
@@ -219,7 +184,7 @@ def truncates_at_every_append() -> list[Patch]:
     return [(following, "_take", take)]
 
 
-@mutant
+@BUGS.add
 def old_durability_counts_for_new_ops() -> list[Patch]:
     def truncate(group: GroupState, last: int) -> None:
         group.log.truncate(last)
@@ -228,7 +193,7 @@ def old_durability_counts_for_new_ops() -> list[Patch]:
     return [(GroupState, "truncate", truncate)]
 
 
-@mutant
+@BUGS.add
 def replies_of_old_terms_count() -> list[Patch]:
     original = leading.on_append_reply
 
@@ -238,7 +203,7 @@ def replies_of_old_terms_count() -> list[Patch]:
     return [(leading, "on_append_reply", on_append_reply)]
 
 
-@mutant
+@BUGS.add
 def commits_old_terms_by_count() -> list[Patch]:
     original = leading.maybe_commit
 
@@ -256,7 +221,7 @@ def commits_old_terms_by_count() -> list[Patch]:
     return [(leading, "maybe_commit", maybe_commit)]
 
 
-@mutant
+@BUGS.add
 def learners_are_counted() -> list[Patch]:
     original = leading.maybe_commit
 
@@ -277,7 +242,7 @@ def learners_are_counted() -> list[Patch]:
 # Reads, leases, transfers.
 
 
-@mutant
+@BUGS.add
 def reads_without_confirmation() -> list[Patch]:
     def holds_lease(group: GroupState) -> bool:
         return group.role == LEADER
@@ -285,7 +250,7 @@ def reads_without_confirmation() -> list[Patch]:
     return [(reading, "holds_lease", holds_lease)]
 
 
-@mutant
+@BUGS.add
 def lease_from_arrival() -> list[Patch]:
     original = leading.on_beat_reply
 
@@ -297,7 +262,7 @@ def lease_from_arrival() -> list[Patch]:
     return [(leading, "on_beat_reply", on_beat_reply)]
 
 
-@mutant
+@BUGS.add
 def read_round_is_not_echoed() -> list[Patch]:
     original = leading.on_beat_reply
 
@@ -309,12 +274,12 @@ def read_round_is_not_echoed() -> list[Patch]:
     return [(leading, "on_beat_reply", on_beat_reply)]
 
 
-@mutant
+@BUGS.add
 def lease_is_not_looked_at_again() -> list[Patch]:
     return [(clients, "may_answer", lambda machine, group: True)]
 
 
-@mutant
+@BUGS.add
 def new_leader_reads_at_once() -> list[Patch]:
     original = leading.become_leader
 
@@ -325,7 +290,7 @@ def new_leader_reads_at_once() -> list[Patch]:
     return [(leading, "become_leader", become_leader)]
 
 
-@mutant
+@BUGS.add
 def lease_goes_on_during_a_transfer() -> list[Patch]:
     original, original_read = reading.holds_lease, reading.on_read
 
@@ -342,7 +307,7 @@ def lease_goes_on_during_a_transfer() -> list[Patch]:
     ]
 
 
-@mutant
+@BUGS.add
 def lease_is_back_after_an_aborted_transfer() -> list[Patch]:
     original = transfer.maybe_abort
 
@@ -355,7 +320,7 @@ def lease_is_back_after_an_aborted_transfer() -> list[Patch]:
     return [(transfer, "maybe_abort", maybe_abort)]
 
 
-@mutant
+@BUGS.add
 def stale_timeout_now_is_obeyed() -> list[Patch]:
     def on_timeout_now(group: GroupState, sender: int, message: Any) -> None:
         if elections.may_campaign(group):
@@ -367,7 +332,7 @@ def stale_timeout_now_is_obeyed() -> list[Patch]:
 # Damage, snapshots, membership.
 
 
-@mutant
+@BUGS.add
 def log_is_cut_at_damage() -> list[Patch]:
     original = DiskGroup.recovered
 
@@ -380,7 +345,7 @@ def log_is_cut_at_damage() -> list[Patch]:
     return [(DiskGroup, "recovered", recovered)]
 
 
-@mutant
+@BUGS.add
 def lost_tail_votes() -> list[Patch]:
     original = DiskGroup.recovered
 
@@ -390,7 +355,7 @@ def lost_tail_votes() -> list[Patch]:
     return [(DiskGroup, "recovered", recovered)]
 
 
-@mutant
+@BUGS.add
 def lost_tail_is_trusted_at_once() -> list[Patch]:
     def maybe_certain(group: GroupState) -> None:
         if group.uncertain and group.match >= group.commit > 0:
@@ -400,7 +365,7 @@ def lost_tail_is_trusted_at_once() -> list[Patch]:
     return [(following, "maybe_certain", maybe_certain)]
 
 
-@mutant
+@BUGS.add
 def lost_tail_is_trusted_by_its_own_commit() -> list[Patch]:
     original = following.maybe_certain
 
@@ -411,7 +376,7 @@ def lost_tail_is_trusted_by_its_own_commit() -> list[Patch]:
     return [(following, "maybe_certain", maybe_certain)]
 
 
-@mutant
+@BUGS.add
 def damaged_replica_leads() -> list[Patch]:
     def may_campaign(group: GroupState) -> bool:
         return group.is_voter and not group.uncertain and group.moment.fit
@@ -419,13 +384,13 @@ def damaged_replica_leads() -> list[Patch]:
     return [(elections, "may_campaign", may_campaign)]
 
 
-@mutant
+@BUGS.add
 def damaged_ops_are_acked() -> list[Patch]:
     match = property(lambda group: min(group.verified, group.durable))
     return [(GroupState, "match", match)]
 
 
-@mutant
+@BUGS.add
 def repaired_ops_are_acked_at_once() -> list[Patch]:
     original = repair.take
 
@@ -439,7 +404,7 @@ def repaired_ops_are_acked_at_once() -> list[Patch]:
     return [(repair, "take", take)]
 
 
-@mutant
+@BUGS.add
 def snapshot_is_acked_before_the_switch() -> list[Patch]:
     original = snapshots.switch
 
@@ -450,7 +415,7 @@ def snapshot_is_acked_before_the_switch() -> list[Patch]:
     return [(snapshots, "switch", switch)]
 
 
-@mutant
+@BUGS.add
 def snapshot_keeps_a_conflicting_log() -> list[Patch]:
     original = snapshots.on_stored
 
@@ -466,7 +431,7 @@ def snapshot_keeps_a_conflicting_log() -> list[Patch]:
     return [(snapshots, "on_stored", on_stored)]
 
 
-@mutant
+@BUGS.add
 def wiped_node_keeps_its_name() -> list[Patch]:
     original = machine.Machine.wipe
 
@@ -481,7 +446,7 @@ def wiped_node_keeps_its_name() -> list[Patch]:
     return [(machine.Machine, "wipe", wipe), (Standing, "confirm", confirm)]
 
 
-@mutant
+@BUGS.add
 def changes_while_one_is_pending() -> list[Patch]:
     original = membership.reason_against
 
@@ -492,17 +457,17 @@ def changes_while_one_is_pending() -> list[Patch]:
     return [(membership, "reason_against", reason_against)]
 
 
-@mutant
+@BUGS.add
 def changes_before_the_term_is_open() -> list[Patch]:
     return [(membership, "has_opened_term", lambda group: True)]
 
 
-@mutant
+@BUGS.add
 def changes_two_voters_at_once() -> list[Patch]:
     return [(membership, "is_single_change", lambda old, new: True)]
 
 
-@mutant
+@BUGS.add
 def configurations_outlive_truncation() -> list[Patch]:
     original = Log.truncate
 
@@ -517,7 +482,7 @@ def configurations_outlive_truncation() -> list[Patch]:
 # Getting on.
 
 
-@mutant
+@BUGS.add
 def limits_are_not_kept() -> list[Patch]:
     original = Progress.take_off
 
@@ -528,7 +493,7 @@ def limits_are_not_kept() -> list[Patch]:
     return [(Progress, "take_off", take_off)]
 
 
-@mutant
+@BUGS.add
 def transfer_asks_for_pre_votes() -> list[Patch]:
     original = elections.campaign
 
@@ -541,7 +506,7 @@ def transfer_asks_for_pre_votes() -> list[Patch]:
     return [(elections, "campaign", campaign)]
 
 
-@mutant
+@BUGS.add
 def no_check_quorum() -> list[Patch]:
     return [(leading, "lacks_quorum", lambda group: False)]
 
@@ -584,25 +549,8 @@ SHARE_OF_DIRECTED = 4
 
 def main() -> int:
     """Report seeds needed for every mutant, or for those named."""
-    limit = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    names = sys.argv[2:-1] if sys.argv[-1].endswith(".json") else sys.argv[2:]
-    table: dict[str, Any] = {}
-    for name in names or MUTANTS:
-        began = time.monotonic()
-        directed = [test for test, bugs in DIRECTED.items() if name in bugs]
-        most = limit // SHARE_OF_DIRECTED if directed else limit
-        needed, result = seeds_needed(name, most)
-        table[name] = {"seeds": needed, "of": most, "as": result.failure.split("\n")[0][:90]}
-        table[name]["schedule"] = directed
-        seconds = time.monotonic() - began
-        print(
-            f"{name:45s} {needed or 'not in ' + str(most):>12} {seconds:5.0f} s  "
-            f"{table[name]['as']}",
-            flush=True,
-        )
-    if sys.argv[-1].endswith(".json"):
-        Path(sys.argv[-1]).write_text(json.dumps(table, indent=1) + "\n")
-    return 0
+    schedules = {name: [test for test, bugs in DIRECTED.items() if name in bugs] for name in BUGS}
+    return BUGS.report(sys.argv[1:], 1000, schedules, SHARE_OF_DIRECTED)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,9 +40,10 @@ def run_seed(seed: int, *, trace: bool = False, dropped: frozenset[int] = frozen
     return run_plan(replace(draw(seed), dropped=dropped), trace=trace)
 
 
-def run_fast(seed: int, *, trace: bool = False) -> Result:
+def run_fast(seed: int, *, trace: bool = False, dropped: frozenset[int] = frozenset()) -> Result:
     """Run one seed on nodes with the fast path, with more groups and ops for many at once."""
-    return run_plan(replace(draw(seed), fast=True, groups=6, spread=True), trace=trace)
+    plan = replace(draw(seed), fast=True, groups=6, spread=True, dropped=dropped)
+    return run_plan(plan, trace=trace)
 
 
 def run_plan(plan: Plan, *, trace: bool = False) -> Result:
@@ -153,9 +155,9 @@ def _described(group: Group) -> str:
     return f"{text} progress {known}" if known else text
 
 
-def shrink(seed: int, attempts_max: int = 400) -> Result:
+def shrink(seed: int, run: Callable[..., Result] = run_seed, attempts_max: int = 400) -> Result:
     """Leave out faults and operations as long as the same seed still fails."""
-    best = run_seed(seed)
+    best = run(seed)
     dropped: frozenset[int] = frozenset()
     attempts = 0
     size = max(1, len(best.acts) // 2)
@@ -163,11 +165,11 @@ def shrink(seed: int, attempts_max: int = 400) -> Result:
         smaller = False
         for start in range(0, len(best.acts), size):
             some = frozenset(number for number, _ in best.acts[start : start + size])
-            result = run_seed(seed, dropped=dropped | some)
+            result = run(seed, dropped=dropped | some)
             attempts += 1
             if result.failure:
                 best, dropped, smaller = result, dropped | some, True
                 break
         if not smaller:
             size //= 2
-    return run_seed(seed, dropped=dropped, trace=True)
+    return run(seed, dropped=dropped, trace=True)

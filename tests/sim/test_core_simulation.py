@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from tests.sim.core import OPERATIONS_SHOWN, Tally
-from tests.sim.core_mutants import seeds_needed
+from tests.sim.core import LAYER
+from tests.sim.core_mutants import BUGS
 from tests.sim.core_world import draw_core, run_core, run_core_plan
+from tests.sim.runner import shrink
+from tests.sim.seeds import Tally
 
 SEEDS, SEEDS_PER_TEST = 20, 5
 # Shorter than a seed of `make sim-core`, which has 3 to 6 s of faults.
@@ -20,14 +22,14 @@ REGRESSIONS = [103, 306, 2074]
 @pytest.mark.slow
 @pytest.mark.parametrize("start", range(1, SEEDS, SEEDS_PER_TEST))
 def test_no_rule_is_broken(start: int) -> None:
-    tally = Tally()
+    tally = Tally(LAYER)
     for seed in range(start, start + SEEDS_PER_TEST):
         result = run_core_plan(replace(draw_core(seed), fault_ms=FAULT_MS))
         assert not result.failure, f"seed {seed}: {result.failure}"
         tally.take(result)
     assert tally.counts["crash"] and tally.counts["events"] and tally.counts["logs read again"]
     assert tally.medians()["events"] > 0
-    assert all(name in tally.text() for name in OPERATIONS_SHOWN)
+    assert all(name in tally.text() for name in LAYER.operations)
 
 
 @pytest.mark.slow
@@ -49,10 +51,18 @@ SEEDS_TO_NOTICE = 10
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTICED)
 def test_a_bug_is_noticed(name: str) -> None:
-    needed, result = seeds_needed(name, SEEDS_TO_NOTICE)
+    needed, result = BUGS.seeds_needed(name, SEEDS_TO_NOTICE)
     assert needed, "not noticed"
     assert NOTICED[name] in result.failure
 
 
 def test_a_seed_runs_the_same_way_twice() -> None:
     assert run_core(12, trace=True).trace == run_core(12, trace=True).trace
+
+
+@pytest.mark.slow
+def test_shrinking_keeps_the_failure() -> None:
+    with BUGS.applied("what_is_durable_is_applied"):
+        whole, small = run_core(1), shrink(1, run=run_core)
+    assert small.failure and small.trace
+    assert len(small.acts) <= len(whole.acts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.mutants import applied, seeds_needed
+from tests.sim.mutants import BUGS
 from tests.sim.runner import run_seed, shrink
 
 SEEDS, SEEDS_PER_TEST = 120, 20
@@ -46,13 +46,13 @@ SEEDS_TO_NOTICE = 40
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTICED)
 def test_a_bug_is_noticed(name: str) -> None:
-    needed, result = seeds_needed(name, SEEDS_TO_NOTICE)
+    needed, result = BUGS.seeds_needed(name, SEEDS_TO_NOTICE)
     assert needed, "not noticed"
     assert NOTICED[name] in result.failure
 
 
 def test_shrinking_keeps_the_failure() -> None:
-    with applied("acks_before_it_is_durable"):
+    with BUGS.applied("acks_before_it_is_durable"):
         whole, small = run_seed(1), shrink(1)
     assert small.failure and small.trace
     assert len(small.acts) <= len(whole.acts)

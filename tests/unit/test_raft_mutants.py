@@ -25,7 +25,7 @@ from meterd.protocol.raft_messages import (
     VoteReply,
 )
 from tests.sim.disk import DiskGroup
-from tests.sim.mutants import DIRECTED, applied
+from tests.sim.mutants import BUGS, DIRECTED
 from tests.support.raft_lab import EVENTS, Lab, ops_of
 
 Schedule = Callable[[], bool]
@@ -306,5 +306,5 @@ def test_the_rule_holds(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_bug_is_seen(name: str) -> None:
-    with applied(name):
+    with BUGS.applied(name):
         assert SCHEDULES[name]()

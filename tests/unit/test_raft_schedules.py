@@ -13,7 +13,7 @@ from meterd.core.raft.log import Log
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.state import FOLLOWER, LEADER, Recovered
 from meterd.protocol.raft_messages import Configuration, TimeoutNow
-from tests.sim.mutants import applied
+from tests.sim.mutants import BUGS
 from tests.support.raft_lab import Lab
 
 FIGURE_7 = {
@@ -88,7 +88,7 @@ def test_figure_8_it_is_committed_by_an_op_of_the_leaders_own_term() -> None:
 
 
 def test_figure_8_notices_the_bug() -> None:
-    with applied("commits_old_terms_by_count"):
+    with BUGS.applied("commits_old_terms_by_count"):
         assert figure_8().commit(1) == 2
 
 
@@ -121,7 +121,7 @@ def test_a_leader_opens_its_term_before_it_changes_members() -> None:
 
 
 def test_two_changes_without_that_lose_what_is_committed() -> None:
-    with applied("changes_before_the_term_is_open"):
+    with BUGS.applied("changes_before_the_term_is_open"):
         lab = two_changes()
         committed = lab.groups[2].log.digest_at(lab.commit(2))
         assert lab.commit(2) == 3  # of three members, two have it
@@ -152,7 +152,7 @@ def test_a_transfer_succeeds_although_everybody_hears_the_leader() -> None:
 
 
 def test_a_transfer_through_pre_votes_would_not() -> None:
-    with applied("transfer_asks_for_pre_votes"):
+    with BUGS.applied("transfer_asks_for_pre_votes"):
         assert hand_over().groups[2].role != LEADER
 
 
@@ -167,7 +167,7 @@ def test_a_leader_that_hears_nobody_steps_down() -> None:
 
 
 def test_without_check_quorum_it_would_lead_for_ever() -> None:
-    with applied("no_check_quorum"):
+    with BUGS.applied("no_check_quorum"):
         lab = led_by_1()
         lab.wait(20_000)
         lab.step(1, Tick())
