@@ -25,10 +25,10 @@ from meterd.actors.actor import Actor, Lifeline, main
 from meterd.actors.options import Options
 
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
-# Works in the background: never in the way of an acknowledgement.
+# Its reading and writing is never in the way of an acknowledgement; nor are its threads, which do
+# all that takes long (housekeeping/jobs.py).
 BACKGROUND = frozenset({"retention_sweeper"})
 FOREGROUND_NICE = -10
-BACKGROUND_NICE = 10
 # A thread beside an actor's loop calls one kernel after another, each without the interpreter, and
 # needs it in between for microseconds: with the usual 5 ms it waits longer than it works.
 SWITCH_SECONDS = 0.0005
@@ -121,7 +121,5 @@ def step_forward() -> None:
 
 
 def _step_back() -> None:
-    # A sandbox may forbid both; the actor then works at ordinary priority.
-    with contextlib.suppress(OSError, psutil.Error):
-        os.nice(BACKGROUND_NICE)
+    with contextlib.suppress(OSError, psutil.Error):  # a sandbox may forbid it
         psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)

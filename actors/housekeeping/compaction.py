@@ -1,7 +1,8 @@
 """Merges small segments into large ones, in the background and when an operator asks.
 
 What to merge decides `core/compaction_plan.py`; a job does one merge after another, at the lowest
-priority of the processor and within a limit of bytes a second.  A merge that ends early leaves the
+priority of the processor and within a limit of bytes a second; when many segments wait, both rise
+with their number, so that it keeps up with whatever comes in.  A merge that ends early leaves the
 parts as they were.  Merged parts are deleted by the retention, when nobody copies them any more.
 
 A usual run merges neighbours when there are enough; once a day, and when an operator asks, two are
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -25,6 +25,7 @@ from meterd.actors.backups.reading import Pace
 from meterd.actors.housekeeping.disk_watch import limits_of, space_of
 from meterd.actors.housekeeping.jobs import Job, Task
 from meterd.actors.housekeeping.service import Service
+from meterd.actors.housekeeping.urgency import nice_of, set_nice
 from meterd.actors.mapped import JustDeleted
 from meterd.actors.segment_files import Segment, SegmentFiles
 from meterd.actors.segment_merger import Merged, SegmentMerger
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 KIND, LANE = "compact", "compaction"
 LOWEST_PRIORITY = 19
+# When more segments wait, merging takes more of the machine, the more the more wait.
+BACKLOG_MAX = 32
 # While a job runs, look so often what it has done.
 LOOK_SECONDS = 0.2
 # Segments that could not be merged are left alone for so long, unless an operator asks.
@@ -75,6 +78,8 @@ class Compaction(Service):
         self._failed: deque[Sequence[SegmentName]] = deque()  # from it, too
         self._avoid: dict[SegmentName, float] = {}  # until when, monotonic seconds
         self._efforts: dict[int, Effort] = {}  # of jobs that have not ended
+        self._pending = 0  # segments that waited when they were counted last
+        self._count_due = 0.0
         self._last: dict[str, Any] | None = None  # the job that ended last
         now = time.monotonic()
         self._thorough_due = now + sweeper.options.compaction.interval
@@ -99,15 +104,19 @@ class Compaction(Service):
         running = self.sweeper.jobs.active(KIND)
         telemetry.set("compaction_running", int(running is not None))
         telemetry.set("compaction_progress_ratio", running.task.progress if running else 0.0)
-        if running is not None:
+        if running is not None and now < self._count_due:
             self.due = now + LOOK_SECONDS
             return
-        self.due = now + options.merge_interval
+        self._count_due = now + options.merge_interval
+        self.due = now + (options.merge_interval if running is None else LOOK_SECONDS)
         self.sweeper.files.refresh()
-        effort = Effort.ASKED if now >= self._thorough_due else Effort.USUAL
         avoided = frozenset(name for name, until in self._avoid.items() if until > now)
         found = self._candidates(self.sweeper.files.segments, avoided)
-        telemetry.set("compaction_pending_files", compaction_plan.pending(found, self._rules()))
+        self._pending = compaction_plan.pending(found, self._rules())
+        telemetry.set("compaction_pending_files", self._pending)
+        if running is not None:
+            return
+        effort = Effort.ASKED if now >= self._thorough_due else Effort.USUAL
         if options.enabled == "false" or self.sweeper.holds_still:
             return
         erased = False
@@ -157,14 +166,17 @@ class Compaction(Service):
 
     def _start(self, effort: Effort, avoided: frozenset[SegmentName]) -> Job:
         run = Run(effort, self._totals.erasures, avoided)
-        job = self.sweeper.jobs.start(KIND, LANE, lambda task: self._work(task, run), self._ended)
+        job = self.sweeper.jobs.start(
+            KIND, LANE, lambda task: self._work(task, run), self._ended, own_priority=True
+        )
         self._efforts[job.id] = effort
         self.due = 0.0
         return job
 
     def _work(self, task: Task, run: Run) -> dict[str, Any]:
         """Do all merges that are due now, in the job's thread."""
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        pending = self._pending
+        set_nice(nice_of(pending, BACKLOG_MAX) if pending > BACKLOG_MAX else LOWEST_PRIORITY)
         self._files.refresh(os.listdir(self.directory))
         candidates = self._candidates(self._files, run.avoided)
         plan = compaction_plan.whole_plan(candidates, self._rules(), run.effort)
@@ -229,13 +241,17 @@ class Compaction(Service):
             if self.sweeper.holds_still:
                 raise DiskFull("the disk is full; merging would make it fuller")
 
-        limited = Pace(lambda: self.sweeper.options.compaction.io_limit, step)
+        def limit() -> int:
+            io_limit = self.sweeper.options.compaction.io_limit
+            return io_limit * max(self._pending, BACKLOG_MAX) // BACKLOG_MAX
+
+        limited = Pace(limit, step)
 
         def pace(now_done: float, moved: int) -> None:
             nonlocal done
             done = now_done
             while moved > 0:  # in steps so short that the job can be cancelled between them
-                step_size = min(moved, self.sweeper.options.compaction.io_limit // STEPS_A_SECOND)
+                step_size = min(moved, limit() // STEPS_A_SECOND)
                 limited.took(step_size)
                 moved -= step_size
 

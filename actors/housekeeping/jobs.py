@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from meterd.actors.housekeeping.service import NEVER, Service
+from meterd.actors.housekeeping.urgency import BACKGROUND_NICE, set_nice
 from meterd.protocol.errors import Busy, FsyncFailed, MeterdError, NotFound
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Job:
     task: Task
     asked: int  # UTC ns
     then: Callable[[Job], None] | None = None  # called in the actor's loop when it has ended
+    own_priority: bool = False
     state: str = "waiting"
     began: float = 0.0  # monotonic seconds
     started: int | None = None  # UTC ns
@@ -104,13 +106,21 @@ class Jobs(Service):
         self.due = NEVER
 
     def start(
-        self, kind: str, lane: str, work: Work, then: Callable[[Job], None] | None = None
+        self,
+        kind: str,
+        lane: str,
+        work: Work,
+        then: Callable[[Job], None] | None = None,
+        own_priority: bool = False,
     ) -> Job:
-        """Start a job, or let it wait for the others of its lane.  Raises Busy."""
+        """Start a job, or let it wait for the others of its lane.  Raises Busy.
+
+        `own_priority`: the work chooses the priority of its thread itself.
+        """
         line = self._lanes.setdefault(lane, deque())
         if len(line) > WAITING_MAX:
             raise Busy(f"{len(line)} jobs wait already; see job_list")
-        job = Job(self._next_id, kind, lane, work, Task(), time.time_ns(), then)
+        job = Job(self._next_id, kind, lane, work, Task(), time.time_ns(), then, own_priority)
         self._next_id += 1
         self._jobs[job.id] = job
         line.append(job)
@@ -184,6 +194,8 @@ class Jobs(Service):
 def _guarded(job: Job) -> None:
     """Run a job's work and keep what became of it, for the actor's loop."""
     try:
+        if not job.own_priority:
+            set_nice(BACKGROUND_NICE)
         job.task.advance(0.0)
         job.result = job.work(job.task)
         job.task.progress, job.state = 1.0, "done"

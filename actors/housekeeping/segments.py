@@ -8,10 +8,8 @@ file without one is read as it is.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ import msgpack
 
 from meterd.actors.housekeeping.jobs import Job, Task
 from meterd.actors.housekeeping.service import NEVER, Service
+from meterd.actors.housekeeping.urgency import nice_of, set_nice, take_idle_time_only
 from meterd.actors.segment_making import SegmentMaker
 from meterd.protocol import segment_format
 from meterd.protocol.errors import Corrupt, DiskFull
@@ -29,24 +28,14 @@ if TYPE_CHECKING:
 
 # A segment that found no room is tried again after so long.
 RETRY_SECONDS = 10.0
-# When more log files wait, segments no longer leave all processors to others.  (A question about
-# what has just come reads the log files that wait.)
+# When more log files wait, segments no longer leave all processors to others, the less the more
+# wait.  (A question about what has just come reads the log files that wait.)
 BACKLOG_MAX = 32
 # Memory for making segments is kept so long for the next one.
 REST_SECONDS = 10.0
 LANE = "segments"
 
 logger = logging.getLogger(__name__)
-
-
-def take_idle_time_only() -> None:
-    """Have this thread run when nobody else wants its processor, and stop at once when one does.
-
-    At a low priority alone it would keep an actor that is woken waiting for the rest of its slice,
-    milliseconds long: actors run under SCHED_BATCH, which interrupts nobody but such threads.
-    """
-    with contextlib.suppress(OSError):  # a sandbox may forbid it
-        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
 
 
 class Segments(Service):
@@ -100,16 +89,20 @@ class Segments(Service):
             self._finish(number)
             return
         packed, row_count = self._waiting[number]
-        is_urgent = len(self._waiting) > BACKLOG_MAX
+        waiting = len(self._waiting)
 
         def work(task: Task) -> dict[str, Any]:
-            if not is_urgent:
+            if waiting > BACKLOG_MAX:
+                set_nice(nice_of(waiting, BACKLOG_MAX))
+            else:
                 take_idle_time_only()
             bitmap = lz4.block.decompress(packed)
             header = self._maker.make(number, bitmap, row_count, task.advance)
             return {"file_number": number, "rows": header.row_count}
 
-        self.sweeper.jobs.start("segment", LANE, work, lambda job: self._ended(job, number, now))
+        self.sweeper.jobs.start(
+            "segment", LANE, work, lambda job: self._ended(job, number, now), own_priority=True
+        )
 
     def _ended(self, job: Job, number: int, now: float) -> None:
         """A segment was made, or could not be."""
