@@ -51,7 +51,7 @@ def sample(node: Node, began: float) -> dict[str, Any]:
         "events": int(found["billing_events_ingested_total"]),
         "files_waiting": int(found["billing_segments_waiting"]),
         "segments": len(sizes),
-        "segments_to_merge": int(found["billing_compaction_pending_files"]),
+        "segments_to_merge": int(found.get("billing_compaction_pending_files", 0)),
         "anonymous_bytes": anonymous_bytes(node),
         "disk_bytes": directory_size(node.directory / "data"),
     }
