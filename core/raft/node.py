@@ -295,15 +295,17 @@ class Node:
         if self._records:
             block = self.moment.block
             self.moment.block += 1
-        # Slices of steady groups are waited for in the columns.
-        own = [record.group for record in self._records if not isinstance(record, WriteSlices)]
-        if own:
-            self._writers.setdefault(block, []).extend(own)
-        cluster, member, boot, durable = self.cluster, self.member, self.boot, self.durable
-        envelopes = [
-            (to, Envelope(cluster, member, to, boot, durable, tuple(messages)))
-            for to, messages in self._outgoing.items()
-        ]
+            # Slices of steady groups are waited for in the columns.
+            own = [record.group for record in self._records if not isinstance(record, WriteSlices)]
+            if own:
+                self._writers.setdefault(block, []).extend(own)
+        envelopes = []
+        if self._outgoing:
+            cluster, member, boot, durable = self.cluster, self.member, self.boot, self.durable
+            envelopes = [
+                (to, Envelope(cluster, member, to, boot, durable, tuple(messages)))
+                for to, messages in self._outgoing.items()
+            ]
         return Output(block, self._records, envelopes, self._actions)
 
     def _carry_out(self, actions: list[Action]) -> None:
@@ -329,7 +331,7 @@ class Node:
 
     def _on_durable(self, event: Durable) -> None:
         self.durable = event.block
-        for block in sorted([b for b in self._held if b <= event.block]):
+        for block in sorted([b for b in self._held if b <= event.block]) if self._held else ():
             messages = self._held.pop(block)
             self._held_count -= len(messages)
             for to, message in messages:
@@ -405,14 +407,14 @@ class Node:
             self._rounds[source] = 0
         self.standing.hear(source, envelope.boot, envelope.block)
         for message in envelope.messages:
-            if isinstance(message, Hello):
-                self._send(source, HelloReply(envelope.boot, self.standing.heard_of(source)))
-            elif isinstance(message, HelloReply):
-                self._on_hello_reply(source, message)
-            elif isinstance(message, Beats):
+            if isinstance(message, Beats):
                 self._on_beats(source, message)
             elif isinstance(message, BeatReplies):
                 self._on_beat_replies(source, message)
+            elif isinstance(message, Hello):
+                self._send(source, HelloReply(envelope.boot, self.standing.heard_of(source)))
+            elif isinstance(message, HelloReply):
+                self._on_hello_reply(source, message)
             elif isinstance(message, AppendSlices | AckSlices):
                 self._on_slices(source, message)
             else:

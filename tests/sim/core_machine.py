@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from functools import partial
 from random import Random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -131,6 +130,7 @@ class CoreMachine(Machine):
             seeds=self.world.members(),
         )
         self.node = self.replicas.node
+        self._leave_out_unused()
         self._watch()
         self.usage = Usage(
             self.saved, self._told, self.world.checks, self.world.history, self.first
@@ -145,6 +145,13 @@ class CoreMachine(Machine):
         self.turn_at = 0
         self._soon()
         self._take(self.replicas.tick(self.now()))
+
+    def _leave_out_unused(self) -> None:
+        """Groups of no members do nothing, and that at every step."""
+        node = self.replicas.node
+        for number in set(node.groups) - set(self.disk.groups):
+            del node.groups[number]
+            node._aside.pop(number, None)
 
     def _recovered(self) -> End | None:
         """Open the log; a crash may come while it is repaired."""
@@ -377,7 +384,7 @@ class CoreMachine(Machine):
             return
         self.in_flight = block_count(self.waiting_records)
         delay = int(self.fsync_us * self.random.uniform(0.7, 1.6))
-        self.world.after(delay, self, "synced", self.boot)
+        self.world.after(delay, self, self.synced, self.boot)
 
     def _append(self) -> Any:
         entries = [self.waiting_records[at] for at in range(self.in_flight)]
@@ -390,7 +397,7 @@ class CoreMachine(Machine):
             durable = self._append()
         except DiskFull:
             self.world.counts["no room for a log file"] += 1
-            self.world.after(FULL_RETRY_US, self, "synced", self.boot)
+            self.world.after(FULL_RETRY_US, self, self.synced, self.boot)
             return
         commits = self.waiting_records[0].commits
         done = [self.waiting_records.popleft() for _ in range(self.in_flight)]
@@ -450,7 +457,7 @@ class CoreMachine(Machine):
         if self.turn_at > self.world.now:
             return
         self.turn_at = self.world.now + self.random.randint(20, 2_000)
-        self.world.at(self.turn_at, self, "call", partial(self._turn, self.boot))
+        self.world.at(self.turn_at, self, self._turn, self.boot)
 
     def _turn(self, boot: int) -> None:
         if self.node is None or boot != self.boot:
@@ -487,7 +494,7 @@ class CoreMachine(Machine):
             return
         saved = self.usage.save()
         delay = self.random.randint(1_000, 300_000)
-        self.world.after(delay, self, "call", partial(self._saved, boot, saved))
+        self.world.after(delay, self, self._saved, boot, saved)
 
     def _saved(self, boot: int, saved: Saved) -> None:
         if self.node is None or boot != self.boot:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 # Kinds of fault, each with the mean time between two of them when a seed has it, in ms.
@@ -33,6 +33,9 @@ OPERATIONS = {
     "forget": 500,
 }
 MEAN_MS = FAULTS | OPERATIONS
+# Of what it is with the product's timers.
+FAST = 1 / 3
+FIRST_ELECTION_MS = 500
 
 
 @dataclass
@@ -59,12 +62,24 @@ class Plan:
     # The fast path (the same seed must do the same with and without it), and what it did.
     fast: bool = False
     records_steps: bool = False
+    # What faults take, and clients wait, of their usual time.
+    pace: float = 1.0
     # Faults left out, by their number: how a failure is shrunk.
     dropped: frozenset[int] = frozenset()
 
 
+def hurried(plan: Plan) -> Plan:
+    """Return a plan with as many faults, without the time in which nothing but beats happens.
+
+    Where elections take a third of the time, faults come three times as fast and last a third.
+    """
+    if not plan.fast_timers:
+        return plan
+    return replace(plan, fault_ms=FIRST_ELECTION_MS + int(plan.fault_ms * FAST), pace=FAST)
+
+
 def draw(seed: int) -> Plan:
-    """Return the plan of a seed."""
+    """Return the plan of a seed, with faults at the pace of the product's timers."""
     random = Random(seed)
     faults = [kind for kind in FAULTS if random.random() < 0.4]
     if random.random() < 0.05:

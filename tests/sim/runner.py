@@ -13,7 +13,7 @@ from meterd.core.raft.state import ROLES
 from meterd.protocol.errors import InvariantViolation
 from tests.sim.checks import require
 from tests.sim.nemesis import Nemesis
-from tests.sim.plan import Plan, draw
+from tests.sim.plan import Plan, draw, hurried
 from tests.sim.world import Stuck, World
 
 # After the faults: a leader for every group, everything proposed committed, replicas equal.
@@ -27,6 +27,7 @@ class Result:
     seed: int
     failure: str = ""
     steps: int = 0
+    cpu_seconds: float = 0.0
     healed_us: int = 0  # how long after the faults until all was well
     counts: Counter[str] = field(default_factory=Counter)
     coverage: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -37,12 +38,12 @@ class Result:
 
 def run_seed(seed: int, *, trace: bool = False, dropped: frozenset[int] = frozenset()) -> Result:
     """Run one seed; a broken rule is a result, not an exception."""
-    return run_plan(replace(draw(seed), dropped=dropped), trace=trace)
+    return run_plan(hurried(replace(draw(seed), dropped=dropped)), trace=trace)
 
 
 def run_fast(seed: int, *, trace: bool = False, dropped: frozenset[int] = frozenset()) -> Result:
     """Run one seed on nodes with the fast path, with more groups and ops for many at once."""
-    plan = replace(draw(seed), fast=True, groups=6, spread=True, dropped=dropped)
+    plan = replace(hurried(draw(seed)), fast=True, groups=6, spread=True, dropped=dropped)
     return run_plan(plan, trace=trace)
 
 
@@ -72,7 +73,7 @@ def _play(world: World, nemesis: Nemesis, result: Result) -> None:
         machine.start()
     world.clients.start()
     if world.plan.spread:
-        world.after(100_000, None, "call", nemesis.spread)
+        world.after(100_000, None, nemesis.spread)
     nemesis.start()
     world.run(world.plan.fault_ms * 1000)
     nemesis.heal()
