@@ -68,7 +68,7 @@ class Tally:
         self.counts += other.counts
         self.coverage += other.coverage
         for name, spread in self.spread.items():
-            spread += other.spread[name]  # noqa: PLW2901 - a Counter adds in place
+            spread.update(other.spread[name])
 
     def medians(self) -> dict[str, int]:
         return {name: at_rank(spread, 1, 2) for name, spread in self.spread.items()}
