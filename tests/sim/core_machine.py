@@ -60,6 +60,8 @@ CLUSTER_ID = CLUSTER.to_bytes(16, "little")
 IDENTITY_KEY = bytes(range(16))
 NOBODY = Configuration(())
 FULL_RETRY_US = 300_000
+# How often totals are held against the model's, of all times when something was applied.
+LOOKED_AT = 0.03
 # Calls of the disk that one block takes at most, when it begins a file.
 CALLS = 12
 
@@ -143,6 +145,7 @@ class CoreMachine(Machine):
         self.catching_up = self.reader.catching_up(self, Place(self.log.file_number, 0))
         self._note_end()
         self.turn_at = 0
+        self.told_applied = np.zeros(len(self.world.groups), np.int64)
         self._soon()
         self._take(self.replicas.tick(self.now()))
 
@@ -453,8 +456,8 @@ class CoreMachine(Machine):
     # The state.
 
     def _soon(self) -> None:
-        """Have usage take what has come, a little later."""
-        if self.turn_at > self.world.now:
+        """Have usage take what has come, if anything has, a little later."""
+        if self.turn_at > self.world.now or not (self.usage.reading or any(self.usage.inbox)):
             return
         self.turn_at = self.world.now + self.random.randint(20, 2_000)
         self.world.at(self.turn_at, self, self._turn, self.boot)
@@ -469,7 +472,7 @@ class CoreMachine(Machine):
         if self.node is None:
             return
         self.world.clients.applied(self)
-        if random.random() < 0.01:
+        if random.random() < LOOKED_AT:
             usage.check_state()
             self.world.counts["state looked at"] += 1
         if usage.reading:
@@ -480,6 +483,9 @@ class CoreMachine(Machine):
     def _tell_applied(self) -> None:
         groups = np.array(self.world.groups, np.int64)
         index = self.usage.queue.groups.index[groups].astype(np.int64)
+        if (index == self.told_applied).all():
+            return
+        self.told_applied = index
         self._take(self.replicas.applied(groups, index, self.now()))
 
     def _told(self, ready: Any, outcome: Any, judged: Any) -> None:

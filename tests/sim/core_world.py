@@ -19,7 +19,7 @@ from tests.sim.core_machine import CoreMachine
 from tests.sim.core_nemesis import CoreNemesis
 from tests.sim.core_usage import Usage, read_again
 from tests.sim.disk import DiskGroup
-from tests.sim.plan import FAULTS, Plan, draw
+from tests.sim.plan import FAULTS, Plan, draw, hurried
 from tests.sim.runner import HEAL_US, Result, _described
 from tests.sim.world import Stuck, World
 
@@ -146,7 +146,7 @@ def draw_core(seed: int) -> Plan:
 
 def run_core(seed: int, *, trace: bool = False, dropped: frozenset[int] = frozenset()) -> Result:
     """Run one seed; a broken rule is a result, not an exception."""
-    return run_core_plan(replace(draw_core(seed), dropped=dropped), trace=trace)
+    return run_core_plan(hurried(replace(draw_core(seed), dropped=dropped)), trace=trace)
 
 
 def run_core_plan(plan: Plan, *, trace: bool = False) -> Result:
