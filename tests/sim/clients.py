@@ -143,7 +143,7 @@ class Clients:
     def _done(self, client: Client, operation: str) -> None:
         client.busy = False
         self.world.cover(operation)
-        self._later(client, self.world.paced(15), self._begin, client)
+        self._later(client, int(self.world.plan.think_ms * 1000), self._begin, client)
 
     # Reads.
 

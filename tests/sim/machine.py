@@ -37,9 +37,10 @@ from meterd.core.raft.fast_node import FastNode
 from meterd.core.raft.group import Group
 from meterd.core.raft.node import GoneBack, Node, NodeEvent, Output, Received, Request, SnapshotRead
 from meterd.core.raft.settings import Settings
+from meterd.core.raft.slices import AcceptedSlices, CommitSlices, WriteSlices
 from meterd.core.raft.state import LEADER
 from meterd.protocol.raft_messages import NOOP, OPENS_TERM, Op, member_id
-from meterd.protocol.raft_slices import WORD, Digests, Ints, words
+from meterd.protocol.raft_slices import WORD, AckSlices, AppendSlices, Digests, Ints, words
 from tests.sim.disk import Disk, DiskGroup
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ FAST = replace(
 )
 NOOP_LIKE = 16
 TICK = Tick()
+# Types of what stands for many groups at once.
+COLUMNS = {WriteSlices, CommitSlices, AcceptedSlices, AppendSlices, AckSlices}
 
 
 def chain(before: int, term: int, index: int, kind: int, body: Any) -> int:
@@ -80,7 +83,7 @@ def chain_many(before: Digests, term: Ints, index: Ints, kind: Ints, body: list[
 
 def expanded(things: Any) -> list[Any]:
     """Write columns as things of one group each, and put them in the order of the groups."""
-    if len(things) < 2 and not (things and hasattr(things[0], "expanded")):
+    if not things or (len(things) == 1 and type(things[0]) not in COLUMNS):
         return things
     single: list[Any] = []
     for thing in things:
@@ -291,9 +294,10 @@ class Machine:
 
     def _keep(self, records: list[Write]) -> None:
         for record in records:
-            if isinstance(record, WriteOps | WriteRepair):
+            if isinstance(record, (WriteOps, WriteRepair)):
                 ops = self.ops[record.group]
-                ops.update({op.index: op for op in record.ops})
+                for op in record.ops:
+                    ops[op.index] = op
 
     def begin_sync(self) -> None:
         disk = self.disk

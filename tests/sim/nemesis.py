@@ -80,7 +80,8 @@ class Nemesis:
             numbers = np.array(groups, np.int64)
             ops = SliceOps(numbers, none, none, digest, none + EVENTS, none + 100, bodies)
             machine.step(ProposeSlices(ops, [None] * len(groups)))
-        world.after(int(random.expovariate(1 / 12) * 1000), None, self.spread)
+        delay_ms = random.expovariate(1 / world.plan.spread_ms)
+        world.after(int(delay_ms * 1000), None, self.spread)
 
     def _later(self, delay_ms: float, call: Callable[[], None]) -> None:
         self.world.after(self.world.paced(delay_ms), None, call)

@@ -36,6 +36,8 @@ MEAN_MS = FAULTS | OPERATIONS
 # Of what it is with the product's timers.
 FAST = 1 / 3
 FIRST_ELECTION_MS = 500
+# Timers fire up to so late.
+LATE_US = 4000
 
 
 @dataclass
@@ -62,20 +64,27 @@ class Plan:
     # The fast path (the same seed must do the same with and without it), and what it did.
     fast: bool = False
     records_steps: bool = False
-    # What faults take, and clients wait, of their usual time.
+    # What faults take, and clients wait for an answer, of their usual time.
     pace: float = 1.0
+    # A tick that is set is not set anew for a time that is less than this earlier.
+    tick_slack_us: int = 0
+    think_ms: float = 15  # between two requests of a client
+    spread_ms: float = 12  # between two loads for many groups
     # Faults left out, by their number: how a failure is shrunk.
     dropped: frozenset[int] = frozenset()
 
 
-def hurried(plan: Plan) -> Plan:
-    """Return a plan with as many faults, without the time in which nothing but beats happens.
+def hurried(plan: Plan, share: float = 1.0) -> Plan:
+    """Return a plan with a share of the faults, and not much time in which nothing new happens.
 
-    Where elections take a third of the time, faults come three times as fast and last a third.
+    Where elections take a third of the time, faults come three times as fast and last a third;
+    where they do not, clients are slower.
     """
+    plan = replace(plan, tick_slack_us=LATE_US)
     if not plan.fast_timers:
-        return plan
-    return replace(plan, fault_ms=FIRST_ELECTION_MS + int(plan.fault_ms * FAST), pace=FAST)
+        return replace(plan, fault_ms=int(plan.fault_ms * share), think_ms=30, spread_ms=36)
+    fault_ms = FIRST_ELECTION_MS + int(plan.fault_ms * share * FAST)
+    return replace(plan, fault_ms=fault_ms, pace=FAST, think_ms=5)
 
 
 def draw(seed: int) -> Plan:

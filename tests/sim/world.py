@@ -13,7 +13,7 @@ from tests.sim.checks import Checks
 from tests.sim.clients import Clients
 from tests.sim.disk import NOTHING, DiskGroup
 from tests.sim.machine import Machine
-from tests.sim.plan import Plan
+from tests.sim.plan import LATE_US, Plan
 
 # A fault counts as active for an operation that ends so long after it (coverage).
 AFTER_EFFECT_MS = 2000
@@ -98,11 +98,13 @@ class World:
         due = machine.global_time(machine.node.deadline)
         if due < now + 1000:
             due = now + 1000
-        if now < machine.tick_at <= due:
+        if now < machine.tick_at <= due + self.plan.tick_slack_us:
             return
-        late = int(self._net.random() * 4000)
+        late = int(self._net.random() * LATE_US)
         machine.tick_at = due + late
-        self.at(machine.tick_at, machine, machine.tick, machine.boot)
+        self._counter += 1
+        entry = (due + late, self._counter, machine, machine.tick, (machine.boot,))
+        heappush(self._heap, entry)
 
     def paced(self, ms: float) -> int:
         """Return so many ms of a usual run in µs of this one."""
@@ -154,7 +156,8 @@ class World:
             time = self.now + delay
             if self.clogged.get(link, 0) > time:
                 time = self.clogged[link] + int(net.random() * 3000)  # all at once, late
-            self.at(time, target, target.deliver, envelope)
+            self._counter += 1
+            heappush(self._heap, (time, self._counter, target, target.deliver, (envelope,)))
 
     # Faults that machines and the nemesis share.
 
