@@ -31,6 +31,8 @@ FAULTS_OF_CORE = tuple([kind for kind in FAULTS if kind not in NOT_HERE_YET])
 SPOILED = 0.003
 # Seconds: every seed meets a few crashes in them.
 FAULT_MS = (3000, 4000, 6000)
+# Faults come so much sooner than in the first layer.
+RARITY = 0.6
 
 
 class CoreChecks(Checks):
@@ -146,7 +148,8 @@ def draw_core(seed: int) -> Plan:
 
 def run_core(seed: int, *, trace: bool = False, dropped: frozenset[int] = frozenset()) -> Result:
     """Run one seed; a broken rule is a result, not an exception."""
-    return run_core_plan(hurried(replace(draw_core(seed), dropped=dropped)), trace=trace)
+    plan = replace(hurried(draw_core(seed)), rarity=RARITY, dropped=dropped)
+    return run_core_plan(plan, trace=trace)
 
 
 def run_core_plan(plan: Plan, *, trace: bool = False) -> Result:

@@ -36,6 +36,8 @@ MEAN_MS = FAULTS | OPERATIONS
 # Of what it is with the product's timers.
 FAST = 1 / 3
 FIRST_ELECTION_MS = 500
+# Of the time, for a seed without faults: it only shows that all is well then.
+QUIET = 0.4
 # Timers fire up to so late.
 LATE_US = 4000
 
@@ -66,6 +68,7 @@ class Plan:
     records_steps: bool = False
     # What faults take, and clients wait for an answer, of their usual time.
     pace: float = 1.0
+    rarity: float = 1.0  # of the usual time between two faults
     # A tick that is set is not set anew for a time that is less than this earlier.
     tick_slack_us: int = 0
     think_ms: float = 15  # between two requests of a client
@@ -81,6 +84,8 @@ def hurried(plan: Plan, share: float = 1.0) -> Plan:
     where they do not, clients are slower.
     """
     plan = replace(plan, tick_slack_us=LATE_US)
+    if not plan.faults:
+        share *= QUIET
     if not plan.fast_timers:
         return replace(plan, fault_ms=int(plan.fault_ms * share), think_ms=30, spread_ms=36)
     fault_ms = FIRST_ELECTION_MS + int(plan.fault_ms * share * FAST)
