@@ -231,8 +231,10 @@ class Machine:
         world = self.world
         output = node.step(self.clock(), self.wall(), event)
         world.steps += 1
-        world.checks.releases = isinstance(event, Durable)
-        self._perform(output)
+        world.checks.releases = type(event) is Durable
+        idle = not (output.block or output.envelopes or output.actions)
+        if not idle or self.crash_at_point or world.recorded is not None:
+            self._perform(output)
         if self.node is not None:
             world.checks.stepped(self)
             world.schedule_tick(self)

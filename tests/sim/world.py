@@ -144,18 +144,18 @@ class World:
         if target is None:
             return
         link = (source.number, target.number)
-        net, plan = self._net, self.plan
-        if link in self.cut or net.random() < plan.loss + self.loss_extra:
+        plan, random = self.plan, self._net.random
+        if link in self.cut or random() < plan.loss + self.loss_extra:
             self.counts["lost"] += 1
             return
-        copies = 2 if plan.duplication and net.random() < plan.duplication else 1
+        copies = 2 if plan.duplication and random() < plan.duplication else 1
         for _ in range(copies):
-            delay = 50 + int(plan.delay_us * (0.3 + net.random() * 1.4))
-            if plan.spike and net.random() < plan.spike:
-                delay += int(net.random() * 2_500_000)
+            delay = 50 + int(plan.delay_us * (0.3 + random() * 1.4))
+            if plan.spike and random() < plan.spike:
+                delay += int(random() * 2_500_000)
             time = self.now + delay
-            if self.clogged.get(link, 0) > time:
-                time = self.clogged[link] + int(net.random() * 3000)  # all at once, late
+            if self.clogged and self.clogged.get(link, 0) > time:
+                time = self.clogged[link] + int(random() * 3000)  # all at once, late
             self._counter += 1
             heappush(self._heap, (time, self._counter, target, target.deliver, (envelope,)))
 
