@@ -22,6 +22,7 @@ from meterd.protocol.raft_messages import (
     AppendReply,
     BeatReplies,
     Beats,
+    Configuration,
     Envelope,
     Hello,
     HelloReply,
@@ -59,6 +60,8 @@ class Checks:
         self.canonical: dict[int, list[tuple[int, int]]] = {}  # group -> (term, digest) by index
         self.commit_terms: dict[int, list[int]] = {}  # group -> term it was committed in, by index
         self.terms: dict[tuple[int, int], tuple[int, int]] = {}  # member, group -> durable term
+        # group -> every configuration that a leader has written, by index and term
+        self.configurations: dict[int, dict[tuple[int, int], Configuration]] = {}
         self.releases = False  # messages leave that were written before, maybe before damage
         self.floor: dict[int, int] = {}  # group -> highest index seen by a client
 
@@ -92,6 +95,8 @@ class Checks:
                     if self.history.setdefault(key, op.digest) != op.digest:
                         require(False, "I2 log matching", key)
                     if op.kind == CONFIG:
+                        known = self.configurations.setdefault(record.group, {})
+                        known[op.index, op.term] = op.body
                         self._configuration_written(machine.node.groups[record.group], op.index)
             elif isinstance(record, WriteTerm):
                 self._term_written(machine, record)
@@ -120,6 +125,12 @@ class Checks:
         """After a crash, what was not durable may be promised anew."""
         for number, image in machine.disk.groups.items():
             self.terms[machine.member, number] = (image.term, image.vote)
+
+    def undecided(self, group: int) -> list[Configuration]:
+        """Return configurations that somebody has written, and nobody knows to be committed."""
+        last = len(self.canonical.get(group, ()))
+        known = self.configurations.get(group, {})
+        return [configuration for (index, _), configuration in known.items() if index > last]
 
     # I8: nothing leaves before it is durable.
 

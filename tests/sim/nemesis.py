@@ -375,13 +375,16 @@ class Nemesis:
         return dead
 
     def _suffices(self, members: set[int]) -> bool:
-        """Whether these are a majority of every configuration that is still in some log."""
-        for machine in self.world.machines.values():
-            for image in machine.disk.groups.values():
-                for configuration in _configurations(image):
-                    alive = len(members & set(configuration.voters))
-                    if configuration.voters and alive < configuration.quorum:
-                        return False
+        """Whether these are a majority of every configuration in some log, or on its way there."""
+        world = self.world
+        images = [image for m in world.machines.values() for image in m.disk.groups.values()]
+        found = [configuration for image in images for configuration in _configurations(image)]
+        for group in world.groups:
+            found += world.checks.undecided(group)
+        for configuration in found:
+            alive = len(members & set(configuration.voters))
+            if configuration.voters and alive < configuration.quorum:
+                return False
         return True
 
 
