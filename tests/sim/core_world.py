@@ -31,8 +31,8 @@ FAULTS_OF_CORE = tuple([kind for kind in FAULTS if kind not in NOT_HERE_YET])
 SPOILED = 0.003
 # Seconds: every seed meets a few crashes in them.
 FAULT_MS = (3000, 4000, 6000)
-# Faults come so much sooner than in the first layer.
-RARITY = 0.6
+# Clients are busier than in the first layer.
+THINK = 0.45
 
 
 class CoreChecks(Checks):
@@ -148,7 +148,8 @@ def draw_core(seed: int) -> Plan:
 
 def run_core(seed: int, *, trace: bool = False, dropped: frozenset[int] = frozenset()) -> Result:
     """Run one seed; a broken rule is a result, not an exception."""
-    plan = replace(hurried(draw_core(seed)), rarity=RARITY, dropped=dropped)
+    plan = hurried(draw_core(seed))
+    plan = replace(plan, think_ms=plan.think_ms * THINK, dropped=dropped)
     return run_core_plan(plan, trace=trace)
 
 
