@@ -263,7 +263,7 @@ class Machine:
         if len(envelopes) > 1:
             envelopes = sorted(envelopes, key=itemgetter(0))
         if self.world.recorded is not None:
-            said = [(to, expanded(envelope.messages)) for to, envelope in envelopes]
+            said = [(to, list(expanded(envelope.messages))) for to, envelope in envelopes]
             self.world.recorded.append((self.world.now, self.number, records, said, actions))
         crash_after = -1
         if self.crash_at_point and self.random.random() < 0.05:
