@@ -65,7 +65,7 @@ class SimulatedOps(OpReader):
         """Return who asks it."""
         self._machine = machine
         made = object.__new__(CatchingUp)
-        made._end, made._reader, made._told = end, self, {}
+        made._end, made._reader, made._told, made._logged = end, self, {}, {}
         return made
 
     def ask(self, asked: Any) -> None:

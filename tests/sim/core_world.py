@@ -161,7 +161,14 @@ def run_core_plan(plan: Plan, *, trace: bool = False) -> Result:
     result = Result(plan.seed)
     try:
         _play(world, nemesis, result)
-    except (AssertionError, MeterdError, LookupError, ValueError, TypeError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        MeterdError,
+        TypeError,
+        ValueError,
+    ) as error:
         kind = type(error).__name__
         result.failure = f"{kind}: {error}"
         if kind not in ("Violation", "Stuck"):

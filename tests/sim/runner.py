@@ -10,7 +10,7 @@ from typing import Any
 
 from meterd.core.raft.group import Group
 from meterd.core.raft.state import ROLES
-from meterd.protocol.errors import InvariantViolation
+from meterd.protocol.errors import MeterdError
 from tests.sim.checks import require
 from tests.sim.nemesis import Nemesis
 from tests.sim.plan import Plan, draw, hurried
@@ -57,7 +57,14 @@ def run_plan(plan: Plan, *, trace: bool = False) -> Result:
     result = Result(plan.seed)
     try:
         _play(world, nemesis, result)
-    except (AssertionError, InvariantViolation, LookupError, ValueError, TypeError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        MeterdError,
+        TypeError,
+        ValueError,
+    ) as error:
         kind = type(error).__name__
         result.failure = f"{kind}: {error}"
         if kind not in ("Violation", "Stuck", "InvariantViolation"):
