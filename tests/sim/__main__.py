@@ -24,7 +24,7 @@ PAGE = Page(
     ),
     medians=("crash", "election", "write"),
 )
-LAYER = seeds.Layer(PAGE, run_seed, seeds=200, twice=100)
+LAYER = seeds.Layer(PAGE, run_seed, seeds=200, at_once=50, twice=100)
 # The same with the fast path.
 FAST = LAYER._replace(page=PAGE._replace(program="tests.sim --fast"), run=run_fast)
 

@@ -24,7 +24,7 @@ PAGE = Page(
     ),
     medians=("crash", "leader change", "events", "checkpoint", "read from disk"),
 )
-LAYER = seeds.Layer(PAGE, run_core, seeds=20, twice=50)
+LAYER = seeds.Layer(PAGE, run_core, seeds=20, at_once=10, twice=50)
 
 if __name__ == "__main__":
     sys.exit(seeds.main(LAYER, seeds.parser(LAYER).parse_args()))

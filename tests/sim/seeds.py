@@ -18,9 +18,6 @@ from tests.sim.tally import Book, Page, Tally
 
 TRACE_LINES = 200
 LINE_WIDTH = 300
-# Seeds of a run are written to the book so many at a time for each process: when a run is ended
-# only those are lost that are under way.
-SEEDS_AT_ONCE = 50
 
 Results = Callable[[Iterable[int]], Iterable[Result]]
 
@@ -31,6 +28,9 @@ class Layer(NamedTuple):
     page: Page
     run: Callable[..., Result]  # of a seed; takes `trace` and `dropped`
     seeds: int  # by default
+    # So many at a time for each process are written to the tally: when a run is ended only those
+    # are lost that are under way.
+    at_once: int
     twice: int  # every so many seeds are run twice: nothing but the seed may decide
 
 
@@ -73,7 +73,7 @@ def run_many(layer: Layer, arguments: argparse.Namespace) -> int:
     number = book.begin(sys.argv[1:]) if book else 0
     began = time.monotonic()
     with _workers(layer, arguments.processes) as run:
-        for seeds in _portions(arguments, book):
+        for seeds in _portions(layer, arguments, book):
             tally = Tally(layer.page)
             for result in run(seeds):
                 tally.take(result)
@@ -91,8 +91,8 @@ def run_many(layer: Layer, arguments: argparse.Namespace) -> int:
     return 1 if all_of_run.failures else 0
 
 
-def _portions(arguments: argparse.Namespace, book: Book | None) -> Iterator[range]:
-    size = SEEDS_AT_ONCE * arguments.processes
+def _portions(layer: Layer, arguments: argparse.Namespace, book: Book | None) -> Iterator[range]:
+    size = layer.at_once * arguments.processes
     for first in range(0, arguments.seeds, size):
         count = min(size, arguments.seeds - first)
         start = arguments.start + first
