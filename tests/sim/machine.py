@@ -334,16 +334,16 @@ class Machine:
         elif isinstance(action, Restored):
             self._restore(action)
         elif isinstance(action, StoreSnapshot):
-            delay = self.random.randint(2_000, 150_000)
+            delay = int(self.random.randint(2_000, 150_000) * world.plan.pace)
             world.after(delay, self, self.stored, self.boot, action)
         elif isinstance(action, SendSnapshot):
-            delay = self.random.randint(2_000, 60_000)
+            delay = int(self.random.randint(2_000, 60_000) * world.plan.pace)
             world.after(delay, self, self.snapshot_read, self.boot, action)
         elif isinstance(action, ReadOps):
             delay = self.random.randint(100, 3_000)
             world.after(delay, self, self.ops_read, self.boot, action)
         elif isinstance(action, TakeSnapshot):
-            delay = self.random.randint(1_000, 100_000)
+            delay = int(self.random.randint(1_000, 100_000) * world.plan.pace)
             world.after(delay, self, self.take_snapshot, self.boot, action.group)
         elif isinstance(action, GoneBack):
             world.checks.gone_back(self, action)

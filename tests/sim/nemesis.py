@@ -46,7 +46,8 @@ class Nemesis:
             self._next(kind)
 
     def _next(self, kind: str) -> None:
-        delay = self.world.paced(self.random.expovariate(1 / MEAN_MS[kind])) + 1000
+        mean_ms = MEAN_MS[kind] * self.world.plan.rarity
+        delay = self.world.paced(self.random.expovariate(1 / mean_ms)) + 1000
         self.world.after(delay, None, self._act, kind)
 
     def _act(self, kind: str) -> None:

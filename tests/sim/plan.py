@@ -68,6 +68,7 @@ class Plan:
     records_steps: bool = False
     # What faults take, and clients wait for an answer, of their usual time.
     pace: float = 1.0
+    rarity: float = 1.0  # of the usual time between two faults, or operations
     # A tick that is set is not set anew for a time that is less than this earlier.
     tick_slack_us: int = 0
     think_ms: float = 15  # between two requests of a client

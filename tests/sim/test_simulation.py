@@ -41,7 +41,7 @@ NOTICED = {
     "damaged_ops_are_acked": "I8",
     "snapshot_is_acked_before_the_switch": "I8",
 }
-SEEDS_TO_NOTICE = 40
+SEEDS_TO_NOTICE = 60
 
 
 @pytest.mark.slow
