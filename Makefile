@@ -6,9 +6,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 SEEDS  ?= 2000
-START  ?= 1
+TALLY  ?= bench/results/sim-tally.json
 
-.PHONY: setup run cluster demo test test-fast sim sim-core bench lint types check wheel-test clean
+.PHONY: setup run cluster demo test test-fast sim sim-fast sim-core bench lint types check wheel-test clean
 
 setup: $(READY)  ## make .venv, install everything, compile the kernels
 	$(BIN)/python -m meterd.compile
@@ -33,11 +33,14 @@ test: setup  ## all tests
 test-fast: setup  ## only those that start no node
 	$(BIN)/python -m pytest -m "not cluster and not slow"
 
-sim: setup  ## consensus under simulated faults: make sim SEEDS=20000 START=1
-	$(BIN)/python -m tests.sim --seeds $(SEEDS) --start $(START)
+sim: setup  ## consensus under simulated faults, seeds not run before: make sim SEEDS=20000
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) --tally $(TALLY)
+
+sim-fast: setup  ## the same with the fast path
+	$(BIN)/python -m tests.sim --fast --seeds $(SEEDS) --tally $(TALLY)
 
 sim-core: setup  ## nodes under simulated faults, log and state and all: make sim-core SEEDS=200
-	$(BIN)/python -m tests.sim.core --seeds $(SEEDS) --start $(START)
+	$(BIN)/python -m tests.sim.core --seeds $(SEEDS) --tally $(TALLY)
 
 bench: setup  ## measure this machine; results go to bench/results
 	$(BIN)/python -m bench.all

@@ -289,7 +289,11 @@ class CommitQueue(Generic[Asked]):
                 ready = self._step(held)
                 if ready is not None:
                     yield ready
-                self._changed |= self._registry() != version
+                if self._registry() != version:
+                    # What has waited for it goes first: of an op and its repair behind it the op
+                    # is taken, whether they came one by one or are replayed.
+                    self._changed = True
+                    break
 
     def _step(self, held: _Held[Asked]) -> Ready[Asked] | None:
         """Resolve what can be resolved of a record; return None when nothing may be applied."""

@@ -57,6 +57,9 @@ from meterd.protocol.raft_messages import (
 from meterd.protocol.raft_slices import AckSlices, AppendSlices, SliceOps
 
 Outgoing = Message | AppendSlices | AckSlices
+# For isinstance: a union written there would be made anew at every call.
+_SLICES = (AppendSlices, AckSlices)
+_WRITES = (WriteOps, WriteTerm, WriteRepair, WriteSnapshot)
 
 # A group's tick may come so much early, which changes nothing for it: then those of hundreds of
 # groups come together.
@@ -176,8 +179,11 @@ class Node:
     def deadline(self) -> int:
         """When to tick at the latest."""
         if self._deadline is None:
-            due = [group.deadline for group in self.groups.values()]
-            self._deadline = min(self.beat_at, min(due, default=self.beat_at))
+            due = self.beat_at
+            for group in self.groups.values():
+                if group.deadline < due:
+                    due = group.deadline
+            self._deadline = due
         return self._deadline
 
     def step(self, now: int, wall: int, event: NodeEvent) -> Output:
@@ -295,22 +301,24 @@ class Node:
         if self._records:
             block = self.moment.block
             self.moment.block += 1
-        # Slices of steady groups are waited for in the columns.
-        own = [record.group for record in self._records if not isinstance(record, WriteSlices)]
-        if own:
-            self._writers.setdefault(block, []).extend(own)
-        cluster, member, boot, durable = self.cluster, self.member, self.boot, self.durable
-        envelopes = [
-            (to, Envelope(cluster, member, to, boot, durable, tuple(messages)))
-            for to, messages in self._outgoing.items()
-        ]
+            # Slices of steady groups are waited for in the columns.
+            own = [record.group for record in self._records if not isinstance(record, WriteSlices)]
+            if own:
+                self._writers.setdefault(block, []).extend(own)
+        envelopes = []
+        if self._outgoing:
+            cluster, member, boot, durable = self.cluster, self.member, self.boot, self.durable
+            envelopes = [
+                (to, Envelope(cluster, member, to, boot, durable, tuple(messages)))
+                for to, messages in self._outgoing.items()
+            ]
         return Output(block, self._records, envelopes, self._actions)
 
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Send):
                 self._send(action.to, action.message, action.after)
-            elif isinstance(action, WriteOps | WriteTerm | WriteRepair | WriteSnapshot):
+            elif isinstance(action, _WRITES):
                 self._records.append(action)
             elif isinstance(action, BeatSoon):
                 self._beat_soon = True
@@ -329,7 +337,7 @@ class Node:
 
     def _on_durable(self, event: Durable) -> None:
         self.durable = event.block
-        for block in sorted([b for b in self._held if b <= event.block]):
+        for block in sorted([b for b in self._held if b <= event.block]) if self._held else ():
             messages = self._held.pop(block)
             self._held_count -= len(messages)
             for to, message in messages:
@@ -393,27 +401,26 @@ class Node:
     def _on_envelope(self, envelope: Envelope) -> None:
         """Take a peer's messages, unless the cluster, a life or a disk of it is not the present."""
         source = envelope.source
-        node = node_of(source)
-        newest = self._incarnations.get(node, 0)
+        node, incarnation = node_of(source), incarnation_of(source)
         boot = self._boots.get(source, 0)
-        foreign = (envelope.cluster, envelope.target) != (self.cluster, self.member)
-        if foreign or incarnation_of(source) < newest or envelope.boot < boot:
+        foreign = envelope.cluster != self.cluster or envelope.target != self.member
+        if foreign or incarnation < self._incarnations.get(node, 0) or envelope.boot < boot:
             return
-        self._incarnations[node] = incarnation_of(source)
+        self._incarnations[node] = incarnation
         if envelope.boot > boot:
             self._boots[source] = envelope.boot
             self._rounds[source] = 0
         self.standing.hear(source, envelope.boot, envelope.block)
         for message in envelope.messages:
-            if isinstance(message, Hello):
-                self._send(source, HelloReply(envelope.boot, self.standing.heard_of(source)))
-            elif isinstance(message, HelloReply):
-                self._on_hello_reply(source, message)
-            elif isinstance(message, Beats):
+            if isinstance(message, Beats):
                 self._on_beats(source, message)
             elif isinstance(message, BeatReplies):
                 self._on_beat_replies(source, message)
-            elif isinstance(message, AppendSlices | AckSlices):
+            elif isinstance(message, Hello):
+                self._send(source, HelloReply(envelope.boot, self.standing.heard_of(source)))
+            elif isinstance(message, HelloReply):
+                self._on_hello_reply(source, message)
+            elif isinstance(message, _SLICES):
                 self._on_slices(source, message)
             else:
                 self._on_group_message(source, message)

@@ -404,3 +404,26 @@ def test_the_first_new_block_may_be_durable_before_the_replay_begins():
 def test_everything_of_a_log_can_be_said_to_be_committed():
     groups, index = everything(np.ones(GROUP_COUNT, np.uint64))
     assert len(groups) == len(index) == GROUP_COUNT
+
+
+def test_an_op_goes_before_its_repair_whenever_both_are_there() -> None:
+    """Also when it has waited for the registry, and the repair stands behind what brought that."""
+    version = 0
+    queue: CommitQueue[str] = CommitQueue(Groups(), [0], lambda: version)
+    records = [
+        record_of(FIRST, [(3, 1, 1, 0)], registry_version=1, kind=log_format.EVENTS),
+        record_of(FIRST + 1, [(META_GROUP, 1, 1, 0)]),
+        record_of(FIRST + 2, [(3, 1, 1, REPAIR)], registry_version=1, kind=log_format.EVENTS),
+    ]
+    located = [((record.sequence, 1, 0, 0), record) for record in records]
+    queue.replay(FIRST + 2, np.zeros(GROUP_COUNT, np.uint64), [])
+    queue.add_logged(located, [1, 0, 0, 0, 0], "logged")
+    queue.end_replay()
+    queue.add_committed(np.array([3, META_GROUP]), np.array([1, 1], np.uint64))
+    taken = []
+    for ready in queue.ready():
+        if ready.chosen is None or ready.chosen.any():
+            taken.append(ready.record.sequence)
+        if ready.record.kind == log_format.META:
+            version = 1
+    assert taken == [FIRST + 1, FIRST]

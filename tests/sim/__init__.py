@@ -8,6 +8,10 @@ nemesis   faults and operations
 clients   proposals with retries, reads
 checks    what must hold after every step
 runner    one seed from beginning to end; shrinking
+seeds     many of them; tally: what they did together, kept over runs
+mutants   bugs on purpose
+
+scenario, scenario_player play `scenarios/*.txt`: schedules of one group, written as text.
 
 The second layer (core_*) puts the product's log, recovery, wire and state on each machine:
 

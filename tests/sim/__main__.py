@@ -7,13 +7,11 @@ import sys
 from tests.sim import seeds
 from tests.sim.plan import FAULTS
 from tests.sim.runner import run_fast, run_seed
+from tests.sim.tally import Page
 
-LAYER = seeds.Layer(
+PAGE = Page(
     program="tests.sim",
-    run=run_seed,
-    seeds=200,
-    twice=100,
-    faults=FAULTS,
+    faults=tuple(FAULTS),
     operations=(
         "write",
         "lease read",
@@ -26,13 +24,16 @@ LAYER = seeds.Layer(
     ),
     medians=("crash", "election", "write"),
 )
+LAYER = seeds.Layer(PAGE, run_seed, seeds=200, at_once=50, twice=100)
+# The same with the fast path.
+FAST = LAYER._replace(page=PAGE._replace(program="tests.sim --fast"), run=run_fast)
 
 
 def main() -> int:
     parser = seeds.parser(LAYER)
     parser.add_argument("--fast", action="store_true", help="nodes with the fast path")
     arguments = parser.parse_args()
-    return seeds.main(LAYER._replace(run=run_fast) if arguments.fast else LAYER, arguments)
+    return seeds.main(FAST if arguments.fast else LAYER, arguments)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,11 @@ from meterd.core.raft.node import GoneBack
 from meterd.core.raft.state import CANDIDATE, LEADER
 from meterd.protocol.raft_messages import (
     CONFIG,
+    Append,
     AppendReply,
     BeatReplies,
     Beats,
+    Configuration,
     Envelope,
     Hello,
     HelloReply,
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
     from tests.sim.machine import Machine
     from tests.sim.world import World
 
-WITHOUT_PROMISE = (Beats, Hello, HelloReply, Repair, RepairReply, AppendSlices)
+# Types of messages; no other message has a type derived from one of them.
+WITHOUT_PROMISE = {Beats, Hello, HelloReply, Append, Repair, RepairReply, AppendSlices}
 
 
 class Violation(AssertionError):
@@ -57,6 +60,8 @@ class Checks:
         self.canonical: dict[int, list[tuple[int, int]]] = {}  # group -> (term, digest) by index
         self.commit_terms: dict[int, list[int]] = {}  # group -> term it was committed in, by index
         self.terms: dict[tuple[int, int], tuple[int, int]] = {}  # member, group -> durable term
+        # group -> every configuration that a leader has written, by index and term
+        self.configurations: dict[int, dict[tuple[int, int], Configuration]] = {}
         self.releases = False  # messages leave that were written before, maybe before damage
         self.floor: dict[int, int] = {}  # group -> highest index seen by a client
 
@@ -87,9 +92,11 @@ class Checks:
             if isinstance(record, WriteOps):
                 for op in record.ops:
                     key = (record.group, op.index, op.term)
-                    known = self.history.setdefault(key, op.digest)
-                    require(known == op.digest, "I2 log matching", key)
+                    if self.history.setdefault(key, op.digest) != op.digest:
+                        require(False, "I2 log matching", key)
                     if op.kind == CONFIG:
+                        known = self.configurations.setdefault(record.group, {})
+                        known[op.index, op.term] = op.body
                         self._configuration_written(machine.node.groups[record.group], op.index)
             elif isinstance(record, WriteTerm):
                 self._term_written(machine, record)
@@ -119,20 +126,27 @@ class Checks:
         for number, image in machine.disk.groups.items():
             self.terms[machine.member, number] = (image.term, image.vote)
 
+    def undecided(self, group: int) -> list[Configuration]:
+        """Return configurations that somebody has written, and nobody knows to be committed."""
+        last = len(self.canonical.get(group, ()))
+        known = self.configurations.get(group, {})
+        return [configuration for (index, _), configuration in known.items() if index > last]
+
     # I8: nothing leaves before it is durable.
 
     def sent(self, machine: Machine, to: int, envelope: Envelope) -> None:
-        require(envelope.block <= machine.disk.block, "I8 block", envelope.block)
+        if envelope.block > machine.disk.block:
+            require(False, "I8 block", envelope.block)
         for message in envelope.messages:
-            if isinstance(message, AckSlices):
-                for ack in message.expanded():
-                    self._acked(machine, ack.group, ack.term, ack.match)
-                continue
-            if isinstance(message, WITHOUT_PROMISE):
+            if type(message) in WITHOUT_PROMISE:
                 continue
             if isinstance(message, BeatReplies):
                 for reply in message.replies:
                     self._acked(machine, reply.group, reply.term, reply.match)
+                continue
+            if isinstance(message, AckSlices):
+                for ack in message.expanded():
+                    self._acked(machine, ack.group, ack.term, ack.match)
                 continue
             image = machine.disk.groups[message.group]
             if isinstance(message, AppendReply):
@@ -150,11 +164,14 @@ class Checks:
 
     def _acked(self, machine: Machine, number: int, term: int, match: int) -> None:
         assert machine.node is not None
-        image, log = machine.disk.groups[number], machine.node.groups[number].log
-        require(image.term >= term, "I8 term", image.term, term)
-        require(image.last >= match or image.term > term, "I8 ack", image.last, match)
-        if image.term == term and not self.releases:
+        image = machine.disk.groups[number]
+        if image.term < term:
+            require(False, "I8 term", image.term, term)
+        if image.last < match and image.term <= term:
+            require(False, "I8 ack", image.last, match)
+        if image.damaged and image.term == term and not self.releases:
             # What is not in memory is applied: its damage matters at the next start.
+            log = machine.node.groups[number].log
             hole = min([i for i in image.damaged if i > log.base.index], default=match + 1)
             require(hole > match, "I8 ack of a damaged op", hole, match)
 
@@ -167,7 +184,8 @@ class Checks:
         require(index > state.applied, "commit does not move back", index)
         for at in range(state.applied + 1, min(index, len(canonical)) + 1):
             mine = (ops[at].term, ops[at].digest)
-            require(mine == canonical[at - 1], "I5 one op an index", group.group, at, mine)
+            if mine != canonical[at - 1]:
+                require(False, "I5 one op an index", group.group, at, mine)
         if index <= len(canonical):
             return
         require(state.applied <= len(canonical), "I5 commit leaves a gap", state.applied)
@@ -209,8 +227,7 @@ class Checks:
         for group in machine.node.groups.values():
             log = group.log
             if not (
-                log.base.index <= group.applicable <= group.commit <= log.last
-                and group.durable <= log.last
+                log.base.index <= group.applicable <= group.commit <= log.last >= group.durable
                 and group.verified <= log.last
                 and log.last_term <= group.term
             ):

@@ -62,7 +62,7 @@ class Clients:
         return not any(client.busy for client in self.all)
 
     def _later(self, client: Client, mean_us: int, *call: Any) -> None:
-        self.world.after(int(client.random.random() * 2 * mean_us), None, "client", call)
+        self.world.after(int(client.random.random() * 2 * mean_us), None, *call)
 
     # One operation.
 
@@ -89,8 +89,8 @@ class Clients:
         client.hint = 0
         cause = Cause(client.number, serial, client.attempt)
         self._later(client, 500, self._arrive, client, machines[number], cause)
-        timeout = 200_000 + int(client.random.random() * 500_000)
-        self.world.after(timeout, None, "client", (self._timed_out, client, cause))
+        timeout = self.world.paced(200 + client.random.random() * 500)
+        self.world.after(timeout, None, self._timed_out, client, cause)
 
     def _arrive(self, client: Client, machine: Machine, cause: Cause) -> None:
         if machine.node is None or machine.paused_until > self.world.now:
@@ -143,7 +143,7 @@ class Clients:
     def _done(self, client: Client, operation: str) -> None:
         client.busy = False
         self.world.cover(operation)
-        self._later(client, 15_000, self._begin, client)
+        self._later(client, int(self.world.plan.think_ms * 1000), self._begin, client)
 
     # Reads.
 
@@ -163,9 +163,10 @@ class Clients:
             if index <= applied:
                 delay = int(machine.random.random() * 3000)
                 served = (machine.boot, cause, group, applied, by_lease)
-                self.world.after(delay, machine, "call", _Answer(self, machine, served))
+                self.world.after(delay, machine, self.answer, machine, served)
 
     def answer(self, machine: Machine, served: tuple[int, Cause, int, int, bool]) -> None:
+        """An answer is on its way out of a machine."""
         boot, cause, group, index, by_lease = served
         client = self._is_current(cause)
         if machine.node is None or machine.boot != boot:
@@ -181,16 +182,6 @@ class Clients:
         self.world.checks.read(group, client.floor, index)
         client.hint = machine.number
         self._done(client, "lease read" if by_lease else "round read")
-
-
-class _Answer:
-    """An answer on its way out of a machine; a pause of the machine delays it."""
-
-    def __init__(self, clients: Clients, machine: Machine, served: Any) -> None:
-        self.clients, self.machine, self.served = clients, machine, served
-
-    def __call__(self) -> None:
-        self.clients.answer(self.machine, self.served)
 
 
 def may_answer(machine: Machine, group: int) -> bool:

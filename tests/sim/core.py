@@ -6,12 +6,10 @@ import sys
 
 from tests.sim import seeds
 from tests.sim.core_world import FAULTS_OF_CORE, run_core
+from tests.sim.tally import Page
 
-LAYER = seeds.Layer(
+PAGE = Page(
     program="tests.sim.core",
-    run=run_core,
-    seeds=20,
-    twice=50,
     faults=FAULTS_OF_CORE,
     operations=(
         "write",
@@ -26,6 +24,7 @@ LAYER = seeds.Layer(
     ),
     medians=("crash", "leader change", "events", "checkpoint", "read from disk"),
 )
+LAYER = seeds.Layer(PAGE, run_core, seeds=20, at_once=10, twice=50)
 
 if __name__ == "__main__":
     sys.exit(seeds.main(LAYER, seeds.parser(LAYER).parse_args()))

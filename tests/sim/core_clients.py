@@ -23,7 +23,7 @@ from meterd.protocol.columns import decode_events
 from meterd.protocol.log_format import EVENTS, EXPIRE, META, META_GROUP, NOT_HERE
 from meterd.protocol.raft_messages import node_of
 from tests.sim.checks import require
-from tests.sim.clients import Cause, Client, Clients, _Answer
+from tests.sim.clients import Cause, Client, Clients
 from tests.sim.core_history import CODE, FIRST_DAY, KEPT_DAY, NOW
 from tests.sim.core_usage import KEY, Asked
 from tests.support.periods import DAY
@@ -319,7 +319,7 @@ class CoreClients(Clients):
                 require(found == expected, "I14 an answer", client.account, found, expected)
                 served = (machine.boot, cause, number, applied, by_lease)
                 delay = int(machine.random.random() * 3000)
-                self.world.after(delay, machine, "call", _Answer(self, machine, served))
+                self.world.after(delay, machine, self.answer, machine, served)
 
     def forget(self, machine: Any) -> None:
         """A machine has died, and with it what it was asked."""

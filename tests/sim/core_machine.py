@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from functools import partial
 from random import Random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,6 +60,8 @@ CLUSTER_ID = CLUSTER.to_bytes(16, "little")
 IDENTITY_KEY = bytes(range(16))
 NOBODY = Configuration(())
 FULL_RETRY_US = 300_000
+# How often totals are held against the model's, of all times when something was applied.
+LOOKED_AT = 0.03
 # Calls of the disk that one block takes at most, when it begins a file.
 CALLS = 12
 
@@ -131,6 +132,7 @@ class CoreMachine(Machine):
             seeds=self.world.members(),
         )
         self.node = self.replicas.node
+        self._leave_out_unused()
         self._watch()
         self.usage = Usage(
             self.saved, self._told, self.world.checks, self.world.history, self.first
@@ -143,8 +145,16 @@ class CoreMachine(Machine):
         self.catching_up = self.reader.catching_up(self, Place(self.log.file_number, 0))
         self._note_end()
         self.turn_at = 0
+        self.told_applied = np.zeros(len(self.world.groups), np.int64)
         self._soon()
         self._take(self.replicas.tick(self.now()))
+
+    def _leave_out_unused(self) -> None:
+        """Groups of no members do nothing, and that at every step."""
+        node = self.replicas.node
+        for number in set(node.groups) - set(self.disk.groups):
+            del node.groups[number]
+            node._aside.pop(number, None)
 
     def _recovered(self) -> End | None:
         """Open the log; a crash may come while it is repaired."""
@@ -377,7 +387,7 @@ class CoreMachine(Machine):
             return
         self.in_flight = block_count(self.waiting_records)
         delay = int(self.fsync_us * self.random.uniform(0.7, 1.6))
-        self.world.after(delay, self, "synced", self.boot)
+        self.world.after(delay, self, self.synced, self.boot)
 
     def _append(self) -> Any:
         entries = [self.waiting_records[at] for at in range(self.in_flight)]
@@ -390,7 +400,7 @@ class CoreMachine(Machine):
             durable = self._append()
         except DiskFull:
             self.world.counts["no room for a log file"] += 1
-            self.world.after(FULL_RETRY_US, self, "synced", self.boot)
+            self.world.after(FULL_RETRY_US, self, self.synced, self.boot)
             return
         commits = self.waiting_records[0].commits
         done = [self.waiting_records.popleft() for _ in range(self.in_flight)]
@@ -446,11 +456,11 @@ class CoreMachine(Machine):
     # The state.
 
     def _soon(self) -> None:
-        """Have usage take what has come, a little later."""
-        if self.turn_at > self.world.now:
+        """Have usage take what has come, if anything has, a little later."""
+        if self.turn_at > self.world.now or not (self.usage.reading or any(self.usage.inbox)):
             return
         self.turn_at = self.world.now + self.random.randint(20, 2_000)
-        self.world.at(self.turn_at, self, "call", partial(self._turn, self.boot))
+        self.world.at(self.turn_at, self, self._turn, self.boot)
 
     def _turn(self, boot: int) -> None:
         if self.node is None or boot != self.boot:
@@ -462,7 +472,7 @@ class CoreMachine(Machine):
         if self.node is None:
             return
         self.world.clients.applied(self)
-        if random.random() < 0.01:
+        if random.random() < LOOKED_AT:
             usage.check_state()
             self.world.counts["state looked at"] += 1
         if usage.reading:
@@ -473,6 +483,9 @@ class CoreMachine(Machine):
     def _tell_applied(self) -> None:
         groups = np.array(self.world.groups, np.int64)
         index = self.usage.queue.groups.index[groups].astype(np.int64)
+        if (index == self.told_applied).all():
+            return
+        self.told_applied = index
         self._take(self.replicas.applied(groups, index, self.now()))
 
     def _told(self, ready: Any, outcome: Any, judged: Any) -> None:
@@ -487,7 +500,7 @@ class CoreMachine(Machine):
             return
         saved = self.usage.save()
         delay = self.random.randint(1_000, 300_000)
-        self.world.after(delay, self, "call", partial(self._saved, boot, saved))
+        self.world.after(delay, self, self._saved, boot, saved)
 
     def _saved(self, boot: int, saved: Saved) -> None:
         if self.node is None or boot != self.boot:

@@ -47,7 +47,7 @@ class CoreNemesis(Nemesis):
         behind = [op.index for op in image.ops if op.index > machine.applied(group)]
         index = random.choice(behind or [image.last])
         self.damaged = True
-        self.world.mark("damage", 500_000)
+        self.world.mark("damage", 500)
         self.world.tell(f"damage of {machine.number}: group {group}, index {index}")
         image.damaged.add(index)
         machine.request(group, Damaged(index))

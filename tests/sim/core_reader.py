@@ -65,7 +65,7 @@ class SimulatedOps(OpReader):
         """Return who asks it."""
         self._machine = machine
         made = object.__new__(CatchingUp)
-        made._end, made._reader, made._told = end, self, {}
+        made._end, made._reader, made._told, made._logged = end, self, {}, {}
         return made
 
     def ask(self, asked: Any) -> None:
@@ -73,7 +73,7 @@ class SimulatedOps(OpReader):
         assert machine is not None
         if asked.key not in self._waiting:
             delay = machine.random.randint(*READ_US)
-            machine.world.after(delay, machine, "ops_read", (machine.boot, asked.key))
+            machine.world.after(delay, machine, machine.ops_read, machine.boot, asked.key)
         self._waiting[asked.key] = asked
 
     def read_next(self, key: Any) -> None:

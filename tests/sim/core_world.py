@@ -19,7 +19,7 @@ from tests.sim.core_machine import CoreMachine
 from tests.sim.core_nemesis import CoreNemesis
 from tests.sim.core_usage import Usage, read_again
 from tests.sim.disk import DiskGroup
-from tests.sim.plan import FAULTS, Plan, draw
+from tests.sim.plan import FAULTS, Plan, draw, hurried
 from tests.sim.runner import HEAL_US, Result, _described
 from tests.sim.world import Stuck, World
 
@@ -31,6 +31,8 @@ FAULTS_OF_CORE = tuple([kind for kind in FAULTS if kind not in NOT_HERE_YET])
 SPOILED = 0.003
 # Seconds: every seed meets a few crashes in them.
 FAULT_MS = (3000, 4000, 6000)
+# Clients are busier than in the first layer.
+THINK = 0.45
 
 
 class CoreChecks(Checks):
@@ -146,7 +148,9 @@ def draw_core(seed: int) -> Plan:
 
 def run_core(seed: int, *, trace: bool = False, dropped: frozenset[int] = frozenset()) -> Result:
     """Run one seed; a broken rule is a result, not an exception."""
-    return run_core_plan(replace(draw_core(seed), dropped=dropped), trace=trace)
+    plan = hurried(draw_core(seed))
+    plan = replace(plan, think_ms=plan.think_ms * THINK, dropped=dropped)
+    return run_core_plan(plan, trace=trace)
 
 
 def run_core_plan(plan: Plan, *, trace: bool = False) -> Result:
@@ -157,7 +161,14 @@ def run_core_plan(plan: Plan, *, trace: bool = False) -> Result:
     result = Result(plan.seed)
     try:
         _play(world, nemesis, result)
-    except (AssertionError, MeterdError, LookupError, ValueError, TypeError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        MeterdError,
+        TypeError,
+        ValueError,
+    ) as error:
         kind = type(error).__name__
         result.failure = f"{kind}: {error}"
         if kind not in ("Violation", "Stuck"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +28,19 @@ from meterd.core.raft.events import (
     SnapshotStored,
     StoreSnapshot,
     TakeSnapshot,
+    Tick,
     Write,
     WriteOps,
     WriteRepair,
 )
 from meterd.core.raft.fast_node import FastNode
 from meterd.core.raft.group import Group
-from meterd.core.raft.node import GoneBack, Node, NodeEvent, Output, Request, SnapshotRead
+from meterd.core.raft.node import GoneBack, Node, NodeEvent, Output, Received, Request, SnapshotRead
 from meterd.core.raft.settings import Settings
+from meterd.core.raft.slices import AcceptedSlices, CommitSlices, WriteSlices
 from meterd.core.raft.state import LEADER
 from meterd.protocol.raft_messages import NOOP, OPENS_TERM, Op, member_id
-from meterd.protocol.raft_slices import WORD, Digests, Ints, words
+from meterd.protocol.raft_slices import WORD, AckSlices, AppendSlices, Digests, Ints, words
 from tests.sim.disk import Disk, DiskGroup
 
 if TYPE_CHECKING:
@@ -62,6 +65,9 @@ FAST = replace(
     repair_retry_ms=70,
 )
 NOOP_LIKE = 16
+TICK = Tick()
+# Types of what stands for many groups at once.
+COLUMNS = {WriteSlices, CommitSlices, AcceptedSlices, AppendSlices, AckSlices}
 
 
 def chain(before: int, term: int, index: int, kind: int, body: Any) -> int:
@@ -77,6 +83,8 @@ def chain_many(before: Digests, term: Ints, index: Ints, kind: Ints, body: list[
 
 def expanded(things: Any) -> list[Any]:
     """Write columns as things of one group each, and put them in the order of the groups."""
+    if not things or (len(things) == 1 and type(things[0]) not in COLUMNS):
+        return things
     single: list[Any] = []
     for thing in things:
         single += thing.expanded() if hasattr(thing, "expanded") else [thing]
@@ -223,11 +231,27 @@ class Machine:
         world = self.world
         output = node.step(self.clock(), self.wall(), event)
         world.steps += 1
-        world.checks.releases = isinstance(event, Durable)
-        self._perform(output)
+        world.checks.releases = type(event) is Durable
+        idle = not (output.block or output.envelopes or output.actions)
+        if not idle or self.crash_at_point or world.recorded is not None:
+            self._perform(output)
         if self.node is not None:
             world.checks.stepped(self)
             world.schedule_tick(self)
+
+    def deliver(self, envelope: Any) -> None:
+        """An envelope arrives."""
+        if self.node is None:
+            return
+        if self.world.trace is not None:
+            self.world.tell(f"deliver {self.number} {envelope}", mark="")
+        self.step(Received(envelope))
+
+    def tick(self, boot: int) -> None:
+        """It is time, unless an earlier tick was set, or a later one."""
+        if self.boot == boot and self.world.now >= self.tick_at:
+            self.tick_at = 0
+            self.step(TICK)
 
     def request(self, group: int, event: Event) -> None:
         self.step(Request(group, event))
@@ -235,9 +259,11 @@ class Machine:
     def _perform(self, output: Output) -> None:
         """Carry out an output; a crash may come between any two things."""
         records, actions = expanded(output.records), expanded(output.actions)
-        envelopes = sorted(output.envelopes, key=lambda pair: pair[0])
+        envelopes = output.envelopes
+        if len(envelopes) > 1:
+            envelopes = sorted(envelopes, key=itemgetter(0))
         if self.world.recorded is not None:
-            said = [(to, expanded(envelope.messages)) for to, envelope in envelopes]
+            said = [(to, list(expanded(envelope.messages))) for to, envelope in envelopes]
             self.world.recorded.append((self.world.now, self.number, records, said, actions))
         crash_after = -1
         if self.crash_at_point and self.random.random() < 0.05:
@@ -270,9 +296,10 @@ class Machine:
 
     def _keep(self, records: list[Write]) -> None:
         for record in records:
-            if isinstance(record, WriteOps | WriteRepair):
+            if isinstance(record, (WriteOps, WriteRepair)):
                 ops = self.ops[record.group]
-                ops.update({op.index: op for op in record.ops})
+                for op in record.ops:
+                    ops[op.index] = op
 
     def begin_sync(self) -> None:
         disk = self.disk
@@ -280,7 +307,7 @@ class Machine:
             return
         disk.syncing = len(disk.queue)
         delay = int(self.fsync_us * self.random.uniform(0.7, 1.6))
-        self.world.after(delay, self, "synced", self.boot)
+        self.world.after(delay, self, self.synced, self.boot)
 
     def synced(self, boot: int) -> None:
         if self.node is None or boot != self.boot:
@@ -307,20 +334,17 @@ class Machine:
         elif isinstance(action, Restored):
             self._restore(action)
         elif isinstance(action, StoreSnapshot):
-            delay = self.random.randint(2_000, 150_000)
-            world.after(delay, self, "stored", (self.boot, action))
+            delay = int(self.random.randint(2_000, 150_000) * world.plan.pace)
+            world.after(delay, self, self.stored, self.boot, action)
         elif isinstance(action, SendSnapshot):
-            delay = self.random.randint(2_000, 60_000)
-            world.after(delay, self, "snapshot_read", (self.boot, action))
+            delay = int(self.random.randint(2_000, 60_000) * world.plan.pace)
+            world.after(delay, self, self.snapshot_read, self.boot, action)
         elif isinstance(action, ReadOps):
-            world.after(self.random.randint(100, 3_000), self, "ops_read", (self.boot, action))
+            delay = self.random.randint(100, 3_000)
+            world.after(delay, self, self.ops_read, self.boot, action)
         elif isinstance(action, TakeSnapshot):
-            world.after(
-                self.random.randint(1_000, 100_000),
-                self,
-                "take_snapshot",
-                (self.boot, action.group),
-            )
+            delay = int(self.random.randint(1_000, 100_000) * world.plan.pace)
+            world.after(delay, self, self.take_snapshot, self.boot, action.group)
         elif isinstance(action, GoneBack):
             world.checks.gone_back(self, action)
 

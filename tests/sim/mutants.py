@@ -29,6 +29,7 @@ from tests.sim import clients, machine
 from tests.sim.bugs import Bugs, Patch
 from tests.sim.disk import DiskGroup
 from tests.sim.runner import run_seed
+from tests.sim.scenario import scenarios
 
 BUGS = Bugs(run_seed)
 
@@ -511,14 +512,8 @@ def no_check_quorum() -> list[Patch]:
     return [(leading, "lacks_quorum", lambda group: False)]
 
 
-# Random schedules seldom meet these; the tests named do by construction.
+# Random schedules seldom meet these; the tests named do by construction, and so do scenarios.
 DIRECTED = {
-    "test_raft_schedules": (
-        "commits_old_terms_by_count",
-        "changes_before_the_term_is_open",
-        "transfer_asks_for_pre_votes",
-        "no_check_quorum",
-    ),
     "test_raft_mutants": (
         "votes_are_counted_by_message",
         "vote_replies_do_not_name_the_term",
@@ -550,6 +545,9 @@ SHARE_OF_DIRECTED = 4
 def main() -> int:
     """Report seeds needed for every mutant, or for those named."""
     schedules = {name: [test for test, bugs in DIRECTED.items() if name in bugs] for name in BUGS}
+    for scenario in scenarios():
+        for name in scenario.notices:
+            schedules[name].append(scenario.path.name)
     return BUGS.report(sys.argv[1:], 1000, schedules, SHARE_OF_DIRECTED)
 
 

@@ -46,8 +46,9 @@ class Nemesis:
             self._next(kind)
 
     def _next(self, kind: str) -> None:
-        delay = int(self.random.expovariate(1 / (MEAN_MS[kind] * 1000))) + 1000
-        self.world.after(delay, None, "call", lambda: self._act(kind))
+        mean_ms = MEAN_MS[kind] * self.world.plan.rarity
+        delay = self.world.paced(self.random.expovariate(1 / mean_ms)) + 1000
+        self.world.after(delay, None, self._act, kind)
 
     def _act(self, kind: str) -> None:
         if self.ended:
@@ -80,10 +81,11 @@ class Nemesis:
             numbers = np.array(groups, np.int64)
             ops = SliceOps(numbers, none, none, digest, none + EVENTS, none + 100, bodies)
             machine.step(ProposeSlices(ops, [None] * len(groups)))
-        self._later(random.expovariate(1 / 12), self.spread)
+        delay_ms = random.expovariate(1 / world.plan.spread_ms)
+        world.after(int(delay_ms * 1000), None, self.spread)
 
     def _later(self, delay_ms: float, call: Callable[[], None]) -> None:
-        self.world.after(int(delay_ms * 1000), None, "call", call)
+        self.world.after(self.world.paced(delay_ms), None, call)
 
     def _any(self, random: Random) -> Machine:
         return random.choice(list(self.world.machines.values()))
@@ -100,12 +102,12 @@ class Nemesis:
 
     def _crash(self, random: Random) -> None:
         machine = self._leader_or_any(random)
-        self.world.mark("crash", 500_000)
+        self.world.mark("crash", 500)
         self.world.crash(machine)
         self._later(random.choice([20, 200, 1500]), lambda: self._restart(machine))
 
     def _crash_all(self, random: Random) -> None:
-        self.world.mark("crash_all", 500_000)
+        self.world.mark("crash_all", 500)
         for machine in self.world.machines.values():
             self.world.crash(machine)
             self._later(random.uniform(10, 600), lambda m=machine: self._restart(m))  # type: ignore[misc]
@@ -114,15 +116,15 @@ class Nemesis:
         """Die between two effects of one of the next steps."""
         machine = self._leader_or_any(random)
         machine.crash_at_point = True
-        self.world.mark("crash_point", 700_000)
+        self.world.mark("crash_point", 700)
         self._later(random.uniform(300, 900), lambda: self._restart(machine))
 
     def _pause(self, random: Random) -> None:
         machine = self._leader_or_any(random)
-        pause = int(random.choice([50, 700, 1200, 3000]) * 1000 * random.uniform(0.7, 1.3))
-        self.world.tell(f"pause {machine.number} for {pause // 1000} ms")
+        pause = random.choice([50, 700, 1200, 3000]) * random.uniform(0.7, 1.3)
+        self.world.tell(f"pause {machine.number} for {self.world.paced(pause) // 1000} ms")
         self.world.mark("pause", pause)
-        machine.paused_until = self.world.now + pause
+        machine.paused_until = self.world.now + self.world.paced(pause)
 
     # Network.
 
@@ -130,7 +132,7 @@ class Nemesis:
         world = self.world
         world.tell(f"{what}: cut {links}")
         duration = random.choice([300, 1200, 3000])
-        world.mark(what, duration * 1000)
+        world.mark(what, duration)
         world.cut.update(links)
         self._later(duration, lambda: world.cut.difference_update(links))
 
@@ -165,15 +167,15 @@ class Nemesis:
     def _clog(self, random: Random) -> None:
         """A link delivers nothing for a while, then everything at once."""
         numbers = list(self.world.machines)
-        duration = random.choice([300, 1200, 3000]) * 1000
+        duration = random.choice([300, 1200, 3000])
         self.world.mark("clog", duration)
         for _ in range(random.choice([1, 2, 6])):
             link = (random.choice(numbers), random.choice(numbers))
-            self.world.clogged[link] = self.world.now + duration
+            self.world.clogged[link] = self.world.now + self.world.paced(duration)
 
     def _loss(self, random: Random) -> None:
         world = self.world
-        world.mark("loss", 1_000_000)
+        world.mark("loss", 1000)
         world.loss_extra = random.choice([0.1, 0.3])
 
         def end() -> None:
@@ -186,8 +188,8 @@ class Nemesis:
     def _slow_disk(self, random: Random) -> None:
         machine = self._leader_or_any(random)
         duration = random.choice([500, 2000])
-        self.world.mark("slow_disk", duration * 1000)
-        machine.fsync_us = random.choice([50_000, 200_000, 900_000])
+        self.world.mark("slow_disk", duration)
+        machine.fsync_us = self.world.paced(random.choice([50, 200, 900]))
 
         def end() -> None:
             machine.fsync_us = self.world.plan.fsync_us
@@ -196,7 +198,7 @@ class Nemesis:
 
     def _full_disk(self, random: Random) -> None:
         machine = self._leader_or_any(random)
-        self.world.mark("full_disk", 1_000_000)
+        self.world.mark("full_disk", 1000)
         self._set_room(machine, False)
         self._later(random.choice([500, 2500]), lambda: self._set_room(machine, True))
 
@@ -208,7 +210,7 @@ class Nemesis:
         """A record of the fragile machine rots: it is seen at once, or at the next start."""
         machine = self.world.machines[self.fragile]
         self.damaged = True
-        self.world.mark("damage", 500_000)
+        self.world.mark("damage", 500)
         if random.random() < 0.6:
             self.world.crash(machine)
             self._later(random.choice([20, 500]), lambda: self._restart(machine))
@@ -223,7 +225,7 @@ class Nemesis:
         """The last block of the fragile machine is unreadable at its next start."""
         machine = self.world.machines[self.fragile]
         self.damaged = True
-        self.world.mark("lost_tail", 500_000)
+        self.world.mark("lost_tail", 500)
         self.world.crash(machine)
         machine.disk.lose_tail()
         self._later(random.choice([20, 500]), lambda: self._restart(machine))
@@ -234,7 +236,7 @@ class Nemesis:
         if self._has_dead_member():
             return
         self.world.tell(f"wipe {machine.number}")
-        self.world.mark("wipe", 2_000_000)
+        self.world.mark("wipe", 2000)
         self.world.crash(machine)
         machine.wipe(self.world.empty_groups())
         self._later(random.choice([20, 500]), lambda: self._restart(machine))
@@ -257,12 +259,12 @@ class Nemesis:
     def _drift(self, random: Random) -> None:
         """Rates differ from the beginning (plan.rates); here only ticks come late."""
         machine = self._any(random)
-        self.world.mark("drift", 5_000_000)
+        self.world.mark("drift", 5000)
         machine.tick_at += random.randint(0, 100_000)
 
     def _clock_jump(self, random: Random) -> None:
         machine = self._any(random)
-        self.world.mark("clock_jump", 1_000_000)
+        self.world.mark("clock_jump", 1000)
         machine.wall_off_ms = random.choice([0, 100, -3_600_000, 2000])
 
     # Operations.
@@ -373,13 +375,16 @@ class Nemesis:
         return dead
 
     def _suffices(self, members: set[int]) -> bool:
-        """Whether these are a majority of every configuration that is still in some log."""
-        for machine in self.world.machines.values():
-            for image in machine.disk.groups.values():
-                for configuration in _configurations(image):
-                    alive = len(members & set(configuration.voters))
-                    if configuration.voters and alive < configuration.quorum:
-                        return False
+        """Whether these are a majority of every configuration in some log, or on its way there."""
+        world = self.world
+        images = [image for m in world.machines.values() for image in m.disk.groups.values()]
+        found = [configuration for image in images for configuration in _configurations(image)]
+        for group in world.groups:
+            found += world.checks.undecided(group)
+        for configuration in found:
+            alive = len(members & set(configuration.voters))
+            if configuration.voters and alive < configuration.quorum:
+                return False
         return True
 
 

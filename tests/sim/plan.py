@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 # Kinds of fault, each with the mean time between two of them when a seed has it, in ms.
@@ -33,6 +33,13 @@ OPERATIONS = {
     "forget": 500,
 }
 MEAN_MS = FAULTS | OPERATIONS
+# Of what it is with the product's timers.
+FAST = 1 / 3
+FIRST_ELECTION_MS = 500
+# Of the time, for a seed without faults: it only shows that all is well then.
+QUIET = 0.4
+# Timers fire up to so late.
+LATE_US = 4000
 
 
 @dataclass
@@ -59,12 +66,34 @@ class Plan:
     # The fast path (the same seed must do the same with and without it), and what it did.
     fast: bool = False
     records_steps: bool = False
+    # What faults take, and clients wait for an answer, of their usual time.
+    pace: float = 1.0
+    rarity: float = 1.0  # of the usual time between two faults, or operations
+    # A tick that is set is not set anew for a time that is less than this earlier.
+    tick_slack_us: int = 0
+    think_ms: float = 15  # between two requests of a client
+    spread_ms: float = 12  # between two loads for many groups
     # Faults left out, by their number: how a failure is shrunk.
     dropped: frozenset[int] = frozenset()
 
 
+def hurried(plan: Plan, share: float = 1.0) -> Plan:
+    """Return a plan with a share of the faults, and not much time in which nothing new happens.
+
+    Where elections take a third of the time, faults come three times as fast and last a third;
+    where they do not, clients are slower.
+    """
+    plan = replace(plan, tick_slack_us=LATE_US)
+    if not plan.faults:
+        share *= QUIET
+    if not plan.fast_timers:
+        return replace(plan, fault_ms=int(plan.fault_ms * share), think_ms=30, spread_ms=36)
+    fault_ms = FIRST_ELECTION_MS + int(plan.fault_ms * share * FAST)
+    return replace(plan, fault_ms=fault_ms, pace=FAST, think_ms=5)
+
+
 def draw(seed: int) -> Plan:
-    """Return the plan of a seed."""
+    """Return the plan of a seed, with faults at the pace of the product's timers."""
     random = Random(seed)
     faults = [kind for kind in FAULTS if random.random() < 0.4]
     if random.random() < 0.05:

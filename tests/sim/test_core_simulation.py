@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from tests.sim.core import LAYER
+from tests.sim.core import PAGE
 from tests.sim.core_mutants import BUGS
 from tests.sim.core_world import draw_core, run_core, run_core_plan
 from tests.sim.runner import shrink
-from tests.sim.seeds import Tally
+from tests.sim.tally import Tally
 
 SEEDS, SEEDS_PER_TEST = 20, 5
 # Shorter than a seed of `make sim-core`, which has 3 to 6 s of faults.
@@ -22,21 +22,21 @@ REGRESSIONS = [103, 306, 2074]
 @pytest.mark.slow
 @pytest.mark.parametrize("start", range(1, SEEDS, SEEDS_PER_TEST))
 def test_no_rule_is_broken(start: int) -> None:
-    tally = Tally(LAYER)
+    tally = Tally(PAGE)
     for seed in range(start, start + SEEDS_PER_TEST):
         result = run_core_plan(replace(draw_core(seed), fault_ms=FAULT_MS))
         assert not result.failure, f"seed {seed}: {result.failure}"
         tally.take(result)
     assert tally.counts["crash"] and tally.counts["events"] and tally.counts["logs read again"]
     assert tally.medians()["events"] > 0
-    assert all(name in tally.text() for name in LAYER.operations)
+    assert all(name in tally.text() for name in PAGE.operations)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", REGRESSIONS)
 def test_what_was_once_broken_is_not(seed: int) -> None:
-    result = run_core(seed)
-    assert not result.failure, f"python -m tests.sim.core --seed {seed}: {result.failure}"
+    result = run_core_plan(draw_core(seed))
+    assert not result.failure, f"seed {seed}: {result.failure}"
 
 
 # Bugs that few seeds show; `tests.sim.core_mutants` tries all.

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
-from meterd.core.raft.events import Tick
-from meterd.core.raft.node import Received
 from meterd.protocol.raft_messages import Configuration, Envelope, Mark, member_id, node_of
 from tests.sim.checks import Checks
 from tests.sim.clients import Clients
 from tests.sim.disk import NOTHING, DiskGroup
 from tests.sim.machine import Machine
-from tests.sim.plan import Plan
+from tests.sim.plan import LATE_US, Plan
 
-TICK = Tick()
 # A fault counts as active for an operation that ends so long after it (coverage).
-AFTER_EFFECT_US = 2_000_000
+AFTER_EFFECT_MS = 2000
 # Messages that breed messages are a bug; ordinary runs have a few hundred and some 5 000 steps.
 UNDER_WAY_MAX = 20_000
 STEPS_MAX = 400_000
@@ -38,7 +35,8 @@ class World:
         self.steps = 0
         self.random = Random(f"{plan.seed}/world")
         self._net = Random(f"{plan.seed}/net")
-        self._heap: list[tuple[int, int, Machine | None, str, Any]] = []
+        # When, number, whose it is (a pause of the machine delays it), what to call with what.
+        self._heap: list[tuple[int, int, Machine | None, Callable[..., Any], Any]] = []
         self._counter = 0
         self.trace: list[str] | None = None
         self.recorded: list[Any] | None = [] if plan.records_steps else None
@@ -81,34 +79,49 @@ class World:
 
     # Scheduling.
 
-    def at(self, time: int, machine: Machine | None, kind: str, payload: Any = None) -> None:
+    def at(
+        self, time: int, machine: Machine | None, call: Callable[..., Any], *arguments: Any
+    ) -> None:
         self._counter += 1
-        heappush(self._heap, (time, self._counter, machine, kind, payload))
+        heappush(self._heap, (time, self._counter, machine, call, arguments))
 
-    def after(self, delay: int, machine: Machine | None, kind: str, payload: Any = None) -> None:
-        self.at(self.now + delay, machine, kind, payload)
+    def after(
+        self, delay: int, machine: Machine | None, call: Callable[..., Any], *arguments: Any
+    ) -> None:
+        self._counter += 1
+        heappush(self._heap, (self.now + delay, self._counter, machine, call, arguments))
 
     def schedule_tick(self, machine: Machine) -> None:
         """Have a machine tick at its deadline, a little late as on a busy processor."""
         assert machine.node is not None
-        due = max(machine.global_time(machine.node.deadline), self.now + 1000)
-        if self.now < machine.tick_at <= due:
+        now = self.now
+        due = machine.global_time(machine.node.deadline)
+        if due < now + 1000:
+            due = now + 1000
+        if now < machine.tick_at <= due + self.plan.tick_slack_us:
             return
-        late = int(self._net.random() * 4000)
+        late = int(self._net.random() * LATE_US)
         machine.tick_at = due + late
-        self.at(machine.tick_at, machine, "tick", machine.boot)
+        self._counter += 1
+        entry = (due + late, self._counter, machine, machine.tick, (machine.boot,))
+        heappush(self._heap, entry)
+
+    def paced(self, ms: float) -> int:
+        """Return so many ms of a usual run in µs of this one."""
+        return int(ms * self.plan.pace * 1000)
 
     def run(self, until: int, stop: Any = None) -> None:
         """Let things happen until a time, or until `stop()` says so."""
         heap = self._heap
         since = 0
         while heap and heap[0][0] <= until:
-            time, _, machine, kind, payload = heappop(heap)
-            self.now = max(self.now, time)
+            time, _, machine, call, arguments = heappop(heap)
+            if time > self.now:
+                self.now = time
             if machine is not None and machine.paused_until > self.now:
-                self.at(machine.paused_until, machine, kind, payload)
+                self.at(machine.paused_until, machine, call, *arguments)
                 continue
-            self._happen(machine, kind, payload)
+            call(*arguments)
             if len(heap) > UNDER_WAY_MAX or self.steps > STEPS_MAX:
                 raise Stuck(f"a storm: {len(heap)} under way after {self.steps} steps")
             since += 1
@@ -118,39 +131,10 @@ class World:
                     return
         self.now = max(self.now, until)
 
-    def _happen(self, machine: Machine | None, kind: str, payload: Any) -> None:
-        if kind == "deliver":
-            assert machine is not None
-            if machine.node is not None:
-                self._note("deliver", machine, payload)
-                machine.step(Received(payload))
-        elif kind == "tick":
-            assert machine is not None
-            if machine.boot == payload and self.now >= machine.tick_at:
-                machine.tick_at = 0
-                machine.step(TICK)
-        elif kind == "synced":
-            assert machine is not None
-            machine.synced(payload)
-        elif kind in ("stored", "snapshot_read", "ops_read", "take_snapshot"):
-            assert machine is not None
-            getattr(machine, kind)(*payload)
-        elif kind == "call":
-            payload()
-        elif kind == "client":
-            method, *arguments = payload
-            method(*arguments)
-        else:
-            raise AssertionError(kind)
-
-    def _note(self, what: str, machine: Machine, payload: Any) -> None:
-        if self.trace is not None:
-            self.trace.append(f"{self.now / 1000:10.3f} {what} {machine.number} {payload}")
-
-    def tell(self, text: str) -> None:
+    def tell(self, text: str, mark: str = "*** ") -> None:
         """Note a fault or an operation for the trace."""
         if self.trace is not None:
-            self.trace.append(f"{self.now / 1000:10.3f} *** {text}")
+            self.trace.append(f"{self.now / 1000:10.3f} {mark}{text}")
 
     # Network.
 
@@ -160,19 +144,20 @@ class World:
         if target is None:
             return
         link = (source.number, target.number)
-        net, plan = self._net, self.plan
-        if link in self.cut or net.random() < plan.loss + self.loss_extra:
+        plan, random = self.plan, self._net.random
+        if link in self.cut or random() < plan.loss + self.loss_extra:
             self.counts["lost"] += 1
             return
-        copies = 2 if plan.duplication and net.random() < plan.duplication else 1
+        copies = 2 if plan.duplication and random() < plan.duplication else 1
         for _ in range(copies):
-            delay = 50 + int(plan.delay_us * (0.3 + net.random() * 1.4))
-            if plan.spike and net.random() < plan.spike:
-                delay += int(net.random() * 2_500_000)
+            delay = 50 + int(plan.delay_us * (0.3 + random() * 1.4))
+            if plan.spike and random() < plan.spike:
+                delay += int(random() * 2_500_000)
             time = self.now + delay
-            if self.clogged.get(link, 0) > time:
-                time = self.clogged[link] + int(net.random() * 3000)  # all at once, late
-            self.at(time, target, "deliver", envelope)
+            if self.clogged and self.clogged.get(link, 0) > time:
+                time = self.clogged[link] + int(random() * 3000)  # all at once, late
+            self._counter += 1
+            heappush(self._heap, (time, self._counter, target, target.deliver, (envelope,)))
 
     # Faults that machines and the nemesis share.
 
@@ -184,10 +169,10 @@ class World:
         self.counts["crash"] += 1
         machine.crash()
 
-    def mark(self, kind: str, for_us: int = 0) -> None:
-        """A fault is active for so long, and its effects a little longer."""
+    def mark(self, kind: str, for_ms: float = 0) -> None:
+        """A fault is active for so long (of a usual run), and its effects a little longer."""
         self.counts[kind] += 1
-        until = self.now + for_us + AFTER_EFFECT_US
+        until = self.now + self.paced(for_ms + AFTER_EFFECT_MS)
         self.active[kind] = max(until, self.active.get(kind, 0))
 
     def cover(self, operation: str) -> None:
