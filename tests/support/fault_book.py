@@ -34,8 +34,6 @@ METRICS = {
     "seats": {"aggregation": "unique", "unique_on": "user"},
 }
 SAMPLE_EVERY = 17
-# So many accounts are asked for one by one in a comparison.
-ALONE = 2
 
 
 class Violation(AssertionError):
@@ -218,24 +216,20 @@ class Judge:
             raise Violation(f"{known} of {len(events)} events are stored, and sent again: {result}")
 
     def _compare(self, stored: set[str]) -> None:
-        """Every total against the model: of all accounts at once, and from memory.
+        """Every total against the model: of all accounts at once, from files and from memory.
 
-        Of a few accounts, in turns, also by a question of their own: these take most of the time.
+        Of one account, in turns, also by questions of its own: these take most of the time.
         """
-        book, alone = self._book, {next(self._turns) for _ in range(ALONE)}
-        rows = {
-            (code, is_recent): self._rows(code, book.recent if is_recent else book.span)
-            for code in METRICS
-            for is_recent in (False, True)
-        }
+        book, alone = self._book, next(self._turns)
+        spans: tuple[dict[str, int], ...] = (book.span, book.recent, {})  # {}: from memory
+        rows = {code: [self._rows(code, span) for span in spans] for code in METRICS}
         for (account, code, is_recent), wanted in self._count.of(stored).items():
             if account == ERASED and book.is_erased:
                 wanted = (0, 0)
-            found = [rows[code, is_recent].get(account, (0, 0))]
-            if not is_recent:
-                found.append(self._usage(account, code, {}))
-            if account in alone:
-                found.append(self._usage(account, code, book.recent if is_recent else book.span))
+            asked = (1,) if is_recent else (0, 2)
+            found = [rows[code][one].get(account, (0, 0)) for one in asked]
+            if account == alone:
+                found += [self._usage(account, code, spans[one]) for one in asked]
             # An erasure under way has happened as a whole or not at all.
             right = {wanted, (0, 0)} if account == ERASED and book.is_erasing else {wanted}
             if not right.issuperset(found):
