@@ -34,6 +34,9 @@ UNITS: Mapping[str, Mapping[str, float]] = {
     "size": SIZE_UNITS,
     "duration": DURATION_UNITS,
 }
+# A command may have several lines.
+LINE_ENDS = str.maketrans("\n\t", "  ")
+
 QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 # A node number fits the u32 of the log's file header.
@@ -436,10 +439,15 @@ def parse_value(section: str, key: str, value: object) -> object:
     if rules["kind"] == "text":
         if not isinstance(value, str):
             raise _wrong(name, f"text was expected, not {value!r}")
+        if not value.translate(LINE_ENDS).isprintable():  # no path, host or command has others
+            raise _wrong(name, f"{value!r} has characters that nobody can see")
         if rules["choices"] and value not in rules["choices"]:
             raise _wrong(name, f"{value!r} is none of {', '.join(rules['choices'])}")
         return value
-    number = _number(name, rules["kind"], value)
+    try:
+        number = _number(name, rules["kind"], value)
+    except (OverflowError, ValueError) as error:  # more digits than Python turns into a number
+        raise _wrong(name, f"is too large for a {rules['kind']}") from error
     if not rules["low"] <= number <= rules["high"]:
         low, high = (format_value(rules["kind"], rules[end]) for end in ("low", "high"))
         raise _wrong(name, f"{value} is not between {low} and {high}")
@@ -497,6 +505,8 @@ def check(options: Options) -> None:
         raise _wrong("archive.command", "nothing in it is {path}")
     if archive.verify_command and "{name}" not in archive.verify_command:
         raise _wrong("archive.verify_command", "nothing in it is {name}")
+    if not node.listen:
+        raise _wrong("node.listen", "an address, such as 127.0.0.1, or 0.0.0.0 for every interface")
     if node.port == node.http_port:
         raise _wrong("node.http_port", f"{node.http_port} is the application port")
     peer_list.check(node.id, node.port, node.peers)

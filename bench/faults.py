@@ -32,6 +32,7 @@ from tests.support import fault_campaign, real_faults, real_files, simulated_fau
 from tests.support.fault_book import Violation
 from tests.support.fault_campaign import Campaign
 from tests.support.simulated_faults import Simulation
+from tests.support.warm_starts import WarmStarts
 
 FLIP = "bit flip"
 FLIPPED_BACKUP = f"{FLIP}: backup"
@@ -86,6 +87,11 @@ def damage(table: Table, wanted: Wanted, seeds: range) -> None:
 
 def real_nodes(table: Table, wanted: Wanted, seeds: range) -> None:
     """Runs with real nodes, on real disks."""
+    with WarmStarts():
+        _real_nodes(table, wanted, seeds)
+
+
+def _real_nodes(table: Table, wanted: Wanted, seeds: range) -> None:
     for kind in filter(wanted, real_faults.KINDS):
         table.run(kind, REAL, seeds, lambda kind=kind: real_faults.stage(kind))  # type: ignore[misc]
     flips = [kind for kind in table.kinds(REAL) if kind.startswith(FLIP)]

@@ -60,11 +60,13 @@ def from_file(path: str | None) -> Iterable[Setting]:
         return
     try:
         with Path(path).open("rb") as file:
-            raw = file.read(FILE_SIZE_MAX)
+            raw = file.read(FILE_SIZE_MAX + 1)
+        if len(raw) > FILE_SIZE_MAX:
+            raise ConfigError(f"{path} has more than {FILE_SIZE_MAX} bytes")
         sections = tomllib.loads(raw.decode())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no TOML: {error}") from error
     for section, values in sections.items():
         try:

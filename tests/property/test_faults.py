@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +24,10 @@ from tests.support.disk_image import DiskImage
 from tests.support.disk_trace import DiskTrace
 from tests.support.fault_book import Violation
 from tests.support.fault_campaign import FAULTS, KINDS, Campaign
+from tests.support.node import Node
 from tests.support.one_process import OneProcessNode, apart
 from tests.support.simulated_faults import FLIPPED, Simulation
+from tests.support.warm_starts import WarmStarts
 
 SEEDS = {"bit": 3, "sector": 1, "cut": 1, "lost": 1}
 FIRST = 10_000
@@ -174,3 +177,13 @@ def test_what_is_tried_again_a_hundred_times_is_not_waited_for(tmp_path: Path) -
 def test_a_real_node_loses_nothing(kind: str) -> None:
     with real_faults.stage(kind) as run:
         assert run(FIRST) == "right"
+
+
+@pytest.mark.slow
+def test_a_node_that_is_forked_ends_as_any_other() -> None:
+    """What campaigns rely on that start thousands of nodes."""
+    with WarmStarts(), Node() as node:
+        assert node.pids()["supervisor"] == node.process.pid
+        node.kill9()
+        assert node.process.returncode == -signal.SIGKILL
+        assert node.start().stop() == 0, node.log()

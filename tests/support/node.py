@@ -50,7 +50,7 @@ class Node:
         self.output = self.home / "stderr"
         self._flags = flags
         self._environment = {**os.environ, **(environment or {})}
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Any = None  # as `launch` returns it
 
     # Life
 
@@ -58,15 +58,16 @@ class Node:
         """Start the daemon; unless told otherwise return only when it is ready."""
         command = [sys.executable, str(ROOT / "bin" / "meterd"), "--data-dir", str(self.data_dir)]
         command += ["--port", str(self.port), "--http-port", str(self.http_port), *self._flags]
-        with self.output.open("ab") as output:
-            self.process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=output,
-                env=self._environment,
-                start_new_session=True,
-            )
+        self.process = self.launch(command, self._environment, self.output)
         return self.ready() if wait else self
+
+    @staticmethod
+    def launch(command: list[str], environment: dict[str, str], output: Path) -> Any:
+        """Begin a process, as `subprocess.Popen`; what it says goes behind what is in a file."""
+        with output.open("ab") as file:
+            return subprocess.Popen(
+                command, stdout=file, stderr=file, env=environment, start_new_session=True
+            )
 
     def ready(self) -> Self:
         """Wait until it is ready; a node that ends instead is a failure."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fnmatch
+import gc
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ from random import Random
 
 from meterd.actors.backups.shelf import Shelf
 from meterd.actors.backups.verifying import Verification
+from meterd.actors.zone_files import transitions
 from meterd.protocol.errors import BootFailed, DiskFull, FsyncFailed, MeterdError
 from tests.support.disk_image import DiskImage
 from tests.support.disk_trace import Call
@@ -67,6 +69,11 @@ class Simulation:
         self.image = home / "image"
         self.image.mkdir(parents=True, exist_ok=True)
         self._lives: dict[int, Recorded] = {}
+        # A run is a child of this process: what is there already costs it nothing, unless its
+        # collector of garbage touches it.
+        transitions("UTC")
+        gc.collect()
+        gc.freeze()
 
     def life(self, number: int) -> Recorded:
         """A life that was lived."""

@@ -99,6 +99,14 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
         ('[archive]\ncommand = "cp x /a"\n', {}, ["archive.command", "{path}"]),
         ('[archive]\nverify_command = "cat x"\n', {}, ["archive.verify_command", "{name}"]),
         ('[log]\nlevel = "loud"\n', {}, ["log.level", "debug"]),
+        (f"[retention]\ndays = 1{400 * '0'}\n", {}, ["retention.days", "too large"]),
+        (f"[retention]\nsweep_interval = 1{400 * '0'}\n", {}, ["sweep_interval", "too large"]),
+        (f'[retention]\ndays = "1{5000 * "0"}"\n', {}, ["retention.days", "too large"]),
+        ('[node]\ndata_dir = "a\\u0000b"\n', {}, ["node.data_dir", "meterd.toml"]),
+        ("", {"METERD__NODE__ADVERTISE": "\udcff"}, ["node.advertise"]),
+        ('[node]\nlisten = ""\n', {}, ["node.listen", "127.0.0.1"]),
+        (f"a = {10_000 * '['}", {}, ["no TOML"]),
+        (f"#{(1 << 20) * 'x'}\n", {}, ["meterd.toml", "1048576 bytes"]),
     ],
 )
 def test_a_complaint_names_key_origin_and_a_way_out(
