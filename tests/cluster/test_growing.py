@@ -85,7 +85,7 @@ def state_of(asked: ClusterNode, number: int) -> str:
 def replicas(asked: ClusterNode) -> dict[int, list[int]]:
     """Return the voters of each group."""
     rows = good(asked, "topology", "--partitions")["partitions"]
-    return {row["group"]: row["voters"] for row in rows}
+    return {row["group"]: row["replicas"] for row in rows}
 
 
 def test_a_fourth_node_comes_and_the_first_goes(grown: Grown) -> None:
