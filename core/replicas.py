@@ -177,6 +177,21 @@ class Replicas:
         """
         return int(self._led_terms.sum())
 
+    def led(self) -> tuple[Ints, Ints]:
+        """Return the groups that this node leads, and their terms."""
+        groups = np.flatnonzero(self.leaders == node_of(self._node.member))
+        return groups, self._led_terms[groups]
+
+    def hear_leader(self, node: int, groups: Ints, terms: Ints) -> None:
+        """Another node says what it leads: that counts where this one is no member."""
+        known = (self.leaders[groups] == node) & (self._led_terms[groups] == terms)
+        news = ~known & (terms >= self._led_terms[groups])
+        for group, term in zip(groups[news].tolist(), terms[news].tolist(), strict=True):
+            members = self._node.groups[group].log.configuration.members
+            if self._node.member not in members:
+                self.leaders[group] = node
+                self._led_terms[group] = term
+
     def digest_at(self, group: int, index: int) -> int | None:
         """Return the digest of an op that this replica knows, for `wire_check`."""
         return self._node.digest_at(group, index)
