@@ -32,6 +32,7 @@ WORKERS = 4
 CALM_SECONDS = 120.0
 # Telemetry is told about once a second, and a count that is too high must have time to show.
 COUNTED_SECONDS = 6.0
+SETTLED_SECONDS = 3.0
 VIEW_CHANGES = re.compile(r"^billing_view_changes_total (\S+)$", re.MULTILINE)
 
 
@@ -87,7 +88,7 @@ class Trials:
         led = leaders_of(others[0])
         affected = [group for group, leader in led.items() if leader == victim.number]
         before = {node.number: changes_of(node) for node in others}
-        totals = {node.number: view_changes(node) for node in others}
+        totals = settled_changes(others)
         calls, failed = self._calls(), len(self._load.violations)
         undecided = self._load.counters["undecided at a deadline"]
         began = time.monotonic()
@@ -182,6 +183,17 @@ def view_changes(node: ClusterNode) -> int:
     """Return the counter of a node's telemetry."""
     found = VIEW_CHANGES.search(node.get("/metrics")[1])
     return int(float(found[1])) if found else -1
+
+
+def settled_changes(nodes: list[ClusterNode]) -> dict[int, int]:
+    """Return what telemetry says when it has told all that was before."""
+    give_up = time.monotonic() + CALM_SECONDS
+    while True:
+        found = {node.number: view_changes(node) for node in nodes}
+        time.sleep(SETTLED_SECONDS)
+        if found == {node.number: view_changes(node) for node in nodes}:
+            return found
+        assert time.monotonic() < give_up, f"leaders change all the time: {found}"
 
 
 def is_calm(node: ClusterNode) -> bool:
