@@ -14,6 +14,7 @@ import numpy as np
 
 from meterd.actors.sockets import Frame
 from meterd.core.members import REPLICAS, Members
+from meterd.core.raft.node import Request
 from meterd.core.replicas import Replicas
 from meterd.protocol.log_format import GROUP_COUNT
 
@@ -43,11 +44,12 @@ class LedNotes:
         return [LED, *said]
 
 
-def take(replicas: Replicas, node: int, frames: Sequence[Frame]) -> None:
-    """Take what a node says; what makes no sense is passed over."""
+def take(replicas: Replicas, member: int, frames: Sequence[Frame]) -> list[Request]:
+    """Take what a member says; return what to ask the engine for.  Nonsense is passed over."""
     if len(frames) != 3 or len(frames[1]) % 2 or len(frames[1]) * 2 != len(frames[2]):
-        return
+        return []
     groups = np.frombuffer(frames[1], "<u2").astype(np.int64)
     terms = np.frombuffer(frames[2], "<u4").astype(np.int64)
-    if len(groups) and groups.max() < GROUP_COUNT:
-        replicas.hear_leader(node, groups, terms)
+    if not len(groups) or groups.max() >= GROUP_COUNT:
+        return []
+    return replicas.hear_leader(member, groups, terms)

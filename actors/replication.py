@@ -135,7 +135,8 @@ class Replication(Actor):
         elif found.frames and bytes(found.frames[0]) == BEHIND:
             self._fall_behind(node_of(found.source), found.frames)
         elif found.frames and bytes(found.frames[0]) == led_notes.LED:
-            led_notes.take(self._replicas, node_of(found.source), found.frames)
+            for event in led_notes.take(self._replicas, found.source, found.frames):
+                self._carry_out(self._replicas.step(event, _clock()))
         elif found.frames and bytes(found.frames[0]) in KINDS:
             self.forwarding.on_peer(node_of(found.source), found.frames)
 

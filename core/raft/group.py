@@ -24,6 +24,7 @@ from meterd.core.raft.events import (
     Durable,
     Event,
     Forgotten,
+    MetLeader,
     OpsGone,
     OpsRead,
     Proposal,
@@ -79,6 +80,8 @@ class Group(GroupState):
             snapshots.on_compacted(self, event)
         elif isinstance(event, Forgotten):
             snapshots.on_forgotten(self, event)
+        elif isinstance(event, MetLeader):
+            leavers.on_met_leader(self, event)
         elif isinstance(event, OpsRead):
             if event.term == repair.FOR_REPAIR:
                 repair.on_ops_read(self, event)

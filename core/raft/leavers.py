@@ -10,9 +10,9 @@ anybody; whoever is no voter is not counted for it.
 
 from __future__ import annotations
 
-from meterd.core.raft.events import OpsRead, ReadOps
+from meterd.core.raft.events import MetLeader, OpsRead, ReadOps
 from meterd.core.raft.state import LEADER, GroupState
-from meterd.protocol.raft_messages import Append, AppendReply, PreVote
+from meterd.protocol.raft_messages import NOBODY, Append, AppendReply, PreVote
 
 
 def has_left(group: GroupState, member: int) -> bool:
@@ -45,6 +45,17 @@ def on_append_reply(group: GroupState, sender: int, message: AppendReply) -> Non
     elif message.match == message.accepted < group.log.configuration_index:
         # Durable there; of the two answers to an append only this one counts.
         _send_behind(group, sender, message.accepted)
+
+
+def on_met_leader(group: GroupState, event: MetLeader) -> None:
+    """Ask somebody for his vote who leads, and whom I do not know as a member.
+
+    All whom I know may follow him by now.  His vote would not count; he says what I missed.
+    """
+    known = group.log.configuration.voters
+    if group.role != LEADER and group.leader == NOBODY and event.member not in known:
+        last, term = group.log.last, group.log.last_term
+        group.send(event.member, PreVote(group.group, group.term + 1, last, term))
 
 
 def on_ops_read(group: GroupState, event: OpsRead) -> None:

@@ -8,6 +8,8 @@ import pytest
 from meterd.actors import led_notes
 from meterd.actors.led_notes import LED, LedNotes
 from meterd.core.members import Members, first
+from meterd.core.raft.events import MetLeader
+from meterd.core.raft.node import Request
 from meterd.protocol.log_format import GROUP_COUNT
 from meterd.protocol.raft_messages import Configuration
 from tests.unit.test_replicas import Node
@@ -19,9 +21,9 @@ def members(count: int) -> Members:
     return first([(number, f"{number}:1", "") for number in range(1, count + 1)])
 
 
-def told(node: Node, source: int, groups: list[int], terms: list[int]) -> None:
+def told(node: Node, source: int, groups: list[int], terms: list[int]) -> list[Request]:
     frames = [LED, np.array(groups, "<u2").tobytes(), np.array(terms, "<u4").tobytes()]
-    led_notes.take(node.replicas, source, frames)
+    return led_notes.take(node.replicas, source, frames)
 
 
 def test_the_newest_word_counts_where_one_is_no_member() -> None:
@@ -38,6 +40,14 @@ def test_the_newest_word_counts_where_one_is_no_member() -> None:
 def test_a_member_knows_by_itself() -> None:
     node = Node(1, ALL)
     told(node, 2, [5], [3])
+    assert not node.replicas.leaders.any()
+
+
+def test_a_member_asks_a_leader_that_it_does_not_know_as_a_member() -> None:
+    """All that it knows of may have changed while it was away."""
+    node = Node(1, ALL)
+    assert told(node, 2, [5], [3]) == []
+    assert told(node, 4, [5], [3]) == [Request(5, MetLeader(4))]
     assert not node.replicas.leaders.any()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meterd.core.raft.events import Forgotten, OpsRead, ProposeChange, ReadOps, Tick
+from meterd.core.raft.events import Forgotten, MetLeader, OpsRead, ProposeChange, ReadOps, Tick
 from meterd.core.raft.settings import Settings
 from meterd.protocol.raft_messages import Configuration, PreVote
 from tests.support.raft_lab import Lab
@@ -68,6 +68,36 @@ def test_who_was_away_learns_that_it_has_left(tail: bool) -> None:
     assert not asks(lab)
     assert lab.groups[1].term == term
     assert 3 not in lab.groups[1].progress
+
+
+def test_it_learns_from_a_leader_that_was_no_voter() -> None:
+    """Whom it would ask for votes follows now, and only a leader may say what it missed."""
+    lab = Lab((1, 2, 3), (4,), settings=SETTINGS)
+    lab.elect(1)
+    lab.flow()
+    lab.beat(1, 2, 3, 4)
+    for voters in ((1, 2, 3, 4), (1, 2, 4)):
+        for _ in range(3):
+            lab.wait(400)
+            lab.beat(1, 2, 4)
+            lab.step(1, Tick())
+            lab.flow(1, 2, 4)
+        lab.step(1, ProposeChange(Configuration(voters)))
+        lab.flow(1, 2, 4)
+        lab.drop()
+    lab.elect(4, 1, 2, 4)
+    lab.flow(1, 2, 4)
+    lab.beat(4, 1, 2)
+    lab.drop()
+    three = lab.groups[3]
+    three.deadline = three.election_at = lab.now
+    lab.step(3, Tick())
+    lab.flow(1, 2, 3)
+    assert 3 in three.log.configuration.voters
+    lab.step(3, MetLeader(4))
+    lab.flow()
+    assert three.log.configuration.voters == (1, 2, 4)
+    assert not three.is_voter
 
 
 def test_it_learns_from_ops_on_disk_too() -> None:
