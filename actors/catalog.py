@@ -212,7 +212,7 @@ FAMILIES = (
     _gauge("drill_rto_seconds", "Time from nothing to a node that serves, in the last drill."),
     _gauge("drill_rpo_seconds", "Age of the backup of the last drill."),
     # replication: a group of one has neither, and both belong to every page
-    _counter("view_changes_total", "Groups that this node has become the leader of."),
+    _counter("view_changes_total", "How often partitions got a new leader."),
     _gauge("replication_lag_ops", "Ops that a peer lacks of the groups led here.", "peer"),
     _gauge("partition_leader", "Partitions that this node leads."),
     _gauge("groups_held", "Groups of which this node has a replica."),

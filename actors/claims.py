@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -22,6 +23,8 @@ CLAIM_FILE = "claim.json"
 GRANTS_FILE = "grants.json"
 ID_SIZE = 16
 FILE_SIZE_MAX = 64 * 1024
+
+logger = logging.getLogger(__name__)
 
 
 def directory_id(data_dir: str) -> str:
@@ -51,15 +54,27 @@ class Grants:
     """What the founder has given."""
 
     def __init__(self, data_dir: str) -> None:
-        """Raises BootFailed when the file is damaged."""
+        """Raises BootFailed when the file cannot be read.
+
+        When it is damaged nobody is given anything any more: `node recover` helps who lacks it.
+        The cluster needs the file only until its first nodes are there.
+        """
         self._path = Path(data_dir, GRANTS_FILE)
-        self._given = _read(self._path)
+        self._given: dict[str, str] | None = None
+        try:
+            self._given = _read(self._path)
+        except BootFailed as failure:
+            if failure.exit_code != endings.CORRUPT:
+                raise
+            logger.error("%s; a first node that has no identity yet gets none", failure.reason)
 
     def grant(self, node: int, directory: str) -> bool:
         """Note that a node's identity is given to a directory; False: it was to another one.
 
         Raises StorageError, OSError.
         """
+        if self._given is None:
+            return False
         before = self._given.get(str(node))
         if before is None:
             given = {**self._given, str(node): directory}

@@ -33,7 +33,7 @@ from meterd.protocol.raft_messages import NOBODY, node_of
 RETRY_AFTER_MS = 100
 # How often the plan is looked at, and telemetry renewed.
 PLAN_SECONDS = 1.0
-# And while replicas move.
+# And while replicas or leaders move.
 MOVING_SECONDS = 0.1
 # A term's first leader of a new group is no change.
 FIRST_TERM = 1
@@ -58,7 +58,6 @@ class ClusterRequests:
         self._plan_due = 0.0
         self.view_changes = np.zeros(GROUP_COUNT, np.int64)
         self.applied = np.zeros(GROUP_COUNT, np.int64)
-        actor.telemetry.add("view_changes_total", 0)
 
     def take_members(self, packed: bytes) -> None:
         """Take what usage says."""
@@ -72,7 +71,6 @@ class ClusterRequests:
         """Count a group that this node leads from now on."""
         if isinstance(action, RoleChanged) and action.role == LEADER and action.term > FIRST_TERM:
             self.view_changes[action.group] += 1
-            self._actor.telemetry.add("view_changes_total")
 
     # Requests
 
@@ -138,7 +136,8 @@ class ClusterRequests:
         if now < self._plan_due:
             return
         requests = self._keeper.due(node, self.members, now)
-        moving = any(isinstance(request.event, ProposeChange) for request in requests)
+        changes = any(isinstance(request.event, ProposeChange) for request in requests)
+        moving = changes or self._keeper.is_moving
         self._plan_due = now + (MOVING_SECONDS if moving else PLAN_SECONDS) * 1000
         for request in requests:
             refused = step(request)

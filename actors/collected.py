@@ -19,7 +19,12 @@ Key = tuple[str, tuple[str, ...]]
 
 LABELLED = re.compile(r"([a-z0-9_]+)(?:\{(.*)\})?")
 LABEL = re.compile(r'([a-z_]+)="([^"]*)"')
-SECTIONS: dict[str, Kind] = {"counters": "counter", "gauges": "gauge", "histograms": "histogram"}
+SECTIONS: dict[str, Kind] = {
+    "counters": "counter",  # since the process began
+    "totals": "counter",  # since ever
+    "gauges": "gauge",
+    "histograms": "histogram",
+}
 
 
 @lru_cache(maxsize=4096)
@@ -84,8 +89,9 @@ class Collected:
                 for name, value in self._known(counters):
                     family, labels = name
                     found[family][labels] = found[family].get(labels, 0) + value
-            for (family, labels), value in self._known(source.last["gauges"]):
-                found[family][labels] = value
+            for section in ("totals", "gauges"):
+                for (family, labels), value in self._known(source.last[section]):
+                    found[family][labels] = value
         return found
 
     def histograms(self) -> dict[str, dict[tuple[str, ...], list[float]]]:

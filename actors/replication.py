@@ -19,7 +19,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from meterd.actors import boots, endings, identity, peer_copy, peer_list, sockets
+from meterd.actors import boots, endings, identity, led_notes, peer_copy, peer_list, sockets
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.catching_up import CatchingUp
 from meterd.actors.cluster_requests import ClusterRequests
@@ -83,6 +83,7 @@ class Replication(Actor):
         self._flushed_at = 0.0
         self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
         self._reads = ReadRounds(self)
+        self._led_notes = led_notes.LedNotes()
 
     def _open_peers(self) -> None:
         """Listen to the other nodes, and connect to them.  Raises BootFailed."""
@@ -133,6 +134,9 @@ class Replication(Actor):
             self._carry_out(self._replicas.receive(found, _clock()))
         elif found.frames and bytes(found.frames[0]) == BEHIND:
             self._fall_behind(node_of(found.source), found.frames)
+        elif found.frames and bytes(found.frames[0]) == led_notes.LED:
+            for event in led_notes.take(self._replicas, found.source, found.frames):
+                self._carry_out(self._replicas.step(event, _clock()))
         elif found.frames and bytes(found.frames[0]) in KINDS:
             self.forwarding.on_peer(node_of(found.source), found.frames)
 
@@ -374,6 +378,13 @@ class Replication(Actor):
             for actor in ROUTING:
                 self.send(actor, [b"leaders", version, leaders])
 
+    def _tell_led(self, now: float) -> None:
+        """Say to the other nodes what this one leads, when that is due."""
+        note = self._led_notes.due(self.replicas, self._requests.members, now)
+        for other in self._requests.members.present if note else ():
+            if other.node != self._who.node_id:
+                self.send_small(other.node, note or [])
+
     def tick(self, now: float) -> float:
         wait = BEAT_SECONDS if self._peers is None else min(BEAT_SECONDS, self._peers.tick(now))
         if self._replicas is None:
@@ -387,6 +398,7 @@ class Replication(Actor):
         if self._catching_up is not None:
             self._needs.turn(now, self._catching_up.file_number)
         if self._peers is not None:
+            self._tell_led(now)
             self.forwarding.pump()
             self._traffic.flush()
         return min(wait, max(0.0, (self._replicas.deadline - clock.now) / 1000))

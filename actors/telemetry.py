@@ -5,7 +5,8 @@ A name is written as Prometheus shows it, without the prefix and with its labels
 dict access; nothing is formatted on the way of an event.  `Actor` sends a snapshot to the metrics
 actor about once a second when something changed, and that actor alone knows Prometheus.
 
-Values are totals since the process started, so a lost snapshot loses nothing.
+Values are totals since the process started, so a lost snapshot loses nothing.  What the state keeps
+over restarts (`keep`) is a total as it is.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Telemetry:
     def __init__(self, actor: str) -> None:
         self.actor = actor
         self._counters: dict[str, int] = {}
+        self._totals: dict[str, int] = {}
         self._gauges: dict[str, float] = {}
         self._histograms: dict[str, list[float]] = {}  # sum, then a count per bucket
         self._changed = True
@@ -38,6 +40,12 @@ class Telemetry:
         """Add to a counter."""
         self._counters[name] = self._counters.get(name, 0) + amount
         self._changed = True
+
+    def keep(self, name: str, total: int) -> None:
+        """Set a counter that is kept elsewhere, and does not begin anew with the process."""
+        if self._totals.get(name) != total:
+            self._totals[name] = total
+            self._changed = True
 
     def set(self, name: str, value: float) -> None:
         """Set a gauge."""
@@ -64,6 +72,7 @@ class Telemetry:
         return {
             "pid": os.getpid(),
             "counters": dict(self._counters),
+            "totals": dict(self._totals),
             "gauges": dict(self._gauges),
             "histograms": {name: list(values) for name, values in self._histograms.items()},
         }

@@ -506,7 +506,7 @@ class Usage(Actor):
         self._leaders.tell_applied(now)
         if self._registry_file.unsaved:
             self._registry_file.save(self.state.registry)
-        self.telemetry.set("view_changes_total", self.applier.facts.changes_of_partitions)
+        self.telemetry.keep("view_changes_total", self.applier.facts.changes_of_partitions)
         for name, count in self.state.counts().items():
             self.telemetry.set(f'state_entries{{kind="{name}"}}', count)
         if self._checkpoints.saved_at:

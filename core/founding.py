@@ -185,8 +185,9 @@ def judge(
     if known.directory != FIRST_DIRECTORY:
         return TAKEN, 0
     founder = members.founder
-    lost = members.nodes[founder].directory != FIRST_DIRECTORY  # since then: nobody else knows
-    if lost or asker == founder:
+    first = members.nodes[founder]
+    lost = first.directory != FIRST_DIRECTORY  # since then: nobody else knows
+    if lost or first.state == REMOVED or asker == founder:
         return TAKEN, 0
     if own != founder:
         return ASK_FOUNDER, 0

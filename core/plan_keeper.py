@@ -1,12 +1,17 @@
 """Brings the groups that a node leads to what the plan says, a little at a time.
 
-Around `plan_changes`: sees from the engine what there is, and does not hand leadership back to a
-node that has only just come back (`HAND_BACK_MS`), because who goes up and down would take its
-groups up and down with it.
+Around `plan_changes`: sees from the engine what there is, and does not hand leadership back at once
+to a node that has only just come back.  It must have been there, with all content, for a few
+seconds, and for twice as long with each time that it went away in the last minutes: who goes up and
+down would take its groups up and down with it.  Who was asked to lead and did not is left alone for
+a while, too: a transfer that comes to nothing stops its group for nearly a second.
+
+Does not know: sockets, clocks, why a node went away.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from meterd.core.members import DRAINED, Members
@@ -17,35 +22,93 @@ from meterd.core.raft.state import LEADER
 from meterd.core.raft.steady import View
 from meterd.protocol.raft_messages import node_of
 
-# A node must have been there, and have had all, for so long before it is to lead again.
-HAND_BACK_MS: Final = 60_000
-# Transfers begun at once: each stops its group for about a round trip.
+# A node must have been there, and have had all, for so long before it is to lead again; at most so
+# long when it went away again and again, until it has stayed for a while.
+HAND_BACK_MS: Final = 3_000
+HAND_BACK_MAX_MS: Final = 60_000
+FORGIVEN_MS: Final = 600_000
+# Transfers under way at once: each stops its group for about a round trip.
 HAND_OVERS_AT_ONCE: Final = 8
+
+
+@dataclass
+class _Presence:
+    """How one member comes and goes; times are monotonic ms."""
+
+    since: int | None = None  # there, and lacking nothing worth speaking of
+    is_there: bool = False
+    losses: int = 0  # how often it went away, each within FORGIVEN_MS of the one before
+    lost_at: int = 0
+    declines: int = 0  # how often it was asked to lead and did not, one after the other
+    declined_at: int = 0
+
+    def see(self, there: bool, whole: bool, now: int) -> None:
+        if self.is_there and not there:
+            self.losses = self.losses + 1 if now - self.lost_at < FORGIVEN_MS else 1
+            self.lost_at = now
+        self.is_there = there
+        if not (there and whole):
+            self.since = None
+        elif self.since is None:
+            self.since = now
+
+    def answer(self, leads: bool, now: int) -> None:
+        """It was asked to lead; several groups that were at the same time count once."""
+        if leads:
+            self.declines = 0
+        elif not self.declines or now > self.declined_at:
+            self.declines += 1
+            self.declined_at = now
+
+    def may_lead(self, now: int) -> bool:
+        if self.since is None:
+            return False
+        if self.declines and now - self.declined_at < _doubled(self.declines):
+            return False
+        losses = self.losses if now - self.lost_at < FORGIVEN_MS else 0
+        return now - self.since >= _doubled(max(losses - 1, 0))
+
+
+def _doubled(times: int) -> int:
+    """Return how long to wait, doubled so often."""
+    return min(HAND_BACK_MS << min(times, 16), HAND_BACK_MAX_MS)
 
 
 class PlanKeeper:
     """See the module."""
 
     def __init__(self) -> None:
-        self._there_since: dict[int, int] = {}  # members with no lag, and since when
+        self._presences: dict[int, _Presence] = {}  # by member
+        self._asked: dict[int, int] = {}  # group → member that was asked to lead it
+
+    @property
+    def is_moving(self) -> bool:
+        """Are groups being handed over, so that it should be looked again soon?"""
+        return bool(self._asked)
 
     def due(self, node: Node, members: Members, now: int) -> list[Request]:
-        """Return what to ask the engine for at monotonic ms `now`; call it once a second."""
+        """Return what to ask the engine for at monotonic ms `now`.
+
+        Call it once a second, and more often while something moves.
+        """
         led = {
             number: view
             for number in node.groups
             if (view := node.view(number)).role == LEADER and node.groups[number].transfer is None
         }
+        self._see(node, led, now)
+        self._take_answers(node, led, now)
         if not led or len(members.present) < 2:
             return []
-        self._see(node, led, now)
         facts = {number: self._led(node, number, view) for number, view in led.items()}
-        requests, hand_overs = [], 0
+        requests = []
         for step in next_steps(members, node.member, facts):
             if isinstance(step, Change):
                 requests.append(Request(step.group, ProposeChange(step.configuration)))
-            elif hand_overs < HAND_OVERS_AT_ONCE and self._may_hand_over(node, members, step, now):
-                hand_overs += 1
+            elif len(self._asked) < HAND_OVERS_AT_ONCE and self._may_hand_over(
+                node, members, step, now
+            ):
+                self._asked[step.group] = step.member
                 requests.append(Request(step.group, TransferLeadership(step.member)))
         return requests
 
@@ -60,10 +123,19 @@ class PlanKeeper:
         for member in node.peers:
             heard = node.clocks.heard(member, now)
             there = heard is not None and heard[1] < node.settings.suspicion_ms
-            if there and member not in behind:
-                self._there_since.setdefault(member, now)
-            else:
-                self._there_since.pop(member, None)
+            presence = self._presences.setdefault(member, _Presence())
+            presence.see(there, member not in behind, now)
+
+    def _take_answers(self, node: Node, led: dict[int, View], now: int) -> None:
+        """See what became of the groups that were to be handed over."""
+        for group, member in [*self._asked.items()]:
+            if node.groups[group].transfer is not None:
+                continue
+            del self._asked[group]
+            if member in self._presences:  # not 0: whoever is fit
+                leads = group not in led and node.view(group).leader == member
+                if leads or group in led:
+                    self._presences[member].answer(leads, now)
 
     def _led(self, node: Node, number: int, view: View) -> Led:
         group = node.groups[number]
@@ -81,5 +153,5 @@ class PlanKeeper:
         leaves = leaves or node.member not in members.configuration(step.group).voters
         if step.member == 0 or leaves:
             return True
-        since = self._there_since.get(step.member)
-        return since is not None and now - since >= HAND_BACK_MS
+        presence = self._presences.get(step.member)
+        return presence is not None and presence.may_lead(now)

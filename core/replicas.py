@@ -31,6 +31,7 @@ from meterd.core.raft.events import (
     Commit,
     Durable,
     ForgottenSlices,
+    MetLeader,
     Moment,
     Refused,
     RoleChanged,
@@ -41,7 +42,7 @@ from meterd.core.raft.events import (
 from meterd.core.raft.fast_node import FastNode
 from meterd.core.raft.group import Group
 from meterd.core.raft.log import Log
-from meterd.core.raft.node import NodeEvent, Output, ProposeSlices, Received
+from meterd.core.raft.node import NodeEvent, Output, ProposeSlices, Received, Request
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.slices import AcceptedSlices, CommitSlices
 from meterd.core.raft.state import LEADER, Random, Recovered
@@ -176,6 +177,28 @@ class Replicas:
         leaders have the same number, and it does not fall but by a start.
         """
         return int(self._led_terms.sum())
+
+    def led(self) -> tuple[Ints, Ints]:
+        """Return the groups that this node leads, and their terms."""
+        groups = np.flatnonzero(self.leaders == node_of(self._node.member))
+        return groups, self._led_terms[groups]
+
+    def hear_leader(self, member: int, groups: Ints, terms: Ints) -> list[Request]:
+        """Another node says what it leads: that counts where this one is no member.
+
+        Returns what to ask the engine for where this one is, and knows of no leader.
+        """
+        node, wanted = node_of(member), []
+        known = (self.leaders[groups] == node) & (self._led_terms[groups] == terms)
+        news = ~known & (terms >= self._led_terms[groups])
+        for group, term in zip(groups[news].tolist(), terms[news].tolist(), strict=True):
+            configuration = self._node.groups[group].log.configuration
+            if self._node.member not in configuration.members:
+                self.leaders[group] = node
+                self._led_terms[group] = term
+            elif not self.leaders[group] and member not in configuration.voters:
+                wanted.append(Request(group, MetLeader(member)))
+        return wanted
 
     def digest_at(self, group: int, index: int) -> int | None:
         """Return the digest of an op that this replica knows, for `wire_check`."""

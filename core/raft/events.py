@@ -98,6 +98,12 @@ class ForgottenSlices(NamedTuple):
     index: Any
 
 
+class MetLeader(NamedTuple):
+    """Another node says that it leads this group; who knows of no leader asks it for votes."""
+
+    member: int
+
+
 class OpsRead(NamedTuple):
     """The ops that ReadOps asked for, and what comes before them."""
 
@@ -132,6 +138,7 @@ Event = (
     | SnapshotStored
     | Compacted
     | Forgotten
+    | MetLeader
     | OpsRead
     | OpsGone
     | Damaged

@@ -10,6 +10,7 @@ from meterd.core.raft import (
     elections,
     following,
     leading,
+    leavers,
     membership,
     reading,
     repair,
@@ -23,6 +24,7 @@ from meterd.core.raft.events import (
     Durable,
     Event,
     Forgotten,
+    MetLeader,
     OpsGone,
     OpsRead,
     Proposal,
@@ -78,11 +80,14 @@ class Group(GroupState):
             snapshots.on_compacted(self, event)
         elif isinstance(event, Forgotten):
             snapshots.on_forgotten(self, event)
+        elif isinstance(event, MetLeader):
+            leavers.on_met_leader(self, event)
         elif isinstance(event, OpsRead):
             if event.term == repair.FOR_REPAIR:
                 repair.on_ops_read(self, event)
             else:
                 leading.on_ops_read(self, event)
+                leavers.on_ops_read(self, event)
         elif isinstance(event, OpsGone):
             leading.on_ops_gone(self, event)
         elif isinstance(event, Damaged):
@@ -97,9 +102,11 @@ class Group(GroupState):
             if message.term > self.term:
                 elections.follow(self, message.term, NOBODY)
             leading.on_append_reply(self, sender, message)
+            leavers.on_append_reply(self, sender, message)
             transfer.maybe_send(self)
         elif isinstance(message, PreVote):
             elections.on_pre_vote(self, sender, message)
+            leavers.on_pre_vote(self, sender, message)
         elif isinstance(message, PreVoteReply):
             elections.on_pre_vote_reply(self, sender, message)
         elif isinstance(message, Vote):

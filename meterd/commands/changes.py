@@ -46,9 +46,7 @@ def members_of(document: Row) -> Members:
     return Members(nodes, [Seat(tuple(voters), leader) for voters, leader in document["plan"]])
 
 
-def await_cluster(
-    session: Session, done: Callable[[Row], bool], what: str, patience: float
-) -> Row:
+def await_cluster(session: Session, done: Callable[[Row], bool], what: str, patience: float) -> Row:
     """Ask until a condition holds. Raises AdminError when the time is over."""
     deadline = time.monotonic() + patience
     while True:
@@ -66,10 +64,16 @@ def await_cluster(
 
 
 def await_condition(session: Session, condition: str, patience: float) -> Row:
-    """Wait for `leader` or `caught-up`. Raises AdminError when the time is over."""
-    done = _has_leaders if condition == "leader" else _has_caught_up
-    what = "a leader for every partition" if condition == "leader" else "every node caught up"
-    document = await_cluster(session, done, what, patience)
+    """Wait for `leader` or `caught-up`. Raises AdminError when the time is over.
+
+    Caught up has who has what was committed when this was asked: under load there is always more.
+    """
+    if condition == "leader":
+        document = await_cluster(session, _has_leaders, "a leader for every partition", patience)
+    else:
+        commits = {one["group"]: one["commit"] for one in ask_cluster(session)["groups"]}
+        done = partial(_has_caught_up, commits)
+        document = await_cluster(session, done, "every node caught up", patience)
     return {key: document[key] for key in ("members_version", "reachable", "configured")}
 
 
@@ -78,8 +82,8 @@ def _has_leaders(document: Row) -> bool:
     return all(group["leader"] in there for group in document["groups"])
 
 
-def _has_caught_up(document: Row) -> bool:
-    """Is everybody there, at work, and without anything that it lacks or has not applied?"""
+def _has_caught_up(commits: dict[int, int], document: Row) -> bool:
+    """Is everybody there and at work, and has applied each of its groups up to an index?"""
     if not _has_leaders(document) or document["reachable"] < document["configured"]:
         return False
     nodes = document["nodes"]
@@ -88,7 +92,12 @@ def _has_caught_up(document: Row) -> bool:
         not node["standing_aside"]
         and not node["holes"]
         and node["leads"] + node["follows"] == node["planned"] == node["holds"]
-        and all(peer["connected"] and not peer["lag_ops"] for peer in node["peers"])
+        and all(peer["connected"] for peer in node["peers"])
+        and all(
+            group["applied"] >= commits.get(group["group"], 0)
+            for group in node["groups"]
+            if group["role"] != "none"
+        )
         for node in nodes
     ) and all(group["voters"] == plan[group["group"]][0] for group in document["groups"])
 
@@ -103,8 +112,13 @@ def leader() -> None:
 
 @leader.command("transfer", short_help="Let a node lead partitions.")
 @click.argument("partitions", nargs=-1, required=True, metavar="PARTITION...")
-@click.option("--to", "target", type=click.IntRange(1, 255), required=True,
-              help="Number of the node that is to lead.")
+@click.option(
+    "--to",
+    "target",
+    type=click.IntRange(1, 255),
+    required=True,
+    help="Number of the node that is to lead.",
+)
 @click.pass_obj
 def transfer(session: Session, partitions: tuple[str, ...], target: int) -> None:
     """Let a node lead partitions: numbers from 0 to 255, or meta.
@@ -157,8 +171,10 @@ def _lead(session: Session, moves: list[list[Any]], what: str) -> None:
     rows = [{"group": group, "leader": to} for group, to in wanted.items()]
     session.console.show(
         {"moved": rows},
-        lambda: [f"{group_name(row['group'])}: node {row['leader']} leads" for row in rows]
-        or ["nothing to do"],
+        lambda: (
+            [f"{group_name(row['group'])}: node {row['leader']} leads" for row in rows]
+            or ["nothing to do"]
+        ),
     )
 
 
@@ -228,8 +244,11 @@ def _show_node(session: Session, answer: Row, then: str = "") -> None:
 @node.command("add", short_help="Announce a new node.")
 @click.argument("number", type=click.IntRange(1, 255), metavar="NODE")
 @click.argument("peer_address", metavar="HOST:REPLICATION_PORT")
-@click.option("--client-address", metavar="HOST:PORT",
-              help="Where its clients go; default: the port 1000 below.")
+@click.option(
+    "--client-address",
+    metavar="HOST:PORT",
+    help="Where its clients go; default: the port 1000 below.",
+)
 @click.pass_obj
 def add(session: Session, number: int, peer_address: str, client_address: str | None) -> None:
     """Announce a new node, as a learner; then start it with --bootstrap join and --peers.

@@ -261,14 +261,19 @@ def _sample_cells(row: Row) -> list[str]:
 
 
 @command("wait", short_help="Wait until the nodes, or the cluster, are well.")
-@click.option("--for", "condition", type=click.Choice(["healthy", "caught-up", "leader"]),
-              required=True, help="What to wait for.")
+@click.option(
+    "--for",
+    "condition",
+    type=click.Choice(["healthy", "caught-up", "leader"]),
+    required=True,
+    help="What to wait for.",
+)
 def wait(session: Session, condition: str) -> None:
     """Wait until a condition holds, at most --timeout seconds (60 by default).
 
     healthy: every node named with -n is well. leader: every partition of the cluster has a leader.
-    caught-up: that, all its nodes answer, and none lacks anything. Exit code 8 when it did not
-    happen in time.
+    caught-up: that, all its nodes answer, and have applied what was committed when this was
+    asked. Exit code 8 when it did not happen in time.
     """
     patience = session.patience(WAIT_TIMEOUT_DEFAULT)
     if condition == "healthy":

@@ -9,12 +9,13 @@ from __future__ import annotations
 import pytest
 
 from tests.support.cluster import Cluster
-from tests.support.cluster_campaign import ENVIRONMENT, Campaign, Report, draw_plan
+from tests.support.cluster_campaign import ENVIRONMENT, Campaign, Report
+from tests.support.cluster_strokes import draw_plan
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 SEED = 3
-KINDS = ("kill_node", "kill_actor", "pause_node", "isolate")
+KINDS = ("kill_node", "kill_actor", "kill_in_view_change", "pause_node", "isolate")
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +40,5 @@ def test_every_fault_came_while_clients_waited(report: Report) -> None:
     assert report.counters["events acknowledged"] > 1_000
     assert report.counters["totals read meanwhile"] > 0
     assert report.counters["ops compared"] > 256
+    assert report.kills.total() == 1 + 1 + 2 + 3  # of each kind, and of all nodes at the end
+    assert report.partitions == 1

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from meterd.client import Client, Event
 from tests.support.cluster import Cluster
-from tests.support.node import ROOT, Node
+from tests.support.meterctl import good, run
+from tests.support.node import Node
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -27,25 +25,6 @@ def cluster() -> Iterator[Cluster]:
         yield made
 
 
-def run(node: Node, *arguments: str) -> tuple[int, Any]:
-    """Run meterctl; return its exit code, and its JSON or its complaint."""
-    command = [sys.executable, str(ROOT / "bin" / "meterctl"), "-n", node.address, "-o", "json"]
-    command += ["--timeout", str(SECONDS if arguments[0] in LONG else 20), "--yes", *arguments]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=SECONDS + 60, check=False
-    )
-    return ended.returncode, json.loads(ended.stdout) if ended.stdout else ended.stderr
-
-
-LONG = ("wait", "leader", "drain")
-
-
-def good(node: Node, *arguments: str) -> Any:
-    code, said = run(node, *arguments)
-    assert code == 0, f"{arguments}: {code} {said}"
-    return said
-
-
 def events(batch: int) -> list[Event]:
     return [Event(f"account-{n}", "calls", 1, id=f"{batch}-{n}") for n in range(200)]
 
@@ -56,7 +35,7 @@ def total(client: Client) -> int:
 
 def test_one_list_makes_one_cluster_and_any_node_changes_it(cluster: Cluster) -> None:
     one, two, three = cluster.nodes
-    good(one, "wait", "--for", "leader")
+    good(one, "wait", "--for", "leader", timeout=SECONDS)
     rows = good(three, "topology")["nodes"]
     assert [(row["node"], row["state"], row["incarnation"]) for row in rows] == [
         (1, "voter", 1),
@@ -68,10 +47,10 @@ def test_one_list_makes_one_cluster_and_any_node_changes_it(cluster: Cluster) ->
     assert {(row["from"], row["node"]) for row in links} == {
         (1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2),
     }  # fmt: skip
-    good(two, "leader", "transfer", "17", "meta", "--to", "3")
+    good(two, "leader", "transfer", "17", "meta", "--to", "3", timeout=SECONDS)
     planned = {row["group"]: row for row in good(one, "topology", "--partitions")["partitions"]}
     assert planned[17]["planned_leader"] == planned[256]["planned_leader"] == 3
-    good(one, "drain", "2")
+    good(one, "drain", "2", timeout=SECONDS)
     eventually(lambda: _leads(one, 2) == 0, "a drained node leads nothing", SECONDS)
     good(one, "undrain", "2")
 
@@ -83,7 +62,7 @@ def _leads(asked: Node, number: int) -> int:
 
 def test_a_minority_says_so(cluster: Cluster) -> None:
     one, two, three = cluster.nodes
-    good(one, "wait", "--for", "leader")
+    good(one, "wait", "--for", "leader", timeout=SECONDS)
     eventually(lambda: one.get("/readyz?for=write")[0] == 200, "it is ready", SECONDS)
     two.kill9()
     three.kill9()
@@ -98,7 +77,7 @@ def test_a_minority_says_so(cluster: Cluster) -> None:
 
 def test_a_lost_disk_is_refused_and_comes_back_as_a_new_incarnation(cluster: Cluster) -> None:
     one, two, three = cluster.nodes
-    good(one, "wait", "--for", "leader")
+    good(one, "wait", "--for", "leader", timeout=SECONDS)
     with cluster.client(timeout=SECONDS) as client:
         client.put_metric("calls", aggregation="sum", decimals=0)
         assert client.ingest(events(1)).stored == 200
@@ -111,7 +90,7 @@ def test_a_lost_disk_is_refused_and_comes_back_as_a_new_incarnation(cluster: Clu
         assert client.ingest(events(2)).stored == 200
         assert good(two, "node", "recover", "3")["node"]["incarnation"] == 2
         three.start()
-        good(one, "wait", "--for", "caught-up")
+        good(one, "wait", "--for", "caught-up", timeout=SECONDS)
         rows = good(one, "topology")["nodes"]
         assert [row["incarnation"] for row in rows] == [1, 1, 2]
         assert client.ingest(events(3)).stored == 200

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shutil
+from collections.abc import Sequence
 
 import pytest
 
 from meterd.client import Client, Event, questions
 from meterd.client.results import Usage
-from meterd.protocol.log_format import number_of
+from tests.support.absence import COPIED, oldest_file
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_logs import disagreements, read_ops
+from tests.support.meterctl import good
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -34,11 +36,6 @@ def events(batch: int) -> list[Event]:
     return [
         Event(f"account-{n % ACCOUNTS}", "calls", 2, id=f"event-{batch}-{n}") for n in range(SIZE)
     ]
-
-
-def oldest_file(directory: Path) -> int:
-    numbers = [n for path in directory.iterdir() if (n := number_of(path.name)) is not None]
-    return min(numbers, default=0)
 
 
 def local_total(client: Client) -> int:
@@ -67,6 +64,23 @@ def copying(node: ClusterNode) -> bool:
     return (node.data_dir / "behind.json").exists()
 
 
+def await_short_logs(nodes: Sequence[ClusterNode]) -> None:
+    """Wait until the logs of nodes no longer begin at the beginning."""
+    for node in nodes:
+        eventually(lambda n=node: oldest_file(n) > 1, "old files have gone", SECONDS)  # type: ignore[misc]
+
+
+def take_copy(node: ClusterNode, crashes: int) -> None:
+    """Start a node that needs a copy of a peer, with some crashes in the middle of it."""
+    for _ in range(crashes):
+        node.start(wait=False)
+        eventually(lambda: copying(node), "it knows that it needs a copy", SECONDS)
+        node.kill9()
+    node.start(wait=False)
+    eventually(lambda: COPIED in node.log(), "it takes a copy", SECONDS)
+    node.ready()
+
+
 def test_who_is_behind_all_logs_takes_a_copy() -> None:
     with Cluster(3, LITTLE_LOG) as cluster, cluster.client(timeout=SECONDS) as client:
         client.put_metric("calls", "sum")
@@ -76,16 +90,8 @@ def test_who_is_behind_all_logs_takes_a_copy() -> None:
         node.kill9()
         for batch in range(BEFORE, BEFORE + MISSED):
             assert client.ingest(events(batch)).stored == SIZE
-        for other in others:
-            eventually(lambda o=other: oldest_file(o.data_dir) > 1, "old files have gone", SECONDS)
-
-        for _ in range(2):  # a crash in the middle, twice
-            node.start(wait=False)
-            eventually(lambda: copying(node), "it knows that it needs a copy", SECONDS)
-            node.kill9()
-        node.start(wait=False)
-        eventually(lambda: "a copy of a peer now" in node.log(), "it takes a copy", SECONDS)
-        node.ready()
+        await_short_logs(others)
+        take_copy(node, crashes=2)
         for batch in range(BEFORE + MISSED, BEFORE + MISSED + AFTER):
             assert client.ingest(events(batch)).stored == SIZE
         total = 2 * SIZE * (BEFORE + MISSED + AFTER)
@@ -108,3 +114,35 @@ def test_who_is_behind_all_logs_takes_a_copy() -> None:
         assert disagreements(logs) == []
         assert not (node.data_dir / "incoming").exists()
         assert not (node.data_dir / "behind.json").exists()
+
+
+def test_an_empty_disk_is_filled_by_a_copy() -> None:
+    """A node is recovered whose peers' logs no longer begin at the beginning."""
+    with Cluster(3, LITTLE_LOG) as cluster, cluster.client(timeout=SECONDS) as client:
+        one, two, three = cluster.nodes
+        client.put_metric("calls", "sum")
+        for batch in range(MISSED):
+            assert client.ingest(events(batch)).stored == SIZE
+        await_short_logs([one, two])
+        three.kill9()
+        shutil.rmtree(three.data_dir)
+        good(two, "node", "recover", "3")
+        take_copy(three, crashes=1)
+        good(one, "wait", "--for", "caught-up", timeout=SECONDS)
+        rows = good(one, "topology")["nodes"]
+        assert [(row["incarnation"], row["state"]) for row in rows] == [
+            (1, "voter"),
+            (1, "voter"),
+            (2, "voter"),
+        ]
+        one.kill9()  # now it is needed for everything
+        assert client.ingest(events(MISSED)).stored == SIZE
+        with Client([three.address], timeout=SECONDS) as asked:
+            total = 2 * SIZE * (MISSED + 1)
+            eventually(lambda: local_total(asked) == total, "it has everything", SECONDS)
+        one.start()
+        good(one, "wait", "--for", "caught-up", timeout=SECONDS)
+        for node in cluster.nodes:
+            assert node.stop() == 0, node.log()
+        logs = {node.number: read_ops(node.data_dir) for node in cluster.nodes}
+        assert disagreements(logs) == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from meterd.core import founding as rules
 from meterd.core.founding import AskToBeAdded, Founding, GiveUp, Make, Reply, Take, Wait
-from meterd.core.members import FIRST_DIRECTORY, Members, first
+from meterd.core.members import FIRST_DIRECTORY, REMOVED, Members, first
 from meterd.protocol.errors import ChangeRefused
 
 ADD = {"op": "node_add", "peer_address": "", "client_address": ""}
@@ -101,6 +101,13 @@ def test_only_the_founder_gives_the_first_identities() -> None:
     members.apply({"op": "node_recover", "node": 1})
     # The grants are lost with the founder's directory: nobody knows who had what.
     assert rules.judge(members, 1, 3, "f", grant)[0] == rules.TAKEN
+
+
+def test_nobody_waits_for_a_founder_that_was_removed() -> None:
+    members = first([(n, f"{n}:1", "") for n in (1, 2, 3)])
+    assert rules.judge(members, 3, 2, "d", lambda *_: True)[0] == rules.ASK_FOUNDER
+    members.nodes[1] = members.nodes[1]._replace(state=REMOVED)
+    assert rules.judge(members, 3, 2, "d", lambda *_: True)[0] == rules.TAKEN
 
 
 class World:

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,6 +39,11 @@ def free_pair() -> int:
                     return port
             except OSError:
                 continue
+
+
+def peer(number: int, port: int) -> str:
+    """Return how a list of peers names a node."""
+    return f"{number}:127.0.0.1:{port + REPLICATION_OFFSET}"
 
 
 class ClusterNode(Node):
@@ -121,25 +126,31 @@ class Cluster:
         data_dirs: Mapping[int, Path] | None = None,
     ) -> None:
         """`data_dirs`: where some nodes keep their data, if not in a directory of their own."""
-        self._stack = ExitStack()
         self.nodes: list[ClusterNode] = []
+        self._environment = dict(environment or {})
         ports = {number: free_pair() for number in range(1, count + 1)}
-        peers = ",".join(
-            f"{number}:127.0.0.1:{port + REPLICATION_OFFSET}" for number, port in ports.items()
-        )
+        self._peers = [peer(number, port) for number, port in ports.items()]
+        self.links: Links
         for number, port in ports.items():
-            flags = ["--node-id", str(number)]
-            flags += ["--peers", peers] if count > 1 else []
-            node = ClusterNode(
-                *flags,
-                data_dir=(data_dirs or {}).get(number),
-                environment=dict(environment or {}),
-            )
-            node.number, node.port = number, port
-            self.nodes.append(node)
-        self.links = Links(self.nodes[0].home / "links")
-        for node in self.nodes:
-            node._environment["METERD_TEST_LINKS"] = str(self.links.path)
+            flags = ["--peers", ",".join(self._peers)] if count > 1 else []
+            self._make(number, port, flags, (data_dirs or {}).get(number))
+
+    def _make(self, number: int, port: int, flags: list[str], data_dir: Path | None) -> ClusterNode:
+        flags = ["--node-id", str(number), *flags]
+        node = ClusterNode(*flags, data_dir=data_dir, environment=self._environment)
+        node.number, node.port = number, port
+        if not self.nodes:
+            self.links = Links(node.home / "links")
+        node._environment["METERD_TEST_LINKS"] = str(self.links.path)
+        self.nodes.append(node)
+        return node
+
+    def add(self) -> ClusterNode:
+        """Make one more node, which will ask to join; it is not started."""
+        number, port = len(self.nodes) + 1, free_pair()
+        self._peers.append(peer(number, port))
+        flags = ["--peers", ",".join(self._peers), "--bootstrap", "join"]
+        return self._make(number, port, flags, None)
 
     @property
     def numbers(self) -> list[int]:

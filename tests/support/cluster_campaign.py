@@ -1,9 +1,9 @@
 """Breaks nodes, processes, disks and links of a working cluster, and proves that nothing is lost.
 
-A campaign is a list of *strokes*, drawn from a seed.  Clients (`kill_load`) send all the time,
-enter through every node, and try again until they know; after each stroke an event of every
-partition is sent, and how long that took is how long the cluster was away.  Then the stroke ends (a
-node is started again, links heal) and the next one comes.
+A campaign is a list of *strokes* (`cluster_strokes`), drawn from a seed.  Clients (`kill_load`)
+send all the time, enter through every node, and try again until they know; after each stroke an
+event of every partition is sent, and how long that took is how long the cluster was away.  Then the
+stroke ends (a node is started again, links heal) and the next one comes.
 
 From time to time and at the end what is undecided is settled, and everything that each node says
 is compared with the ledger.  At the very end all nodes are killed at once, and their logs must hold
@@ -12,16 +12,11 @@ one history; then all start again and say the same.
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
-from threading import Timer
-from typing import NamedTuple
 
 import numpy as np
 
@@ -29,12 +24,13 @@ from meterd.client import Client
 from meterd.core.kernels.hashing import PARTITION_COUNT
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_logs import disagreements, read_ops
-from tests.support.kill_campaign import VICTIMS, is_gone
+from tests.support.cluster_strokes import Stroke, Strokes
+from tests.support.kill_campaign import is_gone
 from tests.support.kill_check import Check
 from tests.support.kill_ledger import Ledger, account_name, put_metrics
 from tests.support.kill_load import Load
 from tests.support.log_builder import partition
-from tests.support.small_disk import MIB, SmallDisk
+from tests.support.small_disk import SmallDisk
 from tests.support.waiting import eventually
 
 # So many that every partition has some.
@@ -46,24 +42,8 @@ ENVIRONMENT = {
     "METERD__STORAGE__CHECKPOINT_INTERVAL": "2s",
     "METERD__LOG__LEVEL": "info",
 }
-# What one node can suffer, and what only a cluster can.
-ALONE = ("kill_node", "kill_actor", "pause_actor")
-TOGETHER = ("kill_catching_up", "pause_node", "isolate", "one_way", "cut_pair", "slow_disk")
-FULL_DISK = "full_disk"
 PAUSE_SECONDS_MAX = 1.0
-STROKE_SECONDS_MAX = 4.0
 WHOLE_SECONDS = 120.0
-FREE_BYTES_LEFT = 2 * MIB
-
-
-class Stroke(NamedTuple):
-    """One fault: what, where, and how long it lasts."""
-
-    kind: str
-    node: int
-    other: int  # another node, for links
-    actor: str
-    seconds: float
 
 
 @dataclass
@@ -75,21 +55,6 @@ class Struck:
     whole_seconds: float = float("inf")  # from its end until all nodes were ready
 
 
-def draw_plan(seed: int, counts: Mapping[str, int], nodes: int) -> list[Stroke]:
-    """Draw so many strokes of each kind, in random order."""
-    random = Random(seed)
-    kinds = [kind for kind, count in counts.items() for _ in range(count)]
-    random.shuffle(kinds)
-    actors = [name for name in VICTIMS if name != "supervisor"]
-    plan = []
-    for kind in kinds:
-        node = random.randint(1, nodes)
-        others = [other for other in range(1, nodes + 1) if other != node] or [node]
-        seconds = random.random() * STROKE_SECONDS_MAX
-        plan.append(Stroke(kind, node, random.choice(others), random.choice(actors), seconds))
-    return plan
-
-
 @dataclass
 class Report:
     """What a campaign found."""
@@ -99,6 +64,8 @@ class Report:
     counters: Counter[str] = field(default_factory=Counter)
     missing: int = 0
     doubled: int = 0
+    kills: Counter[tuple[str, str]] = field(default_factory=Counter)  # victim, what was going on
+    partitions: int = 0
 
     def of_kind(self, kind: str) -> list[Struck]:
         return [one for one in self.struck if one.stroke.kind == kind]
@@ -117,8 +84,8 @@ class Campaign:
         """`disks`: the small file systems that some nodes' data lies on."""
         self.report = Report()
         self._cluster = cluster
-        self._disks = disks or {}
         self._random = Random(seed)
+        self._strokes = Strokes(cluster, self._random, disks or {})
         self._say = say
         self._ledger = Ledger(ACCOUNTS)
         self._load = Load(cluster.addresses, self._ledger, seed)
@@ -143,6 +110,8 @@ class Campaign:
         self.report.violations += self._load.violations
         self.report.counters += self._load.counters
         self.report.counters["events acknowledged"] = self._ledger.count()
+        self.report.kills = self._strokes.kills
+        self.report.partitions = self._strokes.partitions
         return self.report
 
     # Strokes
@@ -152,7 +121,7 @@ class Campaign:
         struck = Struck(stroke)
         self.report.struck.append(struck)
         began = time.monotonic()
-        with self._fault(stroke):
+        with self._strokes.fault(stroke):
             struck.served_seconds = self._load.probe_all(self._probed) - began
             time.sleep(max(0.0, began + stroke.seconds - time.monotonic()))
         ended = time.monotonic()
@@ -165,63 +134,6 @@ class Campaign:
             f"{struck.served_seconds:.3f} s, whole {struck.whole_seconds:.1f} s after its end; "
             f"{self._ledger.count():,} events, {len(self._load.violations)} violations"
         )
-
-    @contextmanager
-    def _fault(self, stroke: Stroke) -> Iterator[None]:
-        """Break something; mend it at the end."""
-        node, links = self._cluster.node(stroke.node), self._cluster.links
-        if stroke.kind in ("kill_node", "kill_catching_up"):
-            node.kill9()
-            alone = len(self._cluster.nodes) == 1
-            if alone:
-                node.start(wait=False)  # nobody else could serve
-            yield
-            if not alone:
-                node.start(wait=False)
-            if stroke.kind == "kill_catching_up":
-                time.sleep(self._random.random() * STROKE_SECONDS_MAX)
-                node.kill9()
-                node.start(wait=False)
-        elif stroke.kind == "kill_actor":
-            node.kill_actor(stroke.actor)
-            yield
-        elif stroke.kind == "pause_actor":
-            pid = node.pids()[stroke.actor]
-            os.kill(pid, signal.SIGSTOP)
-            with resumed(pid, stroke.seconds / 2):
-                yield
-        elif stroke.kind == "pause_node":
-            node.pause()
-            try:
-                yield
-            finally:
-                node.resume()
-        elif stroke.kind == "slow_disk":
-            with node.slow_disk():
-                yield
-        elif stroke.kind == FULL_DISK:
-            disk = self._disks[stroke.node]
-            disk.fill(FREE_BYTES_LEFT)
-            try:
-                yield
-            finally:
-                disk.free_up()
-        else:
-            self._cut(stroke)
-            try:
-                yield
-            finally:
-                links.heal()
-
-    def _cut(self, stroke: Stroke) -> None:
-        links, pair = self._cluster.links, (stroke.node, stroke.other)
-        if stroke.kind == "isolate":
-            links.isolate(stroke.node, self._cluster.numbers)
-        elif stroke.kind == "one_way":
-            links.cut([pair])
-        else:
-            assert stroke.kind == "cut_pair", stroke.kind
-            links.cut([pair, pair[::-1]])
 
     # Checks
 
@@ -253,6 +165,7 @@ class Campaign:
         self._check("at the end", whole=True)
         self._load.pause()
         cluster.kill9()
+        self._strokes.kills["node", "all at once"] += len(cluster.nodes)
         logs = {node.number: read_ops(node.data_dir) for node in cluster.nodes}
         self.report.counters["ops compared"] = sum(len(ops) for ops in logs[1].values())
         self.report.violations += disagreements(logs)
@@ -263,24 +176,6 @@ class Campaign:
             code = node.stop()
             if code:
                 self.report.violations.append(f"node {node.number} stopped with {code}")
-
-
-@contextmanager
-def resumed(pid: int, seconds: float) -> Iterator[None]:
-    """Let a stopped process go on after a while, whatever happens meanwhile."""
-
-    def resume() -> None:
-        try:
-            os.kill(pid, signal.SIGCONT)
-        except ProcessLookupError:
-            return  # its supervisor has ended it
-
-    timer = Timer(seconds, resume)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.join()
 
 
 def await_whole(node: ClusterNode) -> None:

@@ -52,9 +52,18 @@ class Watch:
 class Load:
     """All workers and the reader; they run from `start` to `stop`, except while paused."""
 
-    def __init__(self, addresses: Sequence[str], ledger: Ledger, seed: int) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        ledger: Ledger,
+        seed: int,
+        timeouts: Sequence[float] = TIMEOUTS,
+        reader_timeout: float = READER_TIMEOUT,
+    ) -> None:
+        """`timeouts`: deadlines in seconds, one worker for each."""
         self.addresses = addresses
         self.ledger = ledger
+        self._timeouts, self._reader_timeout = timeouts, reader_timeout
         self.violations: list[str] = []
         self.counters: Counter[str] = Counter()
         self._random = np.random.default_rng([seed, PROBE])
@@ -70,7 +79,7 @@ class Load:
         self._parked: set[int] = set()
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._work, worker, seed))
-            for worker in range(len(TIMEOUTS))
+            for worker in range(len(timeouts))
         ]
         self._threads.append(threading.Thread(target=self._guarded, args=(self._read, seed)))
 
@@ -158,7 +167,7 @@ class Load:
     def _work(self, worker: int, seed: int) -> None:
         random = np.random.default_rng([seed, worker])
         number = 0
-        with Client(self._seeds(worker), timeout=TIMEOUTS[worker]) as client:
+        with Client(self._seeds(worker), timeout=self._timeouts[worker]) as client:
             while not self._stopping.is_set():
                 if batch := self._next_undecided():
                     self.counters["batches sent again while undecided"] += 1
@@ -263,7 +272,7 @@ class Load:
     def _read(self, seed: int) -> None:
         random = np.random.default_rng([seed, PROBE + 1])
         seen = np.zeros(self.ledger.accounts, np.int64)
-        with Client(self._seeds(seed), timeout=READER_TIMEOUT) as client:
+        with Client(self._seeds(seed), timeout=self._reader_timeout) as client:
             while not self._stopping.is_set():
                 if not self._running.is_set():
                     self._park_reader()
@@ -289,7 +298,7 @@ class Load:
         try:
             usage = client.usage(account_name(account), METRICS[CALLS].code, **whole)
         except (DeadlineExceeded, Unreachable) as error:
-            self.violation(f"no answer to a question within {READER_TIMEOUT} s: {error}")
+            self.violation(f"no answer to a question within {self._reader_timeout} s: {error}")
             return
         most = int(self.ledger.sent[account, CALLS])
         self.counters["totals read meanwhile"] += 1

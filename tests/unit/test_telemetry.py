@@ -71,6 +71,17 @@ def test_counters_never_fall_when_an_actor_restarts() -> None:
     assert page["billing_wal_offset_bytes"][()] == 300
 
 
+def test_a_total_that_the_state_keeps_is_taken_as_it_is() -> None:
+    """View changes are counted in the state: each process of usage says all of them again."""
+    collected = Collected()
+    for pid, total in ((1, 85), (2, 85), (3, 171)):
+        telemetry = Telemetry("usage")
+        telemetry.keep("view_changes_total", total)
+        collected.take("usage", snapshot(pid, telemetry))
+    assert page_of(collected)["billing_view_changes_total"] == {(): 171}
+    assert collected.unknown == set()
+
+
 def test_what_two_actors_count_under_one_name_is_added() -> None:
     collected = Collected()
     for actor in ("ingest", "usage"):
@@ -116,7 +127,9 @@ def test_names_follow_the_rules_of_prometheus() -> None:
 
 def test_actors_use_only_names_of_the_table() -> None:
     """A name that an actor misspells would silently be missing from the page."""
-    written = re.compile(r"""telemetry\.(?:add|set|observe)\(\s*f?(['"])(.+?)\1[,)]""", re.DOTALL)
+    written = re.compile(
+        r"""telemetry\.(?:add|set|keep|observe)\(\s*f?(['"])(.+?)\1[,)]""", re.DOTALL
+    )
     used = set()
     for path in (ROOT / "actors").rglob("*.py"):
         for _, name in written.findall(path.read_text()):
