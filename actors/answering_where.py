@@ -3,7 +3,8 @@
   * A question about one account: the leader of its partition.  The router passes it on.
   * One with a cursor: the node that gave it, because cursors name places in one node's log.
   * One about all accounts, or about metrics: whoever was asked, from its own replicas, when it has
-    applied all that was acknowledged before (`reads.py`).
+    applied all that was acknowledged before (`reads.py`).  For partitions of which it has no
+    replica the query actor asks nodes that have one, and joins the answers (`sharing.py`).
   * With `consistency` = `local`: whoever was asked, at once; it says how old that may be.
     Only that a metric is unknown is said after a look at the meta group.
   * All else is about the node that was asked.
@@ -22,9 +23,9 @@ import numpy as np
 
 from meterd.actors.bundle import bundle
 from meterd.actors.reads import Waiting
-from meterd.core.kernels.hashing import partition_of
+from meterd.actors.sharing import EVERY_PARTITION, share
+from meterd.core import partition_sets
 from meterd.protocol.errors import BadRequest, MeterdError, NotLeader, UnknownMetric
-from meterd.protocol.limits import PARTITION_COUNT
 from meterd.protocol.log_format import META_GROUP
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 OF_ACCOUNTS = ("usage", "accounts", "events", "feed")
 OF_METRICS = ("metric_list", "metric_show")
 CURSOR_END = "@"
-EVERY_PARTITION = range(PARTITION_COUNT)
 
 
 def cursor_prefix(node: int) -> str:
@@ -66,7 +66,7 @@ class AnsweringWhere:
         if kind not in OF_ACCOUNTS + OF_METRICS:
             self._asking.answer_now(asked, fields)
             return
-        groups = groups_of(kind, fields.get("account"))
+        groups: Sequence[int] = groups_of(kind, fields.get("account"))
         local = fields.get("consistency") == "local"
         cursor = fields.get("after")
         if cursor is not None:
@@ -79,8 +79,11 @@ class AnsweringWhere:
             if node != self._usage.leader_map.own:
                 self._pass_on(asked, node)
                 return
+        if kind == "accounts" and cursor is not None:
+            self._asking.answer_now(asked, fields)  # cut from what was computed before
+            return
         if groups is EVERY_PARTITION:
-            self._check_replicas()
+            groups, asked.parts[:] = share(self._usage, kind, fields)
         until = time.monotonic() + asked.header.deadline_ms / 1000
         if local:
             asked.added["as_of"] = self._as_of(groups)
@@ -111,25 +114,17 @@ class AnsweringWhere:
         failed = partial(self._asking.refuse, asked.rid, asked.header)
         self._usage.reads.when_fresh(groups, until, Waiting(ready, failed))
 
-    def _check_replicas(self) -> None:
-        """Refuse a question about all accounts that this node's replicas cannot answer."""
-        own = self._usage.leader_map.own
-        seats = self._usage.state.members.plan[:PARTITION_COUNT]
-        if any(own not in seat.voters for seat in seats):
-            raise BadRequest(
-                "this version adds up all accounts only where each node has a replica of every"
-                " partition; ask for single accounts"
-            )
-
     def _pass_on(self, asked: Asked, node: int) -> None:
         if asked.header.hops:
             raise NotLeader(f"node {node} answers this question")
         parts = [asked.rid, asked.raw_header, asked.body]
         self._usage.send("router", [b"elsewhere", bytes([node]), *bundle(parts)])
 
-    def _as_of(self, groups: range | list[int]) -> int | None:
+    def _as_of(self, groups: Sequence[int]) -> int | None:
         """Return the moment (UTC ns) of the newest op that is applied of the group that is
-        furthest behind; None when there is none in some of them."""
+        furthest behind; None when there is none in some of them.  Of no groups it is now."""
+        if not len(groups):
+            return time.time_ns()
         return int(self._usage.groups.time[np.array(groups)].min()) or None
 
 
@@ -139,5 +134,4 @@ def groups_of(kind: str, account: str | None) -> range | list[int]:
         return [META_GROUP]
     if account is None:
         return EVERY_PARTITION
-    text = np.frombuffer(account.encode(), np.uint8)
-    return [int(partition_of(text, 0, len(text)))]
+    return [partition_sets.partition(account)]

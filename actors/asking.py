@@ -45,6 +45,7 @@ class Asked:
     body: Frame
     began: float
     added: dict[str, Any] = field(default_factory=dict)  # to the result
+    parts: list[list[Any]] = field(default_factory=list)  # that other nodes answer (`sharing.py`)
 
 
 class Asking:
@@ -163,6 +164,7 @@ class Asking:
             "position": str(usage.groups.sequence),
             "horizon": usage.state.horizon,
             "added": asked.added,
+            "parts": asked.parts,
         }
         if not usage.leader_map.alone:
             context["cursor"] = cursor_prefix(usage.leader_map.own)

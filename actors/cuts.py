@@ -1,7 +1,9 @@
-"""Says for backups how far the log is applied, if wanted after a checkpoint of it is durable.
+"""Says for backups where the log ends, if wanted after a checkpoint of it is durable.
 
-A backup asks (`cut`) and is answered with everything about that moment which only memory knows:
-position, groups, the bitmaps of log files without an index, the registry.
+A backup asks (`cut`) and is answered with everything about that moment which only memory knows: the
+end of the durable log, up to where each group is committed and applied, the bitmaps of log files
+without an index, the registry.  The end, not the position: what is applied may lie behind a slice
+that waits, and what waits may be replaced behind it, so only the whole log says what counts.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ class Cuts:
         facts = {
             "id": request,
             "taken": time.time_ns(),
-            "position": list(usage.position),
-            "log": usage.groups.packed(),
+            "position": list(usage.read_end),
+            "log": usage.groups.packed() | {"sequence": usage.queue.end_sequence},
             "refused": usage.refused.to_map(),
             "registry": usage.state.registry.to_bytes(),
             "horizon": usage.state.horizon,

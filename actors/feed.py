@@ -23,6 +23,7 @@ from meterd.core.listing import (
     wanted_events,
 )
 from meterd.core.log_index import Rows
+from meterd.core.partition_sets import partition
 from meterd.core.questions import Question
 from meterd.core.registry import Registry
 from meterd.core.segment_reader import SegmentReader
@@ -69,6 +70,8 @@ class _Feed:
         self._rows_left = FEED_ROWS_MAX
         self._bytes_left = PAGE_BYTES_MAX
         self._at_end = False
+        chosen = question.partitions
+        self._partitions = None if chosen is None else frozenset(chosen)
         self.events: list[dict[str, Any]] = []
 
     @property
@@ -153,5 +156,7 @@ class _Feed:
 
     def _add(self, heap: Any, match: list[int]) -> None:
         event, size = event_of(heap, match, self._registry.entry(match[NUMBER]))
+        if self._partitions is not None and partition(event["account"]) not in self._partitions:
+            return
         self.events.append(event)
         self._bytes_left -= size

@@ -7,7 +7,8 @@ an answer holds exactly what had been acknowledged, whatever is written meanwhil
 Questions take turns, a piece of a segment or log file at a time, so a long invoice run neither
 holds up a short question nor the beat.  The rows of an invoice run stay in memory until its last
 page was fetched or nobody has come for a while; a cursor names run and row, so pages belong to one
-log position.
+log position.  A question that other nodes have a part of (`other_nodes.py`) is set aside until
+something of it has come.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from typing import Any
 
 import msgpack
 
-from meterd.actors import feed, identity, reading
+from meterd.actors import feed, identity, joined_feed, reading
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.log_files import LogFiles, View
 from meterd.actors.mapped import JustDeleted
+from meterd.actors.other_nodes import OtherNodes, OtherRows, part_of
 from meterd.actors.reading import Steps
 from meterd.core.answers import (
     AnswerContext,
@@ -92,6 +94,8 @@ class Query(Actor):
         self._registry = Registry()
         self._erasures = none_erased(self._files.identity_key)
         self._jobs: deque[Job] = deque()
+        self._aside: list[Job] = []  # they wait for other nodes
+        self._others = OtherNodes(self, self._go_on)
         self._runs: OrderedDict[str, Run] = OrderedDict()
         # Cursors of an earlier process must not name a run of this one.
         self._run_prefix = f"{time.time_ns():x}"
@@ -107,12 +111,16 @@ class Query(Actor):
             self._files.segmented(int(frames[1]))
         elif frames[0] == b"removed":
             self._files.refresh()
+        elif frames[0] == b"leaders":
+            self._others.led_by(set(frames[1]))
 
     def flush(self) -> None:
         self._work()
 
     def tick(self, now: float) -> float:
         self._work()
+        if self._aside or len(self._others):
+            self._look_aside(now)
         while self._runs:
             oldest = next(iter(self._runs))
             if now - self._runs[oldest].used_at < RUN_SECONDS:
@@ -121,7 +129,26 @@ class Query(Actor):
         return 0.0 if self._jobs else BEAT_SECONDS / 20
 
     def drained(self) -> bool:
-        return not self._jobs
+        return not self._jobs and not self._aside
+
+    def close(self) -> None:
+        self._others.close()
+
+    # Questions that wait for other nodes
+
+    def _go_on(self) -> None:
+        """Something has come of other nodes: whoever waits looks whether it was that."""
+        self._jobs.extend(self._aside)
+        self._aside.clear()
+
+    def _look_aside(self, now: float) -> None:
+        """Give up what has waited for too long."""
+        late = [job for job in self._aside if now > job.expires]
+        self._aside = [job for job in self._aside if now <= job.expires]
+        for job in late:
+            self._finish(job, error=DeadlineExceeded("another node did not answer in time"))
+        self._others.expire(now)
+        self.answers.send()
 
     # Questions
 
@@ -133,7 +160,8 @@ class Query(Actor):
         if "registry" in context:
             self._registry = Registry.from_bytes(context["registry"])
             self._take_erasures(context["erased"])
-        steps, until = self._steps(context, arrays), now + header.deadline_ms / 1000
+        until = context["until"] = now + header.deadline_ms / 1000
+        steps = self._steps(context, arrays)
         job = Job(rid, header, steps, context["added"], context.get("cursor", ""), now, until)
         if [context["registry_version"], context["erasures"]] != [
             self._registry.version,
@@ -160,13 +188,13 @@ class Query(Actor):
                 self._finish(job, error=DeadlineExceeded())
                 continue
             try:
-                next(job.steps)
+                waits = next(job.steps)
             except StopIteration as done:
                 self._finish(job, result=done.value)
             except MeterdError as error:
                 self._finish(job, error=error)
             else:
-                self._jobs.append(job)
+                (self._aside if waits else self._jobs).append(job)
         self.answers.send()
 
     def _finish(
@@ -194,17 +222,18 @@ class Query(Actor):
         registry, horizon = self._registry, context["horizon"]
         if question.kind == "accounts" and question.after is not None:
             return self._next_page(question, question.after)
+        parts = [part_of(fields) for fields in context.get("parts", ())]
+        if parts and question.kind == "feed":
+
+            def read(asked: Question) -> Steps:
+                return self._read(context, asked)
+
+            return (yield from joined_feed.read_feed(self._others, read, question, parts, context))
+        rest = OtherRows(self._others, parts, question, context) if parts else None
         if "refused" not in context:
             partial = PartialCells.from_frames(arrays)
         else:
-            for attempt in range(LOOKS_MAX):
-                try:
-                    found = yield from self._read(context, question)
-                    break
-                except JustDeleted:
-                    if attempt + 1 == LOOKS_MAX:
-                        raise
-                    self._files.refresh()
+            found = yield from self._read(context, question)
             if isinstance(found, dict):
                 return found
             partial = joined([found, PartialCells.from_frames(arrays)]) if arrays else found
@@ -212,11 +241,24 @@ class Query(Actor):
         entries = known_versions(registry, question.metric)
         if question.kind == "accounts":
             ranking = yield from answer_accounts(question, entries, partial)
-            return self._first_page(ranking, context["position"])
+            position = context["position"]
+            if rest is not None:
+                ranking = yield from rest.joined(ranking)
+                position = rest.position(context["cursor"] + position)
+            return self._first_page(ranking, position)
         return answer_usage(question, entries, partial, AnswerContext(context["position"], horizon))
 
     def _read(self, context: dict[str, Any], question: Question) -> Steps:
-        """Read the log: return a page, or partial cells.  Raises JustDeleted."""
+        """Read the log: return a page, or partial cells."""
+        for _ in range(LOOKS_MAX - 1):
+            try:
+                return (yield from self._read_once(context, question))
+            except JustDeleted:
+                self._files.refresh()
+        return (yield from self._read_once(context, question))
+
+    def _read_once(self, context: dict[str, Any], question: Question) -> Steps:
+        """The same; raises JustDeleted when a file went meanwhile."""
         registry, horizon = self._registry, context["horizon"]
         refused = {number: (raw[0], raw[1]) for number, raw in context["refused"].items()}
         end = (context["end"][0], context["end"][1])
@@ -258,7 +300,8 @@ class Query(Actor):
     def _page(self, name: str, run: Run, first: int, limit: int) -> dict[str, Any]:
         ranking = run.ranking
         end = first + limit
-        return {
+        digits = {} if ranking.question.partitions is None else {"digits": ranking.text.digits}
+        return digits | {
             "metric": ranking.question.metric,
             "start": ranking.question.start,
             "end": ranking.question.end,

@@ -34,7 +34,7 @@ LISTING_ROWS = 1 << 16
 # Events that are looked up at once for a page.
 EVENTS_AT_ONCE = 512
 
-Steps = Generator[None, None, Any]
+Steps = Generator[Any, None, Any]
 
 
 def read_cells(view: View, question: Question, registry: Registry) -> Steps:

@@ -198,13 +198,14 @@ class Replay:
             self._status_due = now + STATUS_SECONDS
 
 
-def replay(usage: Usage, last_sequence: int) -> int:
-    """Apply every record up to `last_sequence`, all of it committed; return how many events.
+def replay(usage: Usage, last_sequence: int, committed: Words | None = None) -> int:
+    """Apply the records up to `last_sequence` as far as they are committed; return how many events
+    were read.
 
-    Raises Corrupt.
+    committed: u64[257], up to where each group is; None: all of it is.  Raises Corrupt.
     """
     work = Replay(usage, last_sequence)
-    usage.queue.add_committed(*everything(work.last_index))
+    usage.queue.add_committed(*everything(work.last_index if committed is None else committed))
     work.turn(heard=True)
     return work.events
 

@@ -25,6 +25,7 @@ from meterd.actors.catching_up import CatchingUp
 from meterd.actors.cluster_requests import ClusterRequests
 from meterd.actors.follower_needs import FollowerNeeds
 from meterd.actors.forwarding import KINDS, Forwarding
+from meterd.actors.heard_file import HeardFile
 from meterd.actors.held_proposals import HeldProposals
 from meterd.actors.link_faults import LinkFaults
 from meterd.actors.offspring import step_forward
@@ -66,6 +67,7 @@ class Replication(Actor):
 
     _replicas: Replicas | None = None  # until the log is open
     _catching_up: CatchingUp | None = None  # of a node alone
+    _heard: HeardFile | None = None  # the same
 
     def open(self) -> None:
         node = self.options.node
@@ -76,6 +78,7 @@ class Replication(Actor):
         self._peers: Peers | None = None  # of a node alone
         if node.peers:
             self._boot = boots.next_boot(node.data_dir)
+            self._heard = HeardFile(node.data_dir)
             self._open_peers()
         self._held = HeldProposals()
         self._serving = False
@@ -243,6 +246,7 @@ class Replication(Actor):
             sequence=end["sequence"],
             leader_time=end["leader_time"],
             random=random.Random(),
+            heard=self._heard.heard if self._heard is not None else None,
         )
         self.send("usage", [b"replay", frames[1]])
         if self._peers is not None:
@@ -397,6 +401,8 @@ class Replication(Actor):
         self._renew_leases()
         if self._catching_up is not None:
             self._needs.turn(now, self._catching_up.file_number)
+        if self._heard is not None:
+            self._heard.turn(now, self._replicas.node.standing.heard)
         if self._peers is not None:
             self._tell_led(now)
             self.forwarding.pump()
@@ -408,6 +414,8 @@ class Replication(Actor):
             self._reads.renew(_clock().now)
 
     def close(self) -> None:
+        if self._heard is not None and self._replicas is not None:
+            self._heard.close(self._replicas.node.standing.heard)
         if self._catching_up is not None:
             self._catching_up.close()
         if self._peers is not None:

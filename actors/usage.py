@@ -211,6 +211,7 @@ class Usage(Actor):
             self.leader_map.take(frames)
             self._splits.led(self.leader_map.nodes.tolist())
             self._leaders.take(frames)
+            self.send("query", [b"leaders", frames[2]])
             self._go_on()
         elif kind == b"requests":
             for rid, header, body in unbundle(frames[1:]):

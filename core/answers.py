@@ -18,6 +18,7 @@ from meterd.core.kernels import cells as cell_rows
 from meterd.core.kernels.entries import read_dimensions
 from meterd.core.kernels.gather import SEAT_CELL
 from meterd.core.partial_cells import Members, PartialCells, Seats
+from meterd.core.partition_sets import lie_in
 from meterd.core.questions import Question, answering
 from meterd.core.registry import MetricEntry
 from meterd.core.totals import (
@@ -254,14 +255,18 @@ class Ranking:
     text: _Text
 
     def rows(self, first: int, limit: int) -> list[dict[str, Any]]:
-        """Return the rows of one page."""
+        """Return the rows of one page; those of some partitions only have their amounts, too."""
         last = first + limit
         counts = self.counts[first:last].tolist()
         rows = zip(self.accounts[first:last], self.amounts[first:last], counts, strict=True)
-        return [
+        found = [
             {"account": account, "value": self.text(amount, count), "count": count}
             for account, amount, count in rows
         ]
+        if self.question.partitions is not None:  # who joins such rows puts them in order
+            for row, amount in zip(found, self.amounts[first:last], strict=True):
+                row["amount"] = str(amount)
+        return found
 
 
 def answer_accounts(
@@ -274,6 +279,8 @@ def answer_accounts(
     """
     reckoning = Reckoning(question, entries, partial)
     groups = np.where(reckoning.chosen, partial.account, -1).astype(np.int64)
+    if question.partitions is not None:
+        groups[~lie_in(partial.accounts, question.partitions)[partial.account]] = -1
     yield
     totals = reckoning.totals(groups, len(partial.accounts))
     yield

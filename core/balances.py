@@ -5,6 +5,9 @@ cut through it.  It belongs to an account, metric version and dimension tuple, a
 members that were seen (`members`) and those that were present from then on (`present`).  Balances
 are state of the account's partition; they never expire, and go when the account is erased.
 
+Limits are of a partition and count what its log has brought, so replicas decide alike whatever else
+their nodes have.
+
 An import has an id.  Each partition remembers it with a digest of the whole import, so the same one
 again changes nothing, and another one under the same id is refused.
 """
@@ -40,9 +43,10 @@ from meterd.core.registry import MetricEntry
 from meterd.protocol.errors import ImportConflict, TooManyBalances
 from meterd.protocol.limits import I64_MIN
 
-# About 400 bytes each in memory and in every checkpoint.
-BALANCES_MAX: Final = 1_000_000
-IMPORTS_MAX: Final = 1_000_000
+# Of each partition, whatever was erased since.  About 400 bytes each in memory and in every
+# checkpoint.
+BALANCES_MAX: Final = 100_000
+IMPORTS_MAX: Final = 100_000
 
 ARRAYS: Final = ("keys", "cells", "member_cell", "members", "seats", "seat_members")
 
@@ -52,7 +56,9 @@ class Balances:
 
     def __init__(self) -> None:
         self._parts = [nothing()]  # each at least twice as large as the next, so merging is cheap
-        self._imports: dict[tuple[int, str], bytes] = {}  # (partition, id): digest
+        # (partition, id): digest, rows
+        self._imports: dict[tuple[int, str], tuple[bytes, int]] = {}
+        self._taken: dict[int, list[int]] = {}  # by partition: imports, their rows
 
     @property
     def count(self) -> int:
@@ -66,17 +72,25 @@ class Balances:
         name = (partition, command["id"])
         known = self._imports.get(name)
         if known is not None:
-            if known != command["digest"]:
+            if known[0] != command["digest"]:
                 raise ImportConflict(f"import {command['id']} has brought other balances before")
             return "unchanged"
-        added = _folded(command["rows"], index << POSITION_ROW_BITS)
-        if self.count + len(added.keys) > BALANCES_MAX or len(self._imports) >= IMPORTS_MAX:
-            raise TooManyBalances(f"there is room for {BALANCES_MAX} balances")
+        rows = command["rows"]
+        imports, taken = self._taken.get(partition, (0, 0))
+        if taken + len(rows) > BALANCES_MAX or imports >= IMPORTS_MAX:
+            raise TooManyBalances(f"a partition has room for {BALANCES_MAX} balances")
+        added = _folded(rows, index << POSITION_ROW_BITS)
         self._parts.append(added)
         while len(self._parts) > 1 and 2 * len(self._parts[-1].keys) > len(self._parts[-2].keys):
             self._parts[-2:] = [merged(self._parts[-2:])]
-        self._imports[name] = command["digest"]
+        self._remember(name, command["digest"], len(rows))
         return "imported"
+
+    def _remember(self, name: tuple[int, str], digest: bytes, rows: int) -> None:
+        self._imports[name] = digest, rows
+        taken = self._taken.setdefault(name[0], [0, 0])
+        taken[0] += 1
+        taken[1] += rows
 
     def erase(self, is_gone: Callable[[str], bool]) -> None:
         """Forget the balances of some accounts; that they were imported stays known."""
@@ -99,7 +113,7 @@ class Balances:
         state = {
             "accounts": held.accounts,
             "dims": held.dims,
-            "imports": [[*name, digest] for name, digest in self._imports.items()],
+            "imports": [[*name, *known] for name, known in self._imports.items()],
         }
         return state, {f"balance_{name}": getattr(held, name) for name in ARRAYS}
 
@@ -107,7 +121,10 @@ class Balances:
         """Take over what `save` gave."""
         held = [arrays[f"balance_{name}"].copy() for name in ARRAYS]
         self._parts = [Folded(state["accounts"], state["dims"], *held)]
-        self._imports = {(partition, name): digest for partition, name, digest in state["imports"]}
+        self._imports, self._taken = {}, {}
+        for partition, name, digest, *rows in state["imports"]:
+            # Earlier versions did not say how many rows there were.
+            self._remember((partition, name), digest, rows[0] if rows else 0)
 
 
 def _asked(part: Folded, question: Question) -> Folded | None:

@@ -123,6 +123,11 @@ class CommitQueue(Generic[Asked]):
         """Is there neither a record nor a commit?"""
         return not (self._coming or self._commits or self._held)
 
+    @property
+    def end_sequence(self) -> int:
+        """Return the last record before `end`."""
+        return self._blocks[-1].last if self._blocks else self.groups.sequence
+
     def last_index(self) -> Words:
         """Return the last index of each group in the records that have come (u64[257])."""
         self._scan()

@@ -7,6 +7,7 @@ known by its keyed hash, so the list can be kept for ever.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,7 +22,7 @@ from meterd.core.kernels.hashing import partition_of
 from meterd.core.kernels.index import Index, insert, make_index
 
 # One is 100 bytes in memory, in every checkpoint and in erased.bin.
-ERASURES_MAX: Final = 1_000_000
+ERASURES_MAX: Final = 100_000  # of each partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Erasures:
         self._list = tuple(erasures)
         self._key = key.copy()
         self._known = {erasure.id for erasure in self._list}
+        self._counts = Counter(erasure.partition for erasure in self._list)
         self._table: kernels.Erased | None = None
 
     @property
@@ -108,6 +110,10 @@ class Erasures:
 
     def knows(self, erasure_id: bytes) -> bool:
         return erasure_id in self._known
+
+    def count_of(self, partition: int) -> int:
+        """Return how many erasures a partition has."""
+        return self._counts[partition]
 
     def with_erasure(self, erasure: Erasure) -> Erasures:
         """Return the list with one more."""

@@ -45,7 +45,7 @@ _KINDS: Final = (
     (r"refused(\.1)?\.log|alert_log\.bin", FileKind(Change.GROWING, "meta")),
     (
         r"held[.-].*|wal-\d{20}\.open|wal\.spare|lock|run|ballast.*|(pins|last_backup)\.bin"
-        r"|(restored|claim|boot|behind)\.json|incoming",
+        r"|(restored|claim|boot|behind|heard)\.json|incoming",
         FileKind(Change.SCRATCH, ""),
     ),
     (r".*\.(tmp|new|old|incomplete|partial|spare)|\..*", FileKind(Change.SCRATCH, "")),

@@ -44,6 +44,7 @@ class Question:
     limit: int = PAGE_SIZE_DEFAULT
     after: str | None = None
     whole_period: bool = False  # exactly one period of every version of the metric
+    partitions: tuple[int, ...] | None = None  # only accounts of these; None: of all
 
     @property
     def from_totals(self) -> bool:
@@ -61,6 +62,8 @@ class Question:
         values["filters"] = tuple((key, tuple(wanted)) for key, wanted in values["filters"])
         values["group_by"] = tuple(values["group_by"])
         values["edges"] = tuple(values["edges"])
+        if values["partitions"] is not None:
+            values["partitions"] = tuple(values["partitions"])
         return cls(**values)
 
 
@@ -73,7 +76,11 @@ def resolve_question(
     """
     if kind == "feed":
         return Question(
-            kind, account=body["account"] or "", limit=body["limit"], after=body["after"]
+            kind,
+            account=body["account"] or "",
+            limit=body["limit"],
+            after=body["after"],
+            partitions=body["partitions"],
         )
     if kind == "events":
         return _events(body, registry)
@@ -88,6 +95,7 @@ def resolve_question(
             "sort": body["sort"],
             "limit": body["limit"],
             "after": body["after"],
+            "partitions": body["partitions"],
         }
     else:
         extra = {

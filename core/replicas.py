@@ -17,7 +17,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -45,6 +45,7 @@ from meterd.core.raft.log import Log
 from meterd.core.raft.node import NodeEvent, Output, ProposeSlices, Received, Request
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.slices import AcceptedSlices, CommitSlices
+from meterd.core.raft.standing import Heard
 from meterd.core.raft.state import LEADER, Random, Recovered
 from meterd.protocol.log_format import CONFIG, GROUP_COUNT
 from meterd.protocol.raft_messages import Envelope, Mark, Op, node_of
@@ -107,8 +108,12 @@ class Replicas:
         random: Random,
         settings: Settings | None = None,
         seeds: Iterable[int] = (),
+        heard: Mapping[int, Heard] | None = None,
     ) -> None:
-        """`sequence`, `leader_time`: of the log's last record, and the latest of all."""
+        """`sequence`, `leader_time`: of the log's last record, and the latest of all.
+
+        `heard`: of other members' logs, before this start.
+        """
         settings = settings or Settings()
         self.member = member
         self._sequence, self._leader_time = sequence, leader_time
@@ -131,6 +136,7 @@ class Replicas:
             groups=groups,
             seeds=seeds,
             settings=settings,
+            heard=heard,
         )
         for group in groups:
             if group.uncertain:

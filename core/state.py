@@ -224,9 +224,10 @@ class StateMachine:
         if not self.erasures.knows(command["id"]):
             if self._snapshot is not None:
                 self._snapshot.spoiled = True
-            if len(self.erasures) >= ERASURES_MAX:
-                raise TooManyErasures(f"there is room for {ERASURES_MAX} erased accounts")
-            erasure = erasure_of(command, *_place(record), record.leader_time)
+            partition, index = _place(record)
+            if self.erasures.count_of(partition) >= ERASURES_MAX:
+                raise TooManyErasures(f"a partition has room for {ERASURES_MAX} erased accounts")
+            erasure = erasure_of(command, partition, index, record.leader_time)
             self.erasures = self.erasures.with_erasure(erasure)
             only = Erasures((erasure,), self.tables.key)
             for number in self._accounts_of_root(erasure.root):

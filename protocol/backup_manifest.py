@@ -69,7 +69,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Where the backup ends: everything before is in it, nothing behind."""
+    """Where the log of the backup ends, and up to where it is committed."""
 
     file_number: int
     offset: int
@@ -77,7 +77,9 @@ class Cut:
     sequence: int  # of the last record
     leader_time: int  # of the last record, UTC ns
     taken: int  # when it was the end of the log, UTC ns
-    groups: dict[int, tuple[int, int, str]]  # group → term, index, digest (hexadecimal)
+    # Group → term, index, digest (hexadecimal) of its last op that is committed; what the log holds
+    # of it behind that is not, and counts for nothing.
+    groups: dict[int, tuple[int, int, str]]
 
 
 @dataclass(frozen=True, slots=True)

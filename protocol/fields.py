@@ -145,6 +145,15 @@ def filters(raw: object) -> dict[str, tuple[str | None, ...]]:
     return wanted
 
 
+def partitions(raw: object) -> tuple[int, ...]:
+    """Return the partitions of a set of 32 bytes, ascending, or raise BadRequest."""
+    size = limits.PARTITION_COUNT // 8
+    if not isinstance(raw, bytes) or len(raw) != size:
+        raise BadRequest(f"partitions: {size} bytes, a bit for each partition")
+    bits = int.from_bytes(raw, "little")
+    return tuple(one for one in range(limits.PARTITION_COUNT) if bits >> one & 1)
+
+
 def command_id(raw: object) -> str:
     """Return the id by which a command is done once, or raise BadRequest."""
     name = text(raw, limits.COMMAND_ID_SIZE_MAX, "id")

@@ -67,7 +67,7 @@ PERIOD_SECONDS_MAX = 10 * 366 * 86_400
 # Questions. A page may hold fewer rows than asked for; only a missing cursor means the end.
 PAGE_SIZE_DEFAULT = 1_000
 PAGE_SIZE_MAX = 10_000
-CURSOR_SIZE_MAX = 256
+CURSOR_SIZE_MAX = 1_024
 FILTER_VALUES_MAX = 1_000
 TELEMETRY_FILTER_SIZE_MAX = 256
 

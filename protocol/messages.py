@@ -97,6 +97,7 @@ DAYS = {
         partial(fields.integer, low=1, high=limits.RETENTION_DAYS_MAX, where="days"), REQUIRED
     )
 }
+PARTITIONS = {"partitions": Field(fields.partitions)}
 COUNT = partial(fields.integer, low=0, high=limits.I64_MAX)
 REPORT = {
     "proof": Field(partial(fields.one_of, known=BACKUP_PROOFS, where="proof"), REQUIRED),
@@ -169,7 +170,7 @@ _KINDS = (
         "accounts",
         "usage",
         "gives the usage of every account of a metric, in pages",
-        _metric() | RANGE | FILTERS | SORT | PAGE | CONSISTENCY,
+        _metric() | RANGE | FILTERS | SORT | PAGE | CONSISTENCY | PARTITIONS,
     ),
     Kind(
         "events",
@@ -181,7 +182,7 @@ _KINDS = (
         "feed",
         "usage",
         "gives stored events in log order after a cursor",
-        _account(None) | PAGE | CONSISTENCY,
+        _account(None) | PAGE | CONSISTENCY | PARTITIONS,
     ),
     Kind("rejected", "retention_sweeper", "lists refused events, newest first", PAGE),
     Kind("checkpoint", "usage", "saves a checkpoint now and answers when it is durable"),

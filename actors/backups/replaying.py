@@ -1,15 +1,17 @@
 """Loads a directory that no node runs on, as a node's start does, to see what comes out.
 
 The log is checked as at a start, the checkpoint loaded, the log behind it replayed through the
-state machine, and the stored events in all files counted.
+state machine as far as it was committed, and the stored events in all files counted.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from meterd.actors import identity, replay
 from meterd.actors.backups.counting import Counting
@@ -31,6 +33,7 @@ from meterd.core.state import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.backup_manifest import TotalsMap
 from meterd.protocol.errors import Corrupt
+from meterd.protocol.log_format import GROUP_COUNT
 
 Say = Callable[[str], None]
 
@@ -38,8 +41,9 @@ Say = Callable[[str], None]
 class Replayed(NamedTuple):
     """What a directory brings back."""
 
-    position: replay.Position
-    groups: Groups
+    position: replay.Position  # the end of its log
+    sequence: int  # of the last record there
+    groups: Groups  # applied
     events: int  # counted by the state machine, ever
     replayed: int  # of them, from the log behind the checkpoint
     totals: TotalsMap
@@ -103,9 +107,12 @@ class Replayer:
         self._identities.finish()
 
 
-def replay_directory(directory: str, names: list[str], say: Say) -> Replayed:
+def replay_directory(
+    directory: str, names: list[str], say: Say, committed: Mapping[int, int] | None = None
+) -> Replayed:
     """Load a directory, whose files are named; return what it holds.  Raises Corrupt.
 
+    committed: index up to which each group is, 0 for those that are not named; None: all of it is.
     It may add files of identities and repair the log, so it must not be a node's own directory.
     """
     who = identity.read(directory)
@@ -117,11 +124,17 @@ def replay_directory(directory: str, names: list[str], say: Say) -> Replayed:
     if end.torn is not None:
         raise Corrupt(directory, end.torn.start, "the log's last block is torn")
     replayer: Any = Replayer(directory, say)
-    replayed = replay.replay(replayer, end.groups.sequence)
+    last, wanted = end.groups.sequence, np.zeros(GROUP_COUNT, np.uint64)
+    for group, index in (committed or {}).items():
+        wanted[group] = index
+    replayed = replay.replay(replayer, last, None if committed is None else wanted)
+    for ready in replayer.queue.waiting():  # their rows are not stored
+        replayer.applier.wait(ready)
     replayer.finish()
     cut = (end.file_number, end.place.offset)
     refused = {n: replayer.applier.refused.packed(n) for n in replayer.applier.refused.files()}
     say("counting the stored events")
     totals = Counting(directory, Memory(), lambda: None).totals(names, cut, refused)
     position = replay.Position(end.file_number, *end.place)
-    return Replayed(position, replayer.groups, replayer.state.stored, replayed, totals)
+    stored = replayer.state.stored
+    return Replayed(position, last, replayer.groups, stored, replayed, totals)

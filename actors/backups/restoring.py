@@ -23,6 +23,7 @@ from meterd.actors.backups.verifying import Finding, Level, Progress, check_dire
 from meterd.actors.disk import DirectoryLock, sync_directory
 from meterd.actors.identity import STORAGE_VERSION
 from meterd.core.backup_plan import newest_first
+from meterd.protocol import checkpoint_format
 from meterd.protocol.backup_manifest import FILE_NAME, Manifest
 from meterd.protocol.errors import (
     BadRequest,
@@ -32,6 +33,7 @@ from meterd.protocol.errors import (
     MeterdError,
     NotFound,
 )
+from meterd.protocol.log_format import Damaged
 
 # linux/fcntl.h, linux/fs.h
 _AT_CWD, _RENAME_EXCHANGE = -100, 2
@@ -210,6 +212,18 @@ def carry_out(shelf: Shelf, todo: Plan, level: Level, say: Progress) -> list[Fin
     finally:
         lock.release()
     return []
+
+
+def is_alone(directory: str) -> bool:
+    """Whether a restored directory is that of a cluster of one.  Raises BootFailed."""
+    who = identity.read(directory)
+    if any(number != who.node_id for number, *_ in who.first_members):
+        return False
+    try:
+        raw = Path(directory, "partition_map.bin").read_bytes()
+        return len(checkpoint_format.read_state(raw)["nodes"]) < 2
+    except (FileNotFoundError, Damaged):
+        return True
 
 
 def _clear(data_dir: str) -> None:

@@ -112,7 +112,9 @@ class Verification:
 def check_directory(manifest: Manifest, directory: str, say: Progress) -> Iterator[Finding]:
     """Say what is wrong with what a fetched backup brings back."""
     try:
-        found = replay_directory(directory, [file.name for file in manifest.files], say)
+        committed = {group: index for group, (_, index, _) in manifest.cut.groups.items()}
+        names = [file.name for file in manifest.files]
+        found = replay_directory(directory, names, say, committed)
     except Corrupt as corrupt:
         file = _object_of(manifest, os.path.basename(corrupt.path))
         yield Finding(manifest.name, file, f"at offset {corrupt.offset}: {corrupt.reason}")
@@ -129,8 +131,8 @@ def _wrong_end(manifest: Manifest, found: Replayed) -> Iterator[str]:
     cut = manifest.cut
     if (found.position.file_number, found.position.offset) != (cut.file_number, cut.offset):
         yield f"the log ends at {found.position[:2]}, not at {(cut.file_number, cut.offset)}"
-    if found.groups.sequence != cut.sequence:
-        yield f"the last record is {found.groups.sequence}, not {cut.sequence}"
+    if found.sequence != cut.sequence:
+        yield f"the last record is {found.sequence}, not {cut.sequence}"
 
 
 def _contradictions(manifest: Manifest, found: Replayed) -> Iterator[str]:

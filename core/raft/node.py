@@ -12,7 +12,7 @@ Does not know: sockets, files, what ops mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from meterd.core.raft.clock_check import ClockCheck
@@ -36,7 +36,7 @@ from meterd.core.raft.events import (
 from meterd.core.raft.group import Group
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.slices import AcceptedSlices, CommitSlices, WriteSlices
-from meterd.core.raft.standing import Standing
+from meterd.core.raft.standing import Heard, Standing
 from meterd.core.raft.state import LEADER
 from meterd.core.raft.steady import View
 from meterd.protocol.raft_messages import (
@@ -138,11 +138,13 @@ class Node:
         groups: Iterable[Group],
         seeds: Iterable[int],
         settings: Settings,
+        heard: Mapping[int, Heard] | None = None,
     ) -> None:
         """`groups` share `moment`; `seeds` are members to talk to besides those of the groups.
 
         `boot` rises from start to start, also when the directory is an older copy of itself: it
         is the wall clock's time, or one more than the last boot on disk if that is later.
+        `heard`: what an earlier start has heard of other members' logs.
         """
         self.cluster, self.member, self.boot = cluster, member, boot
         self.settings, self.moment = settings, moment
@@ -152,7 +154,7 @@ class Node:
         self.peers: list[int] = []
         self._stirred = True  # a configuration may have changed since peers were looked for
         self._find_peers()
-        self.standing = Standing(member, moment.block - 1)
+        self.standing = Standing(member, moment.block - 1, heard or {})
         self._aside = dict(self.groups)  # groups that neither vote nor ack yet
         self.clocks = ClockCheck(settings.clock_off_ms)
         self.beat_at = moment.now
@@ -430,8 +432,8 @@ class Node:
             self._carry_out(self._live(message.group).receive(source, message))
 
     def _on_hello_reply(self, peer: int, message: HelloReply) -> None:
-        if not self._aside or message.boot != self.boot:
-            return
+        if message.boot != self.boot:
+            return  # one that comes late, when others have confirmed, is as true
         if self.standing.confirm(peer, message.block):
             self._confirm_groups()
         else:

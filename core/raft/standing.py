@@ -9,30 +9,34 @@ more than this node's own word.  Who has no configuration yet needs anybody's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from meterd.protocol.raft_messages import Configuration
+
+# Of a member: its boot, its block in that, its highest block in all boots before.
+Heard = tuple[int, int, int]
 
 
 class Standing:
     """Of one node, since its start."""
 
-    def __init__(self, member: int, block: int) -> None:
-        """`block`: the last durable one at the start."""
+    def __init__(self, member: int, block: int, heard: Mapping[int, Heard]) -> None:
+        """`block`: the last durable one at the start; `heard`: before it, as far as it is known."""
         self.block = block
         self._confirmed_by = {member: None}
-        # member -> its boot, its block in that, its highest block in all boots before
-        self._heard: dict[int, tuple[int, int, int]] = {}  # bounded by the members there are
+        self.heard = dict(heard)  # bounded by the members there are
 
     def hear(self, member: int, boot: int, block: int) -> None:
         """Remember how far a member's log was durable."""
-        last_boot, last, before = self._heard.get(member, (boot, 0, 0))
-        if boot > last_boot:
+        last_boot, last, before = self.heard.get(member, (boot, 0, 0))
+        if boot != last_boot:  # a later one, or that of an older copy whose clock was put back
             before = max(before, last)
             last = 0
-        self._heard[member] = (boot, max(block, last), before)
+        self.heard[member] = (boot, max(block, last), before)
 
     def heard_of(self, member: int) -> int:
         """Return the highest block that a member told of before its last start, 0 for none."""
-        return self._heard[member][2] if member in self._heard else 0
+        return self.heard[member][2] if member in self.heard else 0
 
     def confirm(self, peer: int, heard: int) -> bool:
         """Take a peer's answer; return False when it has heard of a later block than there is."""

@@ -94,6 +94,35 @@ def _weight(group: Row) -> tuple[Any, ...]:
     return group["role"] == "leader", group["term"], group["role"] != "none", group["commit"]
 
 
+def partition_rows(document: Row) -> list[Row]:
+    """One row for each group; `missing` are nodes of the plan that have no working replica:
+    none that is reached and knows who leads."""
+    there = {node["node"] for node in document["nodes"] if node["reachable"]}
+    working = {
+        (node["node"], group["group"])
+        for node in document["nodes"]
+        if node["reachable"]
+        for group in node["groups"]
+        if group["role"] not in ("learner", "none") and group["leader"] is not None
+    }
+    rows: list[Row] = []
+    for group in document["groups"]:
+        voters, leader = document["plan"][group["group"]]
+        rows.append(
+            {
+                "group": group["group"],
+                "leader": group["leader"] if group["leader"] in there else None,
+                "term": group["term"],
+                "replicas": group["voters"],
+                "learners": group["learners"],
+                "planned": voters,
+                "planned_leader": leader,
+                "missing": [n for n in voters if (n, group["group"]) not in working],
+            }
+        )
+    return rows
+
+
 def group_of(text: str) -> int:
     """Return the group that a word of the command line means.  Raises AdminError."""
     if text == "meta":

@@ -51,6 +51,8 @@ def drill(session: Session, source: str, name: str | None, scratch: str | None,
           max_rto: int | None, max_rpo: int | None, report: str | None, tell: bool) -> None:
     """Restore the newest backup into a scratch directory, start a node on it, compare, remove it.
 
+    No node is started on that of a member of a cluster, which would wait for the others.
+
     RTO is the time from nothing to a node that serves, control totals compared on the way; RPO is
     the age of the backup. Exit code 1: a limit is exceeded; 9: the backup is damaged; 11: no room.
     """
@@ -67,7 +69,10 @@ def drill(session: Session, source: str, name: str | None, scratch: str | None,
         findings = restoring.carry_out(shelf, todo, "replay", progress.update)
         progress.clear()
         restored = time.monotonic()
-        position = None if findings else _position_of_started(todo, Path(home))
+        alone = not findings and restoring.is_alone(todo.data_dir)
+        position = None if findings else str(manifest.cut.sequence)
+        if alone:  # one of several waits for the others; what it holds has been compared
+            position = _position_of_started(todo, Path(home))
         ready = time.monotonic()
     finally:
         shutil.rmtree(home)
@@ -78,6 +83,7 @@ def drill(session: Session, source: str, name: str | None, scratch: str | None,
         "events": manifest.events,
         "size": manifest.size,
         "restore_seconds": round(restored - began, 3),
+        "started": alone,
         "start_seconds": round(ready - restored, 3),
         "rto_seconds": round(ready - began, 3),
         "rpo_seconds": round(rpo, 3),

@@ -66,16 +66,33 @@ def merge(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @command("status", short_help="Show what the nodes are and do.")
 def status(session: Session) -> None:
-    """Show node, actors, log and totals of every node named with -n."""
+    """Show node, actors, log and totals of every node named with -n, and their cluster.
+
+    Exit code 1: a partition of the cluster has no leader, or lacks a replica; 7: a node does not
+    answer.
+    """
+    from meterd.commands.cluster_summary import cluster_section, is_degraded
+
     answers = ask_nodes(session, lambda client: client.status())
     count = reached(answers)
-    document = {"reachable": count, "configured": len(answers), "nodes": merge(answers)}
+    section = cluster_section(session)
+    document = {
+        "reachable": count,
+        "configured": len(answers),
+        "nodes": merge(answers),
+        "cluster": section,
+    }
     session.console.show(document, lambda: _status_lines(document))
-    if count < len(answers):
+    if is_degraded(section):
+        raise SystemExit(AdminExit.NO)
+    silent = 0 if section is None else section["configured"] - section["reachable"]
+    if silent or count < len(answers):
         raise SystemExit(AdminExit.PARTLY)
 
 
 def _status_lines(document: Row) -> Iterator[str]:
+    from meterd.commands.cluster_summary import cluster_lines
+
     for node in document["nodes"]:
         yield f"{node['address']}  " + ("" if node["reachable"] else f"{node['error']}")
         if node["reachable"]:
@@ -83,6 +100,8 @@ def _status_lines(document: Row) -> Iterator[str]:
             yield from tree_lines(fields, "  ")
         else:
             yield f"  {node['message']}"
+    if document["cluster"] is not None:
+        yield from cluster_lines(document["cluster"])
     yield f"{document['reachable']}/{document['configured']} reachable"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from meterd.commands.cluster import ask_cluster, end, group_name, group_of
+from meterd.commands.cluster import ask_cluster, end, group_name, group_of, partition_rows
 from meterd.commands.console import Row
 from meterd.commands.session import Session, command
 from meterd.commands.tables import Column, format_bytes, group_thousands, render
@@ -39,7 +39,7 @@ def topology(session: Session, partitions: bool) -> None:
     no leader, or fewer replicas at work than the plan says; 7 when a node does not answer.
     """
     document = ask_cluster(session)
-    rows = _partitions(document)
+    rows = partition_rows(document)
     lacking = [row for row in rows if row["leader"] is None or row["missing"]]
     shown = {
         "members_version": document["members_version"],
@@ -56,34 +56,6 @@ def topology(session: Session, partitions: bool) -> None:
         shown["partitions"] = rows
     session.console.show(shown, lambda: _topology_lines(shown, partitions))
     end(document, bool(lacking))
-
-
-def _partitions(document: Row) -> list[Row]:
-    """One row for each group; `missing` are nodes of the plan that have no working replica."""
-    there = {node["node"] for node in document["nodes"] if node["reachable"]}
-    working = {
-        (node["node"], group["group"])
-        for node in document["nodes"]
-        if node["reachable"]
-        for group in node["groups"]
-        if group["role"] not in ("learner", "none")
-    }
-    rows: list[Row] = []
-    for group in document["groups"]:
-        voters, leader = document["plan"][group["group"]]
-        rows.append(
-            {
-                "group": group["group"],
-                "leader": group["leader"] if group["leader"] in there else None,
-                "term": group["term"],
-                "replicas": group["voters"],
-                "learners": group["learners"],
-                "planned": voters,
-                "planned_leader": leader,
-                "missing": [n for n in voters if (n, group["group"]) not in working],
-            }
-        )
-    return rows
 
 
 def _topology_lines(shown: Row, partitions: bool) -> Iterator[str]:

@@ -183,7 +183,7 @@ def test_a_compressed_question_is_a_question():
         ("accounts", {"metric": "m", "sort": "name"}, "sort"),
         ("accounts", {"metric": "m", "limit": 0}, "limit"),
         ("accounts", {"metric": "m", "limit": 10_001}, "limit"),
-        ("accounts", {"metric": "m", "after": "c" * 257}, "after"),
+        ("accounts", {"metric": "m", "after": "c" * 1_025}, "after"),
         ("events", {"account": "a", "start": 5, "end": 5}, "end"),
         ("events", {"account": "a", "period": "current"}, "'period'"),
         ("metric_show", {"code": "M"}, "code"),

@@ -23,6 +23,7 @@ from tests.unit.test_log_mending import OWNER, WHO, written
 __all__ = ["written"]  # the fixture
 
 KEPT = {"node.json": b"mine", "boot.json": b"7", "refused.log": b"refused", "lock": b""}
+KEPT |= {"heard.json": b"{}"}
 OLD = {"wal.log": b"old log", "wal-00000000000000000001.log": b"old", "checkpoint.bin": b"old c"}
 STALE = {"wal.spare": b"zeros", "held-0.checkpoint.bin": b"h", "archive.bin": b"a"}
 NEW = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgpack
 import pytest
 
@@ -34,6 +36,7 @@ class Node:
         self.registry.put(MetricDefinition.from_map(definition), UTC, False, 1)
         self.query = recorded(Query, path)
         self.knows_registry = False
+        self.parts: list[Any] = []  # that other nodes answer
         self.count = 0
 
     def write(self, account: str, value: int, at: int = 5, refused: bool = False) -> None:
@@ -50,6 +53,8 @@ class Node:
             "position": "17",
             "horizon": I64_MIN,
             "added": {},
+            "parts": self.parts,
+            "cursor": "1@" if self.parts else "",
             "refused": {number: list(raw) for number, raw in self.log.refused_of_waiting().items()},
         }
         if not self.knows_registry:

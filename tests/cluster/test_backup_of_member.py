@@ -1,0 +1,102 @@
+"""A backup of a node whose log ends with ops that were never committed counts none of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meterd.actors.backups.replaying import replay_directory
+from meterd.actors.backups.shelf import Shelf
+from meterd.actors.backups.verifying import fetch
+from meterd.client import Client, Event
+from meterd.client.results import IngestUndecided
+from tests.support.cluster import Cluster
+from tests.support.cluster_logs import read_ops
+from tests.support.node import ROOT, Node
+from tests.support.waiting import eventually
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+
+SECONDS = 120.0
+COMMITTED = 300
+NOW = time.time_ns()  # sent again, an event has the same
+
+
+def meterctl(node: Node, *arguments: str) -> Any:
+    command = [sys.executable, str(ROOT / "bin" / "meterctl"), "-n", node.address, "-o", "json"]
+    command += ["--timeout", "60", "--yes", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert ended.returncode == 0, f"{arguments}: {ended.returncode} {ended.stdout} {ended.stderr}"
+    return json.loads(ended.stdout)
+
+
+def events(batch: str) -> list[Event]:
+    return [
+        Event(f"account-{n}", "calls", 1, timestamp=NOW, id=f"{batch}-{n}")
+        for n in range(COMMITTED)
+    ]
+
+
+def tail_of(data_dir: Path, committed: dict[int, int]) -> int:
+    """Return how many ops a stopped node's log has behind what is committed."""
+    ops = read_ops(data_dir)
+    return sum(index > committed.get(group, 0) for group, held in ops.items() for index in held)
+
+
+def test_the_tail_of_its_log_is_not_in_a_backup(tmp_path: Path) -> None:
+    shelf, fetched = tmp_path / "shelf", tmp_path / "fetched"
+    shelf.mkdir()
+    fetched.mkdir()
+    with Cluster(3) as cluster:
+        one = cluster.node(1)
+        with cluster.client(timeout=SECONDS) as client:
+            client.put_metric("calls", "sum")
+            assert client.ingest(events("kept")).stored == COMMITTED
+        meterctl(one, "wait", "--for", "caught-up")
+        with Client([one.address], timeout=SECONDS) as client:
+            client._session._ask_for_map = lambda now: None
+            eventually(lambda: applied(client) == COMMITTED, "it has applied all", SECONDS)
+
+        cluster.links.isolate(1, cluster.numbers)
+        with Client([one.address], timeout=3.0) as client:
+            client._session._ask_for_map = lambda now: None
+            with pytest.raises(IngestUndecided):
+                client.ingest(events("lost"))
+        made = meterctl(one, "backup", "create", "--to", str(shelf))
+        assert made["events"] == COMMITTED, made
+        assert meterctl(one, "backup", "verify", "--from", str(shelf), "--level", "replay")
+
+        found = Shelf.at(str(shelf))
+        (manifest,) = found.contents().manifests.values()
+        fetch(found, manifest, str(fetched), lambda _: None)
+        committed = {group: index for group, (_, index, _) in manifest.cut.groups.items()}
+        assert tail_of(fetched, committed) > 0, "there is nothing to be left out"
+        names = [file.name for file in manifest.files]
+        whole = replay_directory(str(fetched), names, lambda _: None)
+        assert whole.events > COMMITTED, "it takes the manifest to know what counts"
+
+        cluster.links.heal()
+        with cluster.client(timeout=SECONDS) as client:
+            result = client.ingest(events("kept"))
+            assert (result.duplicate, result.stored) == (COMMITTED, 0)
+        drilled = meterctl(one, "drill", "--from", str(shelf))
+        assert (drilled["totals_equal"], drilled["started"]) == (True, False)
+        # The directory that it gives back is that of a member, which goes on with the others.
+        assert one.stop() == 0, one.log()
+        restore = ("restore", "node", "--from", str(shelf), "--data-dir", str(one.data_dir))
+        assert meterctl(one, *restore, "--plan")["events"] == COMMITTED
+
+
+def applied(client: Client) -> int:
+    """Count what one node has, as old as that may be."""
+    from meterd.client import questions
+
+    fields = {"metric": "calls", "consistency": "local", "limit": 1_000}
+    rows = client.run(questions.ask("accounts", fields))["rows"]
+    return sum(row["count"] for row in rows)

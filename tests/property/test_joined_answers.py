@@ -1,0 +1,261 @@
+"""Answers joined from several nodes are those that one node with everything would give."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meterd.actors import joined_feed
+from meterd.actors.other_nodes import OtherNodes, Part
+from meterd.actors.sharing import share
+from meterd.client import partitions as client_partitions
+from meterd.core import partition_sets
+from meterd.core.answers import Ranking, _Text
+from meterd.core.joined_ranking import Columns, join
+from meterd.core.members import first
+from meterd.core.questions import Question
+from meterd.protocol.errors import BadRequest, NotLeader, RangeExpired
+from meterd.protocol.limits import PARTITION_COUNT
+
+EVERY = range(PARTITION_COUNT)
+accounts = st.text("abc/é", min_size=1, max_size=6).filter(lambda name: not name.startswith("/"))
+sets = st.sets(st.integers(0, PARTITION_COUNT - 1))
+
+
+def finished(steps: Any) -> Any:
+    """Run a generator to its end; return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value
+
+
+@given(sets)
+def test_a_set_of_partitions_survives_its_bytes(chosen):
+    assert set(partition_sets.unpack(partition_sets.pack(chosen))) == chosen
+
+
+@given(st.lists(accounts), sets)
+def test_accounts_are_found_by_the_partition_that_clients_compute(names, chosen):
+    expected = [client_partitions.partition_of(name) in chosen for name in names]
+    assert partition_sets.lie_in(names, chosen).tolist() == expected
+
+
+@given(sets, st.dictionaries(st.integers(1, 7), sets))
+def test_a_cover_takes_each_partition_once(wanted, held):
+    shares, missing = partition_sets.cover(wanted, held)
+    given = [one for share_ in shares.values() for one in share_]
+    assert sorted(given + missing) == sorted(wanted)
+    assert all(set(share_) <= held[node] for node, share_ in shares.items())
+    assert set(missing) == wanted - set().union(*held.values())
+
+
+rows = st.dictionaries(
+    accounts,
+    st.tuples(st.integers(-(2**70), 2**70) | st.integers(-3, 3), st.integers(1, 2**40)),
+)
+
+
+@given(rows, st.sampled_from(["sum", "avg", "count"]), st.sampled_from(["account", "usage"]),
+       st.integers(1, 4))  # fmt: skip
+def test_joined_rows_are_in_the_order_of_all(found, aggregation, sort, nodes):
+    """By usage: the greatest first, equal ones by account; averages are compared exactly."""
+    text = _Text(aggregation, 2, 2)
+    parts: list[list[str]] = [[] for _ in range(nodes)]
+    for name in sorted(found):
+        parts[client_partitions.partition_of(name) % nodes].append(name)
+
+    def ranking(names: list[str]) -> Ranking:
+        question = Question("accounts", metric="m", sort=sort, partitions=(1,))
+        counts = np.array([found[name][1] for name in names], np.int64)
+        return Ranking(question, names, [found[name][0] for name in names], counts, text)
+
+    columns = []
+    for names in parts[1:]:
+        columns.append(Columns())
+        columns[-1].add(ranking(names).rows(0, len(names)))
+    whole = finished(join(ranking(parts[0]), columns))
+
+    def usage(name: str) -> Fraction:
+        amount, count = found[name]
+        return Fraction(amount, count if aggregation == "avg" else 1)
+
+    expected = sorted(found)
+    if sort == "usage":
+        expected.sort(key=usage, reverse=True)
+    assert whole.accounts == expected
+    assert [(one["account"], one["count"]) for one in whole.rows(0, len(found))] == [
+        (name, found[name][1]) for name in expected
+    ]
+    assert all("amount" not in row for row in whole.rows(0, len(found)))
+
+
+class Log:
+    """The feed of one node: numbers as events, the cursor says how many were read."""
+
+    def __init__(self, node: int, size: int, seen_at_once: int) -> None:
+        self.events = [{"id": f"{node}-{n}"} for n in range(size)]
+        self.seen_at_once = seen_at_once
+
+    def page(self, cursor: str | None, limit: int) -> dict[str, Any]:
+        """As a node does: perhaps nothing although it is not at the end."""
+        place = len(self.events) if cursor == "end" else int((cursor or "f.1.0").split(".")[2])
+        end = min(place + min(limit, self.seen_at_once), len(self.events))
+        shown = self.events[place:end] if self.seen_at_once > 1 else []
+        return {"events": shown, "next": f"f.1.{end}"}
+
+
+class Others(OtherNodes):
+    """Other nodes whose logs are here."""
+
+    def __init__(self, logs: dict[int, Log]) -> None:
+        self.logs = logs
+
+    def feed_page(self, part: Part, fields: Any, until: float) -> Any:
+        cursor = fields["after"]
+        if cursor not in (None, "end"):
+            named, cursor = cursor.split("@")
+            assert int(named) == part.node
+        page = self.logs[part.node].page(cursor, fields["limit"])
+        yield True
+        return page | {"next": f"{part.node}@{page['next']}"}
+
+
+def parts_of(cursor: str | None, logs: dict[int, Log]) -> list[Part]:
+    """Node 1 is the one that is asked."""
+    if joined_feed.is_joined(cursor):
+        assert cursor is not None
+        found = joined_feed.parse_cursor(cursor)
+    else:
+        found = [(node, partition_sets.pack([node]), cursor) for node in logs]
+    return [Part(node, "" if node == 1 else "there", *rest) for node, *rest in found]
+
+
+def next_page(logs: dict[int, Log], cursor: str | None, limit: int) -> dict[str, Any]:
+    def read(question: Question) -> Any:
+        assert question.partitions == (1,)
+        yield
+        return logs[1].page(question.after, question.limit)
+
+    context = {"until": 0.0, "added": {}}
+    steps = joined_feed.read_feed(
+        Others(logs), read, Question("feed", limit=limit), parts_of(cursor, logs), context
+    )
+    return finished(steps)
+
+
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=4), st.lists(st.integers(1, 9), min_size=1)
+)
+def test_a_feed_of_several_nodes_gives_each_event_once(sizes, limits):
+    logs = {node: Log(node, size, 5) for node, size in enumerate(sizes, 1)}
+    seen: list[str] = []
+    cursor, place = None, 0
+    while True:
+        page = next_page(logs, cursor, limits[place % len(limits)])
+        assert len(page["events"]) <= limits[place % len(limits)]
+        seen += [event["id"] for event in page["events"]]
+        place += 1
+        if page["next"] == cursor:
+            break  # the end, for now
+        cursor = page["next"]
+    expected = {node: [event["id"] for event in log.events] for node, log in logs.items()}
+    assert sorted(seen) == sorted(one for ids in expected.values() for one in ids)
+    for node, ids in expected.items():  # what one node gives comes in its order
+        assert [one for one in seen if one.startswith(f"{node}-")] == ids
+    logs[len(logs)].events.append({"id": "new"})
+    assert [event["id"] for event in next_page(logs, cursor, 3)["events"]] == ["new"]
+
+
+def test_a_page_may_be_empty_before_the_end():
+    """A node looks at so many rows for one page; then the cursor has moved on."""
+    logs = {1: Log(1, 3, 1), 2: Log(2, 0, 5)}
+    first_page = next_page(logs, None, 10)
+    assert first_page["events"] == []
+    assert next_page(logs, first_page["next"], 10)["next"] != first_page["next"]
+
+
+def test_from_now_on_means_so_for_every_node():
+    logs = {1: Log(1, 3, 5), 2: Log(2, 4, 5)}
+    cursor = next_page(logs, "end", 10)["next"]
+    for node, log in logs.items():
+        log.events.append({"id": f"new-{node}"})
+    found = next_page(logs, cursor, 10)["events"]
+    assert sorted(event["id"] for event in found) == ["new-1", "new-2"]
+
+
+@pytest.mark.parametrize("text", ["m;", "m", "m;1:AA:f.1.1", "m;x:" + "A" * 43 + ":", "m;1:2"])
+def test_a_damaged_cursor_is_refused(text):
+    with pytest.raises(BadRequest):
+        joined_feed.parse_cursor(text)
+
+
+# Who takes part
+
+
+def usage_of(own: int, nodes: int, leaders: dict[int, int] | None = None) -> Any:
+    members = first((n, f"h{n}:8001", f"h{n}:7001") for n in range(1, nodes + 1))
+    led = [seat.leader for seat in members.plan]
+    for group, leader in (leaders or {}).items():
+        led[group] = leader
+    return SimpleNamespace(
+        state=SimpleNamespace(members=members),
+        leader_map=SimpleNamespace(own=own, nodes=np.array(led, np.uint8)),
+    )
+
+
+@given(st.integers(1, 7), st.integers(1, 7), st.sampled_from(["accounts", "feed"]))
+def test_each_partition_is_asked_of_one_node_that_has_it(own, nodes, kind):
+    own = min(own, nodes)
+    usage = usage_of(own, nodes)
+    fields = {"partitions": None, "after": None}
+    mine, parts = share(usage, kind, fields)
+    members = usage.state.members
+    asked = [*mine] if kind == "accounts" or not parts else []
+    for node, address, packed, _ in parts:
+        chosen = partition_sets.unpack(packed)
+        assert set(chosen) <= set(members.held(node))
+        assert address == ("" if node == own else f"h{node}:7001")
+        asked += chosen
+    assert sorted(asked) == list(EVERY)
+    assert bool(parts) == (nodes > 3)
+    assert fields["partitions"] == (tuple(mine) if parts else None)
+
+
+def test_who_asks_for_partitions_gets_them_from_their_replicas_or_an_error():
+    usage = usage_of(1, 5)
+    held, lacking = usage.state.members.held(1), set(EVERY) - set(usage.state.members.held(1))
+    some = tuple(held[:3])
+    assert share(usage, "accounts", {"partitions": some, "after": None}) == (some, [])
+    with pytest.raises(NotLeader):
+        share(usage, "accounts", {"partitions": (min(lacking),), "after": None})
+    with pytest.raises(RangeExpired):  # it had it when it gave the cursor
+        share(usage, "feed", {"partitions": (min(lacking),), "after": "f.1.7"})
+
+
+def test_without_a_leader_nothing_is_guessed():
+    lacking = min(set(EVERY) - set(usage_of(1, 5).state.members.held(1)))
+    usage = usage_of(1, 5, {lacking: 0})
+    with pytest.raises(NotLeader):
+        share(usage, "accounts", {"partitions": None, "after": None})
+
+
+def test_a_cursor_of_a_feed_holds_while_its_nodes_have_what_it_names():
+    usage = usage_of(1, 5)
+    _, parts = share(usage, "feed", {"partitions": None, "after": None})
+    cursor = joined_feed.cursor_of([Part(*part) for part in parts])
+    mine, again = share(usage, "feed", {"partitions": None, "after": cursor})
+    assert again == parts and mine == usage.state.members.held(1)
+    other = usage_of(2, 5)  # it never had node 1's part
+    with pytest.raises(RangeExpired):
+        share(other, "feed", {"partitions": None, "after": "f.1.7"})
+    del usage.state.members.nodes[3]
+    with pytest.raises(NotLeader):
+        share(usage, "feed", {"partitions": None, "after": cursor})
