@@ -33,8 +33,8 @@ class PlanKeeper:
         """Return what to ask the engine for at monotonic ms `now`; call it once a second."""
         led = {
             number: view
-            for number in node.groups
-            if (view := node.view(number)).role == LEADER and node.groups[number].transfer is None
+            for number, view in node.views().items()
+            if view.role == LEADER and node.groups[number].transfer is None
         }
         if not led or len(members.present) < 2:
             return []
