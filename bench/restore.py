@@ -46,7 +46,7 @@ def load(home: Path, options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     """Store so many events at least, make a backup, stop; the backup and how many there are."""
     with meterd_node(home, SETTINGS) as node:
         while events(node) < options.events:
-            node.bench(seconds=5, accounts=options.accounts, batch=1000)
+            node.bench(seconds=1, warm_up=0, accounts=options.accounts, batch=1000)
             say(f"{events(node):,} events")
         made = node.meterctl("backup", "create", "--to", str(home / "backups"))
         return made, events(node)
@@ -61,7 +61,7 @@ def restore(home: Path, level: str, expected: int) -> dict[str, float]:
     """Lose the directory, restore it, start; what took how long."""
     shutil.rmtree(home / "data")
     begin, spent = time.monotonic(), children_seconds()
-    client = Node(None, "127.0.0.1:1", home, 0.0)  # type: ignore[arg-type]
+    client = Node(None, "127.0.0.1:1", 0, home, 0.0)  # type: ignore[arg-type]
     where = ("--from", str(home / "backups"), "--data-dir", str(home / "data"))
     client.meterctl("restore", "node", *where, "--level", level, "--yes")
     restored = time.monotonic() - begin
