@@ -57,7 +57,10 @@ class RecordSlices(Sequence[RecordSlice]):
     def __getitem__(self, row: int | slice) -> RecordSlice | Sequence[RecordSlice]:
         if isinstance(row, slice):
             return [self[k] for k in range(*row.indices(len(self)))]
-        return RecordSlice(self.record, row if self._numbers is None else int(self._numbers[row]))
+        number = range(len(self))[row]  # raises IndexError
+        if self._numbers is not None:
+            number = int(self._numbers[number])
+        return RecordSlice(self.record, number)
 
     def take(self, rows: NDArray[np.intp]) -> RecordSlices:
         """Return some of them."""
