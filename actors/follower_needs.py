@@ -47,8 +47,7 @@ class FollowerNeeds:
         """Return where each group's log ends, and up to where its last follower has it."""
         last = np.zeros(GROUP_COUNT, np.uint64)
         match = np.full(GROUP_COUNT, NOBODY_BEHIND, np.uint64)
-        for group in range(GROUP_COUNT):
-            view = self._node.view(group)
+        for group, view in self._node.views().items():
             last[group] = view.last
             if view.matches:
                 match[group] = min(view.matches.values())

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meterd.actors import identity
-from meterd.actors.actor import Actor
+from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers, answer_frames
 from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.leader_map import LeaderMap
 from meterd.actors.outcomes import encode_origin
 from meterd.actors.sockets import Frame
 from meterd.actors.splitting import Request, Splitting, command_proposal
+from meterd.actors.under_way import UnderWay
 from meterd.actors.unknown_metrics import UnknownMetrics
 from meterd.actors.zone_files import transitions
 from meterd.core.balance_rows import import_commands
@@ -58,7 +59,9 @@ class Ingest(Actor):
         self._key = np.frombuffer(key, np.uint64).copy()
         self._registry = Registry()
         words = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
-        self._stage = Stage(self.options.ingest.record_events_max, words)
+        # What is gathered is split over the nodes that lead: so much for each of them.
+        nodes = max(1, len(self.options.node.cluster_nodes))
+        self._stage = Stage(self.options.ingest.record_events_max * nodes, words)
         self._answers = Answers(self)
         self._requests: list[Request] = []
         self._accepted: list[bytes] = []  # answers to `async` requests, as frames
@@ -66,6 +69,7 @@ class Ingest(Actor):
         self._patience = 0.0  # seconds that the most patient client of the requests waits
         self._leaders = LeaderMap(self.options)
         self._splitting = Splitting(self, self._leaders)
+        self._under_way = UnderWay()  # in a cluster
         self._unknown = UnknownMetrics(self)
         self._began = 0.0  # when the first request of what is staged was taken
         self._serving = False
@@ -78,6 +82,8 @@ class Ingest(Actor):
             if self._serving:
                 for rid, raw_header, body in unbundle(frames[1:]):
                     self._on_request(rid, raw_header, body)
+        elif kind == b"decided":
+            self._under_way.decided(int.from_bytes(frames[1], "little"))
         elif kind == b"registry":
             self.take_registry(frames)
         elif kind == b"leaders":
@@ -95,11 +101,29 @@ class Ingest(Actor):
 
     def enough(self) -> bool:
         """Propose in portions, so that the disk and usage work while we decode the next."""
-        return len(self._requests) >= PORTION or self._stage.full
+        return (len(self._requests) >= PORTION and not self._waits()) or self._stage.full
 
     def flush(self) -> None:
-        self._propose()
+        if self._stage.full or not self._waits():
+            self._propose()
+        else:
+            self.tick_by(self._under_way.until)
         self._answers.send()
+
+    def tick(self, now: float) -> float:
+        if not self._stage.empty:
+            self.flush()
+        return BEAT_SECONDS if self._stage.empty else max(0.0, self._under_way.until - now)
+
+    def _waits(self) -> bool:
+        """Is enough under way to other nodes, so that what comes is better gathered further?"""
+        if self._leaders.alone or self.stopping:
+            return False
+        return self._under_way.full(time.monotonic())
+
+    def drained(self) -> bool:
+        self._propose()
+        return True
 
     def take_registry(self, frames: Sequence[Frame]) -> None:
         """Take over the registry, then pass on the answers that promise it."""
@@ -253,6 +277,8 @@ class Ingest(Actor):
         """Pack what is staged into one proposal."""
         if self._stage.empty:
             return
+        if not self._leaders.alone:
+            self._under_way.add(time.monotonic())
         if self._leaders.all_mine:
             self._propose_whole(self._stage.pack())
         else:

@@ -40,6 +40,7 @@ from meterd.protocol.raft_frames import (
     parse_header,
 )
 from meterd.protocol.raft_messages import Envelope, incarnation_of, node_of
+from meterd.protocol.raft_wire import Content
 
 # Bulk messages to one peer that it has not yet said it has.
 ENVELOPES_MAX: Final = 8
@@ -50,6 +51,10 @@ NOTES_BYTES_MAX: Final = 8 << 20
 # With so many on their way to a peer nothing new is begun, so that it can keep up.
 CONGESTED: Final = 6
 SLOW_SECONDS: Final = 0.3
+# What bulk has come is said with whatever is sent next; alone when so much is not said yet, or
+# nothing is sent for so long.
+UNTOLD_MAX: Final = 2
+UNTOLD_SECONDS: Final = 0.02
 # Unheard of for so long, they are lost: the connection that they were on is gone.
 LOST_SECONDS: Final = 3.0
 # Messages that a connection takes ahead of the network.
@@ -109,6 +114,7 @@ class _Peer:
         self.boot = 0
         self.heard = 0  # highest sequence of its bulk connection in that boot
         self.told = 0  # and what of that it has been told
+        self.untold_since = 0.0  # when the first came that it has not been told of
 
     def forget(self, sequence: int) -> None:
         """What has this sequence, or a lower one, is on its way no more."""
@@ -148,6 +154,7 @@ class Peers:
         self._guard: PeerGuard | None = None
         self._source, self._size = -1, 0  # of the last message: descriptor and bytes
         self._present_due = 0.0
+        self.tell_due = 0.0  # when `flush` has something to say, at the latest
         self.update(addresses)
 
     def listen(self, address: str) -> zmq.Socket[bytes]:
@@ -224,13 +231,17 @@ class Peers:
         peer = self._peers[node]
         return len(peer.on_way), peer.bytes_on_way
 
-    def send(self, envelope: Envelope, is_bulk: bool) -> bool:
-        """Send an envelope to its target's node; return False when it is lost already."""
+    def send(self, envelope: Envelope, is_bulk: bool, content: Content | None = None) -> bool:
+        """Send an envelope to its target's node; return False when it is lost already.
+
+        content: what to send in place of its messages, which is encoded already.
+        """
         peer = self._peers.get(node_of(envelope.target))
         if peer is None:
             return False
         stamp = self._stamp(peer, is_bulk)
-        return self._send(peer, is_bulk, lambda: raft_wire.encode(envelope, *stamp))
+        made = content or raft_wire.encode_content(envelope.messages)
+        return self._send(peer, is_bulk, lambda: raft_wire.encode_whole(envelope, made, *stamp))
 
     def send_note(self, target: int, frames: Sequence[Any], is_bulk: bool = True) -> bool:
         """Send frames to a member's node; return False when they are lost already."""
@@ -293,9 +304,16 @@ class Peers:
 
     def flush(self) -> None:
         """Tell those that have sent bulk, and have got nothing since, that it has come."""
+        now = time.monotonic()
+        self.tell_due = now + PRESENT_SECONDS
         for peer in self._peers.values():
-            if peer.heard > peer.told:
-                self.send_note(peer.member, [PRESENT], is_bulk=False)
+            untold = peer.heard - peer.told
+            if untold > 0:
+                due = peer.untold_since + UNTOLD_SECONDS
+                if untold >= UNTOLD_MAX or now >= due:
+                    self.send_note(peer.member, [PRESENT], is_bulk=False)
+                else:
+                    self.tell_due = min(self.tell_due, due)
 
     def _be_present(self) -> None:
         """Say something on every bulk connection: peers see whose it is, and what was heard."""
@@ -378,6 +396,8 @@ class Peers:
             peer.heard = peer.told = 0
             peer.forget(peer.sequences[True])  # what was on its way to its last life
         if is_bulk:
+            if peer.heard == peer.told:
+                peer.untold_since = time.monotonic()
             peer.heard = max(peer.heard, header.sequence)
         if header.heard_boot == self.own.boot:
             peer.forget(header.heard)

@@ -15,9 +15,7 @@ from meterd.actors import lease_words
 from meterd.actors.sockets import Frame
 from meterd.core.raft.events import Read, ReadReady, Refused, RoleChanged
 from meterd.core.raft.node import Request
-from meterd.core.raft.reading import quorum_sent_at
-from meterd.core.raft.state import LEADER
-from meterd.protocol.log_format import GROUP_COUNT
+from meterd.core.raft.reading import FOREVER
 from meterd.protocol.raft_messages import Envelope, TimeoutNow
 
 if TYPE_CHECKING:
@@ -72,17 +70,12 @@ class ReadRounds:
             return
         self._renew_due = now_ms + RENEW_MS
         node = self._actor.replicas.node
-        for number in range(GROUP_COUNT):
-            group = node.groups[number]
-            if group.role != LEADER or group.transfer is not None:
-                continue
-            if node.commit_of(group) < group.lease_from:
-                continue
-            self._words[number, lease_words.INDEX] = group.term_start
-            until = lease_words.FOREVER
-            if group.log.configuration.voters != (group.member,):
-                until = max(0, quorum_sent_at(group) + group.settings.lease_ms) * MS
-            self._words[number, lease_words.UNTIL] = until
+        groups, term_start, sent_at = node.leases(now_ms)
+        until = np.maximum(0, sent_at + node.settings.lease_ms) * MS
+        self._words[groups, lease_words.INDEX] = term_start
+        self._words[groups, lease_words.UNTIL] = np.where(
+            sent_at == FOREVER, lease_words.FOREVER, until
+        )
 
 
 class Cause:

@@ -18,7 +18,7 @@ from meterd.core.wire_envelopes import ready_to_send
 from meterd.protocol.errors import RemoteProtocolError
 from meterd.protocol.raft_frames import ENVELOPE, Note, decode_note
 from meterd.protocol.raft_messages import Envelope, node_of
-from meterd.protocol.raft_wire import decode_envelope
+from meterd.protocol.raft_wire import Content, decode_envelope, encode_content
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,17 @@ class ReplicaTraffic:
     def flush(self) -> None:
         """Send what this turn has left; what does not go at once is lost."""
         outgoing, self._outgoing = self._outgoing, {}
+        # What several peers get is made ready and encoded once.
+        made: dict[tuple[int, ...], list[tuple[bool, Content]]] = {}
         for envelope in outgoing.values():
-            for ready in ready_to_send(envelope):
-                self._peers.send(ready.envelope, ready.is_bulk)
+            same = tuple(map(id, envelope.messages))
+            if same not in made:
+                made[same] = [
+                    (ready.is_bulk, encode_content(ready.envelope.messages))
+                    for ready in ready_to_send(envelope)
+                ]
+            for is_bulk, content in made[same]:
+                self._peers.send(envelope, is_bulk, content)
         self._peers.flush()
 
     def take(self, frames: Sequence[Frame]) -> Envelope | Note | None:

@@ -83,6 +83,8 @@ class Replication(Actor):
         self._held = HeldProposals()
         self._serving = False
         self._leaders_told = b""
+        self._committed = np.zeros(GROUP_COUNT, np.int64)  # in this turn, where it has moved on
+        self._commits = False  # is there any?
         self._flushed_at = 0.0
         self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
         self._reads = ReadRounds(self)
@@ -224,12 +226,13 @@ class Replication(Actor):
 
     def flush(self) -> None:
         self._take_held()
+        self._tell_committed()
         self._tell_leaders()
         self._renew_leases()
         if self._peers is not None and self._replicas is not None:
             self.forwarding.pump()
             self._traffic.flush()
-            self.tick_by(self._replicas.deadline / 1000)
+            self.tick_by(min(self._replicas.deadline / 1000, self._peers.tell_due))
         self._flushed_at = time.monotonic()
 
     def _on_opened(self, frames: list[bytes]) -> None:
@@ -326,10 +329,19 @@ class Replication(Actor):
             self._send_envelope(peer, envelope)
         groups, index = step.committed
         if len(groups):
-            columns = [groups.astype(np.uint16), index.astype(np.uint64)]
-            self.send("usage", [b"committed", *columns])
+            self._committed[groups] = index  # it never goes back
+            self._commits = True
         for action in step.actions:
             self._act(action)
+
+    def _tell_committed(self) -> None:
+        """Tell usage up to where groups are committed that have moved on in this turn."""
+        if self._commits:
+            groups = np.flatnonzero(self._committed)
+            index = self._committed[groups].astype(np.uint64)
+            self._committed[groups] = 0
+            self._commits = False
+            self.send("usage", [b"committed", groups.astype(np.uint16), index])
 
     def _send_envelope(self, peer: int, envelope: Envelope) -> None:
         """Have a member of another node sent what is for it, at the end of the turn."""
@@ -349,6 +361,7 @@ class Replication(Actor):
             self.send_small(node, [BEHIND, place])
         for event in taken.events:
             self._carry_out(self.replicas.step(event, _clock()))
+        self._tell_committed()
         self._traffic.flush()
 
     def _act(self, action: Any) -> None:
@@ -397,17 +410,20 @@ class Replication(Actor):
         if clock.now >= self._replicas.deadline:
             self._carry_out(self._replicas.tick(clock))
         self._requests.turn(self._replicas.node, clock.now, self.request)
+        self._tell_committed()
         self._tell_leaders()
         self._renew_leases()
         if self._catching_up is not None:
             self._needs.turn(now, self._catching_up.file_number)
         if self._heard is not None:
             self._heard.turn(now, self._replicas.node.standing.heard)
+        due = self._replicas.deadline / 1000
         if self._peers is not None:
             self._tell_led(now)
             self.forwarding.pump()
             self._traffic.flush()
-        return min(wait, max(0.0, (self._replicas.deadline - clock.now) / 1000))
+            due = min(due, self._peers.tell_due)
+        return min(wait, max(0.0, due - clock.now / 1000))
 
     def _renew_leases(self) -> None:
         if self._replicas is not None and self._peers is not None:

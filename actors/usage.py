@@ -130,6 +130,7 @@ class Usage(Actor):
         self._heard = False  # has replication said what is committed?
         self._leaders = Leaders(self)
         self._answered: list[RequestCounts] = []  # of this turn, to be counted
+        self._decided = 0  # gatherings of ingest, in this turn
         self._cuts = Cuts(self)
         self._judge_after: dict[int, list[Frame]] = {}  # by the record they came behind
         self._identities = IdentityStore(directory, self.state, RECENT_FLUSH)
@@ -259,6 +260,7 @@ class Usage(Actor):
     def flush(self) -> None:
         """Answer, then do what no client waits for."""
         self.answers.send()
+        self._tell_decided()
         if self._answered:
             for counts in self._answered:
                 counts.tell(self.telemetry)
@@ -396,6 +398,8 @@ class Usage(Actor):
             reply, asked = parse_command_origin(origin)
         if reply is not None:
             self._splits.refused(reply, None if why["kind"] == log_format.EVENTS else error)
+        elif why["kind"] == log_format.EVENTS:
+            self._decided += 1
         for rid, request_id, kind in asked:
             if rid:
                 self.answers.error(rid, request_id, kind, error)
@@ -447,6 +451,13 @@ class Usage(Actor):
             if rid:
                 self.answers.ingested(rid, request_id, encode_result(result))
         self._answered.append(counts)
+        self._decided += 1
+
+    def _tell_decided(self) -> None:
+        """Tell ingest of a cluster's node how many of its gatherings are decided."""
+        if self._decided and not self.leader_map.alone:
+            self.send("ingest", [b"decided", self._decided.to_bytes(4, "little")])
+        self._decided = 0
 
     def _judge(self, frame: Frame) -> None:
         """Answer requests of which nothing needs the log."""
@@ -494,6 +505,7 @@ class Usage(Actor):
         self._splits.turn(now)
         self.reads.turn(now)
         self.answers.send()
+        self._tell_decided()
         if not self.serving:
             return BEAT_SECONDS
         self.horizons.turn(now)

@@ -39,10 +39,9 @@ def standing(node: Node, view_changes: Sequence[int]) -> Standing:
     """Return the numbers; cheap enough for every second."""
     lag: dict[int, int] = {node_of(member): 0 for member in node.peers}
     held = leads = leaderless = term = 0
-    for number, group in node.groups.items():
-        if node.member not in group.log.configuration.members:
+    for number, view in node.views().items():
+        if node.member not in node.groups[number].log.configuration.members:
             continue
-        view = node.view(number)
         held += 1
         leads += view.role == LEADER and number < PARTITION_COUNT
         leaderless += view.role != LEADER and view.leader == NOBODY
@@ -62,7 +61,7 @@ def report(
     now: int,
 ) -> dict[str, Any]:
     """Return what node `own` answers to `cluster_status`; `applied`, `view_changes`: by group."""
-    views = {number: node.view(number) for number in node.groups}
+    views = node.views()
     known = members.nodes.get(own)
     return {
         "node": own,
@@ -166,7 +165,7 @@ def _group(node: Node, own: int, number: int, view: View) -> dict[str, Any]:
         "term": view.term,
         "commit": view.commit,
         "last": view.last,
-        "lag": max(0, behind if view.role == LEADER else group.leader_commit - view.commit),
+        "lag": max(0, behind if view.role == LEADER else view.leader_commit - view.commit),
         "holes": len(group.log.holes),
         "voters": [names.get(member, node_of(member)) for member in configuration.voters],
         "learners": [names.get(member, node_of(member)) for member in configuration.learners],

@@ -93,8 +93,8 @@ class PlanKeeper:
         """
         led = {
             number: view
-            for number in node.groups
-            if (view := node.view(number)).role == LEADER and node.groups[number].transfer is None
+            for number, view in node.views().items()
+            if view.role == LEADER and node.groups[number].transfer is None
         }
         self._see(node, led, now)
         self._take_answers(node, led, now)

@@ -11,7 +11,7 @@ Sans-I/O.  Does not know: when something is durable, who else has it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,29 +33,10 @@ from meterd.protocol.log_format import (
     RecordFields,
 )
 from meterd.protocol.raft_messages import Op
-from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlice, engine_payload
+from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlices, engine_payload
 from meterd.protocol.raft_slices import Digests, Ints, SliceOps, words
 
 Bytes = bytes | memoryview
-
-
-class Bodies(Sequence[RecordSlice]):
-    """The bodies of a proposal's ops: its slices, each made when it is asked for."""
-
-    def __init__(self, record: Record) -> None:
-        self.record = record
-
-    def __len__(self) -> int:
-        return len(self.record.slices)
-
-    @overload
-    def __getitem__(self, row: int) -> RecordSlice: ...
-    @overload
-    def __getitem__(self, row: slice) -> Sequence[RecordSlice]: ...
-    def __getitem__(self, row: int | slice) -> RecordSlice | Sequence[RecordSlice]:
-        if isinstance(row, slice):
-            return [self[k] for k in range(*row.indices(len(self)))]
-        return RecordSlice(self.record, row)
 
 
 def ops_of(proposal: Proposal, leader_time: int) -> SliceOps:
@@ -82,7 +63,7 @@ def ops_of(proposal: Proposal, leader_time: int) -> SliceOps:
     none, digest = np.zeros(count, np.int64), np.zeros((count, 2), np.uint64)
     kind = np.full(count, proposal.kind, np.int64)
     groups = table["partition"].astype(np.int64)
-    return SliceOps(groups, none, none, digest, kind, sizes_of(record), Bodies(record))
+    return SliceOps(groups, none, none, digest, kind, sizes_of(record), RecordSlices(record))
 
 
 # The hash chain.
@@ -93,14 +74,10 @@ def chain_many(
 ) -> Digests:
     """Return the digests of ops, each of another group, that follow digests `before`."""
     out = np.empty((len(index), 2), np.uint64)
-    if isinstance(bodies, Bodies):
-        record = bodies.record
-        contents = record.slices["digest"]
-    elif all(isinstance(body, RecordSlice) and body.record is bodies[0].record for body in bodies):
-        record = bodies[0].record
-        contents = record.slices["digest"][[body.number for body in bodies]]
-    else:
+    if not isinstance(bodies, RecordSlices):
         raise TypeError("ops of one record are chained at once")
+    record = bodies.record
+    contents = record.slices["digest"][bodies.places]
     chain.chain_ops(before, index, term, _fields(record), np.ascontiguousarray(contents), out)
     return out
 
@@ -155,26 +132,19 @@ def written(writes: Sequence[Write | WriteSlices], first: int) -> list[Written]:
     """Return what one step of the engine writes as records, numbered from `first` on."""
     if all(isinstance(write, WriteSlices) for write in writes):
         slices = [write.ops for write in writes if isinstance(write, WriteSlices)]
-        whole = [_whole(ops, first + k) for k, ops in enumerate(slices)]
-        if None not in whole:
-            return [record for record in whole if record is not None]
+        if all(isinstance(ops.body, RecordSlices) for ops in slices):
+            return [_whole(ops, first + k) for k, ops in enumerate(slices)]
     return [_record(draft, first + k) for k, draft in enumerate(_drafts(writes))]
 
 
-def _whole(ops: SliceOps, sequence: int) -> Written | None:
-    """Return the record of ops that are slices of one record: the usual case; else None."""
-    numbers: Any = slice(None)
-    if isinstance(ops.body, Bodies):
-        record = ops.body.record
-    else:
-        record = ops.body[0].record
-        if any(body.record is not record for body in ops.body):
-            return None
-        numbers = [body.number for body in ops.body]
-    table = _absent(record)
-    table["flags"][numbers], table["index"][numbers] = 0, ops.index
-    table["term"][numbers], table["digest"][numbers] = ops.term, ops.digest
-    return _encoded(record, table, sequence, ops.groups, ops.index)
+def _whole(ops: SliceOps, sequence: int) -> Written:
+    """Return the record of ops that are slices of one record."""
+    body = ops.body
+    assert isinstance(body, RecordSlices)
+    table, places = _absent(body.record), body.places
+    table["flags"][places], table["index"][places] = 0, ops.index
+    table["term"][places], table["digest"][places] = ops.term, ops.digest
+    return _encoded(body.record, table, sequence, ops.groups, ops.index)
 
 
 def _absent(record: Record) -> NDArray[np.void]:

@@ -19,7 +19,7 @@ from meterd.protocol import log_format, raft_records
 from meterd.protocol.errors import RemoteProtocolError
 from meterd.protocol.log_format import EVENTS, SLICE, Record
 from meterd.protocol.raft_messages import Append, Envelope, Op, RepairReply
-from meterd.protocol.raft_records import ENGINE_KINDS
+from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlices
 from meterd.protocol.raft_slices import AppendSlices, Digests, words
 
 # The digest of a group's op at an index, or None when this replica does not know it.
@@ -34,13 +34,19 @@ def check_envelope(envelope: Envelope, digest_at: DigestAt) -> Envelope:
     messages: list[Any] = []
     for message in envelope.messages:
         if isinstance(message, AppendSlices):
-            check_record(message.ops.body[0].record, np.array(message.prev_digest))
+            check_record(_record_of(message), np.array(message.prev_digest))
         elif isinstance(message, Append):
             _check_append(message)
         elif isinstance(message, RepairReply):
             message = _checkable(message, digest_at)
         messages.append(message)
     return envelope._replace(messages=tuple(messages))
+
+
+def _record_of(message: AppendSlices) -> Record:
+    body = message.ops.body
+    assert isinstance(body, RecordSlices)  # as whatever has come over the wire
+    return body.record
 
 
 def _check_append(message: Append) -> None:

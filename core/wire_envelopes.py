@@ -16,7 +16,7 @@ import numpy as np
 from meterd.core.record_cut import cut
 from meterd.protocol.log_format import Record
 from meterd.protocol.raft_messages import Append, Envelope, Install, Op, RepairReply
-from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlice
+from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlice, RecordSlices
 from meterd.protocol.raft_slices import AppendSlices, SliceOps, words
 
 # One envelope of bulk: beyond it the next message begins another.  A message may be larger.
@@ -61,9 +61,8 @@ def _as_records(message: Any) -> tuple[Any, int, int]:
     """Return a message whose ops are whole records, its bytes and its ops."""
     if isinstance(message, AppendSlices):
         record = _record_of(message.ops)
-        body = [RecordSlice(record, number) for number in range(len(record.slices))]
-        whole = message._replace(ops=message.ops._replace(body=body))
-        return whole, record.size + 48 * len(body), 1
+        whole = message._replace(ops=message.ops._replace(body=RecordSlices(record)))
+        return whole, record.size + 48 * len(record.slices), 1
     if isinstance(message, Install):
         return message, len(message.body), 1
     ops = tuple([_alone(message.group, op) for op in message.ops])
@@ -72,12 +71,12 @@ def _as_records(message: Any) -> tuple[Any, int, int]:
 
 def _record_of(ops: SliceOps) -> Record:
     """Return the record that these ops are all slices of, with their places in it."""
-    whole = ops.body[0].record
-    numbers = [ops.body[row].number for row in range(len(ops.groups))]
-    if len(numbers) == len(whole.slices) and not whole.slices["flags"].any():
+    assert isinstance(ops.body, RecordSlices)
+    whole = ops.body.record
+    if len(ops.body) == len(whole.slices) and not whole.slices["flags"].any():
         record = whole._replace(slices=whole.slices.copy())
     else:
-        record = cut(whole, numbers)
+        record = cut(whole, [body.number for body in ops.body])
     table = record.slices
     table["index"], table["term"], table["digest"] = ops.index, ops.term, ops.digest
     return record

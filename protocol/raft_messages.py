@@ -11,6 +11,7 @@ append, `round` the beat.  A reply that did not could be taken for the answer to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 # Kinds of op that the engine makes itself; all others are the state machine's (log_format.KINDS).
@@ -161,14 +162,14 @@ class Beats(NamedTuple):
     round: int  # counts up as long as the sender's process lives
     sent_at: int  # sender's monotonic ms; comes back as it is
     wall: int  # sender's wall clock, ms
-    beats: tuple[Beat, ...]
+    beats: Sequence[Beat]  # groups ascending
 
 
 class BeatReplies(NamedTuple):
     round: int
     sent_at: int
     wall: int  # replier's wall clock, ms
-    replies: tuple[BeatReply, ...]
+    replies: Sequence[BeatReply]
 
 
 class Install(NamedTuple):

@@ -9,7 +9,8 @@ Does not know: where a record lies, who asks.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, overload
 
 import msgpack
 import numpy as np
@@ -30,6 +31,40 @@ class RecordSlice(NamedTuple):
 
     record: Record
     number: int  # its place in the slice table
+
+
+class RecordSlices(Sequence[RecordSlice]):
+    """The bodies of ops that are slices of one record, each made when it is asked for."""
+
+    __slots__ = ("_numbers", "record")
+
+    def __init__(self, record: Record, numbers: NDArray[np.intp] | None = None) -> None:
+        """`numbers`: which slices; None: all of them, in their order."""
+        self.record, self._numbers = record, numbers
+
+    @property
+    def places(self) -> NDArray[np.intp] | slice:
+        """What takes these slices out of a column of the record's slice table."""
+        return slice(None) if self._numbers is None else self._numbers
+
+    def __len__(self) -> int:
+        return len(self.record.slices) if self._numbers is None else len(self._numbers)
+
+    @overload
+    def __getitem__(self, row: int) -> RecordSlice: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[RecordSlice]: ...
+    def __getitem__(self, row: int | slice) -> RecordSlice | Sequence[RecordSlice]:
+        if isinstance(row, slice):
+            return [self[k] for k in range(*row.indices(len(self)))]
+        number = range(len(self))[row]  # raises IndexError
+        if self._numbers is not None:
+            number = int(self._numbers[number])
+        return RecordSlice(self.record, number)
+
+    def take(self, rows: NDArray[np.intp]) -> RecordSlices:
+        """Return some of them."""
+        return RecordSlices(self.record, rows if self._numbers is None else self._numbers[rows])
 
 
 def head_of(record: Record) -> bytes:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meterd.protocol.raft_messages import Append, AppendReply, Op
+from meterd.protocol.raft_records import RecordSlices
 
 Ints = NDArray[np.int64]
 Digests = NDArray[np.uint64]  # [k, 2]: low and high word
@@ -33,7 +34,12 @@ class SliceOps(NamedTuple):
 
     def take(self, rows: Ints) -> SliceOps:
         """Return some rows."""
-        body = [self.body[row] for row in rows.tolist()]
+        some = self.body
+        body: Sequence[Any] = (
+            some.take(rows)
+            if isinstance(some, RecordSlices)
+            else [some[row] for row in rows.tolist()]
+        )
         return SliceOps(
             self.groups[rows],
             self.index[rows],

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from crc32c import crc32c
@@ -55,7 +55,8 @@ from meterd.protocol.raft_messages import (
     Vote,
     VoteReply,
 )
-from meterd.protocol.raft_records import ENGINE_KINDS, MEMBERS_MAX, RecordSlice
+from meterd.protocol.raft_records import ENGINE_KINDS, MEMBERS_MAX, RecordSlice, RecordSlices
+from meterd.protocol.raft_rows import Rows, table_of
 from meterd.protocol.raft_slices import AckSlices, AppendSlices, SliceOps, words
 
 TERM_MAX: Final = (1 << 32) - 1
@@ -100,26 +101,47 @@ _FLAG_AT: Final = {row: [n in _FLAGS for n in row._fields] for row in _LIMITS}
 # Encoding.
 
 
+class Content(NamedTuple):
+    """Messages as bytes: the same whoever gets them."""
+
+    sections: int
+    first: bytes  # what of them lies in the first frame
+    attached: list[Frame]
+
+
 def encode(
     envelope: Envelope, sequence: int = 0, heard_boot: int = 0, heard: int = 0
 ) -> list[Frame]:
-    """Return the frames of an envelope.
+    """Return the frames of an envelope.  Raises LocalProtocolError."""
+    return encode_whole(envelope, encode_content(envelope.messages), sequence, heard_boot, heard)
 
-    Ops that are not the engine's have a RecordSlice as body: of a record with that one slice, or,
-    in AppendSlices, of the one record whose slices are the rows.  Raises LocalProtocolError.
+
+def encode_content(messages: Sequence[Any]) -> Content:
+    """Encode messages, whoever they go to.
+
+    Ops that are not the engine's have a RecordSlice as body, of a record with that one slice;
+    those of AppendSlices the RecordSlices of a record whose slices are the rows.  Raises
+    LocalProtocolError.
     """
     parts: list[bytes] = []
     attached: list[Frame] = []
     sections = 0
-    for kind, messages in groupby(envelope.messages, type):
+    for kind, some in groupby(messages, type):
         if kind in _TYPE_OF:
-            rows = list(messages)
+            rows = list(some)
             parts += [_section(_TYPE_OF[kind], len(rows)), np.array(rows, "<i8").tobytes()]
             sections += 1
             continue
-        for message in messages:
+        for message in some:
             _ENCODERS[kind](message, parts, attached)
             sections += 1
+    return Content(sections, b"".join(parts), attached)
+
+
+def encode_whole(
+    envelope: Envelope, content: Content, sequence: int, heard_boot: int, heard: int
+) -> list[Frame]:
+    """Return the frames of an envelope with this content instead of its messages."""
     header = Header(
         ENVELOPE,
         envelope.cluster,
@@ -130,11 +152,11 @@ def encode(
         sequence,
         heard_boot,
         heard,
-        sections,
-        len(attached),
+        content.sections,
+        len(content.attached),
     )
-    sizes = [memoryview(frame).nbytes for frame in attached]
-    return [encode_first(header, sizes, b"".join(parts)), *attached]
+    sizes = [memoryview(frame).nbytes for frame in content.attached]
+    return [encode_first(header, sizes, content.first), *content.attached]
 
 
 def _section(number: int, count: int) -> bytes:
@@ -147,12 +169,12 @@ def _words(*numbers: int) -> bytes:
 
 def _put_beats(message: Beats | BeatReplies, parts: list[bytes], _: list[Frame]) -> None:
     if isinstance(message, Beats):
-        number, rows, width = BEATS, np.array(message.beats, "<i8"), len(Beat._fields)
+        number, table = BEATS, table_of(Beat, message.beats)
     else:
-        number, rows, width = BEAT_REPLIES, np.array(message.replies, "<i8"), len(BeatReply._fields)
-    parts.append(_section(number, len(rows)))
+        number, table = BEAT_REPLIES, table_of(BeatReply, message.replies)
+    parts.append(_section(number, len(table)))
     parts.append(_words(message.round, message.sent_at, message.wall))
-    parts.append(rows.reshape(-1, width).T.tobytes())
+    parts.append(table.T.tobytes())
 
 
 def _put_acks(message: AckSlices, parts: list[bytes], _: list[Frame]) -> None:
@@ -182,9 +204,9 @@ def _put_op(group: int, op: Op, parts: list[bytes], attached: list[Frame]) -> No
 
 def _put_append_slices(message: AppendSlices, parts: list[bytes], attached: list[Frame]) -> None:
     ops = message.ops
-    record = ops.body[0].record
-    if len(record.slices) != len(ops.groups):
+    if not isinstance(ops.body, RecordSlices) or len(ops.body.record.slices) != len(ops.groups):
         raise LocalProtocolError("slices are sent as one record that has no others")
+    record = ops.body.record
     parts += [_section(APPEND_SLICES, len(ops.groups)), raft_records.head_of(record)]
     columns = (message.term, message.prev_term, message.commit, ops.size)
     parts.append(np.array(columns, "<i8").tobytes())
@@ -298,11 +320,17 @@ class _Reader:
         low, high = self.take(2).view("<u8").tolist()
         return int(low | high << 64)
 
-    def rows(self, row: Any, count: int, by_column: bool = False) -> list[Any]:
+    def columns(self, row: Any, count: int) -> Rows[Any]:
+        """Return messages that lie column by column."""
+        width = len(row._fields)
+        table = self.take(width * count).reshape(width, count).T
+        _check(table, _LIMITS[row])
+        return Rows(row, table)
+
+    def rows(self, row: Any, count: int) -> list[Any]:
         """Return a table's messages."""
         width = len(row._fields)
-        table = self.take(width * count)
-        table = table.reshape(width, count).T if by_column else table.reshape(count, width)
+        table = self.take(width * count).reshape(count, width)
         _check(table, _LIMITS[row])
         listed = table.tolist()
         flags = _FLAG_AT[row]
@@ -377,13 +405,12 @@ def _check_slices(record: Record) -> None:
 
 def _get_beats(reader: _Reader, count: int) -> Beats:
     number, sent_at, wall = reader.numbers(3)
-    return Beats(number, sent_at, wall, tuple(reader.rows(Beat, count, by_column=True)))
+    return Beats(number, sent_at, wall, reader.columns(Beat, count))
 
 
 def _get_beat_replies(reader: _Reader, count: int) -> BeatReplies:
     number, sent_at, wall = reader.numbers(3)
-    replies = tuple(reader.rows(BeatReply, count, by_column=True))
-    return BeatReplies(number, sent_at, wall, replies)
+    return BeatReplies(number, sent_at, wall, reader.columns(BeatReply, count))
 
 
 def _get_acks(reader: _Reader, count: int) -> AckSlices:
@@ -437,7 +464,7 @@ def _get_append_slices(reader: _Reader, count: int) -> AppendSlices:
         slices["digest"].astype(np.uint64),
         np.full(count, record.kind, np.int64),
         size,
-        [RecordSlice(record, number) for number in range(count)],
+        RecordSlices(record),
     )
     return AppendSlices(term, prev_term, prev_digest, commit, ops)
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from meterd.core.raft import leading
-from meterd.core.raft.events import Commit, Durable, ForgottenSlices
+import numpy as np
+
+from meterd.core.raft.events import Durable, ForgottenSlices
 from meterd.core.raft.group import Group
-from meterd.core.raft.node import Node, Output, ProposeSlices, Room
-from meterd.core.raft.state import FOLLOWER, LEADER
+from meterd.core.raft.node import TICK_SLACK_MS, Node, Output, ProposeSlices, Room
+from meterd.core.raft.pulse import Pulse
+from meterd.core.raft.reading import Leases, lease_of
+from meterd.core.raft.state import LEADER
 from meterd.core.raft.steady import ChainMany, Steady, View
-from meterd.protocol.raft_messages import Beat, BeatReplies, BeatReply
+from meterd.protocol.raft_messages import Beat, BeatReplies, BeatReply, Beats
+from meterd.protocol.raft_rows import Rows, Table, table_of
 from meterd.protocol.raft_slices import AckSlices, AppendSlices
 
 
@@ -21,14 +26,22 @@ class FastNode(Node):
         self._touched: dict[int, None] = {}  # groups that may be parked after this step
         super().__init__(**fields)
         self._steady = Steady(self.groups, chain_many, self._await_block)
+        self._pulse = Pulse(self.groups, self._steady, self.settings)
+        self._steady.watch(self._pulse.park, self._pulse.unpark)
 
     def _await_block(self, block: int, group: int) -> None:
         self._writers.setdefault(block, []).append(group)
 
     def view(self, number: int) -> View:
         """Return a group as it is, for those who only look."""
-        parked = self._steady.parked[number]
-        return self._steady.view(number) if parked else super().view(number)
+        if not self._steady.parked[number]:
+            return super().view(number)
+        return self._pulse.views(np.array([number]))[0]
+
+    def views(self) -> dict[int, View]:
+        parked = np.flatnonzero(self._steady.parked)
+        found = dict(zip(parked.tolist(), self._pulse.views(parked), strict=True))
+        return {n: found[n] if n in found else super(FastNode, self).view(n) for n in self.groups}
 
     def _live(self, number: int) -> Group:
         self._steady.unpark(number)
@@ -37,8 +50,10 @@ class FastNode(Node):
 
     def _end_step(self) -> Output:
         for number in self._touched:
+            group = self.groups[number]
+            self._pulse.due[number] = group.deadline
             if number not in self._aside:
-                self._steady.park(self.groups[number], self.durable)
+                self._steady.park(group, self.durable)
         self._touched.clear()
         return super()._end_step()
 
@@ -78,54 +93,100 @@ class FastNode(Node):
         if isinstance(message, AckSlices):
             committed, left = self._steady.ack(source, message)
         else:
-            record, committed, ack, left = self._steady.accept(source, message, self.moment.block)
+            record, committed, left = self._steady.accept(source, message, self.moment.block)
             if record is not None:
                 self._records.append(record)
-            if ack is not None:
-                self._send(source, ack)
         if committed is not None:
             self._actions.append(committed)
         for row in left.tolist():
             self._on_group_message(source, message.message(row))
 
-    # Beats of parked groups: what is ordinary about them changes neither log nor role.
+    # What time does to parked groups, and who is due.
 
-    def commit_of(self, group: Group) -> int:
-        number = group.group
-        return self._steady.commit_of(number) if self._steady.parked[number] else group.commit
+    @property
+    def deadline(self) -> int:
+        """When to tick at the latest."""
+        if self._deadline is None:
+            self._deadline = min(self.beat_at, int(self._pulse.due.min()))
+        return self._deadline
 
-    def _on_beat(self, source: int, beat: Beat) -> BeatReply:
-        reply, commit = self._steady.beat(source, beat)
-        if reply is None:
-            return super()._on_beat(source, beat)
-        group = self.groups[beat.group]
-        group.heard_at = self.moment.now
-        group.election_at = self.moment.now + group.patience
-        group.leader_commit = max(beat.commit, group.leader_commit)
-        if commit:
-            self._actions.append(Commit(beat.group, commit))
-        return reply
+    def _hurry(self) -> None:
+        np.minimum(self._pulse.due, self.moment.now, out=self._pulse.due)
 
-    def _on_beat_reply(self, source: int, reply: BeatReply, message: BeatReplies) -> None:
-        group = self.groups[reply.group]
-        if group.reads or not self._steady.beat_reply(source, reply, self.moment.now):
-            super()._on_beat_reply(source, reply, message)
+    def _tick_groups(self) -> None:
+        moment = self.moment
+        for number in self._pulse.tick(moment.now, TICK_SLACK_MS, moment.fit):
+            self._tick_group(number)
+            self._touched[number] = None
+
+    def _beats(self) -> dict[int, Sequence[Beat]]:
+        table, members = self._pulse.beats()
+        live: dict[int, list[Beat]] = {}
+        for number in np.flatnonzero(~self._steady.parked).tolist():
+            group = self.groups.get(number)
+            if group is not None and group.role == LEADER:
+                for member in group.progress:
+                    beat = Beat(number, group.term, group.commit)
+                    live.setdefault(member, []).append(beat)
+        beats: dict[int, Sequence[Beat]] = {}
+        for peer in self.peers:
+            own = table[(members == peer).any(axis=1)]
+            if peer in live:
+                own = np.concatenate([own, table_of(Beat, live[peer])])
+                own = own[np.argsort(own[:, 0])]
+            beats[peer] = Rows(Beat, own)
+        return beats
+
+    def _answer_beats(self, source: int, message: Beats) -> None:
+        beats = table_of(Beat, message.beats)
+        if self._aside or not self._each_once(beats):
+            super()._answer_beats(source, message)
             return
-        progress = group.progress[source]
-        if message.round > progress.round:
-            progress.round = message.round
-            progress.round_sent_at = max(progress.round_sent_at, message.sent_at)
+        answers, there, committed = self._pulse.take_beats(source, beats, self.moment.now)
+        if committed is not None:
+            self._actions.append(committed)
+        later: dict[int, list[BeatReply]] = {}
+        for row in np.flatnonzero(~there).tolist():
+            beat = Beat(*beats[row].tolist())
+            if beat.group not in self.groups:
+                continue
+            reply = self._on_beat(source, beat)
+            after = self._waits_for(self.groups[beat.group])
+            if after:
+                later.setdefault(after, []).append(reply)
+            else:
+                answers[row], there[row] = reply, True
+        now = Rows(BeatReply, answers[there])
+        self._send(source, BeatReplies(message.round, message.sent_at, self._wall, now))
+        for after, some in later.items():
+            answer = BeatReplies(message.round, message.sent_at, self._wall, tuple(some))
+            self._send(source, answer, after)
 
-    def _tick_group(self, group: Group) -> None:
-        """Nothing is to do for who follows and has heard a beat, or leads and all is well."""
-        if not self._steady.parked[group.group]:
-            super()._tick_group(group)
-        elif group.role == FOLLOWER and self.moment.now < group.election_at:
-            group.deadline = group.election_at
-        elif group.role == LEADER and self.moment.fit and leading.is_calm(group):
-            group.deadline = leading.next_tick(group)
-        else:
-            super()._tick_group(group)
+    def _take_beat_replies(self, source: int, message: BeatReplies) -> None:
+        answers = table_of(BeatReply, message.replies)
+        if not self._each_once(answers):
+            super()._take_beat_replies(source, message)
+            return
+        now = self.moment.now
+        left = self._pulse.take_answers(source, message.round, message.sent_at, answers, now)
+        for row in left.tolist():
+            reply = BeatReply(*answers[row].tolist())
+            if reply.group in self.groups:
+                self._on_beat_reply(source, reply, message)
+
+    def _each_once(self, table: Table) -> bool:
+        """Whether rows are about groups that there are columns for, each about another one."""
+        groups = table[:, 0]
+        return self._steady.knows(groups) and bool((groups[1:] > groups[:-1]).all())
+
+    def leases(self, now: int) -> Leases:
+        self.moment.now = now
+        parked = self._pulse.leases(now)
+        live = np.flatnonzero(~self._steady.parked).tolist()
+        found = [lease_of(self.groups[number]) for number in live if number in self.groups]
+        rows = np.array([one for one in found if one is not None], np.int64).reshape(-1, 3).T
+        columns = [np.concatenate(both) for both in zip(parked, rows, strict=True)]
+        return Leases(*columns)
 
     def _on_durable(self, event: Durable) -> None:
         super()._on_durable(event)

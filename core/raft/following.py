@@ -3,8 +3,9 @@
 `verified` is the last index that was compared with the log of this term's leader: what lies
 behind it may differ, however long the own log is, so nothing behind it is acked or committed.
 
-A follower answers an append at once with what is durable by then, and again when more is: its
-sign of life never waits for the disk.
+A follower answers an append whose ops are all new when they are durable, and any other at once: it
+says nothing that the leader does not learn from the next answer to a beat, and that never waits for
+the disk.
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ def on_append(group: GroupState, sender: int, message: Append) -> None:
         at = log.last_of_term(message.prev_term, prev)
         reply(group, sender, message.prev_index, at + 1, log.term_at(at))
         return
+    new = bool(ops) and prev == log.last and group.moment.room and not log.holes
     verified = _take(group, ops, prev)
     group.verified = max(group.verified, verified)
     group.leader_commit = max(message.commit, group.leader_commit)
     group.advance_commit(min(message.commit, group.verified))
     maybe_certain(group)
-    reply(group, sender, message.prev_index)
+    if not new:
+        reply(group, sender, message.prev_index)
 
 
 def _agrees(group: GroupState, message: Append) -> bool:

@@ -12,8 +12,10 @@ Does not know: sockets, files, what ops mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from meterd.core.raft.clock_check import ClockCheck
 from meterd.core.raft.events import (
@@ -34,6 +36,7 @@ from meterd.core.raft.events import (
     WriteTerm,
 )
 from meterd.core.raft.group import Group
+from meterd.core.raft.reading import Leases, lease_of
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.slices import AcceptedSlices, CommitSlices, WriteSlices
 from meterd.core.raft.standing import Heard, Standing
@@ -236,7 +239,12 @@ class Node:
             group.log.last,
             group.commit,
             matches if group.role == LEADER else {},
+            group.leader_commit,
         )
+
+    def views(self) -> dict[int, View]:
+        """Return all groups as they are."""
+        return {number: self.view(number) for number in self.groups}
 
     def size_behind(self, number: int, member: int) -> int:
         """Return the bytes in memory that a follower of a group led here lacks."""
@@ -267,10 +275,6 @@ class Node:
         for one in message.expanded():
             self._on_group_message(source, one)
 
-    def commit_of(self, group: Group) -> int:
-        """Return up to where a group that this node leads is committed."""
-        return group.commit
-
     def _on_beat(self, source: int, beat: Beat) -> BeatReply:
         reply, actions = self._live(beat.group).on_beat(source, beat)
         self._carry_out(actions)
@@ -280,8 +284,40 @@ class Node:
         group = self._live(reply.group)
         self._carry_out(group.on_beat_reply(source, reply, message.round, message.sent_at))
 
-    def _tick_group(self, group: Group) -> None:
-        self._carry_out(self._live(group.group).step(Tick()))
+    def _tick_group(self, number: int) -> None:
+        """Tick a group that is due; who stands aside waits."""
+        if number in self._aside:
+            self.groups[number].deadline = self.beat_at
+        else:
+            self._carry_out(self._live(number).step(Tick()))
+
+    def _tick_groups(self) -> None:
+        late = self.moment.now + TICK_SLACK_MS
+        for number, group in self.groups.items():
+            if late >= group.deadline:
+                self._tick_group(number)
+
+    def _hurry(self) -> None:
+        """Have every group ticked now."""
+        for group in self.groups.values():
+            group.deadline = min(group.deadline, self.moment.now)
+
+    def _beats(self) -> dict[int, Sequence[Beat]]:
+        """Return what to tell each peer of the groups that this node leads."""
+        beats: dict[int, list[Beat]] = {peer: [] for peer in self.peers}
+        for group in self.groups.values():
+            if group.role == LEADER and group.progress:
+                beat = Beat(group.group, group.term, group.commit)
+                for member in group.progress:
+                    beats[member].append(beat)
+        return dict(beats)
+
+    def leases(self, now: int) -> Leases:
+        """Return the groups that may be read by lease, and from when each lease counts."""
+        self.moment.now = now
+        rows = [found for group in self.groups.values() if (found := lease_of(group))]
+        groups, term_start, sent_at = np.array(rows, np.int64).reshape(-1, 3).T
+        return Leases(groups, term_start, sent_at)
 
     def _on_room(self, event: Room) -> None:
         self.moment.room = event.room
@@ -359,14 +395,8 @@ class Node:
         fit = not self.clocks.is_off(now)
         if fit != self.moment.fit:
             self.moment.fit = fit
-            for group in self.groups.values():
-                group.deadline = min(group.deadline, now)
-        for group in self.groups.values():
-            if now + TICK_SLACK_MS >= group.deadline:
-                if group.group in self._aside:
-                    group.deadline = self.beat_at
-                else:
-                    self._tick_group(group)
+            self._hurry()
+        self._tick_groups()
 
     def _find_peers(self) -> None:
         """See who is a member of any group; not where nothing but the ordinary has happened."""
@@ -388,14 +418,8 @@ class Node:
         if self._aside:
             for peer in self.peers:
                 self._send(peer, Hello(self.standing.block))
-        beats: dict[int, list[Beat]] = {peer: [] for peer in self.peers}
-        for group in self.groups.values():
-            if group.role == LEADER and group.progress:
-                beat = Beat(group.group, group.term, self.commit_of(group))
-                for member in group.progress:
-                    beats[member].append(beat)
-        for peer, own in beats.items():
-            self._send(peer, Beats(moment.round, moment.now, self._wall, tuple(own)))
+        for peer, own in self._beats().items():
+            self._send(peer, Beats(moment.round, moment.now, self._wall, own))
         moment.round += 1
 
     # Messages.
@@ -446,24 +470,32 @@ class Node:
 
     def _on_beats(self, source: int, message: Beats) -> None:
         """Answer a fresh beat; a late one says nothing about now."""
-        if message.round <= self._rounds.get(source, 0):
-            return
-        self._rounds[source] = message.round
+        if message.round > self._rounds.get(source, 0):
+            self._rounds[source] = message.round
+            self._answer_beats(source, message)
+
+    def _answer_beats(self, source: int, message: Beats) -> None:
         replies: dict[int, list[BeatReply]] = {0: []}
         for beat in message.beats:
             group = self.groups.get(beat.group)
             if group is None or beat.group in self._aside:
                 continue
             reply = self._on_beat(source, beat)
-            after = group.term_block if group.term_block > self.durable else 0
-            replies.setdefault(after, []).append(reply)
+            replies.setdefault(self._waits_for(group), []).append(reply)
         for after, some in replies.items():
             answer = BeatReplies(message.round, message.sent_at, self._wall, tuple(some))
             self._send(source, answer, after)
 
+    def _waits_for(self, group: Group) -> int:
+        """Return the block that an answer about a group waits for, 0 when it may go."""
+        return group.term_block if group.term_block > self.durable else 0
+
     def _on_beat_replies(self, source: int, message: BeatReplies) -> None:
         now = self.moment.now
         self.clocks.take(source, now, now - message.sent_at, message.wall - self._wall)
+        self._take_beat_replies(source, message)
+
+    def _take_beat_replies(self, source: int, message: BeatReplies) -> None:
         for reply in message.replies:
             if reply.group in self.groups:
                 self._on_beat_reply(source, reply, message)

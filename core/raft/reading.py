@@ -12,6 +12,8 @@ one that has sent TimeoutNow has asked the others to break its lease.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from meterd.core.raft.events import (
     NOT_LEADER,
     NOT_READY,
@@ -22,8 +24,17 @@ from meterd.core.raft.events import (
     ReadReady,
 )
 from meterd.core.raft.state import LEADER, GroupState, WaitingRead
+from meterd.protocol.raft_slices import Ints
 
 FOREVER = 1 << 60
+
+
+class Leases(NamedTuple):
+    """Of each group that this member leads and may serve reads of by lease."""
+
+    groups: Ints
+    term_start: Ints
+    sent_at: Ints  # since when a majority is known to follow; FOREVER: nobody else is needed
 
 
 def quorum_sent_at(group: GroupState) -> int:
@@ -60,6 +71,17 @@ def holds_lease(group: GroupState) -> bool:
         and group.commit >= group.lease_from
         and group.moment.now - quorum_sent_at(group) < group.settings.lease_ms
     )
+
+
+def lease_of(group: GroupState) -> tuple[int, int, int] | None:
+    """Return group, first index of the term, and since when a majority is known to follow.
+
+    None where this replica may serve nothing by lease.
+    """
+    if group.role != LEADER or group.transfer is not None or group.commit < group.lease_from:
+        return None
+    alone = group.log.configuration.voters == (group.member,)
+    return group.group, group.term_start, FOREVER if alone else quorum_sent_at(group)
 
 
 def on_read(group: GroupState, event: Read) -> None:

@@ -28,7 +28,7 @@ from meterd.core.raft.group import Group
 from meterd.core.raft.progress import PROBE, REPLICATE
 from meterd.core.raft.slices import AcceptedSlices, CommitSlices, WriteSlices
 from meterd.core.raft.state import FOLLOWER, LEADER
-from meterd.protocol.raft_messages import NOBODY, Beat, BeatReply, Mark, Op
+from meterd.protocol.raft_messages import NOBODY, Mark, Op
 from meterd.protocol.raft_slices import AckSlices, AppendSlices, Digests, Ints, SliceOps, words
 
 # Members of one group: voters up to 7, and learners while replicas move.
@@ -64,6 +64,7 @@ class View(NamedTuple):
     last: int
     commit: int
     matches: dict[int, int]  # of a leader: what each other member has
+    leader_commit: int  # of a follower: the last commit index heard from its leader
 
 
 class Remembered(NamedTuple):
@@ -87,44 +88,57 @@ class Steady:
         self._groups = groups
         self._chain, self._await_block = chain, await_block
         self.parked = np.zeros(count, np.bool_)
-        self._leads = np.zeros(count, np.bool_)
-        self._lone = np.zeros(count, np.bool_)  # leads, and nobody follows
+        self.leads = np.zeros(count, np.bool_)
+        self.lone = np.zeros(count, np.bool_)  # leads, and nobody follows
         self._remembers = np.zeros(count, np.bool_)  # its Group holds ops, too
         self._forgotten = np.zeros(count, np.int64)  # ops up to here may go
         self._numbers = np.array(list(groups), np.int64)
         self._all_lone: bool | None = None  # None: not known since a group came or went
         self._epoch = np.zeros(count, np.int64)
-        self._term, self._last, self._last_term, self._durable, self._commit = np.zeros(
+        self.term, self.last, self._last_term, self.durable_to, self.commit = np.zeros(
             (5, count), np.int64
         )
         self._digest = np.zeros((count, 2), np.uint64)
-        self._leader, self._reported, self._quorum, self._sent_at, self._probe_at = np.zeros(
+        self.leader, self._reported, self.quorum, self.sent_at, self._probe_at = np.zeros(
             (5, count), np.int64
         )
         self._size_max = np.zeros(count, np.int64)
         self._flights_max = np.zeros(count, np.int64)
-        self._member = np.zeros((count, MEMBERS_MAX), np.int64)  # 0 is the group's own
-        self._voter, self._streams = np.zeros((2, count, MEMBERS_MAX), np.bool_)
-        self._match, self._accepted = np.zeros((2, count, MEMBERS_MAX), np.int64)
+        self.members = np.zeros((count, MEMBERS_MAX), np.int64)  # 0 is the group's own
+        self.voters, self.streams = np.zeros((2, count, MEMBERS_MAX), np.bool_)
+        self.match, self.accepted = np.zeros((2, count, MEMBERS_MAX), np.int64)
         self._history: deque[Remembered] = deque()
         # Block, groups, index, epochs, rows as in `Remembered`.
         self._waiting: deque[tuple[int, Ints, Ints, Ints, list[int]]] = deque()
+        self._came: Callable[[Group], None] = _nothing
+        self._goes: Callable[[Group], None] = _nothing
+
+    def watch(self, came: Callable[[Group], None], goes: Callable[[Group], None]) -> None:
+        """Have these called with each group that is parked, and that is brought back."""
+        self._came, self._goes = came, goes
 
     def knows(self, groups: Ints) -> bool:
         """Whether there is a row for each of these; a peer may say anything."""
         return bool(((groups >= 0) & (groups < len(self.parked))).all())
 
-    def view(self, g: int) -> View:
-        """Return a parked group as it is."""
-        columns = self._member[g].nonzero()[0] if self._leads[g] else ()
-        return View(
-            role=LEADER if self._leads[g] else FOLLOWER,
-            leader=int(self._leader[g]),
-            term=int(self._term[g]),
-            last=int(self._last[g]),
-            commit=int(self._commit[g]),
-            matches={int(self._member[g, c]): int(self._match[g, c]) for c in columns},
+    def views(self, g: Ints, leader_commit: Ints) -> list[View]:
+        """Return parked groups as they are; `leader_commit` of each."""
+        columns = (self.leads, self.leader, self.term, self.last, self.commit)
+        rows = zip(
+            *[column[g].tolist() for column in columns],
+            self.members[g].tolist(),
+            self.match[g].tolist(),
+            leader_commit.tolist(),
+            strict=True,
         )
+        views = []
+        for leads, leader, term, last, commit, members, match, heard in rows:
+            role, matches = FOLLOWER, {}
+            if leads:
+                role = LEADER
+                matches = {m: k for m, k in zip(members, match, strict=True) if m}
+            views.append(View(role, leader, term, last, commit, matches, heard))
+        return views
 
     # Coming and going.
 
@@ -134,35 +148,36 @@ class Steady:
             return
         g, log = group.group, group.log
         self.parked[g] = True
-        self._leads[g] = group.role == LEADER
-        self._lone[g] = group.role == LEADER and not group.progress
+        self.leads[g] = group.role == LEADER
+        self.lone[g] = group.role == LEADER and not group.progress
         self._forgotten[g] = 0
         self._all_lone = None
         self._remembers[g] = len(log.ops) > 0
         self._epoch[g] += 1
-        self._term[g], self._last[g], self._last_term[g] = group.term, log.last, log.last_term
-        self._durable[g], self._commit[g] = group.durable, group.commit
+        self.term[g], self.last[g], self._last_term[g] = group.term, log.last, log.last_term
+        self.durable_to[g], self.commit[g] = group.durable, group.commit
         self._digest[g] = words(log.digest_at(log.last))
-        self._leader[g], self._reported[g] = group.leader, group.reported
+        self.leader[g], self._reported[g] = group.leader, group.reported
         if group.role == LEADER:
             self._park_leader(g, group)
+        self._came(group)
 
     def _park_leader(self, g: int, group: Group) -> None:
         settings, configuration = group.settings, group.log.configuration
-        self._quorum[g] = configuration.quorum
-        self._sent_at[g] = -NEVER
+        self.quorum[g] = configuration.quorum
+        self.sent_at[g] = -NEVER
         self._flights_max[g] = settings.flights_max
         self._size_max[g] = settings.flight_bytes_max // settings.flights_max
-        self._voter[g] = self._streams[g] = False
-        self._member[g] = 0
-        self._voter[g, 0] = True
+        self.voters[g] = self.streams[g] = False
+        self.members[g] = 0
+        self.voters[g, 0] = True
         due = NEVER
         for column, (member, progress) in enumerate(group.progress.items(), 1):
-            self._member[g, column] = member
-            self._voter[g, column] = member in configuration.voters
-            self._streams[g, column] = progress.state == REPLICATE
-            self._match[g, column] = progress.match
-            self._accepted[g, column] = progress.accepted
+            self.members[g, column] = member
+            self.voters[g, column] = member in configuration.voters
+            self.streams[g, column] = progress.state == REPLICATE
+            self.match[g, column] = progress.match
+            self.accepted[g, column] = progress.accepted
             if progress.state == PROBE and progress.next <= group.log.floor:
                 due = -NEVER  # it gets a snapshot with the next op
             elif progress.state == PROBE:
@@ -180,34 +195,35 @@ class Steady:
         if before[0] > group.log.last:  # what lies between is forgotten
             group.log.forget_to(Mark(*before, group.log.configuration))
         group.log.extend(ops)
-        group.commit = int(self._commit[g])
+        group.commit = int(self.commit[g])
         group.applicable = group.commit
-        group.durable = int(self._durable[g])
+        group.durable = int(self.durable_to[g])
         for block, _, index, epochs, rows in self._waiting:
             row = rows[g]
             if row >= 0 and epochs[row] == epoch:
                 group.pending.append((block, int(index[row])))
                 self._await_block(block, g)
-        if self._leads[g]:
+        if self.leads[g]:
             self._unpark_leader(g, group)
         else:
             group.verified = group.log.last
             group.reported = int(self._reported[g])
+        self._goes(group)
 
     def _unpark_leader(self, g: int, group: Group) -> None:
         log = group.log
         group.uncommitted_bytes = log.size_behind(group.commit)
         for column, progress in enumerate(group.progress.values(), 1):
-            if not self._streams[g, column]:
+            if not self.streams[g, column]:
                 continue
-            progress.accepted = int(self._accepted[g, column])
+            progress.accepted = int(self.accepted[g, column])
             while progress.next <= log.last:
                 index = progress.next
                 size = log.op(index).size if index > log.base.index else 0  # forgotten
                 progress.take_off(index, size, progress.sent_at)
-            if self._sent_at[g] > -NEVER:
-                progress.sent_at = int(self._sent_at[g])
-            match = int(self._match[g, column])
+            if self.sent_at[g] > -NEVER:
+                progress.sent_at = int(self.sent_at[g])
+            match = int(self.match[g, column])
             if match > progress.match:
                 progress.land(match)
 
@@ -224,7 +240,7 @@ class Steady:
                 before = (ops[0].index - 1, int(found.before_term[row]), low | high << 64)
         if before is None:
             low, high = self._digest[g].tolist()
-            before = (int(self._last[g]), int(self._last_term[g]), low | high << 64)
+            before = (int(self.last[g]), int(self._last_term[g]), low | high << 64)
         return before, ops
 
     def _remember(self, block: int, ops: SliceOps, before: Digests, before_term: Ints) -> None:
@@ -244,7 +260,7 @@ class Steady:
 
     def forget(self, groups: Ints, index: Ints) -> None:
         """Drop ops of parked groups, each up to an index and as far as it is committed."""
-        index = np.minimum(index, self._commit[groups])
+        index = np.minimum(index, self.commit[groups])
         self._forgotten[groups] = np.maximum(index, self._forgotten[groups])
         for g in groups[self._remembers[groups]].tolist():
             log = self._groups[g].log
@@ -270,7 +286,7 @@ class Steady:
         """Whether every group is here and leads nobody but itself: a node that is alone."""
         if self._all_lone is None:
             numbers = self._numbers
-            self._all_lone = bool((self.parked[numbers] & self._lone[numbers]).all())
+            self._all_lone = bool((self.parked[numbers] & self.lone[numbers]).all())
         return self._all_lone
 
     # The leader's half.
@@ -285,13 +301,13 @@ class Steady:
         g = wanted.groups
         if self.all_lone and len(self._waiting) < LONE_MAX:
             return self._append(wanted, causes, block, now, _NO_ROWS)
-        lag = self._last[g, None] - self._match[g]
-        full = (self._streams[g] & (lag >= self._flights_max[g, None])).any(axis=1)
+        lag = self.last[g, None] - self.match[g]
+        full = (self.streams[g] & (lag >= self._flights_max[g, None])).any(axis=1)
         fast = (
             self.parked[g]
-            & self._leads[g]
+            & self.leads[g]
             & ~full
-            & (self._last[g] - self._commit[g] < self._flights_max[g])
+            & (self.last[g] - self.commit[g] < self._flights_max[g])
             & (wanted.size <= self._size_max[g])
             & (now < self._probe_at[g])
         )
@@ -319,22 +335,22 @@ class Steady:
     ) -> Proposed:
         g = taken.groups
         before, before_term = self._digest[g], self._last_term[g]
-        index, term = self._last[g] + 1, self._term[g]
+        index, term = self.last[g] + 1, self.term[g]
         digest = self._chain(before, term, index, taken.kind, taken.body)
         ops = taken._replace(index=index, term=term, digest=digest)
         sends = []
         if not self.all_lone:
-            message = AppendSlices(term, before_term, before, self._commit[g], ops)
+            message = AppendSlices(term, before_term, before, self.commit[g], ops)
             sends = self._sends(g, message)
-            self._sent_at[g] = now
-        self._last[g], self._last_term[g], self._digest[g] = index, term, digest
+            self.sent_at[g] = now
+        self.last[g], self._last_term[g], self._digest[g] = index, term, digest
         self._remember(block, ops, before, before_term)
         accepted = AcceptedSlices(g, index, term, causes)
         return Proposed(WriteSlices(ops), sends, accepted, left)
 
     def _sends(self, g: Ints, message: AppendSlices) -> list[tuple[int, AppendSlices]]:
         """Return what each streaming member gets: usually the same for all of them."""
-        members, streams = self._member[g], self._streams[g]
+        members, streams = self.members[g], self.streams[g]
         sends = []
         for member in np.unique(members[streams]).tolist():
             mine = ((members == member) & streams).any(axis=1)
@@ -347,109 +363,64 @@ class Steady:
     def ack(self, source: int, acks: AckSlices) -> tuple[CommitSlices | None, Ints]:
         """Take a streaming follower's acks; return what is committed, and rows not taken."""
         g = acks.groups
-        mine = (self._member[g] == source) & self._streams[g]
-        fast = self.parked[g] & self._leads[g] & (self._term[g] == acks.term) & mine.any(axis=1)
+        mine = (self.members[g] == source) & self.streams[g]
+        fast = self.parked[g] & self.leads[g] & (self.term[g] == acks.term) & mine.any(axis=1)
         left = np.flatnonzero(~fast)
         rows = np.flatnonzero(fast)
         g, column = g[rows], mine[rows].argmax(axis=1)
-        self._accepted[g, column] = acks.accepted[rows]
-        more = acks.match[rows] > self._match[g, column]
-        self._match[g, column] = np.maximum(acks.match[rows], self._match[g, column])
+        self.accepted[g, column] = acks.accepted[rows]
+        more = acks.match[rows] > self.match[g, column]
+        self.match[g, column] = np.maximum(acks.match[rows], self.match[g, column])
         return self._quorum_commit(g[more]), left
 
     def _quorum_commit(self, g: Ints) -> CommitSlices | None:
         """Commit what a majority of voters has durable; all behind commit is of this term."""
-        self._match[g, 0] = self._durable[g]
-        matches = np.where(self._voter[g], self._match[g], -1)
+        self.match[g, 0] = self.durable_to[g]
+        matches = np.where(self.voters[g], self.match[g], -1)
         matches.sort(axis=1)
-        index = matches[np.arange(len(g)), MEMBERS_MAX - self._quorum[g]]
-        more = index > self._commit[g]
+        index = matches[np.arange(len(g)), MEMBERS_MAX - self.quorum[g]]
+        more = index > self.commit[g]
         if not more.any():
             return None
         g, index = g[more], index[more]
-        self._commit[g] = index
+        self.commit[g] = index
         return CommitSlices(g, index)
 
     # The follower's half.
 
     def accept(
         self, source: int, message: AppendSlices, block: int
-    ) -> tuple[WriteSlices | None, CommitSlices | None, AckSlices | None, Ints]:
-        """Take slices that continue parked groups; return record, commits, ack and rows left."""
+    ) -> tuple[WriteSlices | None, CommitSlices | None, Ints]:
+        """Take slices that continue parked groups; return record, commits and rows left.
+
+        They are acked when they are durable.
+        """
         ops = message.ops
         g = ops.groups
         fast = (
             self.parked[g]
-            & ~self._leads[g]
-            & (self._leader[g] == source)
-            & (self._term[g] == message.term)
-            & (self._last[g] + 1 == ops.index)
+            & ~self.leads[g]
+            & (self.leader[g] == source)
+            & (self.term[g] == message.term)
+            & (self.last[g] + 1 == ops.index)
             & (self._last_term[g] == message.prev_term)
             & (self._digest[g] == message.prev_digest).all(axis=1)
         )
         left = np.flatnonzero(~fast)
         rows = np.flatnonzero(fast)
         if not len(rows):
-            return None, None, None, left
+            return None, None, left
         if len(left):
             ops = ops.take(rows)
         g = ops.groups
         before, before_term = self._digest[g], self._last_term[g]
-        self._last[g], self._last_term[g], self._digest[g] = ops.index, ops.term, ops.digest
+        self.last[g], self._last_term[g], self._digest[g] = ops.index, ops.term, ops.digest
         self._remember(block, ops, before, before_term)
         commit = np.minimum(message.commit[rows], ops.index)
-        more = commit > self._commit[g]
+        more = commit > self.commit[g]
         committed = CommitSlices(g[more], commit[more]) if more.any() else None
-        self._commit[g] = np.maximum(commit, self._commit[g])
-        match = np.minimum(self._durable[g], ops.index)
-        self._reported[g] = match
-        ack = AckSlices(g, message.term[rows], ops.index - 1, ops.index, match)
-        return WriteSlices(ops), committed, ack, left
-
-    # Beats.
-
-    def commit_of(self, g: int) -> int:
-        """Return up to where a parked group is committed."""
-        return int(self._commit[g])
-
-    def beat(self, source: int, beat: Beat) -> tuple[BeatReply | None, int]:
-        """Take a leader's beat about a parked group that follows it.
-
-        Return the answer, None when it is not ordinary, and what is committed now (0: as before).
-        """
-        g = beat.group
-        if (
-            not self.parked[g]
-            or self._leads[g]
-            or self._leader[g] != source
-            or self._term[g] != beat.term
-        ):
-            return None, 0
-        last = int(self._last[g])
-        commit = min(beat.commit, last)
-        more = commit > self._commit[g]
-        if more:
-            self._commit[g] = commit
-        match = min(last, int(self._durable[g]))
-        return BeatReply(g, beat.term, last, match, 0, True), commit if more else 0
-
-    def beat_reply(self, source: int, reply: BeatReply, now: int) -> bool:
-        """Take the answer to a beat about a parked group; return whether it was ordinary."""
-        g = reply.group
-        if not (self.parked[g] and self._leads[g] and self._term[g] == reply.term):
-            return False
-        group = self._groups[g]
-        if source not in group.progress or not reply.room or reply.need_from:
-            return False
-        column = 1 + list(group.progress).index(source)
-        if not self._streams[g, column] or reply.match > self._match[g, column]:
-            return False
-        sent_at = max(int(self._sent_at[g]), group.progress[source].sent_at)
-        late = now - sent_at >= group.settings.retransmit_ms
-        if reply.accepted < self._last[g] and late:
-            return False
-        self._accepted[g, column] = reply.accepted
-        return True
+        self.commit[g] = np.maximum(commit, self.commit[g])
+        return WriteSlices(ops), committed, left
 
     # Both.
 
@@ -461,23 +432,23 @@ class Steady:
         while self._waiting and self._waiting[0][0] <= block:
             _, g, index, epochs, _ = self._waiting.popleft()
             valid = self.parked[g] & (self._epoch[g] == epochs)
-            self._durable[g[valid]] = index[valid]
+            self.durable_to[g[valid]] = index[valid]
             found.append(g[valid])
         if not found:
             return None, []
         groups = found[0] if len(found) == 1 else np.unique(np.concatenate(found))
-        committed = self._quorum_commit(groups[self._leads[groups]])
-        if self._leads[groups].all():
+        committed = self._quorum_commit(groups[self.leads[groups]])
+        if self.leads[groups].all():
             return committed, []
-        following = groups[~self._leads[groups]]
-        tell = following[self._durable[following] > self._reported[following]]
-        self._reported[tell] = self._durable[tell]
+        following = groups[~self.leads[groups]]
+        tell = following[self.durable_to[following] > self._reported[following]]
+        self._reported[tell] = self.durable_to[tell]
         acks = []
-        for leader in np.unique(self._leader[tell]).tolist():
-            g = tell[self._leader[tell] == leader]
+        for leader in np.unique(self.leader[tell]).tolist():
+            g = tell[self.leader[tell] == leader]
             zeros = np.zeros(len(g), np.int64)
             acks.append(
-                (leader, AckSlices(g, self._term[g], zeros, self._last[g], self._durable[g]))
+                (leader, AckSlices(g, self.term[g], zeros, self.last[g], self.durable_to[g]))
             )
         return committed, acks
 
@@ -492,7 +463,7 @@ class Steady:
             valid = self._epoch[g] == epochs
             if not valid.all():  # written before the group came here, and counted then
                 g, index = g[valid], index[valid]
-            self._durable[g], self._commit[g] = index, index
+            self.durable_to[g], self.commit[g] = index, index
             done.append((g, index))
         while self._history and len(self._history) > len(self._waiting):
             self._history.popleft()
@@ -501,7 +472,11 @@ class Steady:
         if len(done) == 1:
             return CommitSlices(*done[0])
         groups = np.unique(np.concatenate([g for g, _ in done]))
-        return CommitSlices(groups, self._commit[groups])
+        return CommitSlices(groups, self.commit[groups])
+
+
+def _nothing(_: Group) -> None:
+    pass
 
 
 def is_steady(group: Group, durable_block: int) -> bool:

@@ -40,7 +40,8 @@ from meterd.protocol.raft_messages import (
     Vote,
     VoteReply,
 )
-from meterd.protocol.raft_records import RecordSlice
+from meterd.protocol.raft_records import RecordSlice, RecordSlices
+from meterd.protocol.raft_rows import Rows
 from meterd.protocol.raft_slices import AckSlices
 from meterd.protocol.raft_wire import TERM_MAX, decode, encode
 from tests.support.log_builder import LoggedEvent
@@ -122,6 +123,8 @@ def plain(value: Any) -> Any:
         return raft_records.head_of(record), bytes(record.payload), value.number
     if isinstance(value, memoryview):
         return bytes(value)
+    if isinstance(value, Rows | RecordSlices):
+        value = tuple(value)
     if isinstance(value, tuple | list):
         return type(value).__name__, [plain(item) for item in value]
     return value

@@ -38,15 +38,21 @@ class Beats:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.all = self.slow = 0
+        for name, rows in (("_answer_beats", "beats"), ("_take_beat_replies", "replies")):
+            monkeypatch.setattr(FastNode, name, self._counting(getattr(FastNode, name), rows))
         for name in ("_on_beat", "_on_beat_reply"):
-            for owner in (FastNode, Node):
-                monkeypatch.setattr(owner, name, self._counting(owner, getattr(owner, name)))
+            monkeypatch.setattr(Node, name, self._slow(getattr(Node, name)))
 
-    def _counting(self, owner: type[Node], original: Any) -> Any:
-        def counted(node: FastNode, *arguments: Any) -> Any:
-            if isinstance(node, FastNode):
-                self.all += owner is FastNode
-                self.slow += owner is Node
+    def _counting(self, original: Any, rows: str) -> Any:
+        def counted(node: FastNode, source: int, message: Any) -> Any:
+            self.all += len(getattr(message, rows))
+            return original(node, source, message)
+
+        return counted
+
+    def _slow(self, original: Any) -> Any:
+        def counted(node: Node, *arguments: Any) -> Any:
+            self.slow += isinstance(node, FastNode)
             return original(node, *arguments)
 
         return counted

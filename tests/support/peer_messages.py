@@ -38,7 +38,7 @@ from meterd.protocol.raft_messages import (
     VoteReply,
     member_id,
 )
-from meterd.protocol.raft_records import RecordSlice
+from meterd.protocol.raft_records import RecordSlice, RecordSlices
 from meterd.protocol.raft_slices import AckSlices, AppendSlices, SliceOps, words
 from meterd.protocol.raft_wire import encode
 from tests.support.log_builder import LoggedEvent, columns
@@ -140,7 +140,7 @@ class Histories:
             table["digest"].copy(),
             same * record.kind,
             same * 100 + np.arange(count),
-            [RecordSlice(placed, number) for number in range(count)],
+            RecordSlices(placed),
         )
         return AppendSlices(same * TERM, same * (TERM - 1), before, table["index"] - same, ops)
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 
-from meterd.actors import identity
+from meterd.actors import identity, under_way
 from meterd.actors.actor import Lifeline
 from meterd.actors.bundle import bundle
 from meterd.actors.ingest import Ingest
 from meterd.actors.options import Options
+from meterd.actors.under_way import GATHERINGS_MAX
 from meterd.core.registry import Registry
 from meterd.protocol.envelope import RequestHeader, encode_request
+from meterd.protocol.log_format import GROUP_COUNT
+from tests.support.segments import registry_of
 
 
 class Recorded(Ingest):
@@ -32,10 +37,27 @@ class Recorded(Ingest):
 
 @pytest.fixture
 def ingest(tmp_path: Path) -> Iterator[Recorded]:
-    identity.claim(str(tmp_path), 7, "auto")
+    yield from opened(tmp_path)
+
+
+@pytest.fixture
+def of_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
+    """The ingest actor of a node that leads everything in a cluster of three."""
+    monkeypatch.setattr(under_way, "SECONDS_MAX", 3600.0)
+    peers = "7:127.0.0.1:8107,8:127.0.0.1:8108,9:127.0.0.1:8109"
+    for actor in opened(tmp_path, peers=peers):
+        leaders = np.full(GROUP_COUNT, 7, np.uint8).tobytes()
+        actor.handle([b"leaders", (1).to_bytes(8, "little"), leaders])
+        actor.handle([b"registry", registry_of(1).to_bytes(), *bundle([])])
+        actor.taken()
+        yield actor
+
+
+def opened(directory: Path, **node: Any) -> Iterator[Recorded]:
+    identity.claim(str(directory), 7, "auto")
     reading, writing = os.pipe()
-    options = Options.from_mapping({"node": {"data_dir": str(tmp_path), "id": 7}})
-    actor = Recorded(options, str(tmp_path), Lifeline(writing))
+    options = Options.from_mapping({"node": {"data_dir": str(directory), "id": 7} | node})
+    actor = Recorded(options, str(directory), Lifeline(writing))
     actor.open()
     yield actor
     os.close(reading)
@@ -72,3 +94,41 @@ def test_it_says_hello_once_it_can_serve(ingest: Recorded) -> None:
     ingest.handle(request("ingest", {"events": [EVENT]}))
     ingest.flush()
     assert ingest.taken() == [("replication", b"judge")]  # behind the records before it
+
+
+def send_one(actor: Recorded, number: int) -> list[Any]:
+    """Have a turn with one event; return what it led to."""
+    code = next(iter(actor._registry.entries)).code
+    event = {"account": "acme", "metric": code, "timestamp": 1, "id": f"event {number}", "value": 1}
+    actor.handle(request("ingest", {"events": [event]}))
+    actor.flush()
+    return actor.taken()
+
+
+def test_it_gathers_further_while_enough_is_under_way_to_other_nodes(of_three: Recorded) -> None:
+    proposed = [("replication", b"propose")]
+    for number in range(GATHERINGS_MAX):
+        assert send_one(of_three, number) == proposed
+    assert [send_one(of_three, number) for number in (10, 11, 12)] == [[], [], []]
+    of_three.handle([b"decided", (1).to_bytes(4, "little")])
+    of_three.flush()
+    assert of_three.taken() == proposed  # all three as one
+
+
+def test_it_goes_on_when_nobody_decides(
+    of_three: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(GATHERINGS_MAX + 1):
+        send_one(of_three, number)
+    of_three.tick(time.monotonic())
+    assert of_three.taken() == []
+    monkeypatch.setattr(under_way, "SECONDS_MAX", 0.0)
+    of_three.tick(time.monotonic())
+    assert of_three.taken() == [("replication", b"propose")]
+
+
+def test_it_keeps_nothing_back_when_it_ends(of_three: Recorded) -> None:
+    for number in range(GATHERINGS_MAX + 1):
+        send_one(of_three, number)
+    assert of_three.drained()
+    assert of_three.taken() == [("replication", b"propose")]

@@ -1,0 +1,46 @@
+"""Counts what ingest has handed on and nobody has decided yet, so that small gatherings wait.
+
+Where a record crosses to other nodes it costs much and an event in it little.  So while a few
+gatherings are under way, requests that come are gathered further, and go when one of those is
+decided.  A gathering that nobody decides (a node is gone) stops counting after a moment: it must
+not hold up what other nodes lead.
+
+Does not know: what a gathering is, who decides it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+# So many gatherings under way keep every actor of the way busy.
+GATHERINGS_MAX: Final = 3
+# One that is under way for longer counts no more.
+SECONDS_MAX: Final = 0.05
+
+
+class UnderWay:
+    """Gatherings that were handed on, the oldest first."""
+
+    def __init__(self) -> None:
+        self._since: deque[float] = deque()
+
+    def add(self, now: float) -> None:
+        """Count a gathering that is handed on at monotonic `now`."""
+        self._since.append(now)
+
+    def decided(self, count: int) -> None:
+        """So many are decided; those that count no more may be among them."""
+        for _ in range(min(count, len(self._since))):
+            self._since.popleft()
+
+    def full(self, now: float) -> bool:
+        """Is as much under way as should be?"""
+        while self._since and now - self._since[0] >= SECONDS_MAX:
+            self._since.popleft()
+        return len(self._since) >= GATHERINGS_MAX
+
+    @property
+    def until(self) -> float:
+        """When the oldest one counts no more; there must be one."""
+        return self._since[0] + SECONDS_MAX
