@@ -148,7 +148,7 @@ class Actor:
         outbox = self._outboxes.get(actor)
         if outbox is None:
             outbox = self._outboxes[actor] = sockets.outbox(self.run_dir, actor)
-        sockets.send(outbox, frames)
+        sockets.send_packed(outbox, frames)
 
     # The loop
 
@@ -161,7 +161,8 @@ class Actor:
         signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         self.watch(self._wake[0], lambda: _drain(self._wake[0]))
         self.open()
-        self.listen(sockets.inbox(self.run_dir, self.name), self.handle)
+        inbox = sockets.inbox(self.run_dir, self.name)
+        self.listen(inbox, self.handle, sockets.receive_packed)
         self._serve()
         self.close()
         self.report()

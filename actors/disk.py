@@ -360,12 +360,20 @@ def _sync(call: Callable[[int], None], descriptor: int) -> None:
         raise FsyncFailed(f"fsync failed: {error}") from error
 
 
-@contextlib.contextmanager
-def full_disk_told() -> Iterator[None]:
-    """Turn what the system says when bytes, inodes or a quota have run out into DiskFull."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
+class FullDiskTold:
+    """Turns what the system says when bytes, inodes or a quota have run out into DiskFull."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError) and error.errno in FULL:
             raise DiskFull(str(error)) from error
-        raise
+
+
+_told = FullDiskTold()
+
+
+def full_disk_told() -> FullDiskTold:
+    """Return what does so; one for all, for the log is written through it."""
+    return _told

@@ -171,7 +171,9 @@ class Replication(Actor):
     def handle(self, frames: list[bytes]) -> None:
         kind = frames[0]
         if kind in (b"propose", b"judge"):
-            if self._held.add(frames):
+            if kind == b"propose" and self._serving and not self._held and self._may_propose():
+                self._on_propose(frames)
+            elif self._held.add(frames):
                 self._take_held()
             elif kind == b"propose":
                 self._refuse(msgpack.unpackb(frames[1])["kind"], OVERLOADED, 0, frames[3])

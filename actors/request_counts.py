@@ -28,7 +28,7 @@ class RequestCounts:
         self._began = began
         self._received = self._sync = self._async = 0
         self._requests = 0  # that somebody waits for
-        self._refused: Counter[tuple[str, str]] = Counter()  # status and reason
+        self._refused: Counter[tuple[str, str]] | None = None  # by status and reason, if any is
 
     def add(self, result: IngestResult, synchronous: bool) -> None:
         """Count a request."""
@@ -39,6 +39,7 @@ class RequestCounts:
         else:
             self._async += result.stored
         if result.items:
+            self._refused = self._refused or Counter()
             self._refused.update(item[1:] for item in result.items)
 
     def tell(self, telemetry: Telemetry) -> None:
@@ -47,5 +48,5 @@ class RequestCounts:
         telemetry.add('events_ingested_total{mode="sync"}', self._sync)
         telemetry.add('events_ingested_total{mode="async"}', self._async)
         telemetry.observe(DURATION, time.monotonic() - self._began, self._requests)
-        for (status, reason), count in self._refused.items():
+        for (status, reason), count in self._refused.items() if self._refused else ():
             telemetry.add(COUNTERS[status].format(reason), count)

@@ -25,6 +25,7 @@ from meterd.actors.disk import atomic_write
 from meterd.actors.idle_poll import IdlePoll
 from meterd.actors.leader_map import FIRST_VERSION, LeaderMap
 from meterd.actors.listener_guard import ListenerGuard
+from meterd.actors.near_actors import NearActors
 from meterd.actors.passing_on import PassingOn
 from meterd.actors.sockets import Frame
 from meterd.core.members import Members
@@ -89,6 +90,8 @@ class Router(Actor):
         self._guard = ListenerGuard(node.port, self.options.limits.connections, self.telemetry)
         self.listen(self._clients, self._on_client, self._guard.receive, self._guard.waits)
         self._idle_poll = IdlePoll(node.idle_poll)
+        self._near_actors = NearActors(self.run_dir, wanted=not node.idle_poll)
+        self._nearness = self._near_actors.nearness
         self._map_unsaved = False
         self._leaders = LeaderMap(self.options)
         self._members = self._who.beginning
@@ -154,10 +157,15 @@ class Router(Actor):
             raise Overloaded(retry_after_ms=OVERLOADED_RETRY_MS)
         self._count += 1
         ticket = self._boot + self._count.to_bytes(8, "little")
-        expires = time.monotonic() + header.deadline_ms / 1000 + EXPIRY_MARGIN
+        now = time.monotonic()
+        expires = now + header.deadline_ms / 1000 + EXPIRY_MARGIN
         source = self._guard.source
         self._waiting[ticket] = (rid, header.id, header.kind, size, expires, source)
         self._waiting_bytes += size
+        if len(self._waiting) == 1:
+            self._nearness.begun(now)
+        elif self._nearness.singly:
+            self._near_actors.crowded()
         self._outgoing.setdefault(actor, []).extend((ticket, raw, body))
         self._outgoing_size += size
 
@@ -242,6 +250,8 @@ class Router(Actor):
         answer: list[Frame] = [waiting[0], *parts]
         if self._reply(answer):
             self._guard.answered(waiting[5], answer)
+        if self._nearness.singly:
+            self._nearness.ended(time.monotonic())
 
     def _on_elsewhere(self, frames: Sequence[Frame]) -> None:
         """Pass questions on that other nodes have to answer: a node for each of a bundle."""
@@ -307,6 +317,7 @@ class Router(Actor):
             self._passing_on.forget(self._waiting)
         self.telemetry.set("inflight_requests", len(self._waiting))
         self.telemetry.set("inflight_bytes", self._waiting_bytes)
+        self._near_actors.turn(now)
         return self._guard.look(now, self._waiting_bytes)
 
     def drained(self) -> bool:
@@ -318,6 +329,7 @@ class Router(Actor):
         return not self._waiting or now >= self._stop_at
 
     def close(self) -> None:
+        self._near_actors.close()
         self._passing_on.close()
         self._clients.close(linger=1_000)
         self._guard.close()

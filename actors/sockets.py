@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import msgpack
 import zmq
 from zmq.backend import Socket as _Backend
 
@@ -60,6 +61,9 @@ NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)  # plain numbers: an enum's 
 _READABLE, _WRITABLE = int(zmq.POLLIN), int(zmq.POLLOUT)
 _EVENTS = zmq.SocketOption.EVENTS  # not its number: pyzmq would look for the option again
 
+# One for all messages: each made anew would take a quarter of a megabyte first.
+_pack = msgpack.Packer(default=memoryview).pack
+
 Frame = bytes | memoryview
 
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -103,6 +107,32 @@ def receive(socket: zmq.Socket[bytes]) -> list[Any]:
     while frame.more:
         frame = _receive(socket, NOBLOCK, False)
         frames.append(content(frame))
+    return frames
+
+
+def send_packed(socket: zmq.Socket[bytes], frames: Sequence[Any]) -> None:
+    """Send one message of bytes or arrays to an inbox.
+
+    Its small frames are one frame, a msgpack list, for each frame costs some microseconds on
+    either side, in four threads; in the place of a large one there is nil, and it comes behind.
+    """
+    small = list(frames)
+    message: list[Any] = [b""]
+    for place, frame in enumerate(small):
+        size = len(frame) if type(frame) is bytes else memoryview(frame).nbytes
+        if size >= VIEW_SIZE:
+            message.append(frame)
+            small[place] = None
+    message[0] = _pack(small)
+    send(socket, message)
+
+
+def receive_packed(socket: zmq.Socket[bytes]) -> list[Any]:
+    """Take one message that `send_packed` sent.  Raises zmq.Again when none waits."""
+    frames: list[Any] = msgpack.unpackb(_receive(socket, NOBLOCK))
+    for place, frame in enumerate(frames):
+        if frame is None:
+            frames[place] = content(_receive(socket, NOBLOCK, False))
     return frames
 
 

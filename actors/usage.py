@@ -83,6 +83,9 @@ FULL_RETRY_MS = 10_000
 SAVING_SECONDS = 0.01
 # How soon to go on with what is done in turns.
 BUSY_SECONDS = 0.001
+# What a record counts as, besides its events, and after how many of them to look whether something
+# is due: looking costs as much as applying a small record.
+LOOK_RECORD, LOOK_EVENTS = 256, 4_096
 # How long ingest waits to hear whether a metric that it does not know is new.
 FRESH_REGISTRY_SECONDS = 2.0
 REGISTRY_KINDS = ("metric_put", "metric_delete", "retention_set")
@@ -137,6 +140,7 @@ class Usage(Actor):
         self._checkpoints = Checkpoints(directory, self._identities)
         self._checkpoint_requests = CheckpointRequests(self)
         self._records_unsaved = self._events_unsaved = self._events_handed = 0
+        self._unlooked = 0  # events, and records, since the last look whether something is due
         self._busy = False  # is there more to do, of a checkpoint or an eviction?
         self._members_told = -1  # their version
         self.serving = False
@@ -265,6 +269,8 @@ class Usage(Actor):
             for counts in self._answered:
                 counts.tell(self.telemetry)
             self._answered.clear()
+        if self._unlooked >= LOOK_EVENTS:
+            self._unlooked = 0
             self.maybe_save()
             self._leaders.tell_applied(time.monotonic())
 
@@ -415,6 +421,7 @@ class Usage(Actor):
         if ready.done:
             self._records_unsaved += 1
             self._events_unsaved += record.row_count
+            self._unlooked += LOOK_RECORD + record.row_count
         if record.kind != log_format.EVENTS:
             result = self.applier.other(ready)
             if record.kind in log_format.COMMANDS and result is not None:

@@ -169,7 +169,10 @@ class Log:
         return row - self.place.row, struct.pack(f"<{len(words)}Q", *words)
 
     def _header(self, block: memoryview, record_count: int, rows: int) -> bytes:
-        words = np.frombuffer(block.toreadonly(), np.uint64)
+        zero_sectors = 0  # the header is in the first
+        if len(block) > SECTOR_SIZE:
+            words = np.frombuffer(block.toreadonly(), np.uint64)
+            zero_sectors = sectors.count_zero_sectors(words)
         return log_format.encode_block_header(
             BlockHeader(
                 block_seq=self.place.block_seq,
@@ -177,7 +180,7 @@ class Log:
                 record_count=record_count,
                 row_count=rows,
                 first_row=self.place.row,
-                zero_sectors=sectors.count_zero_sectors(words),
+                zero_sectors=zero_sectors,
                 previous_crc=self.place.previous_crc,
                 written_at=self._now(),
                 file_number=self.file_number,

@@ -37,6 +37,11 @@ TICK_SECONDS = 1.0
 # After so long without an append the last record is protected (`Log.protect`).
 PROTECT_SECONDS = 1.0
 RETRY_AFTER_MS = 1_000
+# What committed as it became durable nobody waits for in replication: it is told so many records,
+# or so many seconds, later, in one message.  Far fewer than the ops it lets a group have under way
+# (`core/raft/steady.py`).
+TELL_RECORDS = 64
+TELL_SECONDS = 0.01
 
 APPENDS = "wal_appends_total"
 BYTES_WRITTEN = "wal_bytes_written_total"
@@ -95,6 +100,10 @@ class WalWriter(Actor):
         disk = self.make_disk()
         self._waiting: deque[Entry] = deque()  # bounded by what the router admits
         self._full = False
+        self._untold: list[bytes] = []  # what replication has still to hear is durable
+        self._untold_records = 0
+        self._place = b""  # where the next block belongs
+        self._look_at = 0.0  # when to look after files again
         self._appended_at = time.monotonic()
         self._spare = BackgroundSpare(disk, directory, self.options.wal.segment_size)
         self._log = Log(disk, directory, self._spare, owner, time.time_ns)
@@ -167,18 +176,37 @@ class WalWriter(Actor):
             entries = list(islice(self._waiting, count))
             durable = self._log.append(entries)
         place = PLACE.pack(self._log.file_number, *self._log.place)
-        flag = COMMITTED if entries[0].commits else DURABLE
-        self.send("usage", [b"commit", durable, place, flag])
-        self.send("replication", [b"durable", durable, place])
+        commits = entries[0].commits
+        self.send("usage", [b"commit", durable, place, COMMITTED if commits else DURABLE])
         for _ in range(count):
             self._waiting.popleft()
         self._appended_at = time.monotonic()
+        self._note_durable(durable, place, count, at_once=not commits)
         self.telemetry.add(APPENDS, count)
         self.telemetry.add(BYTES_WRITTEN, self._log.bytes_written - written)
         if self._log.file_number != self._file_number:
             self._count_rotation()
 
+    def _note_durable(self, durable: bytes, place: bytes, count: int, at_once: bool) -> None:
+        """Tell replication, at once where it has to commit what is durable."""
+        self._untold.append(durable)
+        self._untold_records += count
+        self._place = place
+        if at_once or self._untold_records >= TELL_RECORDS:
+            self._tell_durable()
+        elif len(self._untold) == 1:
+            self.tick_by(self._appended_at + TELL_SECONDS)
+
+    def _tell_durable(self) -> None:
+        if self._untold:
+            self.send("replication", [b"durable", b"".join(self._untold), self._place])
+            self._untold, self._untold_records = [], 0
+
     def tick(self, now: float) -> float:
+        self._tell_durable()
+        if now < self._look_at:
+            return self._look_at - now
+        self._look_at = now + TICK_SECONDS
         with disk_errors:
             if self._full:
                 self._retry()
@@ -229,6 +257,7 @@ class WalWriter(Actor):
         return not self._waiting
 
     def close(self) -> None:
+        self._tell_durable()
         with disk_errors:
             self._protect()
             self._log.close()

@@ -234,8 +234,7 @@ class CommitQueue(Generic[Asked]):
             if found is None:
                 raise InvariantViolation(f"record {location[0]} is committed but never came")
             record, asked = found
-            if committed and not (self._held or rows) and self._is_simple(record):
-                self._take_whole(record)
+            if committed and not (self._held or rows) and self._take_whole(record):
                 yield Ready(record, location, asked, None, None, True)
                 continue
             if committed:
@@ -243,17 +242,16 @@ class CommitQueue(Generic[Asked]):
             rows.append((location, record, asked))
         self._hold(rows, end, located[-1][0])
 
-    def _is_simple(self, record: Record) -> bool:
-        """May all slices be applied at once, now that everything before it is resolved?"""
+    def _take_whole(self, record: Record) -> bool:
+        """Take all slices at once, if that may be, now that everything before it is resolved."""
         if record.registry_version > self._registry() or len(record.slices) == 0:
             return False
-        return not (self._cuts or record.slices["flags"].any())
-
-    def _take_whole(self, record: Record) -> None:
+        if self._cuts or not self.groups.take_plain(record):
+            return False
         if self._unscanned and self._unscanned[0] is record:
             self._unscanned.popleft()
             self._stale = True
-        self.groups.take(record, record.slices)
+        return True
 
     def _hold(
         self, rows: Sequence[tuple[Location, Record, Asked]], end: Place, last: int = 0

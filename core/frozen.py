@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:
     """Return a view that cannot be written, as mapped files are."""
+    if not array.flags.writeable:
+        return array
     view = array.view()
     view.flags.writeable = False
     return view

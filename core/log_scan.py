@@ -142,16 +142,23 @@ class Groups:
 
         The number of the last record stays.  Raises Damaged when one does not follow its group's.
         """
-        if record.kind in TIMED:
-            self.time[slices["partition"]] = record.leader_time
-            self.leader_time = max(self.leader_time, record.leader_time)
-        if slices["flags"].any():
-            slices = slices.copy()
-            slices["flags"] = 0
-            slices.setflags(write=False)  # one type for the kernel
-        fault = sectors.follow_slices(slices, self.term, self.index, self.digest)
+        self._take(record, slices, plain=False)
+
+    def take_plain(self, record: Record) -> bool:
+        """Do so with all slices of a record; False, and nothing moves, when one has a flag."""
+        return self._take(record, record.slices, plain=True)
+
+    def _take(self, record: Record, slices: NDArray[np.void], plain: bool) -> bool:
+        timed = record.kind in TIMED
+        groups = self.term, self.index, self.digest, self.time
+        fault = sectors.take_slices(slices, plain, groups, timed, record.leader_time)
+        if fault == sectors.FLAGGED:
+            return False
         if fault:
             raise Damaged(record.offset, SLICE_FAULTS[fault])
+        if timed:
+            self.leader_time = max(self.leader_time, record.leader_time)
+        return True
 
 
 def verify_chain(record: Record, groups: Groups) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.core.group_logs import sizes_of
+from meterd.core.group_logs import ROW_SIZE
 from meterd.core.kernels import chain, stage
 from meterd.core.proposals import Proposal
 from meterd.core.raft.events import Write, WriteRepair, WriteSnapshot, WriteTerm
@@ -37,6 +37,8 @@ from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlices, engine_payl
 from meterd.protocol.raft_slices import Digests, Ints, SliceOps, words
 
 Bytes = bytes | memoryview
+
+SLICE_WORDS = log_format.SLICE_SIZE // 8
 
 
 def ops_of(proposal: Proposal, leader_time: int) -> SliceOps:
@@ -59,11 +61,24 @@ def ops_of(proposal: Proposal, leader_time: int) -> SliceOps:
         table,
         payload if isinstance(payload, memoryview) else memoryview(payload),
     )
-    count = len(table)
-    none, digest = np.zeros(count, np.int64), np.zeros((count, 2), np.uint64)
-    kind = np.full(count, proposal.kind, np.int64)
-    groups = table["partition"].astype(np.int64)
-    return SliceOps(groups, none, none, digest, kind, sizes_of(record), RecordSlices(record))
+    groups, none, kind, size = np.zeros((4, len(table)), np.int64)
+    is_events = proposal.kind == log_format.EVENTS
+    chain.read_table(_words_of(record), ROW_SIZE if is_events else 0, groups, size)
+    if not is_events:
+        size[:] = len(payload)
+    kind[:] = proposal.kind
+    digest = np.zeros((len(table), 2), np.uint64)
+    return SliceOps(groups, none, none, digest, kind, size, RecordSlices(record))
+
+
+def _is_proposals(record: Record) -> bool:
+    """Whether a record is what was proposed here, whose table may be written."""
+    return record.sequence == 0 and record.slices.flags.writeable
+
+
+def _words_of(record: Record) -> NDArray[np.uint64]:
+    """Return a slice table as words, u64[k, 5]: the same memory."""
+    return record.slices.view(np.uint64).reshape(-1, SLICE_WORDS)
 
 
 # The hash chain.
@@ -77,6 +92,10 @@ def chain_many(
     if not isinstance(bodies, RecordSlices):
         raise TypeError("ops of one record are chained at once")
     record = bodies.record
+    if bodies.whole and _is_proposals(record):
+        fields = record.kind, record.registry_version, record.leader_time
+        chain.chain_table(before, index, term, fields, _words_of(record), out)
+        return out
     contents = record.slices["digest"][bodies.places]
     chain.chain_ops(before, index, term, _fields(record), np.ascontiguousarray(contents), out)
     return out
@@ -141,6 +160,9 @@ def _whole(ops: SliceOps, sequence: int) -> Written:
     """Return the record of ops that are slices of one record."""
     body = ops.body
     assert isinstance(body, RecordSlices)
+    if body.whole and _is_proposals(body.record):
+        chain.fill_table(_words_of(body.record), ops.index, ops.term, ops.digest)
+        return _encoded(body.record, body.record.slices, sequence, ops.groups, ops.index)
     table, places = _absent(body.record), body.places
     table["flags"][places], table["index"][places] = 0, ops.index
     table["term"][places], table["digest"][places] = ops.term, ops.digest
@@ -152,8 +174,7 @@ def _absent(record: Record) -> NDArray[np.void]:
 
     It is the record's own where that is a proposal's: the contents' hashes are needed no more.
     """
-    mine = record.sequence == 0 and record.slices.flags.writeable
-    table = record.slices if mine else record.slices.copy()
+    table = record.slices if _is_proposals(record) else record.slices.copy()
     table["flags"], table["index"], table["digest"], table["term"] = NOT_HERE, 0, 0, 0
     return table
 

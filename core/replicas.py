@@ -52,6 +52,10 @@ from meterd.protocol.raft_messages import Envelope, Mark, Op, node_of
 from meterd.protocol.raft_slices import Ints
 
 NONE: Final[Ints] = np.zeros(0, np.int64)
+# Kinds of actions and writes; written as unions they would be made anew at each look.
+COMMITS: Final = (CommitSlices, Commit)
+ACCEPTED: Final = (AcceptedSlices, Accepted)
+CONFIGURING: Final = (WriteOps, WriteSnapshot)
 # A proposal counts as under way no longer: its groups may have lost their leader.
 FLIGHT_MS: Final = 1_000
 
@@ -256,7 +260,7 @@ class Replicas:
         refused: list[Refused] = []
         actions: list[Any] = []
         for action in output.actions:
-            if isinstance(action, CommitSlices | Commit) and self._all_alone:
+            if self._all_alone and isinstance(action, COMMITS):
                 continue  # its records have said so
             if isinstance(action, CommitSlices):
                 groups, index = _joined(groups, index, action.groups, action.index)
@@ -270,7 +274,7 @@ class Replicas:
                 actions.append(action)
             elif isinstance(action, Refused):
                 refused.append(action)
-            elif not isinstance(action, AcceptedSlices | Accepted):
+            elif not isinstance(action, ACCEPTED):
                 actions.append(action)
         if len(groups) and not self._all_alone:
             np.maximum.at(self._committed, groups, index)
@@ -280,7 +284,7 @@ class Replicas:
 
     def _appends(self, output: Output, cause: Any) -> list[Append]:
         for write in output.records:
-            if isinstance(write, WriteOps | WriteSnapshot):
+            if isinstance(write, CONFIGURING):
                 self._alone[write.group] = self._is_alone(write.group)
                 self._all_alone = bool(self._alone.all())
         appends = []

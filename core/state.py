@@ -44,6 +44,7 @@ from meterd.protocol.errors import (
     TooManyErasures,
     error_body,
 )
+from meterd.protocol.limits import ACCOUNT_SIZE_MAX
 from meterd.protocol.log_format import Record
 from meterd.protocol.metric import MetricDefinition
 
@@ -73,15 +74,17 @@ class StateMachine:
         self._capacity = capacity
         text = capacity.accounts * table_kernels.ACCOUNT_TEXT_BYTES
         dims = capacity.series * table_kernels.SERIES_DIMS_BYTES
-        # What each counter, less that of free rows, may reach, and the setting that says so.
+        # What each counter, less that of free rows, may reach, the setting that says so, and how
+        # much of it an event takes at the most.
         self._fills = (
-            (table_kernels.ACCOUNTS, NONE_FREE, capacity.accounts, "accounts"),
-            (table_kernels.TEXT_USED, NONE_FREE, text, "accounts"),
-            (table_kernels.SERIES_COUNT, NONE_FREE, capacity.series, "series"),
-            (table_kernels.DIMS_USED, NONE_FREE, dims, "series"),
-            (table_kernels.CELLS, table_kernels.FREE_CELLS, capacity.cells, "cells"),
-            (table_kernels.MEMBERS, table_kernels.FREE_MEMBERS, capacity.members, "cells"),
+            (table_kernels.ACCOUNTS, NONE_FREE, capacity.accounts, "accounts", 1),
+            (table_kernels.TEXT_USED, NONE_FREE, text, "accounts", ACCOUNT_SIZE_MAX),
+            (table_kernels.SERIES_COUNT, NONE_FREE, capacity.series, "series", 1),
+            (table_kernels.DIMS_USED, NONE_FREE, dims, "series", kernels.DIMS_SIZE_MAX),
+            (table_kernels.CELLS, table_kernels.FREE_CELLS, capacity.cells, "cells", 1),
+            (table_kernels.MEMBERS, table_kernels.FREE_MEMBERS, capacity.members, "cells", 1),
         )
+        self._room = -1  # events for which there is room in any case; below 0 it is not known
         # What takes the place of `recent` and its journal while they are flushed.
         self._spare_journal = reserve(self.tables.journal.shape, np.uint64)
         self._runs: list[Run] = []
@@ -133,7 +136,7 @@ class StateMachine:
         Returns each row's status | reason << 4, until the next call: UNKNOWN for rows of others.
         """
         self._advance(record)
-        self._check_room()
+        self._check_room(record.row_count)
         if chosen is None and self.horizons.alike:
             return self._apply_rows(record, self.horizons.times)
         if chosen is None:
@@ -163,12 +166,17 @@ class StateMachine:
         self.newest_event = max(self.newest_event, newest)
         return self._scratch.outcome[: record.row_count]
 
-    def _check_room(self) -> None:
+    def _check_room(self, rows: int) -> None:
         """Raise when a table is over its capacity: another record might not fit behind it."""
-        counters = self.tables.counters
-        for used, free, capacity, key in self._fills:
-            if counters[used] - counters[free] > capacity:
-                raise InvariantViolation(f"the tables are full; raise limits.{key}")
+        if self._room < 0:
+            counters, room = self.tables.counters, []
+            for used, free, capacity, key, most in self._fills:
+                left = capacity - int(counters[used] - counters[free])
+                if left < 0:
+                    raise InvariantViolation(f"the tables are full; raise limits.{key}")
+                room.append(left // most)
+            self._room = min(room)
+        self._room -= rows
 
     def apply_command(
         self, record: Record, chosen: NDArray[np.bool_] | None = None
@@ -305,7 +313,7 @@ class StateMachine:
         counters = self.tables.counters
         return max(
             int(counters[used] - counters[free]) / capacity
-            for used, free, capacity, _ in self._fills
+            for used, free, capacity, *_ in self._fills
         )
 
     @property
@@ -449,6 +457,7 @@ class StateMachine:
         self.retention_days = state.get("retention_days")
         self.leader_time, self.stored = state["leader_time"], state["stored"]
         self.newest_event = state["newest_event"]
+        self._room = -1
         self._renew_book()
 
     def restore_identities(self, entries: Entries) -> None:

@@ -43,6 +43,11 @@ class RecordSlices(Sequence[RecordSlice]):
         self.record, self._numbers = record, numbers
 
     @property
+    def whole(self) -> bool:
+        """Whether these are all slices of the record."""
+        return self._numbers is None
+
+    @property
     def places(self) -> NDArray[np.intp] | slice:
         """What takes these slices out of a column of the record's slice table."""
         return slice(None) if self._numbers is None else self._numbers

@@ -1,4 +1,4 @@
-"""How much of the machine work in the background takes: little while little waits, its share when much.
+"""How much of the machine work in the background takes: the more of it waits, the more.
 
 A thread begins with the priority of its actor and can only lower it without privileges, so each job
 chooses anew, in a thread of its own.

@@ -82,3 +82,45 @@ def chain_ops(
     """
     for k in range(len(index)):
         out[k] = _chained(before[k], index[k], term[k], fields, contents[k, 0], contents[k, 1])
+
+
+# Slice tables as words, u64[k, 5] (docs/STORAGE.md): partition, flags and count; index; digest;
+# term and heap size.
+
+_NO_FLAGS = _U64(0xFFFFFFFF0000FFFF)
+_HIGH = _U64(0xFFFFFFFF00000000)
+
+
+@njit(cache=True)
+def read_table(table: Array, row_size: int, group: Array, size: Array) -> None:
+    """Write the group of each slice and the bytes it takes, `row_size` for a row and its heap."""
+    for k in range(len(table)):
+        first = table[k, 0]
+        group[k] = first & _U64(0xFFFF)
+        size[k] = row_size * np.int64(first >> _U64(32)) + np.int64(table[k, 4] >> _U64(32))
+
+
+@njit(cache=True)
+def chain_table(
+    before: Array, index: Array, term: Array, fields: Any, table: Array, out: Array
+) -> None:
+    """Do what `chain_ops` does; the contents are in the digests' place of a slice table.
+
+    fields  kind, registry version, leader time
+    """
+    words = np.empty(3, np.uint64)
+    for k in range(3):
+        words[k] = fields[k]
+    for k in range(len(table)):
+        c0, c1 = table[k, 2], table[k, 3]
+        out[k] = _chained(before[k], index[k], term[k], words, c0, c1)
+
+
+@njit(cache=True)
+def fill_table(table: Array, index: Array, term: Array, digest: Array) -> None:
+    """Give each slice of a table its place: it is here now, so it has no flag."""
+    for k in range(len(table)):
+        table[k, 0] &= _NO_FLAGS
+        table[k, 1] = index[k]
+        table[k, 2], table[k, 3] = digest[k, 0], digest[k, 1]
+        table[k, 4] = (table[k, 4] & _HIGH) | _U64(term[k])

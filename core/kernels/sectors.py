@@ -16,6 +16,8 @@ SECTOR_WORDS = 64
 
 # What `check_slices` and `follow_slices` find.
 GOOD, BAD_ORDER, BAD_COUNT, BAD_HEAP, BAD_INDEX, BAD_TERM = range(6)
+# What `take_slices` says besides: nothing was moved.
+FLAGGED = 6
 
 
 @njit(cache=True)
@@ -78,6 +80,32 @@ def follow_slices(slices: Array, term: Array, index: Array, digest: Array) -> in
         if slices[i].flags != 0:
             continue
         group = int(slices[i].partition)
+        if slices[i].index != index[group] + 1:
+            return BAD_INDEX
+        if slices[i].term < term[group]:
+            return BAD_TERM
+        term[group] = slices[i].term
+        index[group] = slices[i].index
+        digest[group, 0] = slices[i].digest[0]
+        digest[group, 1] = slices[i].digest[1]
+    return GOOD
+
+
+@njit(cache=True)
+def take_slices(slices: Array, plain: bool, groups: Any, timed: bool, leader_time: int) -> int:
+    """Move each group on by its slice, whatever its flags, or (`plain`) if none has one.
+
+    groups  last term, index, digest, and time of each group; the time of `timed` records counts
+    """
+    term, index, digest, time = groups
+    if plain:
+        for i in range(len(slices)):
+            if slices[i].flags != 0:
+                return FLAGGED
+    for i in range(len(slices)):
+        group = int(slices[i].partition)
+        if timed:
+            time[group] = leader_time
         if slices[i].index != index[group] + 1:
             return BAD_INDEX
         if slices[i].term < term[group]:

@@ -74,7 +74,7 @@ class Remembered(NamedTuple):
     epochs: Ints
     before: Digests
     before_term: Ints
-    rows: list[int]  # of each group, or NO_ROW
+    rows: Ints  # of each group, or NO_ROW
 
 
 class Steady:
@@ -109,7 +109,7 @@ class Steady:
         self.match, self.accepted = np.zeros((2, count, MEMBERS_MAX), np.int64)
         self._history: deque[Remembered] = deque()
         # Block, groups, index, epochs, rows as in `Remembered`.
-        self._waiting: deque[tuple[int, Ints, Ints, Ints, list[int]]] = deque()
+        self._waiting: deque[tuple[int, Ints, Ints, Ints, Ints]] = deque()
         self._came: Callable[[Group], None] = _nothing
         self._goes: Callable[[Group], None] = _nothing
 
@@ -234,7 +234,7 @@ class Steady:
             row = found.rows[g]
             if row < 0 or found.epochs[row] != epoch:
                 continue
-            ops.append(found.ops.op(row))
+            ops.append(found.ops.op(int(row)))
             if before is None:
                 low, high = found.before[row].tolist()
                 before = (ops[0].index - 1, int(found.before_term[row]), low | high << 64)
@@ -247,9 +247,8 @@ class Steady:
         epochs = self._epoch[ops.groups]
         places = np.full(len(self.parked), NO_ROW)
         places[ops.groups] = np.arange(len(ops.groups))
-        rows: list[int] = places.tolist()
-        self._history.append(Remembered(ops, epochs, before, before_term, rows))
-        self._waiting.append((block, ops.groups, ops.index, epochs, rows))
+        self._history.append(Remembered(ops, epochs, before, before_term, places))
+        self._waiting.append((block, ops.groups, ops.index, epochs, places))
         while self._history and (
             len(self._history) > HISTORY_MAX or not self._counts(self._history[0])
         ):

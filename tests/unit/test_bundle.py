@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import zmq
 
@@ -26,13 +27,13 @@ def pair() -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
 
 def test_requests_cross_and_are_passed_on_unchanged(pair):
     outbox, inbox = pair
-    sockets.send(outbox, [b"requests", *bundle([part for one in PARTS for part in one])])
+    sockets.send_packed(outbox, [b"requests", *bundle([part for one in PARTS for part in one])])
     for _ in range(2):
-        kind, *frames = sockets.receive(inbox)
+        kind, *frames = sockets.receive_packed(inbox)
         found = list(unbundle(frames))
         assert kind == b"requests" and [tuple(map(bytes, one)) for one in found] == PARTS
         assert not sockets.waits(inbox)
-        sockets.send(outbox, [kind, *bundle([part for one in found for part in one])])
+        sockets.send_packed(outbox, [kind, *bundle([part for one in found for part in one])])
     assert sockets.waits(inbox)
 
 
@@ -46,6 +47,19 @@ def test_a_part_of_a_received_frame_is_sent_as_that_part(pair):
     assert bytes(part) == bytes(view[3:VIEW_SIZE]) and whole == view
 
 
+@pytest.mark.parametrize("size", [0, 1, VIEW_SIZE // 8 - 1, VIEW_SIZE // 8, VIEW_SIZE])
+def test_frames_of_any_kind_cross_as_bytes(pair, size):
+    outbox, inbox = pair
+    words = np.arange(size, dtype=np.uint64)
+    frames = [b"kind", words, words.data, bytearray(words.tobytes()), words.tobytes(), words[::1]]
+    sockets.send_packed(outbox, frames)
+    kind, *found = sockets.receive_packed(inbox)
+    assert kind == b"kind" and {bytes(one) for one in found} == {words.tobytes()}
+    assert all(type(one) is bytes or one.readonly for one in found)
+    assert not sockets.waits(inbox)
+
+
 def test_nothing_to_take_is_said_by_an_exception(pair):
-    with pytest.raises(zmq.Again):
-        sockets.receive(pair[1])
+    for receive in (sockets.receive, sockets.receive_packed):
+        with pytest.raises(zmq.Again):
+            receive(pair[1])

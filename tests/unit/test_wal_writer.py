@@ -19,7 +19,7 @@ from meterd.actors.actor import Lifeline
 from meterd.actors.disk import Disk
 from meterd.actors.options import Options
 from meterd.actors.wal_log import BLOCK_FILL_SIZE, RECORDS_PER_BLOCK_MAX, Entry, block_count
-from meterd.actors.wal_writer import PLACE, WalWriter
+from meterd.actors.wal_writer import PLACE, TELL_RECORDS, WalWriter
 from meterd.core.log_scan import Groups
 from meterd.protocol import log_format
 from meterd.protocol.errors import BootFailed, Corrupt
@@ -136,13 +136,41 @@ def test_usage_is_told_of_a_block_whether_anybody_else_need_have_it(
 ) -> None:
     opened(writer)
     give(writer, entries_of(Replica(Groups()), 3), kinds)
+    writer.tick(0.0)
     sent = writer.taken()
     told = [message for message in sent if message[0] == "usage"]
     durable = [message for message in sent if message[0] == "replication"]
     assert len(told) + len(durable) == len(sent)
     assert [(message[1], message[4]) for message in told] == [(b"commit", f) for f in flags]
-    assert [message[2:4] for message in told] == [message[2:4] for message in durable]
+    assert b"".join(m[2] for m in told) == b"".join(m[2] for m in durable)
+    assert told[-1][3] == durable[-1][3]
     writer.close()
+
+
+def test_replication_hears_at_once_of_what_it_has_to_commit_and_of_the_rest_together(
+    writer: Recorded,
+) -> None:
+    opened(writer)
+    entries = entries_of(Replica(Groups()), TELL_RECORDS + 6)
+
+    def durable() -> list[int]:
+        return reported(writer.taken())[:, 0].tolist()
+
+    for entry in entries[:2]:
+        give(writer, [entry], [b"append_commit"])
+    assert durable() == []
+    give(writer, entries[2:3])
+    assert durable() == [1, 2, 3]
+    give(writer, entries[3:4])
+    assert durable() == [4]
+    give(writer, entries[4:5], [b"append_commit"])
+    writer.tick(0.0)
+    assert durable() == [5]
+    for entry in entries[5:]:
+        give(writer, [entry], [b"append_commit"])
+    assert durable() == [entry.sequence for entry in entries[5 : 5 + TELL_RECORDS]]
+    writer.close()
+    assert durable() == [TELL_RECORDS + 6]
 
 
 def test_after_a_restart_the_log_goes_on_where_it_ended(
