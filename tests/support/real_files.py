@@ -55,7 +55,7 @@ class Restores:
         )
         is_there = random.random() < 0.5
         if is_there:
-            assert meterctl(*command).wait() == 0
+            _succeed(*command)
             (target / "lock").touch()
         before = _names(target)
         process = meterctl(*command)
@@ -73,12 +73,18 @@ class Restores:
         whole = (target / "restored.json").exists()
         assert after == before or whole, f"a part of a restore is in place: {sorted(after)}"
         if random.random() < 0.5 or not whole:
-            assert meterctl(*command).wait() == 0
-        assert not list(target.parent.glob("restored.restoring-*"))
+            _succeed(*command)
+        left = list(target.parent.glob("restored.restoring-*"))
+        assert not left, f"left behind: {left}"
         with Node(data_dir=target, environment=SETTINGS) as node, node.client(timeout=60) as client:
             assert check_prefix(client, self._events) == self._events
         for path in target.parent.glob("restored.before-*"):
             shutil.rmtree(path)
+
+
+def _succeed(*command: object) -> None:
+    code = meterctl(*command).wait()
+    assert code == 0, f"meterctl {command[0]} ended with {code}"
 
 
 def _names(directory: Path) -> dict[str, int]:
