@@ -85,12 +85,6 @@ def test_the_tail_of_its_log_is_not_in_a_backup(tmp_path: Path) -> None:
         with cluster.client(timeout=SECONDS) as client:
             result = client.ingest(events("kept"))
             assert (result.duplicate, result.stored) == (COMMITTED, 0)
-        drilled = meterctl(one, "drill", "--from", str(shelf))
-        assert (drilled["totals_equal"], drilled["started"]) == (True, False)
-        # The directory that it gives back is that of a member, which goes on with the others.
-        assert one.stop() == 0, one.log()
-        restore = ("restore", "node", "--from", str(shelf), "--data-dir", str(one.data_dir))
-        assert meterctl(one, *restore, "--plan")["events"] == COMMITTED
 
 
 def applied(client: Client) -> int:

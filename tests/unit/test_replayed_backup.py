@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from meterd.actors import identity
+from meterd.actors.backups import restoring
 from meterd.actors.backups.replaying import Replayed, replay_directory
 from meterd.actors.disk import LocalDisk
 from meterd.actors.wal_log import Entry, Log
@@ -102,3 +104,10 @@ def test_without_the_metric_nothing_can_be_counted(logged: Logged) -> None:
     some = {g: i for g, i in logged.committed.items() if g != META_GROUP}
     found = logged.replayed(some)
     assert (found.events, counted(found), applied(found)) == (0, 0, {})
+
+
+def test_no_node_is_started_alone_on_a_member_of_a_cluster(logged: Logged, tmp_path: Path) -> None:
+    """It would wait for the others for ever."""
+    assert not restoring.is_alone(str(logged.directory))
+    identity.write(str(logged.directory), replace(WHO, first_members=()))
+    assert restoring.is_alone(str(logged.directory))
