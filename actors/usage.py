@@ -404,8 +404,7 @@ class Usage(Actor):
             reply, asked = parse_command_origin(origin)
         if reply is not None:
             self._splits.refused(reply, None if why["kind"] == log_format.EVENTS else error)
-        elif why["kind"] == log_format.EVENTS:
-            self._decided += 1
+        self._decided += why["kind"] == log_format.EVENTS and reply is None
         for rid, request_id, kind in asked:
             if rid:
                 self.answers.error(rid, request_id, kind, error)
@@ -462,9 +461,9 @@ class Usage(Actor):
 
     def _tell_decided(self) -> None:
         """Tell ingest of a cluster's node how many of its gatherings are decided."""
-        if self._decided and not self.leader_map.alone:
-            self.send("ingest", [b"decided", self._decided.to_bytes(4, "little")])
-        self._decided = 0
+        count, self._decided = self._decided, 0
+        if count and not self.leader_map.alone:
+            self.send("ingest", [b"decided", count.to_bytes(4, "little")])
 
     def _judge(self, frame: Frame) -> None:
         """Answer requests of which nothing needs the log."""
