@@ -45,11 +45,17 @@ def on_append(group: GroupState, sender: int, message: Append) -> None:
     new = bool(ops) and prev == log.last and group.moment.room and not log.holes
     verified = _take(group, ops, prev)
     group.verified = max(group.verified, verified)
-    group.leader_commit = max(message.commit, group.leader_commit)
+    _hear_commit(group, message.commit)
     group.advance_commit(min(message.commit, group.verified))
     maybe_certain(group)
     if not new:
         reply(group, sender, message.prev_index)
+
+
+def _hear_commit(group: GroupState, commit: int) -> None:
+    group.leader_commit = max(commit, group.leader_commit)
+    if group.moment.fresh:
+        group.fresh_commit = max(commit, group.fresh_commit)
 
 
 def _agrees(group: GroupState, message: Append) -> bool:
@@ -92,7 +98,7 @@ def on_beat(group: GroupState, sender: int, beat: Beat) -> BeatReply:
     if heed_leader(group, beat.term, sender):
         group.heard_at = group.moment.now
         group.election_at = group.moment.now + group.patience
-        group.leader_commit = max(beat.commit, group.leader_commit)
+        _hear_commit(group, beat.commit)
         group.advance_commit(min(beat.commit, group.verified))
         maybe_certain(group)
     return BeatReply(
@@ -136,9 +142,10 @@ def maybe_certain(group: GroupState) -> None:
 
     My tail was lost, so I may have acked what I no longer know.  A leader elected without my vote
     has it; I have it when I have everything up to a commit index of *its* that lies in its own
-    term.  My own commit index will not do: it ends where my log ends.
+    term.  My own commit index will not do: it ends where my log ends.  Nor will one that the leader
+    sent before it heard of my start: my forgotten acks may have moved it on since.
     """
-    commit = group.leader_commit
+    commit = group.fresh_commit
     if (
         group.uncertain
         and group.match >= commit > group.log.base.index

@@ -230,6 +230,13 @@ def on_beat_reply(
         reading.serve_waiting(group)
 
 
+def on_start(group: GroupState, member: int) -> None:
+    """A follower's node has started anew."""
+    progress = group.progress.get(member)
+    if group.role == LEADER and progress is not None:
+        progress.start_anew(group.log.last + 1)
+
+
 def _on_refusal(group: GroupState, progress: Progress, message: AppendReply) -> None:
     """The logs do not agree at `asked`: try where they may.  Late refusals say nothing new."""
     waited_for = message.asked == progress.next - 1

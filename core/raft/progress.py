@@ -6,7 +6,8 @@
 
 Invariants:
   * match < next, except that a refusal may take `next` back (never `match`)
-  * match falls in a term only when a follower refuses what it acked: it has lost its tail
+  * match falls in a term only when a follower refuses what it acked, or has started anew: it may
+    have lost its tail
 """
 
 from __future__ import annotations
@@ -71,6 +72,12 @@ class Progress:
         self.flights.clear()
         self.flight_bytes = 0
         self.sent_at = -(1 << 60)
+
+    def start_anew(self, index: int) -> None:
+        """The follower has started: what it acked before counts when it says so again."""
+        self.match = self.accepted = 0
+        if self.state != SNAPSHOT:
+            self.probe_from(index)
 
     def replicate(self) -> None:
         """The logs agree up to `accepted`."""

@@ -107,6 +107,7 @@ class GroupState:
         self.verified = 0  # last index compared with the log of this term's leader
         self.reported = 0  # last match told to it
         self.leader_commit = 0  # last commit index heard from it
+        self.fresh_commit = 0  # the same, from fresh messages only (`Moment.fresh`)
 
         # The disk.
         self.durable = self.log.last
@@ -242,6 +243,6 @@ class GroupState:
         """Follow `leader` (NOBODY: not known) in `term` >= the present one."""
         if term > self.term:
             self.term, self.vote = term, NOBODY
-            self.verified = self.reported = self.leader_commit = 0
+            self.verified = self.reported = self.leader_commit = self.fresh_commit = 0
             self.write_term()
         self.enter(FOLLOWER, leader)

@@ -367,11 +367,22 @@ def lost_tail_is_trusted_at_once() -> list[Patch]:
 
 
 @BUGS.add
+def lost_tail_is_trusted_by_a_late_append() -> list[Patch]:
+    original = following.maybe_certain
+
+    def maybe_certain(group: GroupState) -> None:
+        group.fresh_commit = group.leader_commit
+        original(group)
+
+    return [(following, "maybe_certain", maybe_certain)]
+
+
+@BUGS.add
 def lost_tail_is_trusted_by_its_own_commit() -> list[Patch]:
     original = following.maybe_certain
 
     def maybe_certain(group: GroupState) -> None:
-        group.leader_commit = group.commit
+        group.fresh_commit = group.commit
         original(group)
 
     return [(following, "maybe_certain", maybe_certain)]

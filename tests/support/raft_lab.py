@@ -166,6 +166,12 @@ class Lab:
         since = self.now - 10_000 if started_at is None else started_at
         self._open(member, Recovered(term, vote, log), since)
 
+    def restart_without(self, member: int, first: int) -> None:
+        """Come back without the ops from `first` on, knowing that something is lost."""
+        term, vote, log = self._kept[member]
+        left = Log(log.base, log.ops[: first - 1 - log.base.index])
+        self._open(member, Recovered(term, vote, left, uncertain=True), self.now - 10_000)
+
     # Short ways.
 
     def elect(self, member: int, *among: int) -> None:
