@@ -27,6 +27,7 @@ from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.checkpoint_requests import CheckpointRequests
 from meterd.actors.checkpoints import Checkpoints
 from meterd.actors.cuts import Cuts
+from meterd.actors.decided import Decided
 from meterd.actors.horizons import Horizons
 from meterd.actors.identity_store import IdentityStore
 from meterd.actors.journal import timed
@@ -59,13 +60,7 @@ from meterd.core.raft.events import NOT_LEADER
 from meterd.core.refused_rows import RefusedRows
 from meterd.core.state import StateMachine
 from meterd.protocol import log_format
-from meterd.protocol.errors import (
-    MeterdError,
-    NotLeader,
-    Overloaded,
-    error_body,
-    exception_of,
-)
+from meterd.protocol.errors import MeterdError, NotLeader, Overloaded, error_body, exception_of
 from meterd.protocol.log_format import Record
 from meterd.protocol.result import encode_result
 
@@ -83,8 +78,7 @@ FULL_RETRY_MS = 10_000
 SAVING_SECONDS = 0.01
 # How soon to go on with what is done in turns.
 BUSY_SECONDS = 0.001
-# What a record counts as, besides its events, and after how many of them to look whether something
-# is due: looking costs as much as applying a small record.
+# What a record counts as besides its events, and after how many to look whether something is due.
 LOOK_RECORD, LOOK_EVENTS = 256, 4_096
 # How long ingest waits to hear whether a metric that it does not know is new.
 FRESH_REGISTRY_SECONDS = 2.0
@@ -133,7 +127,7 @@ class Usage(Actor):
         self._heard = False  # has replication said what is committed?
         self._leaders = Leaders(self)
         self._answered: list[RequestCounts] = []  # of this turn, to be counted
-        self._decided = 0  # gatherings of ingest, in this turn
+        self._decided = Decided(self.send)
         self._cuts = Cuts(self)
         self._judge_after: dict[int, list[Frame]] = {}  # by the record they came behind
         self._identities = IdentityStore(directory, self.state, RECENT_FLUSH)
@@ -264,7 +258,7 @@ class Usage(Actor):
     def flush(self) -> None:
         """Answer, then do what no client waits for."""
         self.answers.send()
-        self._tell_decided()
+        self._decided.tell(self.leader_map.alone)
         if self._answered:
             for counts in self._answered:
                 counts.tell(self.telemetry)
@@ -404,7 +398,7 @@ class Usage(Actor):
             reply, asked = parse_command_origin(origin)
         if reply is not None:
             self._splits.refused(reply, None if why["kind"] == log_format.EVENTS else error)
-        self._decided += why["kind"] == log_format.EVENTS and reply is None
+        self._decided.count += why["kind"] == log_format.EVENTS and reply is None
         for rid, request_id, kind in asked:
             if rid:
                 self.answers.error(rid, request_id, kind, error)
@@ -457,13 +451,7 @@ class Usage(Actor):
             if rid:
                 self.answers.ingested(rid, request_id, encode_result(result))
         self._answered.append(counts)
-        self._decided += 1
-
-    def _tell_decided(self) -> None:
-        """Tell ingest of a cluster's node how many of its gatherings are decided."""
-        count, self._decided = self._decided, 0
-        if count and not self.leader_map.alone:
-            self.send("ingest", [b"decided", count.to_bytes(4, "little")])
+        self._decided.count += 1
 
     def _judge(self, frame: Frame) -> None:
         """Answer requests of which nothing needs the log."""
@@ -511,7 +499,7 @@ class Usage(Actor):
         self._splits.turn(now)
         self.reads.turn(now)
         self.answers.send()
-        self._tell_decided()
+        self._decided.tell(self.leader_map.alone)
         if not self.serving:
             return BEAT_SECONDS
         self.horizons.turn(now)
