@@ -111,7 +111,7 @@ class FastNode(Node):
         return self._deadline
 
     def _hurry(self) -> None:
-        np.minimum(self._pulse.due, self.moment.now, out=self._pulse.due)
+        self._pulse.hurry(self.moment.now)
 
     def _tick_groups(self) -> None:
         moment = self.moment
