@@ -37,7 +37,7 @@ class Pulse:
         count = len(steady.parked)
         self._steady, self._settings = steady, settings
         self.due = np.full(count, NEVER)
-        self._numbers = np.array(list(groups), np.int64)
+        self._groups = groups
         for number, group in groups.items():
             self.due[number] = group.deadline
         self._election_at, self._patience, self._heard_at, self._leader_commit = np.zeros(
@@ -52,7 +52,8 @@ class Pulse:
 
     def hurry(self, now: int) -> None:
         """Have every group ticked at once; there may be numbers that no group has."""
-        self.due[self._numbers] = np.minimum(self.due[self._numbers], now)
+        numbers = np.array(list(self._groups), np.int64)
+        self.due[numbers] = np.minimum(self.due[numbers], now)
 
     def park(self, group: Group) -> None:
         """Take over a group that `Steady` has just taken."""

@@ -36,6 +36,7 @@ from meterd.core.raft.events import (
     WriteOps,
 )
 from meterd.core.raft.node import GoneBack, NodeEvent, Output, Received, Room
+from meterd.core.raft.steady import NEVER
 from meterd.core.replicas import Clock, Replicas, Step
 from meterd.core.wire_check import check_envelope
 from meterd.core.wire_envelopes import ready_to_send
@@ -154,6 +155,7 @@ class CoreMachine(Machine):
         node = self.replicas.node
         for number in set(node.groups) - set(self.disk.groups):
             del node.groups[number]
+            node._pulse.due[number] = NEVER
             node._aside.pop(number, None)
 
     def _recovered(self) -> End | None:
