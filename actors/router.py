@@ -90,7 +90,7 @@ class Router(Actor):
         self._guard = ListenerGuard(node.port, self.options.limits.connections, self.telemetry)
         self.listen(self._clients, self._on_client, self._guard.receive, self._guard.waits)
         self._idle_poll = IdlePoll(node.idle_poll)
-        self._near_actors = NearActors(self.run_dir, wanted=not node.idle_poll)
+        self._near_actors = NearActors(self.run_dir, not node.idle_poll, self.parent)
         self._nearness = self._near_actors.nearness
         self._map_unsaved = False
         self._leaders = LeaderMap(self.options)

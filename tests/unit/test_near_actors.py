@@ -55,11 +55,16 @@ def affinities(process: int) -> dict[str, list[set[int]]]:
     return found
 
 
-def near(directory: Path, *processes: int, wanted: bool = True) -> NearActors:
-    """Return what has just begun to try it."""
+def listed(directory: Path, *processes: int) -> None:
+    """Write the list of actors."""
     actors = dict(zip(near_actors.ACTORS, ({"pid": pid} for pid in processes), strict=False))
     (directory / near_actors.ACTORS_FILE).write_text(json.dumps({"actors": actors}))
-    made = NearActors(str(directory), wanted)
+
+
+def near(directory: Path, *processes: int, wanted: bool = True) -> NearActors:
+    """Return what has just begun to try it."""
+    listed(directory, *processes)
+    made = NearActors(str(directory), wanted, os.getpid())
     made.turn(0.0)
     for _ in range(REQUESTS_MIN):
         made.nearness.begun(0.0)
@@ -112,3 +117,18 @@ def test_without_a_list_of_actors_it_does_nothing(tmp_path):
     (tmp_path / near_actors.ACTORS_FILE).unlink()
     made.close()
     assert os.sched_getaffinity(0) == ALL
+
+
+def test_whom_a_killed_router_has_left_there_the_next_one_lets_go(tmp_path, actor):
+    near(tmp_path, actor.pid)  # and is never closed
+    assert affinities(actor.pid)["main"] != [ALL]
+    NearActors(str(tmp_path), True, os.getpid()).turn(0.0)
+    assert all(one == ALL for some in affinities(actor.pid).values() for one in some)
+
+
+def test_nobody_else_s_process_is_touched(tmp_path, actor):
+    """The list may be that of an earlier node, and its numbers given to others."""
+    os.sched_setaffinity(actor.pid, {min(ALL)})
+    listed(tmp_path, actor.pid)
+    NearActors(str(tmp_path), True, os.getppid()).turn(0.0)
+    assert affinities(actor.pid)["main"] == [{min(ALL)}]
