@@ -71,6 +71,21 @@ def check_slices(slices: Array, group_count: int, row_count: int, heap_size: int
 
 
 @njit(cache=True)
+def _move_on(slices: Array, i: int, term: Array, index: Array, digest: Array) -> int:
+    """Move the group of one slice on by it, if it follows."""
+    group = int(slices[i].partition)
+    if slices[i].index != index[group] + 1:
+        return BAD_INDEX
+    if slices[i].term < term[group]:
+        return BAD_TERM
+    term[group] = slices[i].term
+    index[group] = slices[i].index
+    digest[group, 0] = slices[i].digest[0]
+    digest[group, 1] = slices[i].digest[1]
+    return GOOD
+
+
+@njit(cache=True)
 def follow_slices(slices: Array, term: Array, index: Array, digest: Array) -> int:
     """Move each group's last (term, index, digest) on by its slice; stop at the first gap.
 
@@ -79,15 +94,9 @@ def follow_slices(slices: Array, term: Array, index: Array, digest: Array) -> in
     for i in range(len(slices)):
         if slices[i].flags != 0:
             continue
-        group = int(slices[i].partition)
-        if slices[i].index != index[group] + 1:
-            return BAD_INDEX
-        if slices[i].term < term[group]:
-            return BAD_TERM
-        term[group] = slices[i].term
-        index[group] = slices[i].index
-        digest[group, 0] = slices[i].digest[0]
-        digest[group, 1] = slices[i].digest[1]
+        fault = _move_on(slices, i, term, index, digest)
+        if fault:
+            return fault
     return GOOD
 
 
@@ -103,15 +112,9 @@ def take_slices(slices: Array, plain: bool, groups: Any, timed: bool, leader_tim
             if slices[i].flags != 0:
                 return FLAGGED
     for i in range(len(slices)):
-        group = int(slices[i].partition)
         if timed:
-            time[group] = leader_time
-        if slices[i].index != index[group] + 1:
-            return BAD_INDEX
-        if slices[i].term < term[group]:
-            return BAD_TERM
-        term[group] = slices[i].term
-        index[group] = slices[i].index
-        digest[group, 0] = slices[i].digest[0]
-        digest[group, 1] = slices[i].digest[1]
+            time[slices[i].partition] = leader_time
+        fault = _move_on(slices, i, term, index, digest)
+        if fault:
+            return fault
     return GOOD

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
 
 from meterd.core.raft.group import Group
-from meterd.protocol.errors import MeterdError
 from meterd.protocol.log_format import META_GROUP
 from meterd.protocol.raft_messages import Configuration, Mark, member_id
 from tests.sim.checks import Checks, require
@@ -20,7 +18,7 @@ from tests.sim.core_nemesis import CoreNemesis
 from tests.sim.core_usage import Usage, read_again
 from tests.sim.disk import DiskGroup
 from tests.sim.plan import FAULTS, Plan, draw, hurried
-from tests.sim.runner import HEAL_US, Result, _described
+from tests.sim.runner import HEAL_US, Result, _described, carry_through
 from tests.sim.world import Stuck, World
 
 # A damaged log is refused by recovery: nodes repair only what rots while they run.
@@ -159,25 +157,9 @@ def run_core_plan(plan: Plan, *, trace: bool = False) -> Result:
         world.trace = []
     nemesis = CoreNemesis(world)
     result = Result(plan.seed)
-    try:
-        _play(world, nemesis, result)
-    except (
-        AssertionError,
-        AttributeError,
-        LookupError,
-        MeterdError,
-        TypeError,
-        ValueError,
-    ) as error:
-        kind = type(error).__name__
-        result.failure = f"{kind}: {error}"
-        if kind not in ("Violation", "Stuck"):
-            result.failure += "\n" + traceback.format_exc()
-    result.steps = world.steps
+    carry_through(world, nemesis, result, lambda: _play(world, nemesis, result))
     for group in world.history.groups.values():
         world.counts["leader change"] += group.view_changes[-1][1]
-    result.counts, result.coverage = world.counts, world.coverage
-    result.acts, result.trace = nemesis.done, world.trace or []
     return result
 
 

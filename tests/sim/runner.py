@@ -57,8 +57,15 @@ def run_plan(plan: Plan, *, trace: bool = False) -> Result:
         world.trace = []
     nemesis = Nemesis(world)
     result = Result(plan.seed)
+    carry_through(world, nemesis, result, lambda: _play(world, nemesis, result))
+    result.recorded = world.recorded or []
+    return result
+
+
+def carry_through(world: World, nemesis: Nemesis, result: Result, play: Callable[[], None]) -> None:
+    """Play a seed to its end or first failure, and note what has happened."""
     try:
-        _play(world, nemesis, result)
+        play()
     except (
         AssertionError,
         AttributeError,
@@ -69,14 +76,11 @@ def run_plan(plan: Plan, *, trace: bool = False) -> Result:
     ) as error:
         kind = type(error).__name__
         result.failure = f"{kind}: {error}"
-        if kind not in ("Violation", "Stuck", "InvariantViolation"):
+        if kind not in ("Violation", "Stuck"):
             result.failure += "\n" + traceback.format_exc()
     result.steps = world.steps
     result.counts, result.coverage = world.counts, world.coverage
-    result.acts = nemesis.done
-    result.recorded = world.recorded or []
-    result.trace = world.trace or []
-    return result
+    result.acts, result.trace = nemesis.done, world.trace or []
 
 
 def _play(world: World, nemesis: Nemesis, result: Result) -> None:
