@@ -24,6 +24,7 @@ import psutil
 
 from bench.processes import LOG_NAME, running
 from bench.support import CHECKOUT
+from tests.support.ports import free_ports
 
 READY_SECONDS_MAX = 600.0
 NOTIFY_SIZE = 4096
@@ -127,12 +128,3 @@ def await_ready(process: "subprocess.Popen[bytes]", notify: socket.socket, direc
                 break
     log = (directory / LOG_NAME).read_text()[-2000:]
     raise RuntimeError(f"the node is not ready:\n{log}")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now, all different."""
-    with socket.socket() as one, socket.socket() as other:
-        sockets = [one, other][:count]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in sockets]

@@ -42,8 +42,9 @@ def on_append_reply(group: GroupState, sender: int, message: AppendReply) -> Non
     if message.conflict:
         at = group.log.last_of_term(message.conflict_term, message.conflict - 1)
         _send_behind(group, sender, min(at, message.conflict - 1, max(message.asked - 1, 0)))
-    elif message.match == message.accepted < group.log.configuration_index:
-        # Durable there; of the two answers to an append only this one counts.
+    elif message.asked < message.accepted == message.match < group.log.configuration_index:
+        # Durable there; of the two answers to an append only this one counts.  Who took nothing
+        # (its disk is full) asks again itself, after a while.
         _send_behind(group, sender, message.accepted)
 
 

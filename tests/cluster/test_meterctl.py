@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from tests.support.node import ROOT, Node, free_ports
+from tests.support.node import ROOT, Node
+from tests.support.ports import free_ports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

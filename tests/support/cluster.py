@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.support.node import Node
+from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
 # A replication port is the application port and this.
@@ -25,20 +25,6 @@ REPLICATION_OFFSET = 1_000
 KEEP = "METERD_TEST_KEEP"
 # A slow disk: the log's writer works a part of the time.
 SLOW_STOPPED_SECONDS, SLOW_RUNNING_SECONDS = 0.06, 0.01
-
-
-def free_pair() -> int:
-    """Return a port that is free, and so is its replication port."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as one:
-            port: int = one.getsockname()[1]
-            if port + REPLICATION_OFFSET > 65_535:
-                continue
-            try:
-                with socket.create_server(("127.0.0.1", port + REPLICATION_OFFSET)):
-                    return port
-            except OSError:
-                continue
 
 
 def peer(number: int, port: int) -> str:
@@ -128,7 +114,7 @@ class Cluster:
         """`data_dirs`: where some nodes keep their data, if not in a directory of their own."""
         self.nodes: list[ClusterNode] = []
         self._environment = dict(environment or {})
-        ports = {number: free_pair() for number in range(1, count + 1)}
+        ports = dict(enumerate(free_ports(count, beside=REPLICATION_OFFSET), 1))
         self._peers = [peer(number, port) for number, port in ports.items()]
         self.links: Links
         for number, port in ports.items():
@@ -147,7 +133,8 @@ class Cluster:
 
     def add(self) -> ClusterNode:
         """Make one more node, which will ask to join; it is not started."""
-        number, port = len(self.nodes) + 1, free_pair()
+        number = len(self.nodes) + 1
+        (port,) = free_ports(1, beside=REPLICATION_OFFSET)
         self._peers.append(peer(number, port))
         flags = ["--peers", ",".join(self._peers), "--bootstrap", "join"]
         return self._make(number, port, flags, None)

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,20 +21,12 @@ from typing import Any, Self
 
 import zmq
 
+from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_SECONDS = 120.0  # a first start compiles kernels
 STOP_SECONDS = 60.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody has at the moment."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 class Node:

@@ -8,7 +8,7 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
 BUCKET = "metering"

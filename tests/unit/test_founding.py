@@ -17,7 +17,7 @@ from meterd.actors.options import Options
 from meterd.core.members import Members
 from meterd.protocol.envelope import decode_request_header
 from meterd.protocol.errors import BootFailed
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
 SECONDS = 60.0

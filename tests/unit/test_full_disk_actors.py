@@ -20,7 +20,7 @@ from meterd.protocol.log_format import GROUP_COUNT
 from meterd.protocol.metric import MetricDefinition
 from tests.support.log_builder import LoggedEvent
 from tests.support.log_directory import LogDirectory
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.recording import recorded
 from tests.support.small_disk import MIB, SmallDisk
 from tests.support.waiting import eventually

@@ -25,7 +25,7 @@ from meterd.protocol.envelope import (
 )
 from meterd.protocol.errors import exception_of
 from meterd.protocol.log_format import GROUP_COUNT
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.recording import recorded
 from tests.support.waiting import eventually
 

@@ -27,7 +27,7 @@ from meterd.actors.telemetry import Telemetry
 from meterd.protocol.raft_frames import ENVELOPE, MAGIC, decode_note
 from meterd.protocol.raft_messages import Envelope, Hello, member_id
 from meterd.protocol.raft_wire import decode_envelope, encode
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 
 CLUSTER = 0x1234
 BOOT = 1_770_000_000_000

@@ -25,6 +25,7 @@ def removed(*, tail: bool = False) -> Lab:
     lab.elect(1, 1, 2)
     lab.drop()
     lab.beat(1, 2)
+    lab.propose(1)
     settle(lab)
     lab.step(1, ProposeChange(Configuration((1, 2))))
     settle(lab)
@@ -68,6 +69,24 @@ def test_who_was_away_learns_that_it_has_left(tail: bool) -> None:
     assert not asks(lab)
     assert lab.groups[1].term == term
     assert 3 not in lab.groups[1].progress
+
+
+def test_who_has_no_room_for_what_it_missed_is_told_once_for_each_time_it_asks() -> None:
+    """Seed 43797: it was sent the same ops for ever, as fast as it answered."""
+    lab = removed()
+    lab.moments[3].room = False
+    assert asks(lab)
+    rounds = 0
+    while lab.messages and rounds < 10 * OPS:
+        for source, target in ((1, 3), (3, 1), (2, 3), (3, 2)):
+            lab.deliver(source, target)
+        rounds += 1
+    assert not lab.messages
+    assert 3 in lab.groups[3].log.configuration.voters
+    lab.moments[3].room = True
+    assert asks(lab)
+    lab.flow()
+    assert lab.groups[3].log.configuration.voters == (1, 2)
 
 
 def test_it_learns_from_a_leader_that_was_no_voter() -> None:

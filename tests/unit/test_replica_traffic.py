@@ -24,8 +24,8 @@ from meterd.core.replicas import Append, Clock, Replicas, Step
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EXPIRE, GROUP_COUNT, NOT_HERE, Record
 from meterd.protocol.raft_messages import Configuration, Envelope, member_id
-from tests.support.node import free_ports
 from tests.support.peer_messages import event, events_record
+from tests.support.ports import free_ports
 
 CLUSTER = 77
 MEMBERS = Configuration(tuple(member_id(node, 0) for node in (1, 2, 3)))

@@ -8,7 +8,7 @@ from meterd.actors.router import Router
 from meterd.protocol.body import unpack_answer
 from meterd.protocol.envelope import decode_answer
 from meterd.protocol.errors import exception_of
-from tests.support.node import free_ports
+from tests.support.ports import free_ports
 from tests.support.recording import recorded
 
 

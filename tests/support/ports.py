@@ -1,0 +1,31 @@
+"""Ports for nodes under test.
+
+They lie below those that the system gives to connections: a port that is free when it is chosen,
+and is one of these, may be some client's own port when the node that shall have it starts.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from contextlib import ExitStack
+
+FIRST, LAST = 10_000, 32_000
+TRIES_MAX = 1_000
+
+
+def free_ports(count: int, *, beside: int = 0) -> list[int]:
+    """Return different ports that nobody has; those `beside` higher are free, too."""
+    found: list[int] = []
+    with ExitStack() as held:
+        for _ in range(TRIES_MAX):
+            if len(found) == count:
+                return found
+            port = random.randrange(FIRST, LAST - beside)
+            try:
+                for one in sorted({port, port + beside}):
+                    held.enter_context(socket.create_server(("127.0.0.1", one)))
+            except OSError:
+                continue
+            found.append(port)
+    raise RuntimeError(f"no {count} free ports")
