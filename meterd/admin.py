@@ -98,7 +98,7 @@ cli = Meterctl(
     commands={command.name: command for command in COMMANDS if command.name},
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-click.version_option(meterd.__version__, prog_name="meterctl")(cli)
+click.version_option(meterd.__version__, message="meterctl %(version)s")(cli)
 
 
 def main(prog_name: str = "meterctl", args: list[str] | None = None) -> NoReturn:

@@ -23,6 +23,7 @@ from meterd.client.questions import (
     Account,
     AccountsOptions,
     EventsOptions,
+    FeedOptions,
     IngestColumns,
     Listing,
     MetricOptions,
@@ -228,7 +229,7 @@ class AsyncClient:
         self,
         after: str | None = None,
         account: Account | None = None,
-        **options: Unpack[PageOptions],
+        **options: Unpack[FeedOptions],
     ) -> AsyncPages[StoredEvent]:
         """List stored events in log order, from a cursor to what is now the end."""
         return AsyncPages(self, questions.feed(after, account, options))

@@ -21,6 +21,7 @@ from meterd.client.questions import (
     Account,
     AccountsOptions,
     EventsOptions,
+    FeedOptions,
     IngestColumns,
     Listing,
     MetricOptions,
@@ -178,7 +179,7 @@ class Client:
         self,
         after: str | None = None,
         account: Account | None = None,
-        **options: Unpack[PageOptions],
+        **options: Unpack[FeedOptions],
     ) -> Pages[StoredEvent]:
         """List stored events in log order, from a cursor to what is now the end."""
         return Pages(self, questions.feed(after, account, options))

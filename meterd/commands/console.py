@@ -82,11 +82,13 @@ class Console:
         self, key: str, rows: Iterable[Row], head: Row, tail: Callable[[], Row] | None
     ) -> None:
         opening = "{" + "".join(f"{json.dumps(k)}: {to_json(v)}, " for k, v in head.items())
-        self.stream.write(f"{opening}{json.dumps(key)}: [")
-        separator = ""
+        opening += f"{json.dumps(key)}: ["
+        separator = opening  # written with the first row: a question that fails has no result
         for row in rows:
             self.stream.write(separator + to_json(row))
             separator = ", "
+        if separator is opening:
+            self.stream.write(opening)
         rest = tail() if tail is not None else {}
         closing = "".join(f", {json.dumps(k)}: {to_json(v)}" for k, v in rest.items())
         self.write_line(f"]{closing}}}")

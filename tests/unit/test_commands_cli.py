@@ -67,6 +67,8 @@ def test_every_code_of_the_protocol_ends_with_a_known_exit_code():
         (["usage", "a", "m", "--start", "now", "--end", "-1h"], 2, "before"),
         (["usage", "a", "m", "--filter", "eu"], 2, "KEY=VALUE"),
         (["metric", "put", "m", "--aggregation", "sum", "--period", "fixed:x"], 2, "fixed"),
+        (["metric", "put", "m", "--aggregation", "sum", "--threshold", "half"], 2, "CODE=VALUE"),
+        (["metric", "put", "m", "--aggregation", "sum", "--threshold", "a=1:x=2"], 2, "every=N"),
         (["metric", "delete", "m"], 6, "--yes"),
         (["ingest", "/nowhere/at-all"], 2, "does not exist"),
         (["--timeout", "0.05", "-n", "127.0.0.1:1", "usage", "a", "m"], 3, "unreachable"),
@@ -162,6 +164,26 @@ def test_a_listing_is_the_same_in_every_form(rows, capsys):
     assert shown("json", rows, capsys).count("\n") == 1
     assert [json.loads(line) for line in shown("ndjson", rows, capsys).splitlines()] == rows
     assert len(shown("table", rows, capsys).splitlines()) == len(rows) + 1
+
+
+def test_a_listing_that_fails_at_once_writes_no_half_document(capsys):
+    def no_rows():
+        raise Unreachable("no answer")
+        yield
+
+    with pytest.raises(Unreachable):
+        shown("json", no_rows(), capsys)
+    assert capsys.readouterr().out == ""
+
+
+def test_thresholds_of_a_metric_are_sent_as_the_protocol_has_them():
+    option = next(each for each in COMMANDS["metric", "put"].params if each.name == "thresholds")
+    context = click.Context(COMMANDS["metric", "put"])
+    assert option.type_cast_value(context, ["half=50"]) == ("half=50",)
+    assert option.process_value(context, ["half=50", "more=1.5:every=10"]) == [
+        {"code": "half", "value": "50"},
+        {"code": "more", "value": "1.5", "every": "10"},
+    ]
 
 
 def test_without_a_terminal_the_result_is_json_and_without_colour(capsys):
