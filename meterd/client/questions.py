@@ -22,10 +22,11 @@ from meterd.client.results import (
     StoredEvent,
     Usage,
 )
-from meterd.client.session import Call, Job
+from meterd.client.session import Call, Job, Unsendable
 from meterd.client.times import to_nanoseconds
 from meterd.protocol.body import pack
 from meterd.protocol.columns import Durability
+from meterd.protocol.errors import LocalProtocolError
 from meterd.protocol.limits import PAGE_SIZE_DEFAULT
 
 Result = TypeVar("Result")
@@ -138,7 +139,10 @@ def ask(
     kind: str, fields: Mapping[str, Any], account: str | None = None
 ) -> Plan[dict[str, Any]]:
     """Ask one question; fields that are None are left out."""
-    body = pack({name: value for name, value in fields.items() if value is not None})
+    try:
+        body = pack({name: value for name, value in fields.items() if value is not None})
+    except LocalProtocolError as error:
+        raise Unsendable(f"{kind}: {error.message}") from error
     call = Call(kind, body, account)
     yield Job([call])
     return call.result()

@@ -16,6 +16,7 @@ from meterd.client.connections import check_address
 from meterd.client.events import Event, make_id
 from meterd.client.partitions import PartitionMap, partition_of, root_of, xxh64
 from meterd.client.results import Usage
+from meterd.client.session import Unsendable
 from meterd.client.times import exact_value, to_nanoseconds
 from meterd.protocol.body import unpack
 from meterd.protocol.columns import ColumnInput, decode_events, encode_columns
@@ -288,8 +289,28 @@ def test_columns_that_make_no_table_are_refused(
 
 def test_float_columns_are_refused() -> None:
     source = ColumnSource({"account": "a", "metric": "m", "value": np.array([0.5, 1.5])})
-    with pytest.raises(LocalProtocolError, match="value"):
+    with pytest.raises(LocalProtocolError, match=r"value.*floats are not exact") as caught:
         list(ingest_calls(source, "sync", None))
+    assert (caught.value.code, caught.value.retry) == ("bad_request", "never")
+    assert caught.value.hint.startswith("mend")
+
+
+def test_a_question_that_cannot_be_sent_is_a_bad_request() -> None:
+    with pytest.raises(Unsendable, match="usage"):
+        asked_by(questions.usage("acme", "m", {"filters": {"region": [object()]}}))
+
+
+def test_any_iterable_of_events_is_taken_and_one_event_is_no_list() -> None:
+    events = [Event("a", "m", id=str(number)) for number in range(3)]
+    assert EventSource(event for event in events).count == 3
+    with pytest.raises(TypeError, match="list of events"):
+        EventSource(events[0])
+
+
+def test_one_numpy_moment_is_the_time_of_all_rows() -> None:
+    moment = np.datetime64("2026-01-01", "D")
+    source = ColumnSource({"account": ["a", "b"], "metric": "m", "timestamp": moment})
+    assert list(source.columns["timestamp"]) == [NEW_YEAR, NEW_YEAR]
 
 
 @given(
@@ -370,7 +391,7 @@ def test_both_clients_have_the_same_methods() -> None:
 
     from meterd.client import AsyncClient, Client
 
-    names = {name for name in vars(Client) if not name.startswith("_")} - {"producer"}
+    names = {name for name in vars(Client) if not name.startswith("_")}
     assert names == {name for name in vars(AsyncClient) if not name.startswith("_")}
     for name in names:
         blocking, awaited = (signature(getattr(kind, name)) for kind in (Client, AsyncClient))
