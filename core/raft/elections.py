@@ -116,7 +116,7 @@ def campaign(group: GroupState, *, transfer: bool) -> None:
     """
     group.term += 1
     group.vote = group.member
-    group.verified = group.reported = group.leader_commit = group.fresh_commit = 0
+    group.verified = group.reported = group.leader_commit = 0
     group.write_term()
     group.enter(CANDIDATE, NOBODY)
     _try_again_later(group, group.settings.election_ms)
