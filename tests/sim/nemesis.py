@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 from tests.sim.plan import MEAN_MS
 
-# How long a leader is cut off at most, for another machine to vote; how often that is looked at, and
+# How long a leader is cut off at most, for another machine to vote; how often that is looked at;
 # how long whom it has voted for is cut off then.
 VOTE_MS = 2500
 LOOK_US = 300
