@@ -443,6 +443,11 @@ def damaged_replica_leads() -> list[Patch]:
 
 
 @BUGS.add
+def learners_do_not_campaign() -> list[Patch]:
+    return [(elections, "may_stand", lambda group: elections.may_campaign(group))]
+
+
+@BUGS.add
 def damaged_ops_are_acked() -> list[Patch]:
     match = property(lambda group: min(group.verified, group.durable))
     return [(GroupState, "match", match)]
