@@ -120,6 +120,8 @@ class Asking:
         if kind == "retention_set":
             self._usage.horizons.propose(asked.rid, asked.header.id, fields["days"])
             return None
+        if kind == "clock_accept":
+            return self._usage.horizons.accept_clock(asked.rid, asked.header.id)
         question = resolve_question(kind, fields, registry, time.time_ns(), transitions)
         return self._answer(asked, question)
 

@@ -188,6 +188,7 @@ _KINDS = (
     Kind("checkpoint", "usage", "saves a checkpoint now and answers when it is durable"),
     Kind("retention_show", "retention_sweeper", "says how long events are kept, and what is past"),
     Kind("retention_set", "usage", "changes for how many days events are kept", DAYS),
+    Kind("clock_accept", "usage", "believes the node's clock, which has jumped, and expires by it"),
     Kind(
         "retention_run",
         "retention_sweeper",
