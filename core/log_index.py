@@ -73,6 +73,11 @@ class OpenIndex:
     def record_offset(self) -> NDArray[np.uint64]:
         return frozen(self._record_offset[: self._records])
 
+    def rows_before(self, offset: int) -> int:
+        """Return how many of the rows lie before an offset in the file, where a block may begin."""
+        record = int(self.record_offset.searchsorted(np.uint64(offset)))
+        return self.row_count if record == self._records else int(self._record_row[record])
+
     def extend(
         self,
         data: Bytes,

@@ -182,7 +182,7 @@ _KINDS = (
         "feed",
         "usage",
         "gives stored events in log order after a cursor",
-        _account(None) | PAGE | CONSISTENCY | PARTITIONS,
+        _account(None) | PAGE | CONSISTENCY | PARTITIONS | {"after": Field(fields.feed_cursor)},
     ),
     Kind("rejected", "retention_sweeper", "lists refused events, newest first", PAGE),
     Kind("checkpoint", "usage", "saves a checkpoint now and answers when it is durable"),
