@@ -164,6 +164,16 @@ def test_parts_of_several_nodes_and_from_now_on(tmp_path: Path) -> None:
     assert read(cursor, two, one) == (set(), cursor)
 
 
+def test_feeds_of_two_accounts_of_a_partition_do_not_meddle(tmp_path: Path) -> None:
+    replica = Replica(tmp_path / "1")
+    for number in range(6):
+        name = f"a/{number % 2}"
+        replica.log.write([LoggedEvent(name, f"{name}-{number}", 1, 1, 5)])
+    for account in ("a/1", "a/0", "a/2", "a/0"):
+        page = replica.page(Question("feed", account, limit=9, **EVER))
+        assert [event["account"] for event in page["events"]] == [account] * 3 * (account != "a/2")
+
+
 def test_a_cursor_whose_events_have_gone_is_refused(tmp_path: Path) -> None:
     replica = Replica(tmp_path / "1")
     for number in range(6):
