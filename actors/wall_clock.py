@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -36,12 +35,17 @@ class ShiftedClock:
         return time.time_ns() + self._shift
 
 
-def _chosen() -> Callable[[], int]:
+def _wanted() -> ShiftedClock | None:
     path = os.environ.get(VARIABLE)
-    return ShiftedClock(Path(path)) if path else time.time_ns
+    return ShiftedClock(Path(path)) if path else None
 
 
-wall_ns: Final = _chosen()
+_shifted: Final = _wanted()
+
+
+def wall_ns() -> int:
+    """Return UTC ns."""
+    return time.time_ns() if _shifted is None else _shifted()
 
 
 def running_ns() -> int:
