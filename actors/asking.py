@@ -72,6 +72,8 @@ class Asking:
             fields = check_request(header.kind, body, header.lz4_size)
             asked = Asked(rid, header, raw_header, body, began)
             if self._usage.leader_map.alone:
+                if fields.get("consistency") == "local":
+                    asked.added["as_of"] = time.time_ns()  # a node alone has all there is
                 self.try_answering(asked, fields)
             else:
                 self._where.see(asked, fields)

@@ -514,6 +514,10 @@ def check(options: Options) -> None:
         raise _wrong("archive.verify_command", "nothing in it is {name}")
     if not node.listen:
         raise _wrong("node.listen", "an address, such as 127.0.0.1, or 0.0.0.0 for every interface")
+    if not node.data_dir:
+        raise _wrong("node.data_dir", "a directory, such as ./data")
+    if node.advertise and not peer_list.is_host(node.advertise):
+        raise _wrong("node.advertise", f"{node.advertise!r} is no host name and no address")
     if node.port == node.http_port:
         raise _wrong("node.http_port", f"{node.http_port} is the application port")
     peer_list.check(node.id, node.port, node.peers)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from meterd.protocol import fields, limits
 from meterd.protocol.body import Bytes, open_body, unknown_name, unpack
 from meterd.protocol.errors import BadRequest, RemoteProtocolError
-from meterd.protocol.metric import CONTENT_KEYS, MetricDefinition
+from meterd.protocol.metric import CONTENT_KEYS, MetricDefinition, refuse_uncomputed
 
 Actor = Literal[
     "ingest", "metrics", "query", "replication", "retention_sweeper", "router", "usage"
@@ -295,6 +295,8 @@ def check_request(name: str, body: Bytes, lz4_size: int | None = None) -> dict[s
     raw = unpack(open_body(body, lz4_size))
     if type(raw) is not dict:
         raise RemoteProtocolError("malformed", "the body is not a map")
+    if name == "metric_put":
+        refuse_uncomputed(raw.get("aggregation"))  # before its own keys, which nobody knows yet
     if not raw.keys() <= kind.fields.keys():
         raise BadRequest(unknown_name(raw, kind.fields, f"{name}: key"))
     checked: dict[str, Any] = {}

@@ -22,6 +22,7 @@ from meterd.exits import AdminExit
 
 WAIT_TIMEOUT_DEFAULT = 60.0
 POLL_SECONDS = 0.2
+LATER = {"replace": "add the new node, meterctl rebalance run, then remove the old one"}
 
 
 def change(session: Session, kind: str, **fields: Any) -> Row:
@@ -50,16 +51,27 @@ def await_cluster(session: Session, done: Callable[[Row], bool], what: str, pati
     """Ask until a condition holds. Raises AdminError when the time is over."""
     deadline = time.monotonic() + patience
     while True:
-        document = ask_cluster(session)
+        document = _ask_until(session, deadline)
         if done(document):
             return document
         if time.monotonic() >= deadline:
             raise AdminError(
                 AdminExit.RUNNING,
                 "still_running",
-                f"{what} is not yet so after {patience:g} s; the nodes go on",
+                f"{what} is not yet so after {patience:.3g} s; the nodes go on",
                 "meterctl topology shows how far they are",
             )
+        time.sleep(POLL_SECONDS)
+
+
+def _ask_until(session: Session, deadline: float) -> Row:
+    """Ask until a node answers: one that starts, or has much to do, is worth another question."""
+    while True:
+        try:
+            return ask_cluster(session)
+        except AdminError as error:
+            if error.exit_code != AdminExit.UNREACHABLE or time.monotonic() >= deadline:
+                raise
         time.sleep(POLL_SECONDS)
 
 
@@ -71,9 +83,11 @@ def await_condition(session: Session, condition: str, patience: float) -> Row:
     if condition == "leader":
         document = await_cluster(session, _has_leaders, "a leader for every partition", patience)
     else:
-        commits = {one["group"]: one["commit"] for one in ask_cluster(session)["groups"]}
-        done = partial(_has_caught_up, commits)
-        document = await_cluster(session, done, "every node caught up", patience)
+        deadline = time.monotonic() + patience
+        groups = _ask_until(session, deadline)["groups"]
+        done = partial(_has_caught_up, {one["group"]: one["commit"] for one in groups})
+        left = max(0.0, deadline - time.monotonic())
+        document = await_cluster(session, done, "every node caught up", left)
     return {key: document[key] for key in ("members_version", "reachable", "configured")}
 
 
@@ -175,6 +189,7 @@ def _lead(session: Session, moves: list[list[Any]], what: str) -> None:
             [f"{group_name(row['group'])}: node {row['leader']} leads" for row in rows]
             or ["nothing to do"]
         ),
+        "moved",
     )
 
 
@@ -199,7 +214,9 @@ def _handed_over(session: Session, wanted: dict[int, int], document: Row) -> boo
 # Nodes
 
 
-@click.group("node", cls=AdminGroup, default="list", subcommand_metavar="[COMMAND]")
+@click.group(
+    "node", cls=AdminGroup, default="list", later=LATER, subcommand_metavar="[COMMAND]"
+)
 def node() -> None:
     """List the nodes of a cluster; add, promote, remove and recover them."""
 
@@ -214,7 +231,7 @@ def list_nodes(session: Session) -> None:
     document = ask_cluster(session)
     keys = ("node", "peer_address", "client_address", "state", "incarnation", "joined", "reachable")
     rows: list[Row] = [{key: one[key] for key in keys} for one in document["nodes"]]
-    session.console.show({"nodes": rows}, lambda: _node_lines(rows))
+    session.console.show({"nodes": rows}, lambda: _node_lines(rows), "nodes")
     end(document, bad=False)
 
 

@@ -96,7 +96,7 @@ def _show_moves(
     rows = _move_rows(document, moves)
     nodes = _node_rows(document, rows)
     shown = {"moves": rows, "nodes": nodes}
-    session.console.show(shown, lambda: _move_lines(rows, nodes, each, what))
+    session.console.show(shown, lambda: _move_lines(rows, nodes, each, what), "moves")
 
 
 def _move_rows(document: Row, moves: list[list[Any]]) -> list[Row]:
