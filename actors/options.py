@@ -196,6 +196,13 @@ class Retention:
         3_600.0, "look for expired log files so often", 1.0, 86_400.0, reloadable=True
     )
     future_hours: int = _count(24, "take events at most so many hours ahead of now", 0, 87_600)
+    clock_jump_max: float = _duration(
+        48 * 3_600.0,
+        "do not expire by a clock that is so far ahead of what is known, before it has run evenly"
+        " for so long",
+        86_400.0,
+        36_500 * 86_400.0,
+    )
     grace_after_restore: float = _duration(
         168 * 3_600.0,
         "after a restore nothing expires for so long",

@@ -43,6 +43,7 @@ def test_the_table_says_who_serves_what():
         "checkpoint": "usage",
         "retention_show": "retention_sweeper",
         "retention_set": "usage",
+        "clock_accept": "usage",
         "retention_run": "retention_sweeper",
         "wal_status": "retention_sweeper",
         "wal_archive": "retention_sweeper",
