@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 RING_SIZE: Final = 16 * 1024 * 1024
 # A frame may take a quarter of it.
 FRAME_SHARE: Final = 4
+# A reader is sent the same frame as the one before it within so many frames.
+SHARED_MAX: Final = 4
 # Places begin at cache lines.
 LINE: Final = 64
 # Who reads what each writer writes, in the order in which frames for all of them are sent.
@@ -82,11 +84,13 @@ def reader_of(actor: str) -> Reader | None:
 class _Sent:
     """A frame in the ring."""
 
-    __slots__ = ("end", "frame", "position", "readers", "size")
+    __slots__ = ("end", "frame", "position", "readers", "until")
 
-    def __init__(self, position: int, end: int, size: int, frame: Any) -> None:
-        self.position, self.end, self.size, self.frame = position, end, size, frame
-        self.readers: list[int] = []
+    def __init__(self, position: int, end: int) -> None:
+        self.position, self.end = position, end
+        self.frame: Any = None  # itself, while others may be sent it: up to that call of `put`
+        self.until = 0
+        self.readers: list[int] = []  # who was sent it
 
 
 class Writer:
@@ -98,8 +102,9 @@ class Writer:
         self._last = [0] * len(readers)  # the last position that each was sent
         # Behind whatever readers of an earlier life have let go.
         self._head = self._after(int(self._words.max()))
+        self._count = 0  # of calls of `put`
         self._sent: deque[_Sent] = deque()  # oldest first
-        self._shared: deque[_Sent] = deque(maxlen=4)  # what others may still be sent, too
+        self._shared: deque[_Sent] = deque()  # what others may be sent, too
 
     def _after(self, position: int) -> int:
         """Return the first position behind another that lies at the beginning of the memory."""
@@ -116,6 +121,9 @@ class Writer:
         size = len(frame) if type(frame) is bytes else memoryview(frame).nbytes
         if size > len(self._memory) // FRAME_SHARE:
             return None
+        self._count += 1
+        while self._shared and self._shared[0].until < self._count:
+            self._shared.popleft().frame = None
         sent = self._shared_with(number, frame) or self._write(frame, size)
         if sent is None:
             return None
@@ -123,21 +131,26 @@ class Writer:
         self._last[number] = sent.position
         if number + 1 < len(self._readers):
             sent.frame = frame
+            sent.until = self._count + SHARED_MAX
             self._shared.append(sent)
         return sent.position, size
 
     def _shared_with(self, number: int, frame: Any) -> _Sent | None:
         """Return where a frame lies that a reader before this one was sent."""
         for place, sent in enumerate(self._shared):
-            if sent.frame is frame and sent.position > self._last[number]:
+            if sent.frame is frame:
                 sent.frame = None
                 del self._shared[place]
-                return sent
+                return sent if sent.position > self._last[number] else None
         return None
+
+    def _is_over(self, sent: _Sent) -> bool:
+        """Has everybody let go of a frame, and will nobody else be sent it?"""
+        return sent.frame is None and all(self._words[n] >= sent.end for n in sent.readers)
 
     def _write(self, frame: Any, size: int) -> _Sent | None:
         """Copy a frame into the ring, if there is room."""
-        while self._sent and all(self._words[n] >= self._sent[0].end for n in self._sent[0].readers):
+        while self._sent and self._is_over(self._sent[0]):
             self._sent.popleft()
         whole = len(self._memory)
         if not self._sent and self._head % whole:
@@ -151,7 +164,7 @@ class Writer:
         at = position % whole
         self._memory[at : at + size] = np.frombuffer(frame, np.uint8)
         self._head = end
-        sent = _Sent(position, end, size, None)
+        sent = _Sent(position, end)
         self._sent.append(sent)
         return sent
 
@@ -172,7 +185,7 @@ class Reader:
         view.flags.writeable = False
         self._end = position + -(-size // LINE) * LINE
         self._held[position] = weakref.ref(view, lambda _: self._let_go(position))
-        return memoryview(view)
+        return view.data
 
     def _let_go(self, position: int) -> None:
         """Nothing looks at a frame any more."""

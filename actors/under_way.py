@@ -15,8 +15,8 @@ from typing import Final
 
 # So many gatherings under way keep every actor of the way busy.
 GATHERINGS_MAX: Final = 3
-# One that is under way for longer counts no more.  Several times what one takes where all processors
-# are busy: when those under way counted no more there, small ones would be added to the burden.
+# One that is under way for longer counts no more.  Several times what one takes where processors
+# are all busy: when those under way counted no more there, small ones would add to the burden.
 SECONDS_MAX: Final = 0.5
 
 
