@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -192,19 +193,18 @@ class Usage(Actor):
     def handle(self, frames: list[bytes]) -> None:
         kind = frames[0]
         if kind == b"commit":
-            located = np.frombuffer(frames[1], np.uint64).reshape(-1, 4).tolist()
-            end = np.frombuffer(frames[2], np.uint64).tolist()
-            self.queue.add_commit(located, end, committed=frames[3] == COMMITTED)
-            self._heard |= frames[3] == COMMITTED
+            self._add_blocks(frames[1:])
             self._go_on()
         elif kind == b"record":
             record, origin = log_format.parse_frames(frames[2], frames[3]), frames[4]
             self.queue.add_record(record, _asked(record, origin))
             self._go_on()
         elif kind == b"committed":
+            self._add_blocks(frames[3:])
             groups = np.frombuffer(frames[1], np.uint16).astype(np.intp)
-            self.queue.add_committed(groups, np.frombuffer(frames[2], np.uint64))
-            self._heard = True
+            if len(groups):
+                self.queue.add_committed(groups, np.frombuffer(frames[2], np.uint64))
+                self._heard = True
             self._go_on()
         elif kind == b"leaders":
             self.leader_map.take(frames)
@@ -250,6 +250,15 @@ class Usage(Actor):
             self._cuts.ask(msgpack.unpackb(frames[1]))
         elif kind == b"hello":
             self._on_hello(frames[1].decode())
+
+    def _add_blocks(self, frames: Sequence[Frame]) -> None:
+        """Take blocks that are durable now: (records, the next one's place, flag) repeated."""
+        for place in range(0, len(frames), 3):
+            located = np.frombuffer(frames[place], np.uint64).reshape(-1, 4).tolist()
+            end = np.frombuffer(frames[place + 1], np.uint64).tolist()
+            committed = frames[place + 2] == COMMITTED
+            self.queue.add_commit(located, end, committed=committed)
+            self._heard |= committed
 
     def enough(self) -> bool:
         """Answer one block's requests before the next, so that their clients can go on."""
