@@ -98,6 +98,8 @@ def on_beat(group: GroupState, sender: int, beat: Beat) -> BeatReply:
     if heed_leader(group, beat.term, sender):
         group.heard_at = group.moment.now
         group.election_at = group.moment.now + group.patience
+        if not group.log.holes:
+            group.deadline = group.election_at
         _hear_commit(group, beat.commit)
         group.advance_commit(min(beat.commit, group.verified))
         maybe_certain(group)

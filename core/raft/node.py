@@ -322,6 +322,9 @@ class Node:
         groups, term_start, sent_at = np.array(rows, np.int64).reshape(-1, 3).T
         return Leases(groups, term_start, sent_at)
 
+    def _any_uncertain(self) -> bool:
+        return any(group.uncertain for group in self.groups.values())
+
     def _on_room(self, event: Room) -> None:
         self.moment.room = event.room
 
@@ -418,7 +421,7 @@ class Node:
         self.beat_at = moment.now + self.settings.beat_ms
         self._round_at = moment.now
         self._find_peers()
-        if self._aside or any(group.uncertain for group in self.groups.values()):
+        if self._aside or self._any_uncertain():
             for peer in self.peers:
                 self._send(peer, Hello(self.standing.block))
         for peer, own in self._beats().items():

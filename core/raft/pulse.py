@@ -120,7 +120,7 @@ class Pulse:
             committed = CommitSlices(g[more], commit[more])
             steady.commit[committed.groups] = committed.index
         self._heard_at[g] = now
-        self._election_at[g] = now + self._patience[g]
+        self._election_at[g] = self.due[g] = now + self._patience[g]
         self._leader_commit[g] = np.maximum(told, self._leader_commit[g])
         answers = np.zeros((len(beats), REPLY_WIDTH), np.int64)
         match = np.minimum(last, steady.durable_to[g])
