@@ -321,19 +321,21 @@ class Replication(Actor):
         if self._catching_up is not None:
             file_number, offset = np.frombuffer(frames[2], np.uint64)[:2].tolist()
             self._catching_up.durable(file_number, offset)
+        step = self.replicas.durable(sequence, _clock())
         if frames[0] == b"commit":
             self._note_block(frames[1:])
-        step = self.replicas.durable(sequence, _clock())
         if step is not None:
             self._carry_out(step)
             self._maybe_serve()
 
     def _note_block(self, block: Sequence[Frame]) -> None:
-        """Have usage told of a durable block: now if that is all there is to say of it."""
+        """Have usage told of a durable block: now if something of it is committed already."""
         if not self._blocks:
             self._blocks_due = time.monotonic() + UNTOLD_SECONDS
         self._blocks += block
-        if block[-1] == COMMITTED or len(self._blocks) >= 3 * UNTOLD_BLOCKS_MAX:
+        if self.replicas.is_awaited or block[-1] == COMMITTED:
+            self._blocks_due = 0.0
+        if len(self._blocks) >= 3 * UNTOLD_BLOCKS_MAX:
             self._blocks_due = 0.0
 
     def _carry_out(self, step: Step) -> None:
