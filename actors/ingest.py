@@ -277,23 +277,36 @@ class Ingest(Actor):
         """Pack what is staged into one proposal."""
         if self._stage.empty:
             return
-        if not self._leaders.alone:
-            self._under_way.add(time.monotonic())
+        alone = not self._leaders.alone and self._under_way.add(time.monotonic())
         if self._leaders.all_mine:
             self._propose_whole(self._stage.pack())
         else:
-            self._propose_parts(self._stage.pack_parts(self._leaders.nodes))
+            self._propose_by_leader(self._stage.pack_parts(self._leaders.nodes), alone)
         self._requests, self._accepted, self._async, self._patience = [], [], [], 0.0
 
-    def _propose_whole(self, packed: Packed) -> None:
-        """Propose what this node leads alone."""
-        meta = {
+    def _propose_by_leader(self, parts: list[tuple[int, Packed]], alone: bool) -> None:
+        """Propose what this node leads, and hand on the rest."""
+        node, packed = parts[0]
+        if len(parts) > 1 or node != self._leaders.own or not packed.row_count:
+            self._propose_parts(parts)
+            return
+        meta = self._meta(packed)
+        self._splitting.whole(self._began, self._requests, packed, meta, self._patience, alone)
+        self._count_accepted()
+        self._answers.add(self._accepted)
+
+    def _meta(self, packed: Packed) -> dict[str, Any]:
+        return {
             "kind": log_format.EVENTS,
             "slices": packed.slices.data,
             "row_count": packed.row_count,
             "heap_size": packed.heap_size,
             "registry_version": self._stage.registry_version,
         }
+
+    def _propose_whole(self, packed: Packed) -> None:
+        """Propose what this node leads alone."""
+        meta = self._meta(packed)
         origin = encode_origin(self._began, self._requests, packed)
         self._count_accepted()
         if packed.row_count:

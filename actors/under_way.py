@@ -25,9 +25,10 @@ class UnderWay:
     def __init__(self) -> None:
         self._since: deque[float] = deque()
 
-    def add(self, now: float) -> None:
-        """Count a gathering that is handed on at monotonic `now`."""
+    def add(self, now: float) -> bool:
+        """Count a gathering that is handed on at monotonic `now`; was none under way before?"""
         self._since.append(now)
+        return len(self._since) == 1
 
     def decided(self, count: int) -> None:
         """So many are decided; those that count no more may be among them."""

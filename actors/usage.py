@@ -29,6 +29,7 @@ from meterd.actors.checkpoint_requests import CheckpointRequests
 from meterd.actors.checkpoints import Checkpoints
 from meterd.actors.cuts import Cuts
 from meterd.actors.decided import Decided
+from meterd.actors.durable_blocks import durable_blocks
 from meterd.actors.horizons import Horizons
 from meterd.actors.identity_store import IdentityStore
 from meterd.actors.journal import timed
@@ -37,6 +38,7 @@ from meterd.actors.leaders import Leaders
 from meterd.actors.outcomes import (
     NO_REQUESTS,
     Origin,
+    asked_of,
     in_order,
     parse_command_origin,
     parse_origin,
@@ -51,7 +53,6 @@ from meterd.actors.sockets import Frame
 from meterd.actors.split_answers import LOOK_SECONDS, SplitAnswers
 from meterd.actors.splitting import Splitting, command_proposal
 from meterd.actors.standing import Standing
-from meterd.actors.wal_writer import COMMITTED
 from meterd.core.applier import Applier
 from meterd.core.commit_queue import CommitQueue, Ready
 from meterd.core.group_facts import GroupFacts
@@ -196,8 +197,10 @@ class Usage(Actor):
             self._add_blocks(frames[1:])
             self._go_on()
         elif kind == b"record":
-            record, origin = log_format.parse_frames(frames[2], frames[3]), frames[4]
-            self.queue.add_record(record, _asked(record, origin))
+            record = log_format.parse_frames(frames[2], frames[3])
+            asked = asked_of(record, frames[4])
+            self._splits.on_record(asked, record.row_count)
+            self.queue.add_record(record, asked)
             self._go_on()
         elif kind == b"committed":
             self._add_blocks(frames[3:])
@@ -252,12 +255,9 @@ class Usage(Actor):
             self._on_hello(frames[1].decode())
 
     def _add_blocks(self, frames: Sequence[Frame]) -> None:
-        """Take blocks that are durable now: (records, the next one's place, flag) repeated."""
-        for place in range(0, len(frames), 3):
-            located = np.frombuffer(frames[place], np.uint64).reshape(-1, 4).tolist()
-            end = np.frombuffer(frames[place + 1], np.uint64).tolist()
-            committed = frames[place + 2] == COMMITTED
-            self.queue.add_commit(located, end, committed=committed)
+        """Take blocks that are durable now."""
+        for records, end, committed in durable_blocks(frames):
+            self.queue.add_commit(records, end, committed)
             self._heard |= committed
 
     def enough(self) -> bool:
@@ -401,13 +401,14 @@ class Usage(Actor):
         error = NotLeader(said) if why["reason"] == NOT_LEADER else Overloaded(said)
         if why["kind"] == log_format.EVENTS:
             parsed = parse_origin(origin)
-            reply = parsed.reply
+            reply = parsed.reply if parsed.wait is None else None
             asked = [(rid, number, "ingest") for rid, number, *_ in parsed.requests]
         else:
             reply, asked = parse_command_origin(origin)
         if reply is not None:
             self._splits.refused(reply, None if why["kind"] == log_format.EVENTS else error)
-        self._decided.count += why["kind"] == log_format.EVENTS and reply is None
+        if why["kind"] == log_format.EVENTS and reply is None:
+            self._decided.add()
         for rid, request_id, kind in asked:
             if rid:
                 self.answers.error(rid, request_id, kind, error)
@@ -460,7 +461,7 @@ class Usage(Actor):
             if rid:
                 self.answers.ingested(rid, request_id, encode_result(result))
         self._answered.append(counts)
-        self._decided.count += 1
+        self._decided.add(alone=origin.wait is not None and origin.wait.alone)
 
     def _judge(self, frame: Frame) -> None:
         """Answer requests of which nothing needs the log."""
@@ -694,12 +695,3 @@ class Usage(Actor):
                 self._take_saved(wait=True)
             self._checkpoint_requests.turn()
         self._identities.finish()
-
-
-def _asked(record: Record, origin: Frame) -> Asked:
-    """Return who asked for a record; None when nobody did."""
-    if not origin:
-        return None
-    if record.kind == log_format.EVENTS:
-        return parse_origin(origin)
-    return origin if record.kind in log_format.COMMANDS else None

@@ -1,4 +1,4 @@
-"""Runs the kernels of the engine's fast path once (`core/warm.py`): a node alone uses few of them."""
+"""Runs the kernels of the engine's fast path once: a node alone (`core/warm.py`) uses few."""
 
 from __future__ import annotations
 
