@@ -242,7 +242,7 @@ class Replicas:
             _, block, ops = self._blocks.popleft()
             for groups, index in ops:
                 some = np.count_nonzero(self._committed[groups] >= index)
-                self.is_awaited = self.is_awaited or some > 0
+                self.is_awaited |= bool(some)
         return self.step(Durable(block), clock) if block else None
 
     def receive(self, envelope: Envelope, clock: Clock) -> Step:
