@@ -107,19 +107,21 @@ class Ingest(Actor):
         if self._stage.full or not self._waits():
             self._propose()
         else:
-            self.tick_by(self._under_way.until)
+            self.tick_by(self._under_way.until(self._stage.count))
         self._answers.send()
 
     def tick(self, now: float) -> float:
         if not self._stage.empty:
             self.flush()
-        return BEAT_SECONDS if self._stage.empty else max(0.0, self._under_way.until - now)
+        if self._stage.empty:
+            return BEAT_SECONDS
+        return max(0.0, self._under_way.until(self._stage.count) - now)
 
     def _waits(self) -> bool:
         """Is enough under way to other nodes, so that what comes is better gathered further?"""
         if self._leaders.alone or self.stopping:
             return False
-        return self._under_way.full(time.monotonic())
+        return self._under_way.full(time.monotonic(), self._stage.count)
 
     def drained(self) -> bool:
         self._propose()
@@ -277,21 +279,22 @@ class Ingest(Actor):
         """Pack what is staged into one proposal."""
         if self._stage.empty:
             return
-        alone = not self._leaders.alone and self._under_way.add(time.monotonic())
+        if not self._leaders.alone:
+            self._under_way.add(time.monotonic())
         if self._leaders.all_mine:
             self._propose_whole(self._stage.pack())
         else:
-            self._propose_by_leader(self._stage.pack_parts(self._leaders.nodes), alone)
+            self._propose_by_leader(self._stage.pack_parts(self._leaders.nodes))
         self._requests, self._accepted, self._async, self._patience = [], [], [], 0.0
 
-    def _propose_by_leader(self, parts: list[tuple[int, Packed]], alone: bool) -> None:
+    def _propose_by_leader(self, parts: list[tuple[int, Packed]]) -> None:
         """Propose what this node leads, and hand on the rest."""
         node, packed = parts[0]
         if len(parts) > 1 or node != self._leaders.own or not packed.row_count:
             self._propose_parts(parts)
             return
         meta = self._meta(packed)
-        self._splitting.whole(self._began, self._requests, packed, meta, self._patience, alone)
+        self._splitting.whole(self._began, self._requests, packed, meta, self._patience)
         self._count_accepted()
         self._answers.add(self._accepted)
 

@@ -41,7 +41,6 @@ class Wait(NamedTuple):
 
     due: float  # monotonic seconds
     groups: list[int]
-    alone: bool  # nothing else was under way when they were handed on
 
 
 class Origin(NamedTuple):

@@ -98,7 +98,7 @@ class SplitAnswers:
         if not isinstance(asked, Origin) or asked.wait is None or asked.reply is None:
             return
         refused = 0 if asked.refusals is None else len(asked.refusals.rows)
-        due, groups, _ = asked.wait
+        due, groups = asked.wait
         part = Part(asked.reply.token, self._usage.leader_map.own, groups)
         self._end(self._table.add(Events(asked, [(rows, refused)]), [part], due))
 

@@ -96,11 +96,10 @@ class Splitting:
         packed: Packed,
         meta: dict[str, Any],
         seconds: float,
-        alone: bool,
     ) -> None:
         """Propose a gathering that this node leads alone; with it goes who waits, and how long."""
         due = time.monotonic() + min(seconds, PART_SECONDS_MAX)
-        reply, wait = Reply(0, self._token()), Wait(due, groups_of(packed), alone)
+        reply, wait = Reply(0, self._token()), Wait(due, groups_of(packed))
         origin = encode_origin(began, list(requests), packed, reply, wait)
         frames = [b"propose", msgpack.packb(meta), packed.payload, origin]
         self._actor.send("replication", frames)

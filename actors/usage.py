@@ -407,8 +407,7 @@ class Usage(Actor):
             reply, asked = parse_command_origin(origin)
         if reply is not None:
             self._splits.refused(reply, None if why["kind"] == log_format.EVENTS else error)
-        if why["kind"] == log_format.EVENTS and reply is None:
-            self._decided.add()
+        self._decided.count += why["kind"] == log_format.EVENTS and reply is None
         for rid, request_id, kind in asked:
             if rid:
                 self.answers.error(rid, request_id, kind, error)
@@ -461,7 +460,7 @@ class Usage(Actor):
             if rid:
                 self.answers.ingested(rid, request_id, encode_result(result))
         self._answered.append(counts)
-        self._decided.add(alone=origin.wait is not None and origin.wait.alone)
+        self._decided.count += 1
 
     def _judge(self, frame: Frame) -> None:
         """Answer requests of which nothing needs the log."""
