@@ -457,6 +457,8 @@ class Replication(Actor):
             self._reads.renew(_clock().now)
 
     def close(self) -> None:
+        self._blocks_due = 0.0  # usage ends when it knows what has become of every record
+        self._tell_committed()
         if self._heard is not None and self._replicas is not None:
             self._heard.close(self._replicas.node.standing.heard)
         if self._catching_up is not None:
