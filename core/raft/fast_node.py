@@ -137,10 +137,6 @@ class FastNode(Node):
             beats[peer] = Rows(Beat, own)
         return beats
 
-    def _any_uncertain(self) -> bool:
-        live = np.flatnonzero(~self._steady.parked).tolist()
-        return any(self.groups[number].uncertain for number in live if number in self.groups)
-
     def _answer_beats(self, source: int, message: Beats) -> None:
         beats = table_of(Beat, message.beats)
         if self._aside or not self._each_once(beats):
