@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +42,8 @@ OPTIONS_FILE = "options.json"
 Receive = Callable[[zmq.Socket[bytes]], list[Any]]
 # Says whether a socket has a message to take.
 Waits = Callable[[zmq.Socket[bytes]], bool]
+# What takes the messages of a socket.
+Served = tuple[zmq.Socket[bytes], Receive, Waits, Callable[[list[bytes]], None]]
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +77,13 @@ class Actor:
         self.parent = os.getppid()
         self.stopping = False
         self.reloading = False
-        self._poller = zmq.Poller()
-        self._handlers: dict[
-            zmq.Socket[bytes], tuple[Receive, Waits, Callable[[list[bytes]], None]]
-        ] = {}
+        # ZeroMQ's own poll would ask every socket twice in each turn, five system calls for each.
+        self._epoll = select.epoll()
+        self._served: dict[int, Served] = {}  # by the descriptor that says a socket has news
+        # Descriptors of sockets that may have messages although they do not say so (again): they
+        # say it once, and what is sent on a socket may take note of it meanwhile.
+        self._unsaid: dict[int, None] = {}
+        self._two_way: list[int] = []  # those that are sent on
         self._watched: dict[int, Callable[[], None]] = {}
         self._outboxes: dict[str, zmq.Socket[bytes]] = {}
         self._ring = rings.writer_of(self.name)
@@ -129,18 +135,26 @@ class Actor:
         waits: Waits = sockets.waits,
     ) -> None:
         """Serve `socket` in the loop: `handler` gets each message that `receive` takes."""
-        self._handlers[socket] = receive, waits, handler
-        self._poller.register(socket, zmq.POLLIN)
+        descriptor = sockets.descriptor(socket)
+        self._served[descriptor] = socket, receive, waits, handler
+        self._unsaid[descriptor] = None
+        if socket.type != zmq.PULL:
+            self._two_way.append(descriptor)
+        self._epoll.register(descriptor, select.EPOLLIN)
 
     def watch(self, descriptor: int, handler: Callable[[], None]) -> None:
         """Call `handler` in the loop whenever `descriptor` is readable."""
         self._watched[descriptor] = handler
-        self._poller.register(descriptor, zmq.POLLIN)
+        self._epoll.register(descriptor, select.EPOLLIN)
 
     def unlisten(self, socket: zmq.Socket[bytes]) -> None:
-        """Stop serving `socket`."""
-        del self._handlers[socket]
-        self._poller.unregister(socket)
+        """Stop serving `socket`, which is still open."""
+        descriptor = sockets.descriptor(socket)
+        del self._served[descriptor]
+        self._unsaid.pop(descriptor, None)
+        if descriptor in self._two_way:
+            self._two_way.remove(descriptor)
+        self._epoll.unregister(descriptor)
 
     def tick_by(self, moment: float) -> None:
         """Have `tick` called by monotonic `moment`, if that is before it is due anyhow."""
@@ -190,27 +204,40 @@ class Actor:
 
     def turn(self, wait_ms: int) -> bool:
         """Take what waits on every socket; return whether there was anything."""
+        for descriptor in self._two_way:
+            socket, _, waits, _ = self._served[descriptor]
+            if waits(socket):
+                self._unsaid[descriptor] = None
+        for descriptor, _ in self._epoll.poll(0 if self._unsaid else wait_ms / 1000):
+            if descriptor in self._watched:
+                self._watched[descriptor]()
+            elif descriptor in self._served:  # else removed by a handler earlier in this turn
+                self._unsaid[descriptor] = None
         taken = False
-        for source, _ in self._poller.poll(wait_ms):
-            if isinstance(source, int):
-                self._watched[source]()
-                continue
-            served = self._handlers.get(source)
-            if served is None:
-                continue  # removed by a handler earlier in this turn
-            receive, waits, handler = served
-            for _ in range(MESSAGES_PER_TURN_MAX):
-                try:
-                    frames = receive(source)
-                except zmq.Again:
-                    break
-                taken = True
-                handler(frames)
-                if self.enough():
-                    return True
-                if not waits(source):
+        for descriptor in [one for one in self._served if one in self._unsaid]:
+            served = self._served.get(descriptor)
+            if served is not None:  # the same
+                taken |= self._take_from(descriptor, served)
+                if descriptor in self._unsaid and self.enough():
                     break
         return taken
+
+    def _take_from(self, descriptor: int, served: Served) -> bool:
+        """Take what waits on a socket, or enough of it; return whether there was anything."""
+        socket, receive, waits, handler = served
+        for count in range(MESSAGES_PER_TURN_MAX):
+            try:
+                frames = receive(socket)
+            except zmq.Again:
+                self._unsaid.pop(descriptor, None)
+                return count > 0
+            handler(frames)
+            if self.enough():
+                return True
+            if not waits(socket):
+                self._unsaid.pop(descriptor, None)
+                return True
+        return True
 
     def _beat(self) -> None:
         if os.getppid() != self.parent:

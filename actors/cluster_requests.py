@@ -25,6 +25,7 @@ from meterd.core.plan_keeper import PlanKeeper
 from meterd.core.raft.events import ProposeChange, Refused, RoleChanged, TransferLeadership
 from meterd.core.raft.node import Node, Request
 from meterd.core.raft.state import LEADER
+from meterd.core.raft.steady import View
 from meterd.protocol.envelope import decode_request_header
 from meterd.protocol.errors import MeterdError, Starting
 from meterd.protocol.messages import check_request
@@ -135,7 +136,8 @@ class ClusterRequests:
         """Carry the plan out, and tell telemetry how things are, when that is due."""
         if now < self._plan_due:
             return
-        requests = self._keeper.due(node, self.members, now)
+        views = node.views()
+        requests = self._keeper.due(node, self.members, now, views)
         changes = any(isinstance(request.event, ProposeChange) for request in requests)
         moving = changes or self._keeper.is_moving
         self._plan_due = now + (MOVING_SECONDS if moving else PLAN_SECONDS) * 1000
@@ -143,10 +145,11 @@ class ClusterRequests:
             refused = step(request)
             for one in refused:
                 logger.debug("group %d: %s", one.group, one.reason)
-        self._tell(node, now)
+        self._tell(node, now, views)
 
-    def _tell(self, node: Node, now: int) -> None:
-        standing = cluster_report.standing(node, self.view_changes.tolist())
+    def _tell(self, node: Node, now: int, views: Mapping[int, View]) -> None:
+        """Tell telemetry how things are; `views`: as they were a moment ago."""
+        standing = cluster_report.standing(node, self.view_changes.tolist(), views)
         telemetry = self._actor.telemetry
         telemetry.set("partition_leader", standing.leads)
         telemetry.set("groups_held", standing.members)

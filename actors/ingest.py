@@ -107,19 +107,21 @@ class Ingest(Actor):
         if self._stage.full or not self._waits():
             self._propose()
         else:
-            self.tick_by(self._under_way.until)
+            self.tick_by(self._under_way.until(self._stage.count))
         self._answers.send()
 
     def tick(self, now: float) -> float:
         if not self._stage.empty:
             self.flush()
-        return BEAT_SECONDS if self._stage.empty else max(0.0, self._under_way.until - now)
+        if self._stage.empty:
+            return BEAT_SECONDS
+        return max(0.0, self._under_way.until(self._stage.count) - now)
 
     def _waits(self) -> bool:
         """Is enough under way to other nodes, so that what comes is better gathered further?"""
         if self._leaders.alone or self.stopping:
             return False
-        return self._under_way.full(time.monotonic())
+        return self._under_way.full(time.monotonic(), self._stage.count)
 
     def drained(self) -> bool:
         self._propose()
@@ -285,18 +287,32 @@ class Ingest(Actor):
         if self._leaders.all_mine:
             self._propose_whole(self._stage.pack())
         else:
-            self._propose_parts(self._stage.pack_parts(self._leaders.nodes))
+            self._propose_by_leader(self._stage.pack_parts(self._leaders.nodes))
         self._requests, self._accepted, self._async, self._patience = [], [], [], 0.0
 
-    def _propose_whole(self, packed: Packed) -> None:
-        """Propose what this node leads alone."""
-        meta = {
+    def _propose_by_leader(self, parts: list[tuple[int, Packed]]) -> None:
+        """Propose what this node leads, and hand on the rest."""
+        node, packed = parts[0]
+        if len(parts) > 1 or node != self._leaders.own or not packed.row_count:
+            self._propose_parts(parts)
+            return
+        meta = self._meta(packed)
+        self._splitting.whole(self._began, self._requests, packed, meta, self._patience)
+        self._count_accepted()
+        self._answers.add(self._accepted)
+
+    def _meta(self, packed: Packed) -> dict[str, Any]:
+        return {
             "kind": log_format.EVENTS,
             "slices": packed.slices.data,
             "row_count": packed.row_count,
             "heap_size": packed.heap_size,
             "registry_version": self._stage.registry_version,
         }
+
+    def _propose_whole(self, packed: Packed) -> None:
+        """Propose what this node leads alone."""
+        meta = self._meta(packed)
         origin = encode_origin(self._began, self._requests, packed)
         self._count_accepted()
         if packed.row_count:

@@ -37,6 +37,13 @@ class Reply(NamedTuple):
     token: bytes
 
 
+class Wait(NamedTuple):
+    """How long usage waits for the outcome of requests of which one node leads all."""
+
+    due: float  # monotonic seconds
+    groups: list[int]
+
+
 class Origin(NamedTuple):
     """Where the rows of a proposal came from."""
 
@@ -46,20 +53,28 @@ class Origin(NamedTuple):
     row_of_row: NDArray[np.uint16]
     refusals: Refusals | None
     reply: Reply | None = None  # of a part of what a node has split: who waits for its outcome
+    wait: Wait | None = None  # of requests that are not split, in a cluster
 
 
 # The origin of a command that nobody asked for.
 NO_REQUESTS: bytes = msgpack.packb([])
 
 
-def encode_origin(began: float, requests: list[Any], packed: Packed) -> bytes:
+def encode_origin(
+    began: float,
+    requests: list[Any],
+    packed: Packed,
+    reply: Reply | None = None,
+    wait: Wait | None = None,
+) -> bytes:
     """Return what goes with a proposal of events as one frame."""
     refusals = packed.refusals
     refused = None
     if refusals is not None:
         refused = [refusals.rows.tobytes(), refusals.heap.tobytes(), refusals.codes]
     rows = packed.request_of_row.tobytes(), packed.row_of_row.tobytes()
-    frame: bytes = msgpack.packb([began, requests, *rows, refused])
+    waits = [] if reply is None or wait is None else [list(reply), list(wait)]
+    frame: bytes = msgpack.packb([began, requests, *rows, refused, *waits])
     return frame
 
 
@@ -96,7 +111,17 @@ def parse_origin(frame: Frame) -> Origin:
         np.frombuffer(row_of_row, np.uint16),
         refusals,
         Reply(*reply[0]) if reply else None,
+        Wait(*reply[1]) if len(reply) > 1 else None,
     )
+
+
+def asked_of(record: Record, frame: Frame) -> Any:
+    """Return who asked for a record, of a command as it came; None when nobody did."""
+    if not frame:
+        return None
+    if record.kind == log_format.EVENTS:
+        return parse_origin(frame)
+    return frame if record.kind in log_format.COMMANDS else None
 
 
 def encode_command_part(reply: Reply) -> bytes:

@@ -19,6 +19,8 @@ from meterd.actors.telemetry import Telemetry
 from meterd.protocol.raft_frames import MESSAGE_SIZE_MAX
 
 LOOK_SECONDS: Final = 0.25
+# While nobody has come and all that are there are peers, every connection is looked at so often.
+SURVEY_SECONDS: Final = 1.0
 MIB: Final = 1 << 20
 # What a peer's connection may hold: a message, and what has come of the next ones.
 PEER_HELD_MAX: Final = MESSAGE_SIZE_MAX + 32 * MIB
@@ -57,7 +59,8 @@ class PeerGuard:
         self._telemetry = telemetry
         self._connections: dict[int, _Connection] = {}  # by descriptor
         self._others: dict[int, int] = {}  # descriptors of anything else, with their inodes
-        self._due = 0.0
+        self._due = self._survey_due = 0.0
+        self._count = 0  # of this process's descriptors, at the last survey
 
     def credit(self, descriptor: int, size: int, good: bool) -> None:
         """Note a message that came on this connection, and whether a peer has sent it."""
@@ -73,7 +76,12 @@ class PeerGuard:
         if now < self._due:
             return self._due - now
         self._due = now + LOOK_SECONDS
-        self._survey(now)
+        descriptors = tcp_connections.descriptors()
+        strange = not all(connection.good for connection in self._connections.values())
+        if not strange and len(descriptors) == self._count and now < self._survey_due:
+            return LOOK_SECONDS
+        self._count, self._survey_due = len(descriptors), now + SURVEY_SECONDS
+        self._survey(now, descriptors)
         offenders = []
         strangers = []
         for descriptor, connection in self._connections.items():
@@ -95,10 +103,10 @@ class PeerGuard:
         self._reset(offenders)
         return LOOK_SECONDS
 
-    def _survey(self, now: float) -> None:
+    def _survey(self, now: float, descriptors: list[int]) -> None:
         found: dict[int, _Connection] = {}
         others: dict[int, int] = {}
-        for descriptor in tcp_connections.descriptors():
+        for descriptor in descriptors:
             key = tcp_connections.inode(descriptor)
             if not key or self._others.get(descriptor) == key:
                 others[descriptor] = key

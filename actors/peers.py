@@ -16,6 +16,7 @@ Invariants:
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 import time
 from collections import deque
@@ -182,7 +183,9 @@ class Peers:
         self.update({})
 
     def _connect(self, node: int, address: str) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-        thread = node % sockets.context().get(zmq.IO_THREADS)
+        threads = int(sockets.context().get(zmq.IO_THREADS))
+        named = threads > 1 and not is_number(address)
+        thread = 1 + node % (threads - 1) if named else sockets.FIRST_THREAD
         control, bulk = [
             sockets.peer_connection(
                 f"tcp://{address}",
@@ -264,8 +267,6 @@ class Peers:
         if is_bulk and not peer.has_room(now):
             return self._lose(FULL)
         connection = peer.connections[is_bulk]
-        if not sockets.takes(connection):
-            return self._lose(UNCONNECTED)
         frames = encode()
         peer.sequences[is_bulk] += 1
         if self._faults is not None:
@@ -406,6 +407,15 @@ class Peers:
     def drop(self, reason: str) -> None:
         """Count a message that was not taken: MALFORMED, or what `accept` finds."""
         self.telemetry.add(f'peer_messages_dropped_total{{reason="{reason}"}}')
+
+
+def is_number(address: str) -> bool:
+    """Is HOST:PORT an address that nobody has to be asked for?"""
+    try:
+        ipaddress.ip_address(address.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _source(frame: Any) -> int:

@@ -33,6 +33,7 @@ from meterd.actors.peers import Own, Peers
 from meterd.actors.read_rounds import ReadRounds
 from meterd.actors.replica_traffic import ReplicaTraffic
 from meterd.actors.sockets import Frame
+from meterd.actors.wal_writer import COMMITTED
 from meterd.actors.wall_clock import wall_ns
 from meterd.core.cluster_report import Link
 from meterd.core.group_logs import unpack
@@ -56,6 +57,11 @@ TURN_SECONDS_MAX = 0.03
 # Proposals on their way to other nodes; more of them wait here, where they cost nothing, and not
 # in the engine, where who cannot keep up is served one group at a time.
 FLIGHTS_MAX = 6
+
+# Usage is told what is durable with what is committed; alone when so much is not told yet, or for
+# so long.
+UNTOLD_BLOCKS_MAX = 16
+UNTOLD_SECONDS = 0.02
 
 # Who must know who leads.
 ROUTING = ("router", "ingest", "usage")
@@ -86,6 +92,9 @@ class Replication(Actor):
         self._leaders_told = b""
         self._committed = np.zeros(GROUP_COUNT, np.int64)  # in this turn, where it has moved on
         self._commits = False  # is there any?
+        # Blocks that usage has not been told are durable: (where, the next place, flag) repeated.
+        self._blocks: list[Frame] = []
+        self._blocks_due = 0.0  # when to tell it at the latest
         self._flushed_at = 0.0
         self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
         self._reads = ReadRounds(self)
@@ -190,7 +199,7 @@ class Replication(Actor):
             self.forwarding.on_index(frames)
         elif kind == b"read":
             self._reads.ask(frames)
-        elif kind == b"durable":
+        elif kind in (b"durable", b"commit"):
             self._on_durable(frames)
         elif kind == b"applied":
             groups = np.frombuffer(frames[1], np.uint16).astype(np.int64)
@@ -314,9 +323,21 @@ class Replication(Actor):
             file_number, offset = np.frombuffer(frames[2], np.uint64)[:2].tolist()
             self._catching_up.durable(file_number, offset)
         step = self.replicas.durable(sequence, _clock())
+        if frames[0] == b"commit":
+            self._note_block(frames[1:])
         if step is not None:
             self._carry_out(step)
             self._maybe_serve()
+
+    def _note_block(self, block: Sequence[Frame]) -> None:
+        """Have usage told of a durable block: now if something of it is committed already."""
+        if not self._blocks:
+            self._blocks_due = time.monotonic() + UNTOLD_SECONDS
+        self._blocks += block
+        if self.replicas.is_awaited or block[-1] == COMMITTED:
+            self._blocks_due = 0.0
+        if len(self._blocks) >= 3 * UNTOLD_BLOCKS_MAX:
+            self._blocks_due = 0.0
 
     def _carry_out(self, step: Step) -> None:
         """Do what a step leads to."""
@@ -339,12 +360,16 @@ class Replication(Actor):
 
     def _tell_committed(self) -> None:
         """Tell usage up to where groups are committed that have moved on in this turn."""
-        if self._commits:
+        due = bool(self._blocks) and time.monotonic() >= self._blocks_due
+        if self._commits or due:
             groups = np.flatnonzero(self._committed)
             index = self._committed[groups].astype(np.uint64)
             self._committed[groups] = 0
             self._commits = False
-            self.send("usage", [b"committed", groups.astype(np.uint16), index])
+            blocks, self._blocks = self._blocks, []
+            self.send("usage", [b"committed", groups.astype(np.uint16), index, *blocks])
+        elif self._blocks:
+            self.tick_by(self._blocks_due)
 
     def _send_envelope(self, peer: int, envelope: Envelope) -> None:
         """Have a member of another node sent what is for it, at the end of the turn."""
@@ -433,6 +458,8 @@ class Replication(Actor):
             self._reads.renew(_clock().now)
 
     def close(self) -> None:
+        self._blocks_due = 0.0  # usage ends when it knows what has become of every record
+        self._tell_committed()
         if self._heard is not None and self._replicas is not None:
             self._heard.close(self._replicas.node.standing.heard)
         if self._catching_up is not None:

@@ -54,6 +54,10 @@ PEER_HEARTBEAT_TIMEOUT_MS = 3_000
 # Unacknowledged bytes that are this old end a connection.
 PEER_UNACKNOWLEDGED_MS = 5_000
 
+# What is local, and peers whose address is a number, share the first I/O thread: what one message
+# leads to then wakes one thread, not several.
+FIRST_THREAD = 0
+
 # A received frame of at least this size is not copied: what is seen of it is ZeroMQ's own memory.
 VIEW_SIZE = 8 * 1024
 
@@ -167,6 +171,11 @@ def takes(socket: zmq.Socket[bytes]) -> bool:
     return bool(int(_get(socket, _EVENTS)) & _WRITABLE)
 
 
+def descriptor(socket: zmq.Socket[bytes]) -> int:
+    """Return what is readable when a socket has news; once, until it is asked what waits."""
+    return int(_get(socket, zmq.SocketOption.FD))
+
+
 def endpoint(run_dir: str, name: str) -> str:
     """Return the address of an actor's inbox."""
     return f"ipc://{run_dir}/{name}"
@@ -176,6 +185,7 @@ def inbox(run_dir: str, name: str) -> zmq.Socket[bytes]:
     """Bind the inbox of actor `name`."""
     socket = context().socket(zmq.PULL)
     socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.AFFINITY, 1 << FIRST_THREAD)
     socket.setsockopt(zmq.RCVHWM, INTERNAL_HIGH_WATER_MARK)
     socket.bind(endpoint(run_dir, name))
     return socket
@@ -185,6 +195,7 @@ def outbox(run_dir: str, name: str) -> zmq.Socket[bytes]:
     """Connect to the inbox of actor `name`; messages wait while it restarts."""
     socket = context().socket(zmq.PUSH)
     socket.setsockopt(zmq.LINGER, 1_000)
+    socket.setsockopt(zmq.AFFINITY, 1 << FIRST_THREAD)
     socket.setsockopt(zmq.SNDHWM, INTERNAL_HIGH_WATER_MARK)
     socket.setsockopt(zmq.SNDBUF, INTERNAL_BUFFER_SIZE)
     socket.setsockopt(zmq.RECONNECT_IVL, 10)
@@ -234,6 +245,7 @@ def peer_listener(address: str) -> zmq.Socket[bytes]:
     """
     socket = context().socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.AFFINITY, 1 << FIRST_THREAD)
     socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # who has come back has a new connection
     # Peers limit what is under way, `peer_guard` what strangers send (and see
     # CLIENT_RECEIVE_HIGH_WATER_MARK).

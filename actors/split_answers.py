@@ -93,6 +93,15 @@ class SplitAnswers:
             if part.node == 0:  # it was sent to nobody
                 self.settle(part.token, None)
 
+    def on_record(self, asked: Any, rows: int) -> None:
+        """Wait for a gathering that was not split, because this node leads all of it."""
+        if not isinstance(asked, Origin) or asked.wait is None or asked.reply is None:
+            return
+        refused = 0 if asked.refusals is None else len(asked.refusals.rows)
+        due, groups = asked.wait
+        part = Part(asked.reply.token, self._usage.leader_map.own, groups)
+        self._end(self._table.add(Events(asked, [(rows, refused)]), [part], due))
+
     def on_outcome(self, frames: Sequence[Frame]) -> None:
         """Take the outcome of a part that another node leads; without a body it was not sent."""
         self.settle(bytes(frames[1]), frames[2] if len(frames) > 2 else None)

@@ -18,6 +18,7 @@ import numpy as np
 from meterd.actors.leader_map import LeaderMap
 from meterd.actors.outcomes import (
     Reply,
+    Wait,
     encode_command_part,
     encode_origin,
     encode_own_part,
@@ -87,6 +88,21 @@ class Splitting:
                     packed.request_of_row, packed.row_of_row, packed.refusals
                 )
                 self._forward(node, token, meta, packed.payload, origin_of_part)
+
+    def whole(
+        self,
+        began: float,
+        requests: Sequence[Request],
+        packed: Packed,
+        meta: dict[str, Any],
+        seconds: float,
+    ) -> None:
+        """Propose a gathering that this node leads alone; with it goes who waits, and how long."""
+        due = time.monotonic() + min(seconds, PART_SECONDS_MAX)
+        reply, wait = Reply(0, self._token()), Wait(due, groups_of(packed))
+        origin = encode_origin(began, list(requests), packed, reply, wait)
+        frames = [b"propose", msgpack.packb(meta), packed.payload, origin]
+        self._actor.send("replication", frames)
 
     def commands(
         self,

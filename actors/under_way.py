@@ -13,11 +13,15 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-# So many gatherings under way keep every actor of the way busy.
+# So many gatherings under way keep every actor of the way busy; where one is small, a single one
+# does, for what comes meanwhile makes the next one larger.
 GATHERINGS_MAX: Final = 3
+SMALL_EVENTS: Final = 256
 # One that is under way for longer counts no more.  Several times what one takes where processors
 # are all busy: when those under way counted no more there, small ones would add to the burden.
 SECONDS_MAX: Final = 0.5
+# A small gathering waits no longer for the last one than this.
+SMALL_SECONDS_MAX: Final = 0.1
 
 
 class UnderWay:
@@ -35,13 +39,16 @@ class UnderWay:
         for _ in range(min(count, len(self._since))):
             self._since.popleft()
 
-    def full(self, now: float) -> bool:
-        """Is as much under way as should be?"""
+    def full(self, now: float, events: int) -> bool:
+        """Is so much under way that these events are better gathered further?"""
         while self._since and now - self._since[0] >= SECONDS_MAX:
             self._since.popleft()
+        if events < SMALL_EVENTS:
+            return bool(self._since) and now < self.until(events)
         return len(self._since) >= GATHERINGS_MAX
 
-    @property
-    def until(self) -> float:
-        """When the oldest one counts no more; there must be one."""
+    def until(self, events: int) -> float:
+        """When that is no longer so, at the latest; something must be under way."""
+        if events < SMALL_EVENTS:
+            return self._since[-1] + min(SMALL_SECONDS_MAX, SECONDS_MAX)
         return self._since[0] + SECONDS_MAX

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from meterd.actors.checkpoint_requests import CheckpointRequests
 from meterd.actors.checkpoints import Checkpoints
 from meterd.actors.cuts import Cuts
 from meterd.actors.decided import Decided
+from meterd.actors.durable_blocks import durable_blocks
 from meterd.actors.horizons import Horizons
 from meterd.actors.identity_store import IdentityStore
 from meterd.actors.journal import timed
@@ -36,6 +38,7 @@ from meterd.actors.leaders import Leaders
 from meterd.actors.outcomes import (
     NO_REQUESTS,
     Origin,
+    asked_of,
     in_order,
     parse_command_origin,
     parse_origin,
@@ -50,7 +53,6 @@ from meterd.actors.sockets import Frame
 from meterd.actors.split_answers import LOOK_SECONDS, SplitAnswers
 from meterd.actors.splitting import Splitting, command_proposal
 from meterd.actors.standing import Standing
-from meterd.actors.wal_writer import COMMITTED
 from meterd.core.applier import Applier
 from meterd.core.commit_queue import CommitQueue, Ready
 from meterd.core.group_facts import GroupFacts
@@ -192,19 +194,20 @@ class Usage(Actor):
     def handle(self, frames: list[bytes]) -> None:
         kind = frames[0]
         if kind == b"commit":
-            located = np.frombuffer(frames[1], np.uint64).reshape(-1, 4).tolist()
-            end = np.frombuffer(frames[2], np.uint64).tolist()
-            self.queue.add_commit(located, end, committed=frames[3] == COMMITTED)
-            self._heard |= frames[3] == COMMITTED
+            self._add_blocks(frames[1:])
             self._go_on()
         elif kind == b"record":
-            record, origin = log_format.parse_frames(frames[2], frames[3]), frames[4]
-            self.queue.add_record(record, _asked(record, origin))
+            record = log_format.parse_frames(frames[2], frames[3])
+            asked = asked_of(record, frames[4])
+            self._splits.on_record(asked, record.row_count)
+            self.queue.add_record(record, asked)
             self._go_on()
         elif kind == b"committed":
+            self._add_blocks(frames[3:])
             groups = np.frombuffer(frames[1], np.uint16).astype(np.intp)
-            self.queue.add_committed(groups, np.frombuffer(frames[2], np.uint64))
-            self._heard = True
+            if len(groups):
+                self.queue.add_committed(groups, np.frombuffer(frames[2], np.uint64))
+                self._heard = True
             self._go_on()
         elif kind == b"leaders":
             self.leader_map.take(frames)
@@ -250,6 +253,12 @@ class Usage(Actor):
             self._cuts.ask(msgpack.unpackb(frames[1]))
         elif kind == b"hello":
             self._on_hello(frames[1].decode())
+
+    def _add_blocks(self, frames: Sequence[Frame]) -> None:
+        """Take blocks that are durable now."""
+        for records, end, committed in durable_blocks(frames):
+            self.queue.add_commit(records, end, committed)
+            self._heard |= committed
 
     def enough(self) -> bool:
         """Answer one block's requests before the next, so that their clients can go on."""
@@ -392,7 +401,7 @@ class Usage(Actor):
         error = NotLeader(said) if why["reason"] == NOT_LEADER else Overloaded(said)
         if why["kind"] == log_format.EVENTS:
             parsed = parse_origin(origin)
-            reply = parsed.reply
+            reply = parsed.reply if parsed.wait is None else None
             asked = [(rid, number, "ingest") for rid, number, *_ in parsed.requests]
         else:
             reply, asked = parse_command_origin(origin)
@@ -685,12 +694,3 @@ class Usage(Actor):
                 self._take_saved(wait=True)
             self._checkpoint_requests.turn()
         self._identities.finish()
-
-
-def _asked(record: Record, origin: Frame) -> Asked:
-    """Return who asked for a record; None when nobody did."""
-    if not origin:
-        return None
-    if record.kind == log_format.EVENTS:
-        return parse_origin(origin)
-    return origin if record.kind in log_format.COMMANDS else None

@@ -105,6 +105,8 @@ class WalWriter(Actor):
         self._place = b""  # where the next block belongs
         self._look_at = 0.0  # when to look after files again
         self._appended_at = time.monotonic()
+        # In a cluster replication passes on what is durable, together with what is committed.
+        self._alone = not self.options.node.peers
         self._spare = BackgroundSpare(disk, directory, self.options.wal.segment_size)
         self._log = Log(disk, directory, self._spare, owner, time.time_ns)
         with disk_errors:
@@ -177,11 +179,13 @@ class WalWriter(Actor):
             durable = self._log.append(entries)
         place = PLACE.pack(self._log.file_number, *self._log.place)
         commits = entries[0].commits
-        self.send("usage", [b"commit", durable, place, COMMITTED if commits else DURABLE])
+        flag = COMMITTED if commits else DURABLE
+        self.send("usage" if self._alone else "replication", [b"commit", durable, place, flag])
         for _ in range(count):
             self._waiting.popleft()
         self._appended_at = time.monotonic()
-        self._note_durable(durable, place, count, at_once=not commits)
+        if self._alone:
+            self._note_durable(durable, place, count, at_once=not commits)
         self.telemetry.add(APPENDS, count)
         self.telemetry.add(BYTES_WRITTEN, self._log.bytes_written - written)
         if self._log.file_number != self._file_number:

@@ -94,7 +94,7 @@ def idle(cluster: Cluster, seconds: float) -> dict[str, Any]:
 def main(nodes: int, seconds: float, idle_seconds: float, clients: int) -> None:
     """Measure a cluster whose nodes share this machine."""
     document: dict[str, Any] = {"nodes": nodes, "fdatasync_us": fdatasync_us(Path("/tmp"))}
-    with Cluster(nodes) as cluster:
+    with Cluster(nodes, cuts=False) as cluster:
         document["latency"] = measured(cluster, "latency", SHORT_SECONDS, 1)
         document["requests"] = measured(cluster, "requests", SHORT_SECONDS, clients)
         document["throughput"] = measured(cluster, "throughput", seconds, clients)

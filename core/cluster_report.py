@@ -35,11 +35,13 @@ class Standing(NamedTuple):
     view_changes: int
 
 
-def standing(node: Node, view_changes: Sequence[int]) -> Standing:
-    """Return the numbers; cheap enough for every second."""
+def standing(
+    node: Node, view_changes: Sequence[int], views: Mapping[int, View] | None = None
+) -> Standing:
+    """Return the numbers; cheap enough for every second.  views: the engine's, if known already."""
     lag: dict[int, int] = {node_of(member): 0 for member in node.peers}
     held = leads = leaderless = term = 0
-    for number, view in node.views().items():
+    for number, view in (node.views() if views is None else views).items():
         if node.member not in node.groups[number].log.configuration.members:
             continue
         held += 1

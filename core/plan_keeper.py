@@ -11,6 +11,7 @@ Does not know: sockets, clocks, why a node went away.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -86,14 +87,17 @@ class PlanKeeper:
         """Are groups being handed over, so that it should be looked again soon?"""
         return bool(self._asked)
 
-    def due(self, node: Node, members: Members, now: int) -> list[Request]:
+    def due(
+        self, node: Node, members: Members, now: int, views: Mapping[int, View] | None = None
+    ) -> list[Request]:
         """Return what to ask the engine for at monotonic ms `now`.
 
-        Call it once a second, and more often while something moves.
+        Call it once a second, and more often while something moves.  views: the engine's, if they
+        have been asked for already.
         """
         led = {
             number: view
-            for number, view in node.views().items()
+            for number, view in (node.views() if views is None else views).items()
             if view.role == LEADER and node.groups[number].transfer is None
         }
         self._see(node, led, now)

@@ -145,7 +145,9 @@ class Replicas:
         for group in groups:
             if group.uncertain:
                 group.write_term()  # so that a later start knows from when on it may be certain
-        self._blocks: deque[tuple[int, int]] = deque()  # last sequence, number; not durable
+        # Of what is not durable: last sequence, number, and groups and indices of its ops.
+        self._blocks: deque[tuple[int, int, list[tuple[Ints, Ints]]]] = deque()
+        self.is_awaited = False  # was something committed already of what `durable` took last?
         self._alone = np.array([self._is_alone(group) for group in range(GROUP_COUNT)], np.bool_)
         self._all_alone = bool(self._alone.all())
         self._told = np.zeros(GROUP_COUNT, np.int64)  # up to where records commit when durable
@@ -235,8 +237,12 @@ class Replicas:
     def durable(self, sequence: int, clock: Clock) -> Step | None:
         """All records up to this one are on stable storage; None when nothing follows from it."""
         block = 0
+        self.is_awaited = False
         while self._blocks and self._blocks[0][0] <= sequence:
-            block = self._blocks.popleft()[1]
+            _, block, ops = self._blocks.popleft()
+            for groups, index in ops:
+                some = np.count_nonzero(self._committed[groups] >= index)
+                self.is_awaited |= bool(some)
         return self.step(Durable(block), clock) if block else None
 
     def receive(self, envelope: Envelope, clock: Clock) -> Step:
@@ -302,7 +308,8 @@ class Replicas:
             found = (record.sequence, record.head, record.payload, commits, why)
             appends.append(Append(*found, record.groups, record.index))
         self._sequence += len(appends)
-        self._blocks.append((self._sequence, output.block))
+        ops = [] if self._all_alone else [(one.groups, one.index) for one in appends]
+        self._blocks.append((self._sequence, output.block, ops))
         return appends
 
     def _is_alone(self, group: int) -> bool:

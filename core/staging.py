@@ -109,6 +109,11 @@ class Stage:
         return count > 0 and bool(self._versions[first + count - 1, kernels.ALIVE])
 
     @property
+    def count(self) -> int:
+        """How many rows are staged?"""
+        return int(self._state[kernels.STAGED])
+
+    @property
     def empty(self) -> bool:
         """Is there nothing to propose?"""
         return not (self._state[kernels.STAGED] or self._state[kernels.REFUSED])

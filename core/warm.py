@@ -31,6 +31,7 @@ from meterd.core.replicas import Append, Clock, Replicas
 from meterd.core.staging import Packed, Stage
 from meterd.core.state import StateMachine
 from meterd.core.warm_reading import warm_reading
+from meterd.core.warm_steady import warm_steady
 from meterd.core.wire_check import check_record
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
@@ -62,6 +63,7 @@ def warm() -> None:
     node.bring_and_erase()
     warm_reading(node.records, node.state.registry, KEY)
     read_log(node)
+    warm_steady()
 
 
 def _wait_for(record: Record) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from meterd.core.kernels import chain
 from meterd.core.log_scan import first_broken
 from meterd.protocol import log_format, raft_records
 from meterd.protocol.errors import RemoteProtocolError
@@ -24,6 +25,12 @@ from meterd.protocol.raft_slices import AppendSlices, Digests, words
 
 # The digest of a group's op at an index, or None when this replica does not know it.
 DigestAt = Callable[[int, int], int | None]
+# What `chain.check_rest` has found.
+FAULTS = (
+    "",
+    "entries of a record's heap do not follow",
+    "something lies between a record's columns",
+)
 
 
 def check_envelope(envelope: Envelope, digest_at: DigestAt) -> Envelope:
@@ -89,17 +96,8 @@ def check_record(record: Record, before: Digests) -> None:
 def _check_rest(record: Record) -> None:
     """Check what is in no digest: where entries of the heap end, and what lies between columns."""
     rows, heap_size = record.row_count, record.heap_size
-    ends = log_format.columns(record).heap_end
-    last_rows = np.cumsum(record.slices["count"], dtype=np.int64) - 1
-    heaps = np.cumsum(record.slices["heap_size"], dtype=np.int64)
-    if (ends[1:] < ends[:-1]).any() or (ends[last_rows] != heaps).any():
-        raise RemoteProtocolError("malformed", "entries of a record's heap do not follow")
-    at = log_format.payload_layout(rows, heap_size)
-    for begin, end in (
-        (at.heap_end + 4 * rows, at.metric),
-        (at.metric + 2 * rows, at.operation),
-        (at.operation + rows, at.heap),
-        (at.heap + heap_size, at.size),
-    ):
-        if any(record.payload[begin:end]):
-            raise RemoteProtocolError("malformed", "something lies between a record's columns")
+    layout = tuple(log_format.payload_layout(rows, heap_size))
+    payload = np.frombuffer(record.payload, np.uint8)
+    fault = chain.check_rest(record.slices, payload, layout, rows, heap_size)
+    if fault:
+        raise RemoteProtocolError("malformed", FAULTS[fault])

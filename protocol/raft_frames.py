@@ -72,7 +72,7 @@ class Note(NamedTuple):
 
 def encode_first(header: Header, sizes: Sequence[int], content: bytes) -> bytes:
     """Return the first frame; `content` (8-byte aligned) lies behind the sizes of the others."""
-    table = np.array(sizes, "<u4").tobytes()
+    table = struct.pack(f"<{len(sizes)}I", *sizes)
     table = table.ljust((len(table) + 7) & -8, b"\0")
     fixed = _HEADER.pack(
         MAGIC,
@@ -119,7 +119,7 @@ def parse_attached(header: Header, frames: Sequence[Frame]) -> int:
     end = HEADER_SIZE + (4 * count + 7 & -8)
     if count != len(attached) or count >= FRAMES_MAX or end > len(first):
         raise RemoteProtocolError("malformed", f"{len(attached)} frames where {count} belong")
-    sizes = np.frombuffer(first, "<u4", count, HEADER_SIZE).tolist()
+    sizes = list(struct.unpack_from(f"<{count}I", first, HEADER_SIZE))
     if sizes != list(map(len, attached)):
         raise RemoteProtocolError("malformed", "a frame is not as large as it should be")
     if max(sizes, default=0) > FRAME_SIZE_MAX or sum(sizes) > MESSAGE_SIZE_MAX:

@@ -65,6 +65,8 @@ TERM_MAX: Final = (1 << 32) - 1
 SECTIONS_MAX: Final = 4_096
 ROWS_MAX: Final = 1 << 16
 OPS_MAX: Final = 1_024
+# So few rows are looked at one by one: numpy is for many.
+FEW: Final = 16
 
 # Types of section.  Never reuse a number.
 TABLES: Final[dict[int, Any]] = {
@@ -382,27 +384,46 @@ class _Reader:
 
 
 def _check(numbers: Words, limits: Words | int) -> None:
-    if numbers.size and (bool((numbers < 0).any()) or bool((numbers > limits).any())):
+    if numbers.size <= FEW and type(limits) is int:  # no numpy where there is next to nothing
+        listed = numbers.ravel().tolist()
+        good = not listed or (min(listed) >= 0 and max(listed) <= limits)
+    else:
+        good = not (bool((numbers < 0).any()) or bool((numbers > limits).any()))
+    if not good:
         raise _malformed("a number is out of range")
 
 
 def _check_slices(record: Record) -> None:
     """Check a slice table against the record and the limits of the engine."""
     slices = record.slices
-    groups = slices["partition"].astype(np.int64)
-    good = (
-        len(groups) > 0
-        and bool((np.diff(groups) > 0).all())
-        and int(groups[-1]) < GROUP_COUNT
-        and not slices["flags"].any()
-        and bool(((slices["index"] > 0) & (slices["index"] <= NUMBER_MAX)).all())
-    )
+    good = (_are_right if len(slices) > FEW else _few_are_right)(slices, record.kind == EVENTS)
     if good and record.kind == EVENTS:
         rows, heap = int(slices["count"].sum()), int(slices["heap_size"].sum())
         good = (rows, heap) == (record.row_count, record.heap_size)
-        good = good and bool(slices["count"].all())
     if not good:
         raise _malformed("slice table")
+
+
+def _are_right(slices: NDArray[np.void], are_events: bool) -> bool:
+    groups = slices["partition"].astype(np.int64)
+    return (
+        bool((np.diff(groups) > 0).all())
+        and int(groups[-1]) < GROUP_COUNT
+        and not slices["flags"].any()
+        and bool(((slices["index"] > 0) & (slices["index"] <= NUMBER_MAX)).all())
+        and (not are_events or bool(slices["count"].all()))
+    )
+
+
+def _few_are_right(slices: NDArray[np.void], are_events: bool) -> bool:
+    before = -1
+    for group, flags, count, index, *_ in slices.tolist():
+        if not before < group < GROUP_COUNT or flags or not 0 < index <= NUMBER_MAX:
+            return False
+        if are_events and not count:
+            return False
+        before = group
+    return before >= 0
 
 
 def _get_beats(reader: _Reader, count: int) -> Beats:
@@ -416,17 +437,17 @@ def _get_beat_replies(reader: _Reader, count: int) -> BeatReplies:
 
 
 def _get_acks(reader: _Reader, count: int) -> AckSlices:
-    acks = AckSlices(*reader.take(5 * count).reshape(5, count))
-    _check_groups(acks.groups)
-    _check(np.array(acks), NUMBER_MAX)
-    _check(acks.term, TERM_MAX)
-    return acks
+    rows = reader.take(5 * count).reshape(5, count)
+    _check_groups(rows[0])
+    _check(rows, NUMBER_MAX)
+    _check(rows[1], TERM_MAX)
+    return AckSlices(*rows)
 
 
 def _check_groups(groups: Words) -> None:
     """A row is about one group, and they ascend: columns are written to by group."""
     _check(groups, GROUP_COUNT - 1)
-    if not len(groups) or (np.diff(groups) <= 0).any():
+    if not len(groups) or (len(groups) > 1 and (np.diff(groups) <= 0).any()):
         raise _malformed("groups do not ascend")
 
 
@@ -457,7 +478,7 @@ def _get_append_slices(reader: _Reader, count: int) -> AppendSlices:
     ):
         _check(column, limit)
     op_term = slices["term"].astype(np.int64)
-    if record.kind in ENGINE_KINDS or (op_term > term).any():
+    if record.kind in ENGINE_KINDS or np.count_nonzero(op_term > term):
         raise _malformed("slices: an op of the engine, or of a later term")
     ops = SliceOps(
         slices["partition"].astype(np.int64),

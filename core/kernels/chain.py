@@ -70,6 +70,41 @@ def first_broken(
     return -1
 
 
+@njit(cache=True, _nrt=False)
+def check_rest(slices: Array, payload: Array, layout: Any, rows: int, heap_size: int) -> int:
+    """Check what no digest of a record covers; return 0 when it is right.
+
+    1: entries of the heap do not follow each other, 2: something lies between the columns.
+    layout  byte offsets of the columns, of the heap, and of its padded end
+    """
+    if len(payload) < layout[6]:
+        return 1
+    row = end = expected = 0
+    for i in range(len(slices)):
+        expected += int(slices[i].heap_size)
+        for _ in range(int(slices[i].count)):
+            if row >= rows:
+                return 1
+            at, before, end = layout[2] + 4 * row, end, 0
+            for byte in range(4):
+                end |= int(payload[at + byte]) << (8 * byte)
+            if end < before:
+                return 1
+            row += 1
+        if end != expected:
+            return 1
+    for begin, upto in (
+        (layout[2] + 4 * rows, layout[3]),
+        (layout[3] + 2 * rows, layout[4]),
+        (layout[4] + rows, layout[5]),
+        (layout[5] + heap_size, layout[6]),
+    ):
+        for at in range(begin, upto):
+            if payload[at]:
+                return 2
+    return 0
+
+
 @njit(cache=True)
 def chain_ops(
     before: Array, index: Array, term: Array, fields: Array, contents: Array, out: Array

@@ -91,6 +91,8 @@ def on_beat(group: GroupState, sender: int, beat: Beat) -> BeatReply:
     if heed_leader(group, beat.term, sender):
         group.heard_at = group.moment.now
         group.election_at = group.moment.now + group.patience
+        if not group.log.holes:
+            group.deadline = group.election_at
         group.leader_commit = max(beat.commit, group.leader_commit)
         group.advance_commit(min(beat.commit, group.verified))
     return BeatReply(

@@ -16,13 +16,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.kernels.steady import MEMBERS_MAX
 from meterd.core.raft.group import Group
 from meterd.core.raft.progress import REPLICATE
 from meterd.core.raft.reading import FOREVER, Leases
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.slices import CommitSlices
 from meterd.core.raft.state import LEADER
-from meterd.core.raft.steady import MEMBERS_MAX, NEVER, Steady, View
+from meterd.core.raft.steady import NEVER, Steady, View
 from meterd.protocol.raft_messages import BeatReply
 from meterd.protocol.raft_rows import Table
 from meterd.protocol.raft_slices import Ints
@@ -120,7 +121,7 @@ class Pulse:
             committed = CommitSlices(g[more], commit[more])
             steady.commit[committed.groups] = committed.index
         self._heard_at[g] = now
-        self._election_at[g] = now + self._patience[g]
+        self._election_at[g] = self.due[g] = now + self._patience[g]
         self._leader_commit[g] = np.maximum(told, self._leader_commit[g])
         answers = np.zeros((len(beats), REPLY_WIDTH), np.int64)
         match = np.minimum(last, steady.durable_to[g])

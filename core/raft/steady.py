@@ -24,6 +24,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.kernels import steady as kernels
+from meterd.core.kernels.steady import MEMBERS_MAX
 from meterd.core.raft.group import Group
 from meterd.core.raft.progress import PROBE, REPLICATE
 from meterd.core.raft.slices import AcceptedSlices, CommitSlices, WriteSlices
@@ -31,8 +33,6 @@ from meterd.core.raft.state import FOLLOWER, LEADER
 from meterd.protocol.raft_messages import NOBODY, Mark, Op
 from meterd.protocol.raft_slices import AckSlices, AppendSlices, Digests, Ints, SliceOps, words
 
-# Members of one group: voters up to 7, and learners while replicas move.
-MEMBERS_MAX: Final = 12
 # Records that parked groups' ops lie in; when there are more the oldest one's groups come back.
 HISTORY_MAX: Final = 512
 NEVER: Final = 1 << 60
@@ -87,26 +87,31 @@ class Steady:
         count = max(groups, default=0) + 1
         self._groups = groups
         self._chain, self._await_block = chain, await_block
-        self.parked = np.zeros(count, np.bool_)
-        self.leads = np.zeros(count, np.bool_)
-        self.lone = np.zeros(count, np.bool_)  # leads, and nobody follows
+        self._flags = np.zeros((3, count), np.bool_)
+        self.parked = self._flags[kernels.PARKED]
+        self.leads = self._flags[kernels.LEADS]
+        self.lone = self._flags[kernels.LONE]  # leads, and nobody follows
         self._remembers = np.zeros(count, np.bool_)  # its Group holds ops, too
         self._forgotten = np.zeros(count, np.int64)  # ops up to here may go
         self._numbers = np.array(list(groups), np.int64)
         self._all_lone: bool | None = None  # None: not known since a group came or went
-        self._epoch = np.zeros(count, np.int64)
-        self.term, self.last, self._last_term, self.durable_to, self.commit = np.zeros(
-            (5, count), np.int64
-        )
+        # All of these together are what kernels take.
+        self._columns = columns = np.zeros((kernels.COLUMNS, count), np.int64)
         self._digest = np.zeros((count, 2), np.uint64)
-        self.leader, self._reported, self.quorum, self.sent_at, self._probe_at = np.zeros(
-            (5, count), np.int64
-        )
-        self._size_max = np.zeros(count, np.int64)
-        self._flights_max = np.zeros(count, np.int64)
-        self.members = np.zeros((count, MEMBERS_MAX), np.int64)  # 0 is the group's own
-        self.voters, self.streams = np.zeros((2, count, MEMBERS_MAX), np.bool_)
-        self.match, self.accepted = np.zeros((2, count, MEMBERS_MAX), np.int64)
+        self._of_members = np.zeros((3, count, MEMBERS_MAX), np.int64)
+        self._masks = np.zeros((2, count, MEMBERS_MAX), np.bool_)
+        self.term, self.last = columns[kernels.TERM], columns[kernels.LAST]
+        self._last_term, self.durable_to = columns[kernels.LAST_TERM], columns[kernels.DURABLE]
+        self.commit, self.leader = columns[kernels.COMMIT], columns[kernels.LEADER]
+        self._reported, self.quorum = columns[kernels.REPORTED], columns[kernels.QUORUM]
+        self.sent_at, self._probe_at = columns[kernels.SENT_AT], columns[kernels.PROBE_AT]
+        self._size_max = columns[kernels.SIZE_MAX]
+        self._flights_max = columns[kernels.FLIGHTS_MAX]
+        self._epoch = columns[kernels.EPOCH]
+        self.members = self._of_members[kernels.MEMBER]  # 0 is the group's own
+        self.match = self._of_members[kernels.MATCH]
+        self.accepted = self._of_members[kernels.ACCEPTED]
+        self.voters, self.streams = self._masks[kernels.VOTES], self._masks[kernels.STREAMS]
         self._history: deque[Remembered] = deque()
         # Block, groups, index, epochs, rows as in `Remembered`.
         self._waiting: deque[tuple[int, Ints, Ints, Ints, Ints]] = deque()
@@ -119,6 +124,8 @@ class Steady:
 
     def knows(self, groups: Ints) -> bool:
         """Whether there is a row for each of these; a peer may say anything."""
+        if len(groups) == 1:
+            return 0 <= int(groups[0]) < len(self.parked)
         return bool(((groups >= 0) & (groups < len(self.parked))).all())
 
     def views(self, g: Ints, leader_commit: Ints) -> list[View]:
@@ -244,8 +251,9 @@ class Steady:
             before = (int(self.last[g]), int(self._last_term[g]), low | high << 64)
         return before, ops
 
-    def _remember(self, block: int, ops: SliceOps, before: Digests, before_term: Ints) -> None:
-        epochs = self._epoch[ops.groups]
+    def _remember(
+        self, block: int, ops: SliceOps, before: Digests, before_term: Ints, epochs: Ints
+    ) -> None:
         places = np.full(len(self.parked), NO_ROW)
         places[ops.groups] = np.arange(len(ops.groups))
         self._history.append(Remembered(ops, epochs, before, before_term, places))
@@ -279,7 +287,7 @@ class Steady:
         return self.parked[ops.groups] & (self._epoch[ops.groups] == epochs)
 
     def _counts(self, entry: Remembered) -> bool:
-        return self.all_lone or bool(self._valid(entry.ops, entry.epochs).any())
+        return self.all_lone or bool(np.count_nonzero(self._valid(entry.ops, entry.epochs)))
 
     @property
     def all_lone(self) -> bool:
@@ -301,16 +309,11 @@ class Steady:
         g = wanted.groups
         if self.all_lone and len(self._waiting) < LONE_MAX:
             return self._append(wanted, causes, block, now, _NO_ROWS)
-        lag = self.last[g, None] - self.match[g]
-        full = (self.streams[g] & (lag >= self._flights_max[g, None])).any(axis=1)
-        fast = (
-            self.parked[g]
-            & self.leads[g]
-            & ~full
-            & (self.last[g] - self.commit[g] < self._flights_max[g])
-            & (wanted.size <= self._size_max[g])
-            & (now < self._probe_at[g])
-        )
+        fast = np.empty(len(g), np.bool_)
+        state = self._columns, self._flags, self._of_members, self._masks
+        count = kernels.may_append(*state, g, wanted.size, now, fast)
+        if count == len(g):
+            return self._append(wanted, causes, block, now, _NO_ROWS)
         return self._propose_some(fast, wanted, causes, block, now)
 
     def _propose_some(
@@ -321,70 +324,54 @@ class Steady:
         block: int,
         now: int,
     ) -> Proposed | None:
-        if fast.all():
-            return self._append(wanted, causes, block, now, _NO_ROWS)
         left = np.flatnonzero(~fast)
         rows = np.flatnonzero(fast)
         if not len(rows):
             return None
-        taken = wanted.take(rows) if len(left) else wanted
+        taken = wanted.take(rows)
         return self._append(taken, [causes[k] for k in rows.tolist()], block, now, left)
 
     def _append(
         self, taken: SliceOps, causes: Sequence[Any], block: int, now: int, left: Ints
     ) -> Proposed:
         g = taken.groups
-        before, before_term = self._digest[g], self._last_term[g]
-        index, term = self.last[g] + 1, self.term[g]
+        place = np.empty((5, len(g)), np.int64)
+        before = np.empty((len(g), 2), np.uint64)
+        kernels.places(self._columns, self._digest, g, place, before)
+        index, term, before_term, commit, epochs = place
         digest = self._chain(before, term, index, taken.kind, taken.body)
         ops = taken._replace(index=index, term=term, digest=digest)
         sends = []
         if not self.all_lone:
-            message = AppendSlices(term, before_term, before, self.commit[g], ops)
+            message = AppendSlices(term, before_term, before, commit, ops)
             sends = self._sends(g, message)
-            self.sent_at[g] = now
-        self.last[g], self._last_term[g], self._digest[g] = index, term, digest
-        self._remember(block, ops, before, before_term)
+        sent_at = now if not self.all_lone else -1
+        kernels.append(self._columns, self._digest, g, place, digest, sent_at)
+        self._remember(block, ops, before, before_term, epochs)
         accepted = AcceptedSlices(g, index, term, causes)
         return Proposed(WriteSlices(ops), sends, accepted, left)
 
     def _sends(self, g: Ints, message: AppendSlices) -> list[tuple[int, AppendSlices]]:
         """Return what each streaming member gets: usually the same for all of them."""
+        alike = np.empty(MEMBERS_MAX, np.int64)
+        count = kernels.streaming(self._of_members, self._masks, g, alike)
+        if count >= 0:
+            return [(member, message) for member in alike[:count].tolist()]
         members, streams = self.members[g], self.streams[g]
         sends = []
         for member in np.unique(members[streams]).tolist():
             mine = ((members == member) & streams).any(axis=1)
-            if mine.all():
-                sends.append((member, message))
-            else:
-                sends.append((member, message.take(np.flatnonzero(mine))))
+            sends.append((member, message.take(np.flatnonzero(mine))))
         return sends
 
     def ack(self, source: int, acks: AckSlices) -> tuple[CommitSlices | None, Ints]:
         """Take a streaming follower's acks; return what is committed, and rows not taken."""
-        g = acks.groups
-        mine = (self.members[g] == source) & self.streams[g]
-        fast = self.parked[g] & self.leads[g] & (self.term[g] == acks.term) & mine.any(axis=1)
-        left = np.flatnonzero(~fast)
-        rows = np.flatnonzero(fast)
-        g, column = g[rows], mine[rows].argmax(axis=1)
-        self.accepted[g, column] = acks.accepted[rows]
-        more = acks.match[rows] > self.match[g, column]
-        self.match[g, column] = np.maximum(acks.match[rows], self.match[g, column])
-        return self._quorum_commit(g[more]), left
-
-    def _quorum_commit(self, g: Ints) -> CommitSlices | None:
-        """Commit what a majority of voters has durable; all behind commit is of this term."""
-        self.match[g, 0] = self.durable_to[g]
-        matches = np.where(self.voters[g], self.match[g], -1)
-        matches.sort(axis=1)
-        index = matches[np.arange(len(g)), MEMBERS_MAX - self.quorum[g]]
-        more = index > self.commit[g]
-        if not more.any():
-            return None
-        g, index = g[more], index[more]
-        self.commit[g] = index
-        return CommitSlices(g, index)
+        rows = np.array(acks, np.int64)
+        left = np.empty(rows.shape[1], np.int64)
+        committed = np.empty((2, rows.shape[1]), np.int64)
+        state = self._columns, self._flags, self._of_members, self._masks
+        more, raised = kernels.take_acks(source, *state, rows, left, committed)
+        return _committed(committed, raised), left[:more]
 
     # The follower's half.
 
@@ -396,31 +383,31 @@ class Steady:
         They are acked when they are durable.
         """
         ops = message.ops
-        g = ops.groups
-        fast = (
-            self.parked[g]
-            & ~self.leads[g]
-            & (self.leader[g] == source)
-            & (self.term[g] == message.term)
-            & (self.last[g] + 1 == ops.index)
-            & (self._last_term[g] == message.prev_term)
-            & (self._digest[g] == message.prev_digest).all(axis=1)
+        count = len(ops.groups)
+        said = np.array((message.term, message.prev_term, message.commit), np.int64)
+        before, prev_digest = np.empty((count, 2), np.uint64), np.array(message.prev_digest)
+        before_term, epochs = np.empty((2, count), np.int64)
+        fast, committed = np.empty(count, np.bool_), np.empty((2, count), np.int64)
+        taken, raised = kernels.accept(
+            source,
+            self._columns,
+            self._flags,
+            self._digest,
+            said,
+            prev_digest,
+            (ops.groups, ops.index, ops.term, ops.digest),
+            (before, before_term, epochs),
+            fast,
+            committed,
         )
-        left = np.flatnonzero(~fast)
-        rows = np.flatnonzero(fast)
-        if not len(rows):
-            return None, None, left
-        if len(left):
-            ops = ops.take(rows)
-        g = ops.groups
-        before, before_term = self._digest[g], self._last_term[g]
-        self.last[g], self._last_term[g], self._digest[g] = ops.index, ops.term, ops.digest
-        self._remember(block, ops, before, before_term)
-        commit = np.minimum(message.commit[rows], ops.index)
-        more = commit > self.commit[g]
-        committed = CommitSlices(g[more], commit[more]) if more.any() else None
-        self.commit[g] = np.maximum(commit, self.commit[g])
-        return WriteSlices(ops), committed, left
+        left = _NO_ROWS
+        if taken < count:
+            left = np.flatnonzero(~fast)
+            if not taken:
+                return None, None, left
+            ops = ops.take(np.flatnonzero(fast))
+        self._remember(block, ops, before[:taken], before_term[:taken], epochs[:taken])
+        return WriteSlices(ops), _committed(committed, raised), left
 
     # Both.
 
@@ -431,26 +418,25 @@ class Steady:
         found = []
         while self._waiting and self._waiting[0][0] <= block:
             _, g, index, epochs, _ = self._waiting.popleft()
-            valid = self.parked[g] & (self._epoch[g] == epochs)
-            self.durable_to[g[valid]] = index[valid]
-            found.append(g[valid])
+            ours = np.empty(len(g), np.int64)
+            count = kernels.note_durable(self._columns, self._flags, g, index, epochs, ours)
+            if count:
+                found.append(ours[:count])
         if not found:
             return None, []
         groups = found[0] if len(found) == 1 else np.unique(np.concatenate(found))
-        committed = self._quorum_commit(groups[self.leads[groups]])
-        if self.leads[groups].all():
-            return committed, []
-        following = groups[~self.leads[groups]]
-        tell = following[self.durable_to[following] > self._reported[following]]
-        self._reported[tell] = self.durable_to[tell]
-        acks = []
-        for leader in np.unique(self.leader[tell]).tolist():
-            g = tell[self.leader[tell] == leader]
-            zeros = np.zeros(len(g), np.int64)
-            acks.append(
-                (leader, AckSlices(g, self.term[g], zeros, self.last[g], self.durable_to[g]))
-            )
-        return committed, acks
+        committed = np.empty((2, len(groups)), np.int64)
+        told = np.empty((6, len(groups)), np.int64)
+        state = self._columns, self._flags, self._of_members, self._masks
+        raised, count, alike = kernels.count_durable(*state, groups, committed, told)
+        leaders, acks = told[0, :count], told[1:, :count]
+        if count and alike:
+            return _committed(committed, raised), [(int(leaders[0]), AckSlices(*acks))]
+        by_leader = [
+            (leader, AckSlices(*acks[:, leaders == leader]))
+            for leader in np.unique(leaders).tolist()
+        ]
+        return _committed(committed, raised), by_leader
 
     def _durable_alone(self, block: int) -> CommitSlices | None:
         """Where this replica is the only voter, what is durable is committed.
@@ -473,6 +459,11 @@ class Steady:
             return CommitSlices(*done[0])
         groups = np.unique(np.concatenate([g for g, _ in done]))
         return CommitSlices(groups, self.commit[groups])
+
+
+def _committed(found: NDArray[np.int64], count: int) -> CommitSlices | None:
+    """Return the first of [groups, indices] as an action; None when there are none."""
+    return CommitSlices(*found[:, :count]) if count else None
 
 
 def _nothing(_: Group) -> None:

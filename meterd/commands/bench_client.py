@@ -20,6 +20,7 @@ import msgpack
 import numpy as np
 import zmq
 
+from meterd.client.partitions import PartitionMap
 from meterd.commands.bench_report import BUCKETS, bucket_of
 
 WAIT, WARM_UP, MEASURE, STOP = range(4)  # the phases of a run, in this order
@@ -43,6 +44,7 @@ BODY_ROWS = 131_072  # rows of all the bodies that a process prepares
 BODIES_MIN, BODIES_MAX = 16, 8192
 VALUE_MAX = 1000
 DEADLINE_MS = 30_000
+MAP_DEADLINE_MS = 5_000
 POLL_MS = 100  # how long a wait lasts before the process looks whether its parent still lives
 BACK_OFF_MAX = 0.1  # seconds; a node that is overloaded asks for more patience than a bench has
 CACHED_ANSWERS = 64
@@ -102,6 +104,7 @@ class Body:
         holders = -(-count // load.events_per_account)
         account = random.integers(0, load.accounts, holders).repeat(load.events_per_account)[:count]
         metric = random.integers(0, load.metrics, count)
+        self.first_account = load.account(int(account[0]))
         self.values = random.integers(1, VALUE_MAX + 1, count)
         self.pairs = account * load.metrics + metric
         names = [load.account(int(number)).encode() for number in account]
@@ -149,18 +152,16 @@ class Client:
         self.known_answers: dict[bytes, dict[str, int]] = {}
         self.next_id = 0
         self.node = load.nodes[number % len(load.nodes)]
+        self.sockets: dict[str, zmq.Socket[bytes]] = {}  # by address
+        self.poller = zmq.Poller()
+        self.ways: list[zmq.Socket[bytes]] = []  # of each body
         start = msgpack.packb({"v": 1, "kind": "ingest", "deadline": DEADLINE_MS})
         self.header = bytes([start[0] + 1]) + start[1:] + msgpack.packb("id") + _ID_PREFIX
 
     def run(self) -> None:
         """Send until the phase is STOP and everything under way is answered or given up."""
         context = zmq.Context()
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.SNDHWM, 0)
-        self.socket.setsockopt(zmq.RCVHWM, 0)
-        self.socket.setsockopt(zmq.RCVTIMEO, POLL_MS)
-        self.socket.connect(f"tcp://{self.node}")
+        self.ways = self.find_ways(context)
         self.counts["ready"] = 1
         self.publish()
         parent = os.getppid()
@@ -175,6 +176,38 @@ class Client:
         self.finish()
         context.destroy(0)
 
+    def find_ways(self, context: zmq.Context[zmq.Socket[bytes]]) -> list[zmq.Socket[bytes]]:
+        """Return the socket that each body is sent on.
+
+        A body of one event goes to the node that leads its account, as with `meterd.client`; any
+        other goes to one node for all, which splits it.
+        """
+        own = self.connect(context, self.node)
+        if self.load.batch > 1 or len(self.load.nodes) == 1:
+            return [own] * len(self.bodies)
+        request = {"v": 1, "kind": "map", "deadline": MAP_DEADLINE_MS, "id": 0}
+        own.send_multipart([msgpack.packb(request), msgpack.packb({})])
+        if not own.poll(MAP_DEADLINE_MS):
+            return [own] * len(self.bodies)
+        _, answer = own.recv_multipart()
+        leaders = PartitionMap(msgpack.unpackb(answer, strict_map_key=False))
+        addresses = [leaders.leader_of(body.first_account) for body in self.bodies]
+        return [self.connect(context, address or self.node) for address in addresses]
+
+    def connect(
+        self, context: zmq.Context[zmq.Socket[bytes]], address: str
+    ) -> zmq.Socket[bytes]:
+        """Return the socket to a node."""
+        if address not in self.sockets:
+            socket = self.sockets[address] = context.socket(zmq.DEALER)
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.SNDHWM, 0)
+            socket.setsockopt(zmq.RCVHWM, 0)
+            socket.setsockopt(zmq.RCVTIMEO, POLL_MS)
+            socket.connect(f"tcp://{address}")
+            self.poller.register(socket, zmq.POLLIN)
+        return self.sockets[address]
+
     def send(self) -> None:
         """Make the next request out of the next body and send it."""
         request_id = self.next_id
@@ -182,19 +215,33 @@ class Client:
         body_number = request_id % len(self.bodies)
         body = self.bodies[body_number]
         body.refresh(self.random)
-        self.socket.send(self.header + request_id.to_bytes(8, "big"), zmq.SNDMORE)
-        self.socket.send(body.bytes)
+        way = self.ways[body_number]
+        way.send(self.header + request_id.to_bytes(8, "big"), zmq.SNDMORE)
+        way.send(body.bytes)
         self.pending[request_id] = (time.perf_counter_ns(), body_number)
 
     def take_answers(self) -> None:
         """Take the answers that are there, at most as many as were under way, and send on."""
-        receive = self.socket.recv
+        if len(self.sockets) == 1:
+            self.take_from(self.ways[0])
+            return
+        if len(self.pending) == 1:
+            ((_, body_number),) = self.pending.values()
+            self.take_from(self.ways[body_number])
+            return
+        for socket, _ in self.poller.poll(POLL_MS):
+            self.take_from(socket)
+
+    def take_from(self, socket: zmq.Socket[bytes]) -> None:
+        receive = socket.recv
         for _ in range(self.load.in_flight):
             try:
                 header = msgpack.unpackb(receive())
             except zmq.Again:
                 return
             self.take_answer(header, receive())
+            if len(self.sockets) > 1 and not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
+                return
 
     def take_answer(self, header: dict[str, Any], body: bytes) -> None:
         sent_at, body_number = self.pending.pop(header["id"], (0, 0))

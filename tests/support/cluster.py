@@ -110,8 +110,13 @@ class Cluster:
         count: int = 3,
         environment: Mapping[str, str] | None = None,
         data_dirs: Mapping[int, Path] | None = None,
+        cuts: bool = True,
     ) -> None:
-        """`data_dirs`: where some nodes keep their data, if not in a directory of their own."""
+        """`data_dirs`: where some nodes keep their data, if not in a directory of their own.
+
+        cuts: nodes look at `links` whenever they send; without it they are as an operator's.
+        """
+        self._cuts = cuts
         self.nodes: list[ClusterNode] = []
         self._environment = dict(environment or {})
         ports = dict(enumerate(free_ports(count, beside=REPLICATION_OFFSET), 1))
@@ -127,7 +132,8 @@ class Cluster:
         node.number, node.port = number, port
         if not self.nodes:
             self.links = Links(node.home / "links")
-        node._environment["METERD_TEST_LINKS"] = str(self.links.path)
+        if self._cuts:
+            node._environment["METERD_TEST_LINKS"] = str(self.links.path)
         self.nodes.append(node)
         return node
 

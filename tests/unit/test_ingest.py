@@ -17,7 +17,7 @@ from meterd.actors.actor import Lifeline
 from meterd.actors.bundle import bundle
 from meterd.actors.ingest import Ingest
 from meterd.actors.options import Options
-from meterd.actors.under_way import GATHERINGS_MAX
+from meterd.actors.under_way import GATHERINGS_MAX, SMALL_EVENTS
 from meterd.core.registry import Registry
 from meterd.protocol.envelope import RequestHeader, encode_request
 from meterd.protocol.log_format import GROUP_COUNT
@@ -45,6 +45,7 @@ def ingest(tmp_path: Path) -> Iterator[Recorded]:
 def of_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
     """The ingest actor of a node that leads everything in a cluster of three."""
     monkeypatch.setattr(under_way, "SECONDS_MAX", 3600.0)
+    monkeypatch.setattr(under_way, "SMALL_SECONDS_MAX", 3600.0)
     peers = "7:127.0.0.1:8107,8:127.0.0.1:8108,9:127.0.0.1:8109"
     for actor in opened(tmp_path, peers=peers):
         leaders = np.full(GROUP_COUNT, 7, np.uint8).tobytes()
@@ -113,11 +114,19 @@ def test_an_event_without_a_good_account_or_id_is_kept_for_people_too(ingest: Re
     assert {(one["metric"], one["value"], one["exponent"]) for one in kept} == {(code, 15, 1)}
 
 
-def send_one(actor: Recorded, number: int) -> list[Any]:
-    """Have a turn with one event; return what it led to."""
+def send_one(actor: Recorded, number: int, count: int = 1) -> list[Any]:
+    """Have a turn with one request, of one event; return what it led to."""
     code = next(iter(actor._registry.entries)).code
-    event = {"account": "acme", "metric": code, "timestamp": 1, "id": f"event {number}", "value": 1}
-    actor.handle(request("ingest", {"events": [event]}))
+    event = {"account": "acme", "metric": code, "timestamp": 1, "value": 1}
+    events = [event | {"id": f"event {number}, {k}"} for k in range(count)]
+    actor.handle(request("ingest", {"events": events}))
+    actor.flush()
+    return actor.taken()
+
+
+def decide(actor: Recorded, count: int) -> list[Any]:
+    """Have so many gatherings decided; return what that led to."""
+    actor.handle([b"decided", count.to_bytes(4, "little")])
     actor.flush()
     return actor.taken()
 
@@ -125,11 +134,18 @@ def send_one(actor: Recorded, number: int) -> list[Any]:
 def test_it_gathers_further_while_enough_is_under_way_to_other_nodes(of_three: Recorded) -> None:
     proposed = [("replication", b"propose")]
     for number in range(GATHERINGS_MAX):
-        assert send_one(of_three, number) == proposed
+        assert send_one(of_three, number, SMALL_EVENTS) == proposed
+    assert send_one(of_three, 10, SMALL_EVENTS) == []
+    assert decide(of_three, 1) == proposed
+
+
+def test_what_is_small_is_gathered_while_anything_is_under_way(of_three: Recorded) -> None:
+    proposed = [("replication", b"propose")]
+    assert send_one(of_three, 1) == proposed  # alone it goes at once
     assert [send_one(of_three, number) for number in (10, 11, 12)] == [[], [], []]
-    of_three.handle([b"decided", (1).to_bytes(4, "little")])
-    of_three.flush()
-    assert of_three.taken() == proposed  # all three as one
+    assert decide(of_three, 1) == proposed  # all three as one
+    assert send_one(of_three, 20) == []
+    assert send_one(of_three, 21, SMALL_EVENTS) == proposed  # with the one that waited
 
 
 def test_it_goes_on_when_nobody_decides(

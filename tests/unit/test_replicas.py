@@ -323,6 +323,26 @@ def test_a_node_that_starts_again_gets_what_it_lacks(trio: Trio) -> None:
         assert (node.committed == ends[0].index.astype(np.int64)).all()
 
 
+def test_it_is_said_of_a_block_that_it_was_waited_for(trio: Trio) -> None:
+    trio.later(3_000)
+    leader = trio.nodes[int(trio.nodes[1].replicas.leaders[4])]
+    slow = leader.propose(4).appends[0]
+    envelopes, leader.sent = leader.sent, []
+    for to, envelope in envelopes:  # the others have it before the leader's own disk
+        other = trio.nodes[to]
+        other.carry_out(other.replicas.receive(envelope, other.clock()))
+        other.sync()
+        acks, other.sent = other.sent, []
+        for _, ack in acks:
+            leader.carry_out(leader.replicas.receive(ack, leader.clock()))
+    assert leader.committed[4] == slow.index[0]
+    leader.sync()
+    assert leader.replicas.is_awaited
+    quick = leader.propose(4).appends[0]
+    leader.sync()
+    assert leader.committed[4] < quick.index[0] and not leader.replicas.is_awaited
+
+
 def test_a_node_that_has_lost_its_last_record_is_certain_again(trio: Trio) -> None:
     trio.forgets = False
     trio.later(3_000)

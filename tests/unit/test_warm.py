@@ -37,6 +37,8 @@ from tests.support.every_segment import every_segment
 for use in (every_request, every_segment):
     with tempfile.TemporaryDirectory() as directory:
         use(directory)
+from tests.sim.runner import run_fast
+run_fast(1)  # leaders and followers
 after = compiled()
 assert sum(before.values()) > 20
 grown = [name for name in after if after[name] != before[name]]
