@@ -7,7 +7,7 @@ nodes that have no identity yet, and gives the numbers to telemetry.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -131,11 +131,14 @@ class ClusterRequests:
 
     # Once a second
 
-    def turn(self, node: Node, now: int, step: Step) -> None:
-        """Carry the plan out, and tell telemetry how things are, when that is due."""
+    def turn(self, node: Node, now: int, step: Step, leaving: Collection[int]) -> None:
+        """Carry the plan out, and tell telemetry how things are, when that is due.
+
+        `leaving`: members whose nodes are about to stop.
+        """
         if now < self._plan_due:
             return
-        requests = self._keeper.due(node, self.members, now)
+        requests = self._keeper.due(node, self.members, now, leaving)
         changes = any(isinstance(request.event, ProposeChange) for request in requests)
         moving = changes or self._keeper.is_moving
         self._plan_due = now + (MOVING_SECONDS if moving else PLAN_SECONDS) * 1000
