@@ -149,11 +149,12 @@ class ClusterRequests:
         self._tell(node, now)
 
     def _tell(self, node: Node, now: int) -> None:
-        standing = cluster_report.standing(node, self.view_changes.tolist())
+        standing = cluster_report.standing(node, self.view_changes.tolist(), now)
         telemetry = self._actor.telemetry
         telemetry.set("partition_leader", standing.leads)
         telemetry.set("groups_held", standing.members)
         telemetry.set("partitions_without_leader", standing.leaderless)
+        telemetry.set("partitions_leader_silent", standing.unanswered)
         telemetry.set("term", standing.term)
         telemetry.set("membership_version", self.members.version)
         telemetry.set("peers", len(self.members.present) - 1)
