@@ -50,6 +50,8 @@ STATUS_SECONDS = 5.0
 # How long `node_add` may take; then another node is asked.
 ADD_DEADLINE_MS = 3_000
 HIGH_WATER_MARK = 16
+# Of one node that asks who makes the cluster.
+REQUESTS_MAX = 500
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 LINE_SIZE_MAX = 2_000
 
@@ -246,7 +248,7 @@ class Asking:
         self._directory = claims.directory_id(node.data_dir)
         self._founding = Founding(node.id, self._nodes, node.bootstrap)
         self._listener = sockets.client_listener(
-            f"tcp://{peer_list.join(node.listen, node.replication_port)}"
+            f"tcp://{peer_list.join(node.listen, node.replication_port)}", REQUESTS_MAX
         )
         self._poller = zmq.Poller()
         self._poller.register(self._listener, zmq.POLLIN)

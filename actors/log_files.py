@@ -19,7 +19,8 @@ import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.actors.mapped import JustDeleted, map_file
+from meterd.actors.mapped import JustDeleted, map_descriptor
+from meterd.actors.opened_log import open_log
 from meterd.actors.segment_files import Segment, SegmentFiles
 from meterd.actors.totals_files import TotalsFiles
 from meterd.core.erasures import Erasures, none_erased
@@ -30,7 +31,7 @@ from meterd.core.log_order import LogOrders
 from meterd.core.segment_reader import SegmentReader
 from meterd.core.totals_file import TotalsFile
 from meterd.protocol.errors import Internal
-from meterd.protocol.log_format import ACTIVE_NAME, full_name, number_of, parse_file_header
+from meterd.protocol.log_format import full_name, number_of
 
 # Indexes in memory, 20 bytes a row each: the active file, and full ones that wait for their
 # segment.  When more wait, a question that needs them all indexes them one after another again.
@@ -233,15 +234,15 @@ class LogFiles:
 
     def _map_unsealed(self, number: int) -> NDArray[np.uint8]:
         """Map a file that may become full, and so be renamed, at this moment."""
-        for name in (full_name(number), ACTIVE_NAME, full_name(number)):
-            try:
-                data = map_file(self._path(name))
-            except FileNotFoundError:
-                continue
-            if parse_file_header(data.data)[0].file_number == number:
-                return data
-        self.refresh()
-        raise JustDeleted(f"log file {number} has just been deleted; ask again")
+        try:
+            _, descriptor = open_log(self._directory, number)
+        except FileNotFoundError:
+            self.refresh()
+            raise JustDeleted(f"log file {number} has just been deleted; ask again") from None
+        try:
+            return map_descriptor(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _size_of(self, number: int) -> int:
         """Return where a full file ends: it may be mapped from when it was active, and longer.

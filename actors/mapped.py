@@ -22,11 +22,16 @@ def map_file(path: str, random: bool = False) -> NDArray[np.uint8]:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if os.fstat(descriptor).st_size == 0:
-            return np.frombuffer(b"", np.uint8)
-        mapped = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+        return map_descriptor(descriptor, random)
     finally:
         os.close(descriptor)
+
+
+def map_descriptor(descriptor: int, random: bool = False) -> NDArray[np.uint8]:
+    """Return the bytes of an open file, mapped, as `map_file` does."""
+    if os.fstat(descriptor).st_size == 0:
+        return np.frombuffer(b"", np.uint8)
+    mapped = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
     if random:
         mapped.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(mapped, np.uint8)

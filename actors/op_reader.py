@@ -20,13 +20,14 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.actors.opened_log import open_log
 from meterd.core.group_logs import sizes_of
 from meterd.core.kernels import scan
 from meterd.core.op_places import FileIndex, OpPlaces, Place
 from meterd.core.raft.events import Damaged, OpsRead, ReadOps
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
-from meterd.protocol.log_format import ACTIVE_NAME, Record, full_name, number_of
+from meterd.protocol.log_format import Record, full_name, number_of
 from meterd.protocol.raft_messages import Append, Envelope, Op, RepairReply
 from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlice, engine_body
 
@@ -356,17 +357,12 @@ class _Files:
         return self._open[number]
 
     def _open_number(self, number: int) -> int:
-        for name in (full_name(number), ACTIVE_NAME, full_name(number)):
-            try:
-                path = os.path.join(self._directory, name)
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            first = os.pread(descriptor, log_format.FILE_HEADER_SIZE, 0)
-            if log_format.parse_file_header(first)[0].file_number == number:
-                return descriptor
-            os.close(descriptor)
-        raise Gone
+        try:
+            return open_log(self._directory, number)[1]
+        except FileNotFoundError:
+            raise Gone from None
+        except Corrupt as damage:
+            raise log_format.Damaged(damage.offset, damage.reason) from damage
 
 
 def _slice_of(record: Record, group: int, index: int) -> int:

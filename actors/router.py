@@ -86,7 +86,9 @@ class Router(Actor):
         self._stop_at = self._expiry_due = 0.0
         host = f"[{node.listen}]" if ":" in node.listen else node.listen
         self._address = f"tcp://{host}:{node.port}"
-        self._clients = sockets.client_listener(self._address)
+        self._clients = sockets.client_listener(
+            self._address, self.options.limits.inflight_requests
+        )
         self._guard = ListenerGuard(node.port, self.options.limits.connections, self.telemetry)
         self.listen(self._clients, self._on_client, self._guard.receive, self._guard.waits)
         self._idle_poll = IdlePoll(node.idle_poll)

@@ -26,8 +26,10 @@ INTERNAL_HIGH_WATER_MARK = 100_000
 # What the kernel takes of a message at once (if it may): one that does not fit costs the sender a
 # wait for the reader, a switch of processes each time.
 INTERNAL_BUFFER_SIZE = 4 * 1024 * 1024
-# A client that does not read loses answers beyond this (and asks again with the same ids).
-CLIENT_HIGH_WATER_MARK = 1_000
+# Answers that wait for one client, for each request that clients may have in flight together.  A
+# client that reads loses none then: ZeroMQ tells a sender of messages that were taken only once for
+# half its mark, so as many again seem to wait.  `actors.listener_guard` bounds their memory.
+CLIENT_HIGH_WATER_MARK_FACTOR = 2
 # No limit to the messages waiting from one client: `actors.listener_guard` bounds their memory.
 # With one, libzmq 4.3.5 aborts the process when a peer at the mark goes away and a heartbeat is
 # due: any peer could end the router that way.
@@ -180,8 +182,10 @@ def outbox(run_dir: str, name: str) -> zmq.Socket[bytes]:
     return socket
 
 
-def client_listener(address: str) -> zmq.Socket[bytes]:
-    """Bind the front door: a ROUTER that reports what it cannot deliver and bounds each client.
+def client_listener(address: str, requests_max: int) -> zmq.Socket[bytes]:
+    """Bind the front door: a ROUTER that reports what it cannot deliver.
+
+    It takes the answers to `requests_max` requests in flight ahead of a client that reads.
 
     Raises BootFailed when the address is taken or not one of this machine.
     """
@@ -189,7 +193,7 @@ def client_listener(address: str) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.RCVHWM, CLIENT_RECEIVE_HIGH_WATER_MARK)
-    socket.setsockopt(zmq.SNDHWM, CLIENT_HIGH_WATER_MARK)
+    socket.setsockopt(zmq.SNDHWM, CLIENT_HIGH_WATER_MARK_FACTOR * requests_max)
     socket.setsockopt(zmq.MAXMSGSIZE, limits.BODY_SIZE_MAX)
     socket.setsockopt(zmq.RCVBUF, CLIENT_FIRST_BUFFER_SIZE)
     # With a domain, though nobody asks about it, libzmq refuses peers older than ZMTP 3.0.  Their

@@ -142,9 +142,6 @@ class Table:
         row = self._rows.get((kind, disk))
         return row is not None and row.end >= seeds.stop and not (self._again and row.open)
 
-    def kinds(self, disk: str) -> list[str]:
-        return [row.kind for row in self._rows.values() if row.disk == disk]
-
     @property
     def violations(self) -> list[str]:
         return [

@@ -18,8 +18,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from random import Random
 
@@ -28,7 +28,7 @@ import click
 from bench.fault_table import REAL, SIMULATED, Run, Table
 from bench.support import say, write_result
 from meterd.actors.node import warm_kernels
-from tests.support import fault_campaign, real_faults, real_files, simulated_faults
+from tests.support import fault_campaign, real_faults, real_flips, simulated_faults
 from tests.support.fault_book import Violation
 from tests.support.fault_campaign import Campaign
 from tests.support.simulated_faults import Simulation
@@ -94,16 +94,18 @@ def real_nodes(table: Table, wanted: Wanted, seeds: range) -> None:
 def _real_nodes(table: Table, wanted: Wanted, seeds: range) -> None:
     for kind in filter(wanted, real_faults.KINDS):
         table.run(kind, REAL, seeds, lambda kind=kind: real_faults.stage(kind))  # type: ignore[misc]
-    flips = [kind for kind in table.kinds(REAL) if kind.startswith(FLIP)]
-    if wanted(FLIP) and not (flips and all(table.is_done(kind, REAL, seeds) for kind in flips)):
-        with real_files.flips() as flip:
-            for pattern in flip.kinds():
+    left = {f"{FLIP}: {pattern}": pattern for pattern in real_flips.PATTERNS}
+    left = {k: v for k, v in left.items() if wanted(k) and not table.is_done(k, REAL, seeds)}
+    for directory in real_flips.DIRECTORIES:
+        if left:
+            with directory() as flips:
+                there = [kind for kind, pattern in left.items() if pattern in flips.kinds()]
+                for kind in there:
+                    table.run(kind, REAL, seeds, _flipping(flips, left.pop(kind)))
 
-                @contextmanager
-                def stage(pattern: str = pattern) -> Iterator[Run]:
-                    yield lambda seed: flip.run(pattern, Random(f"{pattern} {seed}"))
 
-                table.run(f"{FLIP}: {pattern}", REAL, seeds, stage)
+def _flipping(flips: real_flips.Flips, pattern: str) -> Callable[[], AbstractContextManager[Run]]:
+    return lambda: nullcontext(lambda seed: flips.run(pattern, Random(f"{pattern} {seed}")))
 
 
 @click.command()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from meterd.core.frozen import frozen
 from meterd.core.kernels import scan
 from meterd.core.kernels.scan import ACCOUNT_BITS, METRIC_BITS
+from meterd.core.log_scan import FileScan, Place
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import FILE_HEADER_SIZE
 
@@ -55,6 +56,7 @@ class OpenIndex:
     def __init__(self) -> None:
         self._state = np.zeros(5, np.int64)
         self._state[scan.BLOCK_END] = FILE_HEADER_SIZE
+        self._checked: Place | None = None  # behind the last block whose checksums were looked at
         self._records = 0
         self._keys = np.empty(0, np.uint64)
         self._timestamps = np.empty(0, np.int64)
@@ -82,8 +84,13 @@ class OpenIndex:
     ) -> None:
         """Read on from where the last call ended, up to offset `end`.  Raises Corrupt.
 
-        `data` is the whole file.
+        `data` is the whole file.  A start checks what lies behind a checkpoint only, so what is
+        read here may be damaged: each block is checked before any of its rows is known.
         """
+        blocks = FileScan(path, data[:end].data, start=self._checked)
+        for _ in blocks:
+            pass
+        self._checked = blocks.end
         first_row = self.row_count
         records, rows = scan.measure(data, end, self._state.copy())
         if records < 0:

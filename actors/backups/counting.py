@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 
 from meterd.actors.backups.reading import Memory, Stamp
 from meterd.actors.backups.segment_totals import segment_totals
+from meterd.actors.mapped import map_descriptor, map_file
+from meterd.actors.opened_log import open_log
 from meterd.core import inventory
 from meterd.core.control_totals import ControlTotals
 from meterd.core.log_scan import FileScan
@@ -52,11 +53,22 @@ class Counting:
             counted.merge(self._full_log(number, refused))
             self._step()
         number, offset = end
-        path = self._directory / ACTIVE_NAME
-        if not path.exists() or _number_in(path) != number:
-            path = self._directory / full_name(number)
-        counted.merge(self._log(path, offset, _bits(refused.get(number))))
+        path, data = self._find_log(number)
+        if len(data) < offset:
+            raise Corrupt(str(path), len(data), "the log ends before the cut")
+        counted.merge(self._log(path, data[:offset], _bits(refused.get(number))))
         return counted.totals
+
+    def _find_log(self, number: int) -> tuple[Path, memoryview]:
+        """Return a log file and its bytes.  Raises Corrupt."""
+        try:
+            name, descriptor = open_log(str(self._directory), number)
+        except FileNotFoundError as gone:
+            raise Corrupt(full_name(number), 0, "the log file of the cut is gone") from gone
+        try:
+            return self._directory / name, map_descriptor(descriptor).data
+        finally:
+            os.close(descriptor)
 
     def _full_log(self, number: int, refused: Refused) -> TotalsMap:
         path = self._directory / full_name(number)
@@ -64,7 +76,8 @@ class Counting:
             stamp = Stamp.of(path.name, file.fileno())
             known = self._memory.totals.get(stamp)
             if known is None:
-                known = self._log(path, stamp.size, _bits(refused.get(number)))
+                data = map_file(str(path)).data[: stamp.size]
+                known = self._log(path, data, _bits(refused.get(number)))
                 self._memory.totals[stamp] = known
         return known
 
@@ -78,10 +91,10 @@ class Counting:
             self._memory.totals[stamp] = known
         return known
 
-    def _log(self, path: Path, end: int, refused: NDArray[np.bool_]) -> TotalsMap:
-        """Count a log file up to an offset, checking every block on the way."""
+    def _log(self, path: Path, data: memoryview, refused: NDArray[np.bool_]) -> TotalsMap:
+        """Count a log file up to the end of `data`, checking every block on the way."""
         counted = ControlTotals()
-        scan = FileScan(str(path), _mapped(path)[:end])
+        scan = FileScan(str(path), data)
         for block in scan:
             row = block.header.first_row
             for record in block.records:
@@ -91,8 +104,6 @@ class Counting:
                 counted.add_record(record, bits)
                 row += record.row_count
             self._step()
-        if scan.end.offset != end:
-            raise Corrupt(str(path), scan.end.offset, "the log ends before the cut")
         return counted.totals
 
 
@@ -100,19 +111,8 @@ def _is_full_log(name: str) -> bool:
     return name.endswith(".log") and name != ACTIVE_NAME and name.startswith("wal-")
 
 
-def _number_in(path: Path) -> int:
-    return FileScan(str(path), _mapped(path)).header.file_number
-
-
 def _bits(packed: tuple[bytes, int] | None) -> NDArray[np.bool_]:
     if packed is None or not packed[1]:
         return np.zeros(0, np.bool_)
     raw = np.frombuffer(lz4.block.decompress(packed[0]), np.uint8)
     return np.unpackbits(raw, count=packed[1], bitorder="little").astype(np.bool_)
-
-
-def _mapped(path: Path) -> memoryview:
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

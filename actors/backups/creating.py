@@ -26,6 +26,7 @@ from meterd.actors.backups.reading import Memory, Pace, Reading, Stamp
 from meterd.actors.backups.shelf import NAME_PREFIX, PARTIAL, Contents, Shelf
 from meterd.actors.identity import STORAGE_VERSION, Identity
 from meterd.actors.object_store import NAME, PIECE_SIZE
+from meterd.actors.opened_log import open_log
 from meterd.core import inventory
 from meterd.core.backup_plan import parent_for
 from meterd.core.inventory import Change
@@ -33,7 +34,7 @@ from meterd.core.registry import Registry
 from meterd.protocol import backup_manifest, checkpoint_format
 from meterd.protocol.backup_manifest import BackupFile, BackupType, Cut, Manifest
 from meterd.protocol.errors import Corrupt, Internal
-from meterd.protocol.log_format import ACTIVE_NAME, Damaged, full_name
+from meterd.protocol.log_format import ACTIVE_NAME, Damaged
 
 CHECKPOINT = "checkpoint.bin"
 # A checkpoint may be replaced, and its runs merged, between two looks at the directory.
@@ -246,14 +247,12 @@ class Creation:
 
     def _copy_active(self, cut: Cut) -> None:
         """Copy the log file in which the cut lies, up to there; it may be full by now."""
-        for name in (full_name(cut.file_number), ACTIVE_NAME, full_name(cut.file_number)):
-            try:
-                with _opened(self._path(name)) as opened:
-                    self._copy(opened._replace(name=ACTIVE_NAME), cut.offset)
-                return
-            except FileNotFoundError:
-                continue
-        raise Internal(f"log file {cut.file_number} is missing")
+        try:
+            _, descriptor = open_log(self._node.directory, cut.file_number)
+        except FileNotFoundError:
+            raise Internal(f"log file {cut.file_number} is missing") from None
+        with _closed_after(ACTIVE_NAME, descriptor) as opened:
+            self._copy(opened, cut.offset)
 
     def _copy(self, opened: _Opened, size: int) -> None:
         """Copy one file, or refer to the parent's copy of the same bytes."""
@@ -306,9 +305,14 @@ class Creation:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_Opened]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    with _closed_after(path.name, os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as opened:
+        yield opened
+
+
+@contextmanager
+def _closed_after(name: str, descriptor: int) -> Iterator[_Opened]:
     try:
-        yield _Opened(path.name, descriptor, os.fstat(descriptor).st_size)
+        yield _Opened(name, descriptor, os.fstat(descriptor).st_size)
     finally:
         os.close(descriptor)
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PARTITIONS_MAX = 4
 ACCOUNTS_PER_PARTITION = 4
-SIZES = (5, 40, 80, 120)
+SIZES = (5, 40, 120, 180)
 METRIC = {"code": CODE, "aggregation": "sum", "decimals": 0, "period": "day"}
 KINDS = ("events", "events", "events", "events", "events", "read", "read", "metric", "expire")
 HOUR = DAY // 24

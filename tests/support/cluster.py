@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support.node import Node
+from tests.support.node import STOP_SECONDS, Node
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
@@ -170,7 +170,7 @@ class Cluster:
             if node.process is not None:
                 node.process.wait()
         for node in self.nodes:
-            eventually(node._is_gone, "all processes have gone")
+            eventually(node._is_gone, "all processes have gone", STOP_SECONDS)
 
     def client(self, **arguments: Any) -> Any:
         """Return a `Client` of the library that knows all nodes."""

@@ -18,13 +18,14 @@ from meterd.protocol.envelope import decode_request
 from meterd.protocol.errors import RemoteProtocolError
 
 MESSAGES_PER_TURN_MAX = 1_000
+REQUESTS_MAX = 10_000
 
 
 class Listener:
     """The part of the router that meets clients."""
 
     def __init__(self, connections_max: int) -> None:
-        self.socket = sockets.client_listener("tcp://127.0.0.1:0")
+        self.socket = sockets.client_listener("tcp://127.0.0.1:0", REQUESTS_MAX)
         self.port = int(self.socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         self.telemetry = Telemetry("listener")
         self.guard = ListenerGuard(self.port, connections_max, self.telemetry)

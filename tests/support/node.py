@@ -87,7 +87,7 @@ class Node:
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        eventually(self._is_gone, "all processes have gone")
+        eventually(self._is_gone, "all processes have gone", STOP_SECONDS)
 
     def restart(self) -> Self:
         """Stop it in order and start it again."""

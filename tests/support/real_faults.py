@@ -19,7 +19,7 @@ from tests.support.fault_book import Violation
 from tests.support.loop_disk import LoopDisk
 from tests.support.node import Node
 from tests.support.real_campaign import SETTINGS, Campaign, StubbornLoad, campaign
-from tests.support.real_files import Restores
+from tests.support.real_restores import Restores
 from tests.support.steady_load import check_prefix
 from tests.support.waiting import eventually
 

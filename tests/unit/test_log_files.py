@@ -7,14 +7,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from meterd.core.registry import Registry
 from meterd.core.zones import UTC
-from meterd.protocol.errors import Internal, RangeExpired
+from meterd.protocol.errors import Corrupt, Internal, RangeExpired
 from meterd.protocol.limits import I64_MIN
-from meterd.protocol.log_format import full_name
+from meterd.protocol.log_format import FILE_HEADER_SIZE, full_name
 from meterd.protocol.metric import MetricDefinition
 from meterd.protocol.segment_format import SUFFIXES, SegmentName
 from tests.support.log_builder import LoggedEvent
@@ -61,6 +64,26 @@ def test_a_file_deleted_while_it_is_read_is_expired(tmp_path: Path) -> None:
     (tmp_path / full_name(1)).unlink()
     with pytest.raises(RangeExpired):
         view.log_file(1)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_flipped_bit_before_the_checkpoint_is_refused_when_read(data: st.DataObject) -> None:
+    """A start reads the log from the checkpoint on: what lies before it nobody has checked."""
+    with TemporaryDirectory() as home:
+        log = LogDirectory(Path(home))
+        for name in ("a", "b", "c"):
+            log.write([LoggedEvent("acme", f"{name} {number}", 0, 1, 1) for number in range(20)])
+        log.seal(segmented=False)
+        path = Path(home, full_name(1))
+        raw = bytearray(path.read_bytes())
+        at = data.draw(st.integers(FILE_HEADER_SIZE, len(raw) - 1), label="offset")
+        raw[at] ^= 1 << data.draw(st.integers(0, 7), label="bit")
+        path.write_bytes(raw)
+        with pytest.raises(Corrupt) as found:
+            log.view().log_file(1)
+        assert found.value.path == full_name(1)
+        assert found.value.offset <= at
 
 
 def test_a_segment_merged_while_a_part_of_it_was_folded_stands_for_nothing(tmp_path: Path) -> None:
