@@ -1,7 +1,8 @@
 """Decides who answers a question in a cluster, for the usage actor.
 
   * A question about one account: the leader of its partition.  The router passes it on.
-  * One with a cursor: the node that gave it, because cursors name places in one node's log.
+  * One with a cursor: the node that gave it, because cursors name places in one node's log.  Those
+    of feeds do not (`core/feed_cursor.py`).
   * One about all accounts, or about metrics: whoever was asked, from its own replicas, when it has
     applied all that was acknowledged before (`reads.py`).  For partitions of which it has no
     replica the query actor asks nodes that have one, and joins the answers (`sharing.py`).
@@ -14,6 +15,7 @@ A question is passed on once; who gets it so answers it, or says `not_leader`.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,8 +26,14 @@ import numpy as np
 from meterd.actors.bundle import bundle
 from meterd.actors.reads import Waiting
 from meterd.actors.sharing import EVERY_PARTITION, share
-from meterd.core import partition_sets
-from meterd.protocol.errors import BadRequest, MeterdError, NotLeader, UnknownMetric
+from meterd.core import feed_cursor, partition_sets
+from meterd.protocol.errors import (
+    BadRequest,
+    MeterdError,
+    NotLeader,
+    RangeExpired,
+    UnknownMetric,
+)
 from meterd.protocol.log_format import META_GROUP
 
 if TYPE_CHECKING:
@@ -36,6 +44,8 @@ if TYPE_CHECKING:
 OF_ACCOUNTS = ("usage", "accounts", "events", "feed")
 OF_METRICS = ("metric_list", "metric_show")
 CURSOR_END = "@"
+# Cursors of feeds that name a place in one node's files.
+OF_PLACES = re.compile(r"([0-9]+@)?f\.[0-9]+\.[0-9]+")
 
 
 def cursor_prefix(node: int) -> str:
@@ -69,7 +79,9 @@ class AnsweringWhere:
         groups: Sequence[int] = groups_of(kind, fields.get("account"))
         local = fields.get("consistency") == "local"
         cursor = fields.get("after")
-        if cursor is not None:
+        if kind == "feed":
+            check_feed_cursor(cursor)
+        if cursor is not None and kind != "feed":
             node, fields["after"] = split_cursor(cursor)
             if node not in (0, self._usage.leader_map.own):
                 self._pass_on(asked, node)
@@ -126,6 +138,16 @@ class AnsweringWhere:
         if not len(groups):
             return time.time_ns()
         return int(self._usage.groups.time[np.array(groups)].min()) or None
+
+
+def check_feed_cursor(cursor: str | None) -> None:
+    """Raise BadRequest for what is no cursor of a feed, RangeExpired for one of a node alone."""
+    if cursor is not None and OF_PLACES.fullmatch(cursor):
+        raise RangeExpired(
+            "this cursor was given before the node had peers; begin again without a cursor"
+        )
+    if cursor not in (None, "end"):
+        feed_cursor.parse(cursor)
 
 
 def groups_of(kind: str, account: str | None) -> range | list[int]:

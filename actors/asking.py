@@ -18,6 +18,7 @@ from meterd.actors.answering_where import AnsweringWhere, cursor_prefix
 from meterd.actors.sockets import Frame
 from meterd.actors.zone_files import transitions
 from meterd.core.answers import AnswerContext, answer_usage
+from meterd.core.feed_ends import FeedEnds
 from meterd.core.folded_cells import joined
 from meterd.core.memory_cells import collect
 from meterd.core.partial_cells import PartialCells
@@ -55,6 +56,7 @@ class Asking:
         self._usage = usage
         self._sent = (-1, 0)  # registry version and erasures that the query actor knows
         self._where = AnsweringWhere(usage, self)
+        self._feed_ends = FeedEnds()
 
     def forget_registry(self) -> None:
         """The query actor has started anew: send it the registry with the next question."""
@@ -70,6 +72,8 @@ class Asking:
             fields = check_request(header.kind, body, header.lz4_size)
             asked = Asked(rid, header, raw_header, body, began)
             if self._usage.leader_map.alone:
+                if fields.get("consistency") == "local":
+                    asked.added["as_of"] = time.time_ns()  # a node alone has all there is
                 self.try_answering(asked, fields)
             else:
                 self._where.see(asked, fields)
@@ -120,6 +124,8 @@ class Asking:
         if kind == "retention_set":
             self._usage.horizons.propose(asked.rid, asked.header.id, fields["days"])
             return None
+        if kind == "clock_accept":
+            return self._usage.horizons.accept_clock(asked.rid, asked.header.id)
         question = resolve_question(kind, fields, registry, time.time_ns(), transitions)
         return self._answer(asked, question)
 
@@ -167,7 +173,10 @@ class Asking:
             "parts": asked.parts,
         }
         if not usage.leader_map.alone:
-            context["cursor"] = cursor_prefix(usage.leader_map.own)
+            if question.kind == "feed":
+                context["ends"] = self._feed_ends.now(usage.queue)
+            else:
+                context["cursor"] = cursor_prefix(usage.leader_map.own)
         if (registry.version, len(erasures)) != self._sent:
             context["registry"] = registry.to_bytes()
             context["erased"] = erasures.to_lists()

@@ -146,6 +146,10 @@ FAMILIES = (
     _counter("retention_bytes_freed_total", "Bytes of those segments."),
     _gauge("retention_last_success_timestamp_seconds", "When what expired was last looked for."),
     _gauge("retention_oldest_event_timestamp_seconds", "The oldest event in a segment."),
+    _gauge(
+        "retention_clock_ahead_seconds",
+        "How far the clock is ahead of what is known, when it is not believed; else 0.",
+    ),
     _counter("segments_made_total", "Segments made of full log files."),
     _gauge("segments_waiting", "Full log files that wait for their segment."),
     # compaction

@@ -1,18 +1,18 @@
 """Reads a feed: stored events in log order, from segments and log files alike.
 
 A cursor names a log file and a row in it, also where a segment has taken its place, so it stays
-good whatever is merged meanwhile.
+good whatever is merged meanwhile.  In a cluster it names positions instead (`stable_feed.py`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from meterd.actors.log_files import LogFile, Part, View
 from meterd.actors.reading import Steps, keys_of
 from meterd.core import segment_listing
 from meterd.core.gathering import find_matches
-from meterd.core.kernels.gather import ENTRY, NUMBER, ROW
+from meterd.core.kernels.gather import ENTRY, NUMBER, POSITION, ROW
 from meterd.core.listing import (
     PAGE_BYTES_MAX,
     Matches,
@@ -26,6 +26,7 @@ from meterd.core.log_index import Rows
 from meterd.core.partition_sets import partition
 from meterd.core.questions import Question
 from meterd.core.registry import Registry
+from meterd.core.segment_data import Ints
 from meterd.core.segment_reader import SegmentReader
 from meterd.protocol.errors import RangeExpired
 from meterd.protocol.limits import I64_MAX, I64_MIN
@@ -52,24 +53,45 @@ def read_feed(view: View, question: Question, registry: Registry, horizon: int) 
         raise RangeExpired(
             f"events behind this cursor have expired; the oldest left is {feed_cursor(oldest)}"
         )
-    feed = _Feed(view, question, registry, horizon)
+    feed = Feed(view, question, registry, horizon)
     while not feed.is_full and place.file_number <= view.end_file:
         place = feed.read(place)
         yield
     return {"events": feed.events, "next": feed_cursor(place)}
 
 
-class _Feed:
+class Unread(Protocol):
+    """Which of the rows in a feed's way were not read yet."""
+
+    def in_log(self, place: Place, file: LogFile, rows: Rows) -> Rows:
+        """Leave out rows of a log file, read from a place on."""
+
+    def in_segment(self, place: Place, reader: SegmentReader, pairs: Ints) -> Ints:
+        """Leave out rows, (ordinal, row), of a segment."""
+
+    def take(self, partition: int, position: int) -> bool:
+        """Is an event to be given?  Then it has been."""
+
+
+class Feed:
     """One page of a feed."""
 
-    def __init__(self, view: View, question: Question, registry: Registry, horizon: int) -> None:
+    def __init__(
+        self,
+        view: View,
+        question: Question,
+        registry: Registry,
+        horizon: int,
+        unread: Unread | None = None,
+    ) -> None:
+        self._unread = unread
         self._view = view
         self._question = question
         self._registry = registry
         self._wanted = wanted_events(question, registry, horizon)
         self._rows_left = FEED_ROWS_MAX
         self._bytes_left = PAGE_BYTES_MAX
-        self._at_end = False
+        self.at_end = False
         chosen = question.partitions
         self._partitions = None if chosen is None else frozenset(chosen)
         self.events: list[dict[str, Any]] = []
@@ -77,7 +99,11 @@ class _Feed:
     @property
     def is_full(self) -> bool:
         full = len(self.events) >= self._question.limit
-        return full or self._at_end or self._rows_left <= 0 or self._bytes_left <= 0
+        return full or self.at_end or self._rows_left <= 0 or self._bytes_left <= 0
+
+    def look_on(self) -> None:
+        """Look at as many rows again."""
+        self._rows_left = FEED_ROWS_MAX
 
     def read(self, place: Place) -> Place:
         """Read on in one part of the log; return where to go on."""
@@ -87,7 +113,10 @@ class _Feed:
         return self._read_log(self._view.log_file(place.file_number), place)
 
     def _read_log(self, file: LogFile, place: Place) -> Place:
-        rows = self._rows(file, place.row)[: self._rows_left]
+        rows = self._rows(file, place.row)
+        if self._unread is not None:
+            rows = self._unread.in_log(place, file, rows)
+        rows = rows[: self._rows_left]
         matches, looked_at = find_matches(
             file.rows,
             rows,
@@ -105,7 +134,7 @@ class _Feed:
             return Place(place.file_number, last + 1)
         if place.file_number < self._view.end_file:
             return Place(place.file_number + 1, 0)
-        self._at_end = True
+        self.at_end = True
         return Place(place.file_number, file.row_count)
 
     def _rows(self, file: LogFile, first: int) -> Rows:
@@ -120,6 +149,8 @@ class _Feed:
         pieces = segment_listing.in_log_order(reader, self._wanted, low, high, self._view.orders)
         step = self._room
         for pairs, end in pieces:
+            if self._unread is not None:
+                pairs = self._unread.in_segment(place, reader, pairs)
             while len(pairs):
                 some, pairs = pairs[:step], pairs[step:]
                 matches, ordinals = segment_listing.matches_of(
@@ -156,7 +187,12 @@ class _Feed:
 
     def _add(self, heap: Any, match: list[int]) -> None:
         event, size = event_of(heap, match, self._registry.entry(match[NUMBER]))
-        if self._partitions is not None and partition(event["account"]) not in self._partitions:
+        if self._unread is not None:
+            if not self._unread.take(partition(event["account"]), match[POSITION]):
+                return
+        elif self._partitions is not None and (
+            partition(event["account"]) not in self._partitions
+        ):
             return
         self.events.append(event)
         self._bytes_left -= size

@@ -46,7 +46,10 @@ class Quorum:
 
 
 def checks_of(
-    actors: Mapping[str, Any], disk: Disk, quorum: Quorum | None = None
+    actors: Mapping[str, Any],
+    disk: Disk,
+    quorum: Quorum | None = None,
+    clock_ahead: float | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return {name: {status, ...}}: pass, warn or fail."""
     checks: dict[str, dict[str, Any]] = {}
@@ -63,7 +66,17 @@ def checks_of(
     checks["disk"] = {"status": status, "value": disk.free, "limit": limit}
     if quorum is not None:
         checks["quorum"] = _quorum_check(quorum)
+    if clock_ahead is not None:
+        checks["clock"] = _clock_check(clock_ahead)
     return checks
+
+
+def _clock_check(ahead: float) -> dict[str, Any]:
+    """Do events expire by what the clock shows?  `ahead`: seconds; 0: they do."""
+    if not ahead:
+        return {"status": "pass", "value": 0, "reason": ""}
+    reason = f"the clock is {ahead / 86_400:.1f} days ahead of what is known: nothing expires by it"
+    return {"status": "warn", "value": int(ahead), "reason": reason}
 
 
 def _quorum_check(quorum: Quorum) -> dict[str, Any]:
@@ -95,12 +108,14 @@ def report(
     who: Mapping[str, Any],
     now: float,
     quorum: Quorum | None = None,
+    clock_ahead: float | None = None,
 ) -> dict[str, Any]:
     """Return the body of /health.  `page` is the supervisor's, `now` seconds since the epoch.
 
-    `quorum` is None for a single node.
+    `quorum` is None for a single node.  `clock_ahead`: by how many seconds the clock is too far in
+    front to be believed; None: it is not known yet.
     """
-    checks = checks_of(page["actors"], disk, quorum)
+    checks = checks_of(page["actors"], disk, quorum, clock_ahead)
     ready = {what: ready_for(what, checks) for what in PATHS}
     statuses = {check["status"] for check in checks.values()}
     healthy = "fail" not in statuses and page["state"] == "running"

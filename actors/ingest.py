@@ -21,7 +21,7 @@ from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers, answer_frames
 from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.leader_map import LeaderMap
-from meterd.actors.outcomes import encode_origin
+from meterd.actors.outcomes import encode_origin, nameless_events
 from meterd.actors.sockets import Frame
 from meterd.actors.splitting import Request, Splitting, command_proposal
 from meterd.actors.under_way import UnderWay
@@ -203,6 +203,9 @@ class Ingest(Actor):
             faults = self._stage.add(columns, 0)
         if faults is None:
             raise RemoteProtocolError("too_large", "the events, written out, exceed a record")
+        if faults:
+            told = msgpack.packb(nameless_events(columns, faults))
+            self.send("retention_sweeper", [b"refused_events", told])
         if len(faults) == columns.count:  # no event has an identity: nothing of it goes further
             self._count_rejected(columns.count, faults)
             answer = _accepted(header, columns.count, faults)

@@ -228,6 +228,8 @@ class LogFiles:
             # Neither a segment nor the bitmap it is made from: somebody has removed it.
             damage = self.segments.damage_at(number)
             raise damage or Internal(f"log file {number} has no segment")
+        if end is not None:  # the index may have been extended for somebody who reads further
+            row_count = min(row_count, index.rows_before(end))
         bitmap = lz4.block.decompress(packed) if row_count else b""
         rows = LogRows(data, index.record_row, index.record_offset, np.frombuffer(bitmap, np.uint8))
         return LogFile(number, rows, index, row_count)

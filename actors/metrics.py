@@ -118,7 +118,10 @@ class Metrics(Actor):
             "cluster_id": self._identity.cluster_id_hex,
             "version": __version__,
         }
-        return health.report(self._supervised(), self._disk(), who, time.time(), self._quorum())
+        clock_ahead = self._collected.gauge("retention_clock_ahead_seconds")
+        return health.report(
+            self._supervised(), self._disk(), who, time.time(), self._quorum(), clock_ahead
+        )
 
     def _quorum(self) -> health.Quorum | None:
         """What replication has said of leaders; None when there are no other nodes."""

@@ -196,6 +196,13 @@ class Retention:
         3_600.0, "look for expired log files so often", 1.0, 86_400.0, reloadable=True
     )
     future_hours: int = _count(24, "take events at most so many hours ahead of now", 0, 87_600)
+    clock_jump_max: float = _duration(
+        48 * 3_600.0,
+        "do not expire by a clock that is so far ahead of what is known, before it has run evenly"
+        " for so long",
+        86_400.0,
+        36_500 * 86_400.0,
+    )
     grace_after_restore: float = _duration(
         168 * 3_600.0,
         "after a restore nothing expires for so long",
@@ -507,6 +514,10 @@ def check(options: Options) -> None:
         raise _wrong("archive.verify_command", "nothing in it is {name}")
     if not node.listen:
         raise _wrong("node.listen", "an address, such as 127.0.0.1, or 0.0.0.0 for every interface")
+    if not node.data_dir:
+        raise _wrong("node.data_dir", "a directory, such as ./data")
+    if node.advertise and not peer_list.is_host(node.advertise):
+        raise _wrong("node.advertise", f"{node.advertise!r} is no host name and no address")
     if node.port == node.http_port:
         raise _wrong("node.http_port", f"{node.http_port} is the application port")
     peer_list.check(node.id, node.port, node.peers)

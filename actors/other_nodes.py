@@ -204,9 +204,8 @@ def note_age(added: dict[str, Any], page: Mapping[str, Any]) -> None:
 
 
 def part_of(fields: Sequence[Any]) -> Part:
-    """Read a part as usage packs it: node, address, partitions, cursor."""
-    node, address, partitions, cursor = fields
-    return Part(node, address, partitions, cursor)
+    """Read a part as usage packs it: node, address, partitions."""
+    return Part(*fields)
 
 
 def chosen(part: Part) -> tuple[int, ...]:

@@ -19,7 +19,8 @@ from meterd.core.kernels import stage
 from meterd.core.staging import Packed, Refusals
 from meterd.protocol import log_format
 from meterd.protocol.errors import REASONS, REJECTED, STATUSES
-from meterd.protocol.limits import UUID_SIZE
+from meterd.protocol.event_columns import EventColumns, text_rows
+from meterd.protocol.limits import ACCOUNT_SIZE_MAX, ID_SIZE_MAX, UUID_SIZE
 from meterd.protocol.log_format import Record
 from meterd.protocol.result import IngestResult, Item
 
@@ -225,6 +226,32 @@ def refused_events(
                     **_names(heap, int(rows[i, stage.ENTRY_START])),
                 }
             )
+    return events
+
+
+def nameless_events(columns: EventColumns, faults: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Return events refused for their account or id as plain values for `refused.log`.
+
+    faults: (row, reason) of those.  What is too long is cut.
+    """
+    events = []
+    accounts = text_rows(columns.account)
+    ids = text_rows(columns.id) if columns.id is not None else None
+    for row, reason in faults[:REFUSED_PER_RECORD_MAX]:
+        named = str(UUID(bytes=columns.uuid[row].tobytes())) if columns.uuid is not None else ""
+        events.append(
+            {
+                "metric": columns.metric_codes[int(columns.metric_index[row])].decode(
+                    "utf-8", "replace"
+                ),
+                "timestamp": int(columns.timestamp[row]),
+                "value": int(columns.value[row]),
+                "exponent": int(columns.exponent[row]),
+                "reason": REASONS[reason],
+                "account": accounts[row][:ACCOUNT_SIZE_MAX].decode("utf-8", "replace"),
+                "id": named if ids is None else ids[row][:ID_SIZE_MAX].decode("utf-8", "replace"),
+            }
+        )
     return events
 
 

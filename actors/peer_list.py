@@ -50,10 +50,15 @@ def split(address: str) -> tuple[str, int]:
     host, separator, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     host = host[1:-1] if bracketed else host
-    good = _is_ipv6(host) or (not bracketed and NAME.fullmatch(host))
+    good = _is_ipv6(host) if bracketed else is_host(host)
     if not (good and separator and port.isascii() and port.isdecimal() and len(port) <= 5):
         raise ConfigError(f"node.peers: {address!r} is not HOST:PORT")
     return host, int(port)
+
+
+def is_host(host: str) -> bool:
+    """Is this a name or an address, IPv6 without brackets?"""
+    return _is_ipv6(host) or NAME.fullmatch(host) is not None
 
 
 def _is_ipv6(host: str) -> bool:

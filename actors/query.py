@@ -21,7 +21,7 @@ from typing import Any
 
 import msgpack
 
-from meterd.actors import feed, identity, joined_feed, reading
+from meterd.actors import feed, identity, joined_feed, reading, stable_feed
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import Answers
 from meterd.actors.log_files import LogFiles, View
@@ -96,6 +96,7 @@ class Query(Actor):
         self._jobs: deque[Job] = deque()
         self._aside: list[Job] = []  # they wait for other nodes
         self._others = OtherNodes(self, self._go_on)
+        self._places = stable_feed.Places()
         self._runs: OrderedDict[str, Run] = OrderedDict()
         # Cursors of an earlier process must not name a run of this one.
         self._run_prefix = f"{time.time_ns():x}"
@@ -265,6 +266,10 @@ class Query(Actor):
         view = View(self._files, end, refused, self._erasures)
         if question.kind == "events":
             return (yield from reading.read_events(view, question, registry, horizon))
+        if question.kind == "feed" and "ends" in context:
+            places, ends = self._places, context["ends"]
+            steps = stable_feed.read_feed(view, question, registry, horizon, places, ends)
+            return (yield from steps)
         if question.kind == "feed":
             return (yield from feed.read_feed(view, question, registry, horizon))
         return (yield from reading.read_cells(view, question, registry))

@@ -34,6 +34,7 @@ from meterd.actors.peers import Own, Peers
 from meterd.actors.read_rounds import ReadRounds
 from meterd.actors.replica_traffic import ReplicaTraffic
 from meterd.actors.sockets import Frame
+from meterd.actors.wall_clock import wall_ns
 from meterd.core.cluster_report import Link
 from meterd.core.group_logs import unpack
 from meterd.core.proposals import Proposal
@@ -453,4 +454,4 @@ class Replication(Actor):
 
 
 def _clock() -> Clock:
-    return Clock(time.monotonic_ns() // 1_000_000, time.time_ns())
+    return Clock(time.monotonic_ns() // 1_000_000, wall_ns())

@@ -57,13 +57,19 @@ def read(directory: str) -> Restored | None:
         raise Corrupt(str(path), 0, str(error)) from error
 
 
+def moment(directory: str) -> int:
+    """Return when (UTC ns) a directory was restored; 0 when it was not.  Raises Corrupt."""
+    found = read(directory)
+    return 0 if found is None else found.restored
+
+
 def held_until(directory: str, grace: float) -> int:
     """Return the moment (UTC ns) until which nothing may expire; 0 when nothing was restored.
 
     `grace` is in seconds.  Raises Corrupt.
     """
-    found = read(directory)
-    return 0 if found is None else found.restored + int(grace * NS)
+    begun = moment(directory)
+    return begun + int(grace * NS) if begun else 0
 
 
 def _checksum(body: dict[str, object]) -> int:

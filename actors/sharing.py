@@ -2,7 +2,7 @@
 
 A node answers for the partitions of which the plan gives it a replica.  Where that is not all, the
 rest is asked of others: of the leaders for usage, because they answer at once; for a feed of few
-nodes that have replicas, because its cursor names them and they should stay.
+nodes that have replicas, those first that come next by its cursor.
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from meterd.actors import joined_feed
-from meterd.core import partition_sets
+from meterd.core import feed_cursor, partition_sets
 from meterd.core.members import VOTER, Members
-from meterd.protocol.errors import NotLeader, RangeExpired
+from meterd.protocol.errors import NotLeader
 from meterd.protocol.limits import PARTITION_COUNT
 
 if TYPE_CHECKING:
     from meterd.actors.usage import Usage
 
 EVERY_PARTITION = range(PARTITION_COUNT)
-# Node, address (empty: this node), partitions as bytes, cursor.
+# Node, address (empty: this node), partitions as bytes.
 Part = list[Any]
-
-MOVED = "partitions have moved since this cursor was given; begin again without a cursor"
 
 
 def share(usage: Usage, kind: str, fields: dict[str, Any]) -> tuple[Sequence[int], list[Part]]:
@@ -36,30 +33,25 @@ def share(usage: Usage, kind: str, fields: dict[str, Any]) -> tuple[Sequence[int
     held = members.held(own)
     asked, cursor = fields["partitions"], fields["after"]
     if asked is not None:
-        _check_held(asked, held, kind == "feed" and cursor not in (None, "end"))
+        _check_held(asked, held)
         return asked, []
-    if kind == "feed" and joined_feed.is_joined(cursor):
-        parts = _of_cursor(members, own, cursor)
-    elif len(held) == PARTITION_COUNT:
+    if len(held) == PARTITION_COUNT:
         return EVERY_PARTITION, []
-    elif kind == "feed":
-        if cursor not in (None, "end"):
-            raise RangeExpired(MOVED)
-        parts = _for_feed(members, own, set(usage.leader_map.nodes.tolist()), cursor)
+    if kind == "feed":
+        parts = _for_feed(members, own, set(usage.leader_map.nodes.tolist()))
+        turn = feed_cursor.parse(cursor).turn if feed_cursor.is_stable(cursor) else 0
+        parts.sort(key=lambda part: (part[0] <= turn, part[0]))
     else:
         parts = _for_usage(members, held, usage.leader_map.nodes.tolist())
     mine = [one for part in parts if not part[1] for one in partition_sets.unpack(part[2])]
     mine = sorted(mine) if kind == "feed" else held
-    _check_held(mine, held, True)
     fields["partitions"] = tuple(mine)
     return mine, parts
 
 
-def _check_held(wanted: Sequence[int], held: Collection[int], goes_on: bool) -> None:
-    """Raise RangeExpired (for what goes on from a cursor) or NotLeader for what is not here."""
+def _check_held(wanted: Sequence[int], held: Collection[int]) -> None:
+    """Raise NotLeader for what is not here."""
     missing = sorted(set(wanted) - set(held))
-    if missing and goes_on:
-        raise RangeExpired(MOVED)
     if missing:
         raise NotLeader(f"this node has no replica of partition {missing[0]}")
 
@@ -70,10 +62,10 @@ def _for_usage(members: Members, held: Collection[int], leaders: Sequence[int]) 
         by_leader.setdefault(leaders[partition], []).append(partition)
     if 0 in by_leader:
         raise NotLeader("no leader is known at the moment: one is being elected")
-    return [_part(members, node, by_leader[node], None) for node in sorted(by_leader)]
+    return [_part(members, node, by_leader[node]) for node in sorted(by_leader)]
 
 
-def _for_feed(members: Members, own: int, leading: set[int], cursor: str | None) -> list[Part]:
+def _for_feed(members: Members, own: int, leading: set[int]) -> list[Part]:
     """Share partitions among this node and few others, those first that lead something."""
     voters = {one.node for one in members.present if one.state == VOTER and one.node != own}
     mine = members.held(own)
@@ -84,21 +76,12 @@ def _for_feed(members: Members, own: int, leading: set[int], cursor: str | None)
         shares |= found
     if left:
         raise NotLeader(f"no node that could be asked has a replica of partition {left[0]}")
-    parts = [_part(members, node, shares[node], cursor) for node in sorted(shares)]
-    own_part = [own, "", partition_sets.pack(mine), cursor]
-    return [own_part, *parts] if mine else parts
+    parts = [_part(members, node, shares[node]) for node in sorted(shares)]
+    return [[own, "", partition_sets.pack(mine)], *parts] if mine else parts
 
 
-def _of_cursor(members: Members, own: int, cursor: str) -> list[Part]:
-    parts: list[Part] = []
-    for node, packed, place in joined_feed.parse_cursor(cursor):
-        address = "" if node == own else _address(members, node)
-        parts.append([node, address, packed, place])
-    return parts
-
-
-def _part(members: Members, node: int, partitions: Sequence[int], cursor: str | None) -> Part:
-    return [node, _address(members, node), partition_sets.pack(partitions), cursor]
+def _part(members: Members, node: int, partitions: Sequence[int]) -> Part:
+    return [node, _address(members, node), partition_sets.pack(partitions)]
 
 
 def _address(members: Members, node: int) -> str:

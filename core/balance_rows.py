@@ -136,7 +136,8 @@ def _amount(raw: Mapping[str, Any], name: str, decimals: int, limit: int) -> int
     try:
         units = parse_units(value, decimals)
     except ValueError:
-        raise BadRequest(f"{name}: {value!r:.60} has not at most {decimals} decimals") from None
+        reason = f"{value!r:.60} is no number of at most {decimals} decimals"
+        raise BadRequest(f"{name}: {reason}") from None
     if not -limit - 1 <= units <= limit:
         raise BadRequest(f"{name}: too large")
     return units

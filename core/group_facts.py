@@ -21,7 +21,7 @@ from meterd.protocol import log_facts
 from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, Record
 from meterd.protocol.raft_messages import Configuration
 
-OPENS_TERM = 1  # `why` of a no-op; 2: a leader goes on after it has given up a transfer
+OPENS_TERM = 1  # `why` of a no-op; the others are of a leader in office
 
 
 # Nobody has said who the members are, so this node is alone.

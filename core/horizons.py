@@ -5,7 +5,8 @@ What is dropped for all partitions together (identities, segments, cells of tota
 the least.
 
 Horizons are beginnings of days (identities know the day of their event) and never move back; that
-of totals is never in front of that of events.
+of totals is never in front of that of events.  Beside them stands the newest time that a leader has
+expired by: nothing is judged by it, but who starts compares its clock with it (`clock_guard.py`).
 """
 
 from __future__ import annotations
@@ -23,21 +24,25 @@ from meterd.protocol.log_format import META_GROUP, Damaged
 Mask = NDArray[np.bool_]
 
 BEGINNING = I64_MIN
-EVENTS, TOTALS, FUTURE = range(3)  # rows
+EVENTS, TOTALS, FUTURE, TIME = range(4)  # rows
+# Without anything else to change, the time is logged anew when it is so old.
+TIME_STEP_NS = DAY_NS // 4
 
 
 class Horizons:
     """Change it only through `move` and `restore`."""
 
     def __init__(self) -> None:
-        self._rows = np.full((3, META_GROUP), BEGINNING, np.int64)
+        self._rows = np.full((4, META_GROUP), BEGINNING, np.int64)
         self._rows[FUTURE] = DAY_NS
+        self._rows[TIME] = 0  # not known
         self._renew()
 
     def _renew(self) -> None:
         rows = self._rows
         self.events, self.totals = int(rows[EVENTS].min()), int(rows[TOTALS].min())
         self.future_ns = int(rows[FUTURE].max())
+        self.time = int(rows[TIME].max())  # the newest that expiry went by; 0: not known
         self.times = (self.events, int(rows[FUTURE].min()))  # of every partition, when alike
         self.alike = bool((rows[[EVENTS, FUTURE]] == rows[[EVENTS, FUTURE], :1]).all())
 
@@ -52,14 +57,16 @@ class Horizons:
         rows[TOTALS, at] = np.maximum(rows[TOTALS, at], behind)
         if "future_ns" in command:
             rows[FUTURE, at] = command["future_ns"]
+        rows[TIME, at] = np.maximum(rows[TIME, at], command.get("time", 0))
         self._renew()
 
     def behind(self, partitions: NDArray[np.intp], command: Mapping[str, Any]) -> NDArray[np.intp]:
-        """Return those of the partitions in which a command would change anything."""
+        """Return those of the partitions in which a command would change anything of note."""
         rows = self._rows[:, partitions]
         totals = min(command["horizon"], command["totals_horizon"])
         changes = rows[EVENTS] < command["horizon"]
         changes |= (rows[TOTALS] < totals) | (rows[FUTURE] != command["future_ns"])
+        changes |= command["time"] - rows[TIME] >= TIME_STEP_NS
         return partitions[changes]
 
     def parts(
@@ -71,16 +78,17 @@ class Horizons:
             yield chosen & (times[0] == horizon) & (times[1] == future_ns), (horizon, future_ns)
 
     def packed(self) -> bytes:
-        """Return everything, for a checkpoint: i64[3, 256]."""
+        """Return everything, for a checkpoint: i64[4, 256]."""
         return self._rows.astype("<i8").tobytes()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what a checkpoint says; an older one has one number for all partitions."""
+        """Take over what a checkpoint says; an older one has no times, or one number for all."""
         if "horizons" in state:
             rows = np.frombuffer(state["horizons"], "<i8")
-            if rows.size != self._rows.size:
-                raise Damaged(0, f"horizons of {rows.size // 3} partitions")
-            self._rows[:] = rows.reshape(self._rows.shape)
+            count, rest = divmod(rows.size, META_GROUP)
+            if rest or count not in (TIME, TIME + 1):
+                raise Damaged(0, f"{rows.size} horizons")
+            self._rows[:count] = rows.reshape(count, META_GROUP)
         else:
             self._rows[EVENTS], self._rows[FUTURE] = state["horizon"], state["future_ns"]
             self._rows[TOTALS] = state.get("totals_horizon", BEGINNING)

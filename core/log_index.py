@@ -75,6 +75,11 @@ class OpenIndex:
     def record_offset(self) -> NDArray[np.uint64]:
         return frozen(self._record_offset[: self._records])
 
+    def rows_before(self, offset: int) -> int:
+        """Return how many of the rows lie before an offset in the file, where a block may begin."""
+        record = int(self.record_offset.searchsorted(np.uint64(offset)))
+        return self.row_count if record == self._records else int(self._record_row[record])
+
     def extend(
         self,
         data: Bytes,
@@ -87,6 +92,8 @@ class OpenIndex:
         `data` is the whole file.  A start checks what lies behind a checkpoint only, so what is
         read here may be damaged: each block is checked before any of its rows is known.
         """
+        if self._checked is not None and end <= self._checked.offset:
+            return
         blocks = FileScan(path, data[:end].data, start=self._checked)
         for _ in blocks:
             pass

@@ -281,8 +281,12 @@ def first(nodes: Iterable[tuple[int, str, str]]) -> Members:
     ]
     numbers = [one.node for one in members]
     plan = [_seat(numbers, group, min(REPLICAS, len(numbers))) for group in range(PARTITION_COUNT)]
-    meta = min(META_VOTERS_MAX if len(numbers) > REPLICAS + 1 else REPLICAS, len(numbers))
-    return Members(members, [*plan, _seat(numbers, 0, meta)])
+    return Members(members, [*plan, _seat(numbers, 0, meta_size(len(numbers)))])
+
+
+def meta_size(nodes: int) -> int:
+    """Return how many voters the meta group of so many nodes has: an odd number, if it can be."""
+    return min(META_VOTERS_MAX if nodes > REPLICAS + 1 else REPLICAS, nodes)
 
 
 def _seat(numbers: Sequence[int], place: int, replicas: int) -> Seat:
@@ -332,16 +336,3 @@ def _shift(members: Members, leaders: dict[int, int], count: dict[int, int]) -> 
             count[to] += 1
             return True
     return False
-
-
-def balanced_plan(members: Members) -> list[list[Any]]:
-    """Return moves to the plan that a new cluster of the nodes that can vote would have."""
-    able = sorted(one.node for one in members.present if one.state == VOTER)
-    if not able:
-        return []
-    wanted = first((number, "", "") for number in able).plan
-    return [
-        [group, list(seat.voters), seat.leader]
-        for group, seat in enumerate(wanted)
-        if seat != members.plan[group]
-    ]

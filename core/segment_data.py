@@ -238,8 +238,17 @@ class SegmentData:
     def slices_of(self, runs: Runs) -> Slices:
         accounts = runs.rows[[0, -1], kernels.ACCOUNT]
         first, last = runs.accounts.partition[accounts].tolist()
-        if self._slices is None or self._slices[0] != (first, last):
-            self._slices = ((first, last), self.slices(first, last))
+        if self._slices is not None:
+            (low, high), known = self._slices
+            if (low, high) == (first, last) or (low == 0 and high == GROUP_COUNT - 1):
+                return known
+        self._slices = ((first, last), self.slices(first, last))
+        return self._slices[1]
+
+    def all_slices(self) -> Slices:
+        """Return the slices of all groups, and keep them for who asks for some."""
+        if self._slices is None or self._slices[0] != (0, GROUP_COUNT - 1):
+            self._slices = ((0, GROUP_COUNT - 1), self.slices(0, GROUP_COUNT - 1))
         return self._slices[1]
 
     def set_block(self, number: int) -> bytes:

@@ -21,7 +21,7 @@ from meterd.core.kernels.segment_match import Accounts, Columns
 from meterd.core.kernels.segment_merge import list_accounts
 from meterd.core.segment_data import NO_ACCOUNTS, NO_SETS, Ints, Raw, Runs, SegmentData, set_bytes
 from meterd.protocol import segment_format as fmt
-from meterd.protocol.limits import I64_MAX, I64_MIN
+from meterd.protocol.limits import I64_MAX, I64_MIN, PARTITION_COUNT
 from meterd.protocol.segment_format import BLOCK_ROWS
 
 # Rows whose matches are made at once, and runs that are listed at once: they bound the memory.
@@ -34,6 +34,10 @@ FOLDED_AT_ONCE: Final = 1 << 18
 HEAP_SIZE: Final = 1 << 20
 SLASH: Final = b"/"
 AFTER_SLASH: Final = b"0"
+
+
+# Pages of accounts that are listed at once.
+PAGES_AT_ONCE: Final = 1_024
 
 
 class Chunk(NamedTuple):
@@ -189,6 +193,17 @@ class SegmentReader(SegmentData):
         rows[:, kernels.FIRST] = np.maximum(starts[inside], first)
         rows[:, kernels.COUNT] = np.minimum(ends[inside], last) - rows[:, kernels.FIRST]
         return Runs(rows, found.accounts)
+
+    def partition_starts(self) -> Ints:
+        """Return the first row of each partition, and the number of rows: i64[257].  Raises
+        Corrupt."""
+        starts = np.full(PARTITION_COUNT + 1, self.header.row_count, np.int64)
+        for page in range(0, len(self.index.pages), PAGES_AT_ONCE):
+            runs = self.runs_of_pages(page, page + PAGES_AT_ONCE)
+            partitions = runs.accounts.partition[runs.rows[:, kernels.ACCOUNT]]
+            np.minimum.at(starts, partitions, runs.rows[:, kernels.FIRST])
+        # Where one has no rows the next one begins.
+        return np.minimum.accumulate(starts[::-1])[::-1]
 
     def page_of(self, row: int) -> int:
         """Return the page of the index in which the account of a row stands."""

@@ -20,6 +20,8 @@ from meterd.commands import (
     changes,
     compact,
     completion,
+    configuration,
+    difference,
     disk,
     drill,
     events,
@@ -28,6 +30,7 @@ from meterd.commands import (
     jobs,
     metric,
     nodes,
+    rebalance,
     restore,
     storage,
     topology,
@@ -53,11 +56,12 @@ COMMANDS: tuple[click.Command, ...] = (
     topology.topology,
     topology.consensus,
     topology.replication,
+    difference.diff,
     changes.leader,
     changes.node,
     changes.drain,
     changes.undrain,
-    changes.rebalance,
+    rebalance.rebalance,
     storage.checkpoint,
     storage.retention,
     storage.wal,
@@ -69,9 +73,23 @@ COMMANDS: tuple[click.Command, ...] = (
     drill.drill,
     fsck.fsck,
     bench.bench,
+    configuration.config,
     nodes.version,
     completion.completion,
 )
+
+LATER = {
+    "void": "store an event with the negative value",
+    "quota": "",
+    "alerts": "",
+    "manifest": "meterctl wal status and meterctl compact status show what a node has",
+    "rolling-restart": "restart one node after the other, meterctl wait --for caught-up in between",
+    "key": "docs/SECURITY.md says how a node is protected",
+    "limits": "",
+    "log": "set log.level and send the node SIGHUP (systemctl reload meterd)",
+    "capacity": "meterctl disk status shows growth and when the disk will be full",
+    "bundle": "",
+}
 
 
 class Meterctl(AdminGroup):
@@ -96,9 +114,10 @@ cli = Meterctl(
         "to standard error. The global options may stand before or after the command."
     ),
     commands={command.name: command for command in COMMANDS if command.name},
+    later=LATER,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-click.version_option(meterd.__version__, prog_name="meterctl")(cli)
+click.version_option(meterd.__version__, message="meterctl %(version)s")(cli)
 
 
 def main(prog_name: str = "meterctl", args: list[str] | None = None) -> NoReturn:

@@ -64,7 +64,14 @@ def unpack(body: Bytes) -> object:
             max_ext_len=0,
         )
     except ValueError as error:
-        raise RemoteProtocolError("malformed", f"the body is not msgpack: {error!s:.200}") from None
+        raise _refusal(f"{error!s:.200}") from None
+
+
+def _refusal(said: str) -> RemoteProtocolError:
+    """Tell a body with too much in it, which its sender can split, from one that is not msgpack."""
+    if "exceeds max_array_len" in said or "exceeds max_map_len" in said:
+        return RemoteProtocolError("too_large", f"too many elements in a list or map: {said}")
+    return RemoteProtocolError("malformed", f"the body is not msgpack: {said}")
 
 
 def unpack_answer(body: bytes) -> object:

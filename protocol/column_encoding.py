@@ -32,6 +32,8 @@ from meterd.protocol.event_columns import (
 )
 from meterd.protocol.limits import EVENTS_MAX, EXPONENT_MAX, I64_MAX, I64_MIN, UUID_SIZE
 
+NO_FLOATS = "floats are not exact"
+
 Array = NDArray[Any]
 # One text for all rows, or a text for each: list, numpy array (U or S), or laid out already.
 Texts = str | int | Sequence[str | int] | Array | TextColumn
@@ -90,13 +92,13 @@ def _integers(values: Sequence[int] | Array, name: str) -> Array:
     """Return an i64 array of the same integers."""
     if not isinstance(values, np.ndarray):
         if any(not _is_integer(value) for value in values):
-            raise LocalProtocolError(f"{name} holds something else than integers")
+            raise LocalProtocolError(f"{name} holds something else than integers: {NO_FLOATS}")
         try:
             return np.array(values, I64)
         except OverflowError:
             raise LocalProtocolError(f"{name} does not fit 64 bits") from None
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise LocalProtocolError(f"{name} is not one row of integers")
+        raise LocalProtocolError(f"{name} is not one row of integers: {NO_FLOATS}")
     if values.dtype.kind == "u" and values.size and int(values.max()) > I64_MAX:
         raise LocalProtocolError(f"{name} does not fit 64 bits")
     return values.astype(I64, copy=False)

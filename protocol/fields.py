@@ -17,6 +17,8 @@ from meterd.protocol.event_columns import is_metric_code, is_property_key
 
 TIMEZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+./-]*", re.ASCII)
 DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+# Positions in all partitions, as `core/feed_cursor.py` writes them, take up to 3,800.
+FEED_CURSOR_SIZE_MAX = 4_096
 
 
 def default(raw: object, fallback: object) -> object:
@@ -109,6 +111,11 @@ def page_size(raw: object) -> int:
 
 def cursor(raw: object) -> str:
     return text(raw, limits.CURSOR_SIZE_MAX, "after")
+
+
+def feed_cursor(raw: object) -> str:
+    """Return a cursor that may name a position in every partition, or raise BadRequest."""
+    return text(raw, FEED_CURSOR_SIZE_MAX, "after")
 
 
 def nanoseconds(raw: object, where: str) -> int:

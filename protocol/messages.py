@@ -19,7 +19,7 @@ from typing import Any, Literal
 from meterd.protocol import fields, limits
 from meterd.protocol.body import Bytes, open_body, unknown_name, unpack
 from meterd.protocol.errors import BadRequest, RemoteProtocolError
-from meterd.protocol.metric import CONTENT_KEYS, MetricDefinition
+from meterd.protocol.metric import CONTENT_KEYS, MetricDefinition, refuse_uncomputed
 
 Actor = Literal[
     "ingest", "metrics", "query", "replication", "retention_sweeper", "router", "usage"
@@ -182,12 +182,13 @@ _KINDS = (
         "feed",
         "usage",
         "gives stored events in log order after a cursor",
-        _account(None) | PAGE | CONSISTENCY | PARTITIONS,
+        _account(None) | PAGE | CONSISTENCY | PARTITIONS | {"after": Field(fields.feed_cursor)},
     ),
     Kind("rejected", "retention_sweeper", "lists refused events, newest first", PAGE),
     Kind("checkpoint", "usage", "saves a checkpoint now and answers when it is durable"),
     Kind("retention_show", "retention_sweeper", "says how long events are kept, and what is past"),
     Kind("retention_set", "usage", "changes for how many days events are kept", DAYS),
+    Kind("clock_accept", "usage", "believes the node's clock, which has jumped, and expires by it"),
     Kind(
         "retention_run",
         "retention_sweeper",
@@ -294,6 +295,8 @@ def check_request(name: str, body: Bytes, lz4_size: int | None = None) -> dict[s
     raw = unpack(open_body(body, lz4_size))
     if type(raw) is not dict:
         raise RemoteProtocolError("malformed", "the body is not a map")
+    if name == "metric_put":
+        refuse_uncomputed(raw.get("aggregation"))  # before its own keys, which nobody knows yet
     if not raw.keys() <= kind.fields.keys():
         raise BadRequest(unknown_name(raw, kind.fields, f"{name}: key"))
     checked: dict[str, Any] = {}

@@ -179,7 +179,14 @@ class MetricDefinition:
         return replace(self, version=0, effective_from=limits.I64_MIN, deleted=False)
 
 
+def refuse_uncomputed(aggregation: object) -> None:
+    """Raise UnsupportedAggregation for one that is known and not computed."""
+    if aggregation in AGGREGATIONS_KNOWN_ONLY:
+        raise UnsupportedAggregation(f"aggregation: {aggregation} is not computed by this version")
+
+
 def _aggregation(raw: object) -> str:
-    if raw in AGGREGATIONS_KNOWN_ONLY:
-        raise UnsupportedAggregation(f"aggregation: {raw} is not computed by this version")
+    refuse_uncomputed(raw)
+    if raw is None:
+        raise BadRequest(f"aggregation: missing; one of {', '.join(AGGREGATIONS)}")
     return one_of(raw, AGGREGATIONS, "aggregation")

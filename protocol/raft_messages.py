@@ -21,6 +21,7 @@ CONFIG: Final = 17
 # Why there is a NOOP.  Only the first kind is a view change.
 OPENS_TERM: Final = 1
 AFTER_TRANSFER: Final = 2
+TO_VOUCH: Final = 3  # for a follower that is uncertain
 
 NODE_BITS: Final = 8
 NOBODY: Final = 0  # no member has this id: nodes are numbered from 1
@@ -136,6 +137,7 @@ class AppendReply(NamedTuple):
     conflict: int
     conflict_term: int  # of my op before `conflict`
     need_from: int  # lowest damaged index, 0 for none
+    uncertain_since: int  # the start since which I may lack acks and votes of mine, 0: I do not
     room: bool  # False: my disk is full, send no ops
 
 
@@ -153,6 +155,7 @@ class BeatReply(NamedTuple):
     accepted: int
     match: int
     need_from: int
+    uncertain_since: int
     room: bool
 
 
@@ -189,6 +192,14 @@ class TimeoutNow(NamedTuple):
     last_index: int
 
 
+class Vouch(NamedTuple):
+    """What you may have forgotten cannot matter any more: you are certain."""
+
+    group: int
+    term: int
+    since: int  # the start since which you were not
+
+
 class Repair(NamedTuple):
     """Who has the content of these ops?  (index, term) names one content for ever."""
 
@@ -221,6 +232,7 @@ GroupMessage = (
     | AppendReply
     | Install
     | TimeoutNow
+    | Vouch
     | Repair
     | RepairReply
 )

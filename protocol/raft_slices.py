@@ -117,7 +117,7 @@ class AckSlices(NamedTuple):
     def message(self, row: int) -> AppendReply:
         """Return one row as a message."""
         group, term, asked, accepted, match = [int(column[row]) for column in self]
-        return AppendReply(group, term, asked, accepted, match, 0, 0, 0, True)
+        return AppendReply(group, term, asked, accepted, match, 0, 0, 0, 0, True)
 
 
 def words(digest: int) -> tuple[int, int]:

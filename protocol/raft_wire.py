@@ -54,6 +54,7 @@ from meterd.protocol.raft_messages import (
     TimeoutNow,
     Vote,
     VoteReply,
+    Vouch,
 )
 from meterd.protocol.raft_records import ENGINE_KINDS, MEMBERS_MAX, RecordSlice, RecordSlices
 from meterd.protocol.raft_rows import Rows, table_of
@@ -75,6 +76,7 @@ TABLES: Final[dict[int, Any]] = {
     6: TimeoutNow,
     7: Hello,
     8: HelloReply,
+    17: Vouch,
 }
 BEATS, BEAT_REPLIES, ACK_SLICES, APPEND, APPEND_SLICES, INSTALL, REPAIR, REPAIR_REPLY = range(9, 17)
 

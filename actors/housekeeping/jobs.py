@@ -74,21 +74,23 @@ class Job:
     thread: threading.Thread | None = None
 
     def to_map(self) -> dict[str, Any]:
-        """Return the job as clients see it."""
+        """Return the job as clients see it: it runs until what follows from it is done, too."""
         progress, eta = self.task.progress, None
-        if self.state == "running" and progress > 0:
+        ended = self.finished is not None
+        state = self.state if ended or self.thread is None else "running"
+        if state == "running" and progress > 0:
             eta = (time.monotonic() - self.began) * (1 - progress) / progress
         return {
             "id": self.id,
             "kind": self.kind,
-            "state": self.state,
+            "state": state,
             "progress": round(progress, 4),
             "eta_seconds": None if eta is None else round(eta, 1),
             "asked": self.asked,
             "started": self.started,
             "finished": self.finished,
-            "result": self.result,
-            "error": self.error,
+            "result": self.result if ended else None,
+            "error": self.error if ended else None,
         }
 
 

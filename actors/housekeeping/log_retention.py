@@ -254,6 +254,7 @@ class LogRetention(Service):
             "origin": "command" if told["set"] else "option",
             "horizon": told["horizon"],
             "held_until": self.held_until or None,
+            "clock": told.get("clock"),
             "oldest_event": self._oldest_event(),
             "files": len(assessment.files),
             "bytes": sum(file.size for file in assessment.files),

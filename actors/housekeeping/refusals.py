@@ -56,7 +56,9 @@ class Refusals(Service):
 
     def _readable(self, event: dict[str, Any], now: int) -> dict[str, Any]:
         """Return a refused event as it is listed: its metric by code, its value as text."""
-        metric, exponent = event["metric"], event.get("exponent", 0)
+        metric, exponent, reason = event["metric"], event.get("exponent", 0), event["reason"]
+        # What could not be read is 0 or 1 in its column, and these fit every metric.
+        read = reason != "bad_value" or exponent or event["value"] not in (0, 1)
         if isinstance(metric, int):
             try:
                 entry = self.sweeper.registry.entry(metric)
@@ -68,7 +70,7 @@ class Refusals(Service):
             "account": event["account"],
             "metric": metric,
             "id": event["id"],
-            "reason": event["reason"],
-            "timestamp": event["timestamp"],
-            "value": format_decimal(event["value"], exponent),
+            "reason": reason,
+            "timestamp": None if reason == "bad_timestamp" else event["timestamp"],
+            "value": format_decimal(event["value"], exponent) if read else None,
         }

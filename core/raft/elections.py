@@ -38,6 +38,8 @@ def wait_turn(group: GroupState) -> None:
         rank += len(candidates)  # lead only if nobody else can
     jitter = int(group.random.random() * settings.jitter_ms)
     group.patience = settings.suspicion_ms + rank * settings.rank_ms + jitter
+    if _is_learner(group):
+        group.patience += settings.learner_ms
     if not group.others() and may_campaign(group):
         group.patience = 0  # there is nobody to hear
     group.election_at = group.moment.now + group.patience
@@ -62,7 +64,24 @@ def hears_leader(group: GroupState) -> bool:
 
 def may_campaign(group: GroupState) -> bool:
     """Whether this replica may lead: it is counted, has all content, and knows what it has."""
-    return group.is_voter and not group.log.holes and not group.uncertain and group.moment.fit
+    return group.is_voter and _is_whole(group)
+
+
+def may_stand(group: GroupState) -> bool:
+    """Whether this replica may ask for votes; besides those that may lead, a learner may.
+
+    Its log may be the newest that is left, and then no voter is elected.  It wins by the votes of
+    voters, commits what it has by counting them alone, and hands over at its next tick.
+    """
+    return may_campaign(group) or (_is_learner(group) and _is_whole(group))
+
+
+def _is_learner(group: GroupState) -> bool:
+    return group.member in group.log.configuration.learners
+
+
+def _is_whole(group: GroupState) -> bool:
+    return not group.log.holes and not group.uncertain and group.moment.fit
 
 
 def is_up_to_date(group: GroupState, last_index: int, last_term: int) -> bool:
@@ -83,7 +102,7 @@ def on_tick(group: GroupState) -> None:
     if group.role == CANDIDATE and not group.ballots.get(group.member):
         group.election_at = group.deadline = now + group.settings.election_ms  # slow disk
         return
-    if not may_campaign(group) or (hears_leader(group) and group.others()):
+    if not may_stand(group) or (hears_leader(group) and group.others()):
         if group.role != FOLLOWER:
             group.enter(FOLLOWER, NOBODY)
         wait_turn(group)
@@ -116,7 +135,7 @@ def campaign(group: GroupState, *, transfer: bool) -> None:
     """
     group.term += 1
     group.vote = group.member
-    group.verified = group.reported = group.leader_commit = group.fresh_commit = 0
+    group.verified = group.reported = group.leader_commit = 0
     group.write_term()
     group.enter(CANDIDATE, NOBODY)
     _try_again_later(group, group.settings.election_ms)
@@ -161,7 +180,7 @@ def on_pre_vote_reply(group: GroupState, sender: int, message: PreVoteReply) -> 
         follow(group, message.term, NOBODY)
     elif group.role == PRE_CANDIDATE and message.asked == group.term + 1 and message.granted:
         group.ballots[sender] = True
-        if _has_majority(group) and may_campaign(group) and not hears_leader(group):
+        if _has_majority(group) and may_stand(group) and not hears_leader(group):
             campaign(group, transfer=False)
 
 
@@ -188,7 +207,7 @@ def maybe_win(group: GroupState) -> None:
     """Lead, if a majority of voters, each counted once, has voted for me."""
     if group.role != CANDIDATE or not _has_majority(group):
         return
-    if may_campaign(group):
+    if may_stand(group):
         leading.become_leader(group)
     else:
         follow(group, group.term, NOBODY)  # damaged since it asked

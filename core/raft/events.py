@@ -29,7 +29,7 @@ UNFIT: Final = "unfit"  # target or leader is damaged, or its clock is off
 class Moment:
     """What a step may know of the world; the node keeps it true."""
 
-    __slots__ = ("block", "fit", "fresh", "now", "room", "round", "standing")
+    __slots__ = ("block", "boot", "fit", "now", "room", "round", "standing")
 
     def __init__(self, now: int, block: int = 1) -> None:
         self.now = now  # monotonic ms
@@ -37,8 +37,7 @@ class Moment:
         self.round = 1  # number of the next round of beats
         self.room = True  # there is room on the disk for ops (always for terms and votes)
         self.fit = True  # the clock is right: may lead
-        # The message was surely sent after its sender had heard of this node's last start.
-        self.fresh = True
+        self.boot = 1  # of this start; it rises from start to start
 
 
 # Events.  A peer's message is an event, too: `Group.receive`.

@@ -45,17 +45,10 @@ def on_append(group: GroupState, sender: int, message: Append) -> None:
     new = bool(ops) and prev == log.last and group.moment.room and not log.holes
     verified = _take(group, ops, prev)
     group.verified = max(group.verified, verified)
-    _hear_commit(group, message.commit)
+    group.leader_commit = max(message.commit, group.leader_commit)
     group.advance_commit(min(message.commit, group.verified))
-    maybe_certain(group)
     if not new:
         reply(group, sender, message.prev_index)
-
-
-def _hear_commit(group: GroupState, commit: int) -> None:
-    group.leader_commit = max(commit, group.leader_commit)
-    if group.moment.fresh:
-        group.fresh_commit = max(commit, group.fresh_commit)
 
 
 def _agrees(group: GroupState, message: Append) -> bool:
@@ -98,15 +91,15 @@ def on_beat(group: GroupState, sender: int, beat: Beat) -> BeatReply:
     if heed_leader(group, beat.term, sender):
         group.heard_at = group.moment.now
         group.election_at = group.moment.now + group.patience
-        _hear_commit(group, beat.commit)
+        group.leader_commit = max(beat.commit, group.leader_commit)
         group.advance_commit(min(beat.commit, group.verified))
-        maybe_certain(group)
     return BeatReply(
         group.group,
         group.term,
         group.verified,
         group.match,
         group.log.first_hole,
+        group.uncertain_since,
         group.moment.room,
     )
 
@@ -125,6 +118,7 @@ def reply(
         conflict,
         conflict_term,
         group.log.first_hole,
+        group.uncertain_since,
         group.moment.room,
     )
     group.send(leader, message)
@@ -134,22 +128,3 @@ def on_durable(group: GroupState) -> None:
     """Tell the leader that more is durable."""
     if group.role == FOLLOWER and group.leader and group.match > group.reported:
         reply(group, group.leader, 0)
-    maybe_certain(group)
-
-
-def maybe_certain(group: GroupState) -> None:
-    """Vote again when all that I may have forgotten is here.
-
-    My tail was lost, so I may have acked what I no longer know.  A leader elected without my vote
-    has it; I have it when I have everything up to a commit index of *its* that lies in its own
-    term.  My own commit index will not do: it ends where my log ends.  Nor will one that the leader
-    sent before it heard of my start: my forgotten acks may have moved it on since.
-    """
-    commit = group.fresh_commit
-    if (
-        group.uncertain
-        and group.match >= commit > group.log.base.index
-        and group.log.term_at(commit) == group.term
-    ):
-        group.uncertain = False
-        group.write_term()

@@ -16,6 +16,7 @@ from meterd.core.raft import (
     repair,
     snapshots,
     transfer,
+    vouching,
 )
 from meterd.core.raft.events import (
     Action,
@@ -50,6 +51,7 @@ from meterd.protocol.raft_messages import (
     TimeoutNow,
     Vote,
     VoteReply,
+    Vouch,
 )
 
 
@@ -101,6 +103,7 @@ class Group(GroupState):
         elif isinstance(message, AppendReply):
             if message.term > self.term:
                 elections.follow(self, message.term, NOBODY)
+            vouching.on_reply(self, sender, message)
             leading.on_append_reply(self, sender, message)
             leavers.on_append_reply(self, sender, message)
             transfer.maybe_send(self)
@@ -115,6 +118,8 @@ class Group(GroupState):
             elections.on_vote_reply(self, sender, message)
         elif isinstance(message, TimeoutNow):
             elections.on_timeout_now(self, sender, message)
+        elif isinstance(message, Vouch):
+            vouching.on_vouch(self, sender, message)
         elif isinstance(message, Install):
             snapshots.on_install(self, sender, message)
         elif isinstance(message, Repair):
@@ -134,6 +139,7 @@ class Group(GroupState):
         """Take the answer to a beat of mine."""
         if reply.term > self.term:
             elections.follow(self, reply.term, NOBODY)
+        vouching.on_reply(self, sender, reply)
         leading.on_beat_reply(self, sender, reply, round_, sent_at)
         transfer.maybe_send(self)
         return self._taken()

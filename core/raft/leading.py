@@ -286,7 +286,7 @@ def maybe_commit(group: GroupState) -> None:
         if member == group.member:
             matches.append(min(group.durable, group.log.whole_to))
         else:
-            matches.append(group.progress[member].match)
+            matches.append(group.progress[member].counted)
     matches.sort(reverse=True)
     index = matches[configuration.quorum - 1]
     if index > group.commit and group.log.term_at(index) == group.term:

@@ -77,12 +77,13 @@ def is_single_change(old: Configuration, new: Configuration) -> bool:
 
 
 def is_caught_up(group: GroupState, member: int) -> bool:
-    """Whether a learner has nearly all; a stranger has nothing."""
+    """Whether a learner has nearly all, and can be counted; a stranger has nothing."""
     progress = group.progress.get(member)
     lag_max = group.settings.promotion_lag_max
     return (
         progress is not None
         and not progress.damaged
+        and not progress.uncertain_since
         and progress.match > 0
         and group.log.last - progress.match <= lag_max
     )
@@ -92,6 +93,6 @@ def has_living_majority(group: GroupState, new: Configuration) -> bool:
     """Whether enough of the new voters have answered lately for the change to commit."""
     since = group.moment.now - group.settings.check_quorum_ms
     alive = 1 + sum(
-        group.progress[m].round_sent_at >= since for m in new.voters if m in group.progress
+        group.progress[m].counted_sent_at >= since for m in new.voters if m in group.progress
     )
     return alive >= new.quorum

@@ -152,6 +152,7 @@ class Node:
         """
         self.cluster, self.member, self.boot = cluster, member, boot
         self.settings, self.moment = settings, moment
+        moment.boot = boot
         self.groups = {group.group: group for group in groups}
         self.seeds = [m for m in seeds if m != member]
         self.durable = moment.block - 1
@@ -165,8 +166,6 @@ class Node:
         self._round_at = moment.now - ROUND_GAP_MS
         self._boots: dict[int, int] = {}  # peer -> newest boot
         self._rounds: dict[int, int] = {}  # peer -> newest round of that boot
-        # Peer -> its boot and its durable block when it said that it has heard of this start.
-        self._knows_me: dict[int, tuple[int, int]] = {}
         self._incarnations: dict[int, int] = {}  # node -> newest incarnation
         self._held: dict[int, list[tuple[int, Outgoing]]] = {}  # block -> messages
         self._held_count = 0
@@ -418,7 +417,7 @@ class Node:
         self.beat_at = moment.now + self.settings.beat_ms
         self._round_at = moment.now
         self._find_peers()
-        if self._aside or any(group.uncertain for group in self.groups.values()):
+        if self._aside:
             for peer in self.peers:
                 self._send(peer, Hello(self.standing.block))
         for peer, own in self._beats().items():
@@ -443,7 +442,6 @@ class Node:
                 for number, group in self.groups.items():
                     if group.role == LEADER and source in group.progress:
                         leading.on_start(self._live(number), source)
-        self.moment.fresh = self._is_fresh(envelope)
         self.standing.hear(source, envelope.boot, envelope.block)
         for message in envelope.messages:
             if isinstance(message, Beats):
@@ -463,20 +461,10 @@ class Node:
         if message.group in self.groups and message.group not in self._aside:
             self._carry_out(self._live(message.group).receive(source, message))
 
-    def _is_fresh(self, envelope: Envelope) -> bool:
-        """Whether it was surely sent after its sender had heard of this node's last start.
-
-        Its disk has got on since it said so.  Of those with the same block nobody knows.
-        """
-        boot, block = self._knows_me.get(envelope.source, (0, 0))
-        return envelope.boot == boot and envelope.block > block
-
     def _on_hello_reply(self, envelope: Envelope, message: HelloReply) -> None:
         peer = envelope.source
         if message.boot != self.boot:
             return  # one that comes late, when others have confirmed, is as true
-        if self._knows_me.get(peer, (0, 0))[0] != envelope.boot:
-            self._knows_me[peer] = (envelope.boot, envelope.block)
         if self.standing.confirm(peer, message.block):
             self._confirm_groups()
         else:

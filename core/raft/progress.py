@@ -18,6 +18,7 @@ from typing import Final
 PROBE: Final = 0
 REPLICATE: Final = 1
 SNAPSHOT: Final = 2
+NEVER_SENT: Final = -(1 << 60)
 
 
 class Progress:
@@ -28,6 +29,7 @@ class Progress:
         "damaged",
         "flight_bytes",
         "flights",
+        "known_at",
         "match",
         "next",
         "room",
@@ -35,6 +37,7 @@ class Progress:
         "round_sent_at",
         "sent_at",
         "state",
+        "uncertain_since",
     )
 
     def __init__(self, next_index: int) -> None:
@@ -42,13 +45,31 @@ class Progress:
         self.match = 0  # durable and undamaged there
         self.accepted = 0  # there, by its last word
         self.next = next_index  # first op not sent
-        self.sent_at = -(1 << 60)  # when something was last sent
+        self.sent_at = NEVER_SENT  # when something was last sent
         self.flights: deque[tuple[int, int]] = deque()  # last index and bytes of each append
         self.flight_bytes = 0
         self.round = 0  # newest round of beats answered
-        self.round_sent_at = -(1 << 60)  # when that round was sent, by our clock
+        self.round_sent_at = NEVER_SENT  # when that round was sent, by our clock
         self.room = True
         self.damaged = False
+        # Not 0: it may have forgotten acks and votes before that start of its, and is not counted.
+        self.uncertain_since = 0
+        self.known_at = 0  # where my log ended when I heard that
+
+    @property
+    def counted(self) -> int:
+        """Up to where it counts for a majority."""
+        return 0 if self.uncertain_since else self.match
+
+    @property
+    def counted_round(self) -> int:
+        """The newest round that it counts for: who is uncertain may follow somebody else."""
+        return 0 if self.uncertain_since else self.round
+
+    @property
+    def counted_sent_at(self) -> int:
+        """When that round was sent."""
+        return NEVER_SENT if self.uncertain_since else self.round_sent_at
 
     def take_off(self, last_index: int, size: int, now: int) -> None:
         """An append was sent."""
@@ -71,7 +92,7 @@ class Progress:
         self.next = max(1, index)
         self.flights.clear()
         self.flight_bytes = 0
-        self.sent_at = -(1 << 60)
+        self.sent_at = NEVER_SENT
 
     def start_anew(self, index: int) -> None:
         """The follower has started: what it acked before counts when it says so again."""

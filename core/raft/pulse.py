@@ -23,10 +23,11 @@ from meterd.core.raft.settings import Settings
 from meterd.core.raft.slices import CommitSlices
 from meterd.core.raft.state import LEADER
 from meterd.core.raft.steady import MEMBERS_MAX, NEVER, Steady, View
+from meterd.protocol.raft_messages import BeatReply
 from meterd.protocol.raft_rows import Table
 from meterd.protocol.raft_slices import Ints
 
-REPLY_WIDTH: Final = 6
+REPLY_WIDTH: Final = len(BeatReply._fields)
 Mask = NDArray[np.bool_]
 
 
@@ -123,7 +124,7 @@ class Pulse:
         self._leader_commit[g] = np.maximum(told, self._leader_commit[g])
         answers = np.zeros((len(beats), REPLY_WIDTH), np.int64)
         match = np.minimum(last, steady.durable_to[g])
-        answers[fast] = np.stack([g, term, last, match, 0 * g, 0 * g + 1], axis=1)
+        answers[fast] = np.stack([g, term, last, match, 0 * g, 0 * g, 0 * g + 1], axis=1)
         return answers, fast, committed
 
     def take_answers(
@@ -131,7 +132,7 @@ class Pulse:
     ) -> Ints:
         """Take answers to beats about groups, each once; return the rows that are not ordinary."""
         steady = self._steady
-        g, term, accepted, match, need_from, room = answers.T
+        g, term, accepted, match, need_from, uncertain_since, room = answers.T
         mine = steady.members[g] == source
         column = mine.argmax(axis=1)
         sent = np.maximum(steady.sent_at[g], self._sent_at[g, column])
@@ -144,6 +145,7 @@ class Pulse:
             & ~self._reads[g]
             & (room == 1)
             & (need_from == 0)
+            & (uncertain_since == 0)
             & steady.streams[g, column]
             & (match <= steady.match[g, column])
             & ~(late & (accepted < steady.last[g]))
@@ -159,7 +161,7 @@ class Pulse:
     def _quorum_sent_at(self, g: Ints, now: int) -> Ints:
         """Return the latest time since which a majority of voters is known to have followed."""
         steady = self._steady
-        times = np.where(steady.voters[g], self._round_sent_at[g], -2 * NEVER)
+        times = np.where(steady.voters[g], self._round_sent_at[g], -NEVER)
         times[:, 0] = now  # a parked leader is a voter
         times.sort(axis=1)
         found: Ints = times[np.arange(len(g)), MEMBERS_MAX - steady.quorum[g]]
@@ -169,7 +171,7 @@ class Pulse:
         """Return what parked groups may be read by."""
         steady = self._steady
         g = np.flatnonzero(steady.parked & steady.leads & (steady.commit >= self._lease_from))
-        alone = steady.voters[g].sum(axis=1) == 1
+        alone = steady.quorum[g] == 1
         sent_at = np.where(alone, FOREVER, self._quorum_sent_at(g, now))
         return Leases(g, self._term_start[g], sent_at)
 

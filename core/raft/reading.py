@@ -45,7 +45,7 @@ def quorum_sent_at(group: GroupState) -> int:
         if member == group.member:
             times.append(group.moment.now)
         else:
-            times.append(group.progress[member].round_sent_at)
+            times.append(group.progress[member].counted_sent_at)
     times.sort(reverse=True)
     return times[configuration.quorum - 1]
 
@@ -58,7 +58,7 @@ def quorum_round(group: GroupState) -> int:
         if member == group.member:
             rounds.append(FOREVER)
         else:
-            rounds.append(group.progress[member].round)
+            rounds.append(group.progress[member].counted_round)
     rounds.sort(reverse=True)
     return rounds[configuration.quorum - 1]
 

@@ -15,6 +15,8 @@ class Settings:
     # Voters wait their turn to campaign, so that votes are not split (p99 1.3 s, random 2.5 s).
     rank_ms: int = 250
     jitter_ms: int = 60
+    # A learner waits so much longer: by then voters have elected one of them, if they can.
+    learner_ms: int = 3000
     # After a refused pre-vote: so long, and up to twice that.
     pre_vote_retry_ms: int = 120
     # A vote waits for a disk at the other end, a pre-vote does not.

@@ -58,7 +58,7 @@ class Recovered(NamedTuple):
     term: int
     vote: int
     log: Log
-    # The last block was damaged, so it is not known where the log ended: no votes.
+    # The last block was damaged, so it is not known where the log ended: see `vouching`.
     uncertain: bool = False
 
 
@@ -107,7 +107,6 @@ class GroupState:
         self.verified = 0  # last index compared with the log of this term's leader
         self.reported = 0  # last match told to it
         self.leader_commit = 0  # last commit index heard from it
-        self.fresh_commit = 0  # the same, from fresh messages only (`Moment.fresh`)
 
         # The disk.
         self.durable = self.log.last
@@ -153,6 +152,11 @@ class GroupState:
     def match(self) -> int:
         """What may be acked: compared with the leader's log, durable, and before any damage."""
         return min(self.verified, self.durable, self.log.whole_to)
+
+    @property
+    def uncertain_since(self) -> int:
+        """The start since which this replica may lack acks and votes of its own, 0: it does not."""
+        return self.moment.boot if self.uncertain else 0
 
     def others(self) -> list[int]:
         """Return the other voters."""
@@ -243,6 +247,6 @@ class GroupState:
         """Follow `leader` (NOBODY: not known) in `term` >= the present one."""
         if term > self.term:
             self.term, self.vote = term, NOBODY
-            self.verified = self.reported = self.leader_commit = self.fresh_commit = 0
+            self.verified = self.reported = self.leader_commit = 0
             self.write_term()
         self.enter(FOLLOWER, leader)

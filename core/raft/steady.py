@@ -174,7 +174,8 @@ class Steady:
         due = NEVER
         for column, (member, progress) in enumerate(group.progress.items(), 1):
             self.members[g, column] = member
-            self.voters[g, column] = member in configuration.voters
+            counts = member in configuration.voters and not progress.uncertain_since
+            self.voters[g, column] = counts
             self.streams[g, column] = progress.state == REPLICATE
             self.match[g, column] = progress.match
             self.accepted[g, column] = progress.accepted
@@ -512,6 +513,7 @@ def _leads_steadily(group: Group) -> bool:
         streams = (
             progress.room
             and not progress.damaged
+            and not progress.uncertain_since
             and progress.next == last + 1
             and len(progress.flights) == last - progress.match
             and progress.flight_bytes <= size_max * len(progress.flights)

@@ -33,13 +33,14 @@ def begin(group: GroupState, target: int) -> None:
 
 
 def may_lead(group: GroupState, target: int) -> bool:
-    """Whether a member is another voter, undamaged, with room for ops."""
+    """Whether a member is another voter, undamaged and certain, with room for ops."""
     progress = group.progress.get(target)
     return (
         progress is not None
         and target in group.log.configuration.voters
         and progress.room
         and not progress.damaged
+        and not progress.uncertain_since
     )
 
 

@@ -3,6 +3,7 @@
 Names listed here are the public ones; the modules beside this one may change.
 """
 
+from meterd.client.async_producer import AsyncProducer
 from meterd.client.asynchronous import AsyncClient, AsyncPages
 from meterd.client.blocking import Client, Pages
 from meterd.client.events import Event
@@ -20,6 +21,7 @@ from meterd.client.results import (
     StoredEvent,
     Usage,
 )
+from meterd.client.session import Unsendable
 from meterd.protocol.errors import (
     BadRequest,
     Busy,
@@ -59,6 +61,7 @@ __all__ = [
     "AccountUsage",
     "AsyncClient",
     "AsyncPages",
+    "AsyncProducer",
     "BadRequest",
     "Busy",
     "ChangeRefused",
@@ -101,6 +104,7 @@ __all__ = [
     "TooManyMetrics",
     "UnknownMetric",
     "Unreachable",
+    "Unsendable",
     "UnsupportedAggregation",
     "UnsupportedThresholds",
     "Usage",

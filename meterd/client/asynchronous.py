@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, Unpack
 
 import zmq
 
 from meterd.client import questions
+from meterd.client.async_producer import AsyncProducer
 from meterd.client.batches import ColumnSource, EventSource
 from meterd.client.blocking import TIMEOUT_S_DEFAULT, make_session, route_of
 from meterd.client.connections import Connections, Socket
@@ -23,6 +24,7 @@ from meterd.client.questions import (
     Account,
     AccountsOptions,
     EventsOptions,
+    FeedOptions,
     IngestColumns,
     Listing,
     MetricOptions,
@@ -32,7 +34,14 @@ from meterd.client.questions import (
     Row,
     UsageOptions,
 )
-from meterd.client.results import AccountUsage, IngestResult, RejectedEvent, StoredEvent, Usage
+from meterd.client.results import (
+    AccountUsage,
+    IngestResult,
+    Item,
+    RejectedEvent,
+    StoredEvent,
+    Usage,
+)
 from meterd.client.session import Job, Session
 from meterd.client.tables import Columns, to_arrow, to_pandas
 from meterd.protocol.columns import Durability
@@ -193,7 +202,7 @@ class AsyncClient:
         return await self.run(questions.ask("balance_import", body))
 
     async def ingest(
-        self, events: Sequence[Event], durability: Durability = "sync"
+        self, events: Iterable[Event], durability: Durability = "sync"
     ) -> IngestResult:
         """Store events; see `Client.ingest`."""
         source = EventSource(events)
@@ -205,6 +214,19 @@ class AsyncClient:
         """Store events given as columns: lists, numpy arrays, or one value for all rows."""
         source = ColumnSource(columns)
         return await self.run(questions.ingest(source, durability, route_of(self._session)))
+
+    def producer(
+        self,
+        max_batch: int = 5_000,
+        linger: float = 0.005,
+        queue_size: int = 50_000,
+        durability: Durability = "sync",
+        on_item: Callable[[Event, Item], object] | None = None,
+    ) -> AsyncProducer:
+        """Make a sender that works in the background; `send`, `flush` and `close` are awaited."""
+        return AsyncProducer(
+            lambda events: self.ingest(events, durability), max_batch, linger, queue_size, on_item
+        )
 
     async def usage(
         self, account: Account, metric: str, **options: Unpack[UsageOptions]
@@ -228,7 +250,7 @@ class AsyncClient:
         self,
         after: str | None = None,
         account: Account | None = None,
-        **options: Unpack[PageOptions],
+        **options: Unpack[FeedOptions],
     ) -> AsyncPages[StoredEvent]:
         """List stored events in log order, from a cursor to what is now the end."""
         return AsyncPages(self, questions.feed(after, account, options))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from meterd.client.events import Event, account_text, make_id
 from meterd.client.results import IngestResult, IngestUndecided
-from meterd.client.session import Call, Job
+from meterd.client.session import Call, Job, Unsendable
 from meterd.client.times import to_nanoseconds
 from meterd.protocol.columns import ColumnInput, Durability, TextColumn, encode_columns
 from meterd.protocol.errors import LocalProtocolError, MeterdError
@@ -65,7 +65,10 @@ class Source(ABC):
 class EventSource(Source):
     """Events as objects."""
 
-    def __init__(self, events: Sequence[Event]) -> None:
+    def __init__(self, events: Iterable[Event]) -> None:
+        if isinstance(events, Event):
+            raise TypeError("events is a list of events: [Event(...)]")
+        events = events if isinstance(events, list | tuple) else list(events)
         for event in events:
             if not isinstance(event, Event):
                 raise TypeError(f"{event!r:.200} is no Event")
@@ -111,6 +114,8 @@ class ColumnSource(Source):
         self.count = self._count()
         now = time.time_ns()
         timestamp = self.columns.get("timestamp", now)
+        if isinstance(timestamp, np.datetime64):
+            timestamp = int(timestamp.astype("datetime64[ns]").astype(np.int64))
         if isinstance(timestamp, int | str | datetime):
             timestamp = np.full(self.count, to_nanoseconds(timestamp), np.int64)
         self.columns["timestamp"] = _moments(timestamp)
@@ -224,7 +229,10 @@ def _calls_of(
     """Make one request of these rows, or two of half of them when it would be too large."""
     columns = source.input_of(rows)
     if len(rows) == 1 or len(columns.properties) <= PROPERTY_KEYS_PER_REQUEST_MAX:
-        body = encode_columns(columns, durability)
+        try:
+            body = encode_columns(columns, durability)
+        except LocalProtocolError as error:
+            raise Unsendable(error.message) from error
         if len(rows) == 1 or len(body) <= BODY_SIZE_MAX:
             yield Call("ingest", body, account, rows)
             return

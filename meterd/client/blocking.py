@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, Unpack
 
 from meterd.client import questions
@@ -21,6 +21,7 @@ from meterd.client.questions import (
     Account,
     AccountsOptions,
     EventsOptions,
+    FeedOptions,
     IngestColumns,
     Listing,
     MetricOptions,
@@ -131,7 +132,7 @@ class Client:
 
     # Events
 
-    def ingest(self, events: Sequence[Event], durability: Durability = "sync") -> IngestResult:
+    def ingest(self, events: Iterable[Event], durability: Durability = "sync") -> IngestResult:
         """Store events; returns when each has its answer.
 
         Raises IngestUndecided, which has the partial result, when some are not decided in time.
@@ -178,7 +179,7 @@ class Client:
         self,
         after: str | None = None,
         account: Account | None = None,
-        **options: Unpack[PageOptions],
+        **options: Unpack[FeedOptions],
     ) -> Pages[StoredEvent]:
         """List stored events in log order, from a cursor to what is now the end."""
         return Pages(self, questions.feed(after, account, options))

@@ -67,6 +67,42 @@ class Counters:
             setattr(self, name, getattr(self, name) + getattr(result, name))
 
 
+def check_limits(max_batch: int, linger: float, queue_size: int) -> None:
+    """Raise ValueError for limits that no producer can have."""
+    if max_batch < 1 or queue_size < 1 or linger < 0:
+        raise ValueError("max_batch and queue_size are at least 1, linger at least 0")
+
+
+def outcome_of(
+    batch: list[Event], result: IngestResult, failure: Exception | None
+) -> tuple[IngestResult, list[Event]]:
+    """Return what is known of a batch, and its events that are undecided.
+
+    result: of the request, when there is no failure.
+    """
+    if failure is None:
+        return result, []
+    if isinstance(failure, IngestUndecided):
+        known = failure.result
+        return known, [batch[item.index] for item in known.items if item.status == "unknown"]
+    result = IngestResult()
+    result.add_unknown(range(len(batch)), code_of(failure))
+    return result, batch
+
+
+def tell_items(
+    on_item: Callable[[Event, Item], object] | None, batch: list[Event], result: IngestResult
+) -> Exception | None:
+    """Tell the application of each event that was not simply stored; return what that raised."""
+    try:
+        if on_item is not None:
+            for item in result.items:
+                on_item(batch[item.index], item)
+    except Exception as failure:  # the application's mistake, told to the application
+        return failure
+    return None
+
+
 class Producer:
     """A bounded queue of events and the threads that send them; ends with `close` or `with`."""
 
@@ -82,8 +118,7 @@ class Producer:
 
         `on_item` is called, in a sending thread, for each event that was not simply stored.
         """
-        if max_batch < 1 or queue_size < 1 or linger < 0:
-            raise ValueError("max_batch and queue_size are at least 1, linger at least 0")
+        check_limits(max_batch, linger, queue_size)
         self.counters = Counters()
         self._ingest = ingest
         self._max_batch = min(max_batch, queue_size)
@@ -193,24 +228,15 @@ class Producer:
         return bool(queue) and time.monotonic() >= self._first_at + self._linger
 
     def _send_batch(self, batch: list[Event]) -> None:
-        error: Exception | None = None
-        undecided: list[Event] = []
+        failure: Exception | None = None
         result = IngestResult()
         try:
             result = self._ingest(batch)
-        except IngestUndecided as failure:
-            error, result = failure, failure.result
-            undecided = [batch[item.index] for item in result.items if item.status == "unknown"]
-        except Exception as failure:  # the thread must live on; flush raises it
-            error, undecided = failure, batch
-            result.add_unknown(range(len(batch)), code_of(failure))
-        try:
-            if self._on_item is not None:
-                for item in result.items:
-                    self._on_item(batch[item.index], item)
-        except Exception as failure:  # the application's mistake, told to the application
-            error = error or failure
-        self._count(result, error, undecided)
+        except Exception as error:  # the thread must live on; flush raises it
+            failure = error
+        result, undecided = outcome_of(batch, result, failure)
+        mistake = tell_items(self._on_item, batch, result)
+        self._count(result, failure or mistake, undecided)
 
     def _count(self, result: Any, error: Exception | None, undecided: list[Event]) -> None:
         with self._lock:

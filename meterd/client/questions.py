@@ -22,10 +22,11 @@ from meterd.client.results import (
     StoredEvent,
     Usage,
 )
-from meterd.client.session import Call, Job
+from meterd.client.session import Call, Job, Unsendable
 from meterd.client.times import to_nanoseconds
 from meterd.protocol.body import pack
 from meterd.protocol.columns import Durability
+from meterd.protocol.errors import LocalProtocolError
 from meterd.protocol.limits import PAGE_SIZE_DEFAULT
 
 Result = TypeVar("Result")
@@ -37,7 +38,14 @@ Moment = int | datetime | str
 Filters = Mapping[str, str | Sequence[str | None] | None]
 
 
-class RangeOptions(TypedDict, total=False):
+class ReadOptions(TypedDict, total=False):
+    """How fresh an answer is."""
+
+    # exact (default): all that was acknowledged before; local: what the node that is asked has
+    consistency: str
+
+
+class RangeOptions(ReadOptions, total=False):
     """Which events: a period of the metric, or [start, end); all filters must match."""
 
     period: str | None  # current (default), previous, or a date within
@@ -68,7 +76,11 @@ class AccountsOptions(RangeOptions, PageOptions, total=False):
     sort: str  # account (default) or usage, the greatest first
 
 
-class EventsOptions(PageOptions, total=False):
+class FeedOptions(PageOptions, ReadOptions, total=False):
+    """How the feed is followed."""
+
+
+class EventsOptions(PageOptions, ReadOptions, total=False):
     """Which events of an account."""
 
     start: Moment | None
@@ -88,6 +100,7 @@ class MetricOptions(TypedDict, total=False):
     period: str | Mapping[str, Any]  # a kind, or a map such as {"kind": "fixed", "duration": 3600}
     anchor_day: int | None
     timezone: str | None
+    thresholds: Sequence[Mapping[str, Any]]
     replace: bool
 
 
@@ -126,7 +139,10 @@ def ask(
     kind: str, fields: Mapping[str, Any], account: str | None = None
 ) -> Plan[dict[str, Any]]:
     """Ask one question; fields that are None are left out."""
-    body = pack({name: value for name, value in fields.items() if value is not None})
+    try:
+        body = pack({name: value for name, value in fields.items() if value is not None})
+    except LocalProtocolError as error:
+        raise Unsendable(f"{kind}: {error.message}") from error
     call = Call(kind, body, account)
     yield Job([call])
     return call.result()
@@ -160,6 +176,8 @@ def put_metric(code: str, aggregation: str, options: Mapping[str, Any]) -> Plan[
     fields = range_fields({"code": code, "aggregation": aggregation} | dict(options))
     if "dimensions" in fields:
         fields["dimensions"] = _keys(fields["dimensions"], "dimensions")
+    if "thresholds" in fields:
+        fields["thresholds"] = [dict(threshold) for threshold in fields["thresholds"]]
     own = {name: fields.pop(name, None) for name in ("anchor_day", "timezone")}
     own = {name: setting for name, setting in own.items() if setting is not None}
     period = fields.get("period")
@@ -276,9 +294,10 @@ def feed(
     after: str | None, account: Account | None, options: Mapping[str, Any]
 ) -> Listing[StoredEvent]:
     """List stored events in the order of the log."""
-    check_options(options, PageOptions, "feed")
-    fields = {"after": after, "account": None if account is None else account_text(account)}
-    return Listing("feed", StoredEvent.from_map, StoredEvent._fields, fields, **options)
+    check_options(options, FeedOptions, "feed")
+    fields, pages = _split_off_pages(options)
+    fields |= {"after": after, "account": None if account is None else account_text(account)}
+    return Listing("feed", StoredEvent.from_map, StoredEvent._fields, fields, **pages)
 
 
 def rejected(options: Mapping[str, Any]) -> Listing[RejectedEvent]:

@@ -123,6 +123,8 @@ class Usage(Tabular):
     position: str  # of the log, at which it was computed
     newest_event: int | None  # UTC ns
     expired: bool  # whether anything in the range has expired
+    # UTC ns: all that was acknowledged until then is in it; None of an exact answer, or not known
+    as_of: int | None = None
 
     @classmethod
     def from_answer(cls, answer: Mapping[str, Any]) -> Usage:
@@ -152,6 +154,7 @@ class Usage(Tabular):
             position=answer["position"],
             newest_event=answer["newest_event"],
             expired=answer["expired"],
+            as_of=answer.get("as_of"),
         )
 
     def columns(self) -> Columns:

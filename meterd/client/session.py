@@ -74,6 +74,12 @@ class Undecided(DeadlineExceeded):
     hint = "some events are undecided"
 
 
+class Unsendable(LocalProtocolError):
+    """What was passed cannot be sent, and nothing was; the message says what is wrong with it."""
+
+    code = "bad_request"
+
+
 class Call:
     """One question and what became of it; changed only by its session."""
 
@@ -103,9 +109,9 @@ class Call:
     def __init__(
         self, kind: str, body: bytes, account: str | None = None, rows: Sequence[int] = ()
     ) -> None:
-        """Make a call; raises LocalProtocolError when the body is too large to be sent."""
+        """Make a call; raises Unsendable when the body is too large to be sent."""
         if len(body) > BODY_SIZE_MAX:
-            raise LocalProtocolError(
+            raise Unsendable(
                 f"{kind}: a body of {len(body)} bytes; the limit is {BODY_SIZE_MAX}"
             )
         self.kind = kind

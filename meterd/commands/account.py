@@ -18,7 +18,7 @@ from meterd.protocol.limits import BALANCES_MAX, COMMAND_ID_SIZE_MAX
 ID_ROOM = 12  # for the number of the request
 
 
-@click.group("account", cls=AdminGroup)
+@click.group("account", cls=AdminGroup, later={"set": "", "show": ""})
 def account() -> None:
     """Erase accounts, and bring what they had used in another system."""
 

@@ -26,7 +26,15 @@ FROM_VARIABLE = "METERCTL_BACKUPS"
 PATIENCE_SECONDS = 7 * 86_400.0
 LEVELS = ("manifest", "checksum", "replay")
 
-from_option = click.option("--from", "source", required=True, envvar=FROM_VARIABLE,
+
+
+def _source(_ctx: click.Context, _param: click.Parameter, source: str | None) -> str:
+    if not source:
+        raise click.UsageError(f"say where the backups lie: --from DIR|URL, or {FROM_VARIABLE}")
+    return source
+
+
+from_option = click.option("--from", "source", envvar=FROM_VARIABLE, callback=_source,
                            metavar="DIR|URL", help=f"Where the backups lie [env: {FROM_VARIABLE}].")
 name_option = click.option("--backup", "name", metavar="NAME", help="This backup.")
 scratch_option = click.option("--scratch", metavar="DIR",
@@ -182,7 +190,7 @@ def verify(session: Session, source: str, name: str | None, level: Any,
         results.append(_result(each, findings, time.monotonic() - began))
     progress.clear()
     document = {"level": level, "backups": results}
-    session.console.show(document, lambda: _verify_lines(results, level))
+    session.console.show(document, lambda: _verify_lines(results, level), "backups")
     broken = sum(not row["good"] for row in results)
     if tell:
         counts = {} if name else {"present": len(results), "broken": broken}

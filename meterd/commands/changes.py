@@ -1,4 +1,4 @@
-"""`meterctl leader`, `node`, `drain`, `undrain` and `rebalance`: changing a cluster.
+"""`meterctl leader`, `node`, `drain` and `undrain`: changing a cluster.
 
 The plan says who is to have replicas and who is to lead; nodes carry it out by themselves, safely
 and a little at a time. So a command changes the plan, and waits to see it come true.
@@ -17,11 +17,12 @@ from meterd.commands.console import Row
 from meterd.commands.jobs import ask
 from meterd.commands.session import AdminError, AdminGroup, Session, command
 from meterd.commands.tables import Column, render
-from meterd.core.members import Member, Members, Seat, balanced_leaders, balanced_plan
+from meterd.core.members import Member, Members, Seat, balanced_leaders
 from meterd.exits import AdminExit
 
 WAIT_TIMEOUT_DEFAULT = 60.0
 POLL_SECONDS = 0.2
+LATER = {"replace": "add the new node, meterctl rebalance run, then remove the old one"}
 
 
 def change(session: Session, kind: str, **fields: Any) -> Row:
@@ -50,16 +51,27 @@ def await_cluster(session: Session, done: Callable[[Row], bool], what: str, pati
     """Ask until a condition holds. Raises AdminError when the time is over."""
     deadline = time.monotonic() + patience
     while True:
-        document = ask_cluster(session)
+        document = _ask_until(session, deadline)
         if done(document):
             return document
         if time.monotonic() >= deadline:
             raise AdminError(
                 AdminExit.RUNNING,
                 "still_running",
-                f"{what} is not yet so after {patience:g} s; the nodes go on",
+                f"{what} is not yet so after {patience:.3g} s; the nodes go on",
                 "meterctl topology shows how far they are",
             )
+        time.sleep(POLL_SECONDS)
+
+
+def _ask_until(session: Session, deadline: float) -> Row:
+    """Ask until a node answers: one that starts, or has much to do, is worth another question."""
+    while True:
+        try:
+            return ask_cluster(session)
+        except AdminError as error:
+            if error.exit_code != AdminExit.UNREACHABLE or time.monotonic() >= deadline:
+                raise
         time.sleep(POLL_SECONDS)
 
 
@@ -71,9 +83,11 @@ def await_condition(session: Session, condition: str, patience: float) -> Row:
     if condition == "leader":
         document = await_cluster(session, _has_leaders, "a leader for every partition", patience)
     else:
-        commits = {one["group"]: one["commit"] for one in ask_cluster(session)["groups"]}
-        done = partial(_has_caught_up, commits)
-        document = await_cluster(session, done, "every node caught up", patience)
+        deadline = time.monotonic() + patience
+        groups = _ask_until(session, deadline)["groups"]
+        done = partial(_has_caught_up, {one["group"]: one["commit"] for one in groups})
+        left = max(0.0, deadline - time.monotonic())
+        document = await_cluster(session, done, "every node caught up", left)
     return {key: document[key] for key in ("members_version", "reachable", "configured")}
 
 
@@ -175,6 +189,7 @@ def _lead(session: Session, moves: list[list[Any]], what: str) -> None:
             [f"{group_name(row['group'])}: node {row['leader']} leads" for row in rows]
             or ["nothing to do"]
         ),
+        "moved",
     )
 
 
@@ -199,7 +214,9 @@ def _handed_over(session: Session, wanted: dict[int, int], document: Row) -> boo
 # Nodes
 
 
-@click.group("node", cls=AdminGroup, default="list", subcommand_metavar="[COMMAND]")
+@click.group(
+    "node", cls=AdminGroup, default="list", later=LATER, subcommand_metavar="[COMMAND]"
+)
 def node() -> None:
     """List the nodes of a cluster; add, promote, remove and recover them."""
 
@@ -214,7 +231,7 @@ def list_nodes(session: Session) -> None:
     document = ask_cluster(session)
     keys = ("node", "peer_address", "client_address", "state", "incarnation", "joined", "reachable")
     rows: list[Row] = [{key: one[key] for key in keys} for one in document["nodes"]]
-    session.console.show({"nodes": rows}, lambda: _node_lines(rows))
+    session.console.show({"nodes": rows}, lambda: _node_lines(rows), "nodes")
     end(document, bad=False)
 
 
@@ -340,104 +357,3 @@ def _leads_nothing(document: Row, number: int) -> bool:
 def undrain(session: Session, number: int) -> None:
     """Let a drained node lead again; `leader balance` gives it its partitions at once."""
     _show_node(session, _set_state(session, number, "voter"))
-
-
-# Replicas
-
-
-@click.group("rebalance", cls=AdminGroup, default="status", subcommand_metavar="[COMMAND]")
-def rebalance() -> None:
-    """Spread the replicas over the nodes, while the cluster serves."""
-
-
-@rebalance.command("plan", short_help="Show what would move.")
-@click.pass_obj
-def show_plan(session: Session) -> None:
-    """Show which groups would get other replicas or another leader, and change nothing."""
-    document = ask_cluster(session)
-    moves = balanced_plan(members_of(document))
-    _show_moves(session, document, moves)
-
-
-@rebalance.command("run", short_help="Spread the replicas.")
-@click.pass_obj
-def run_plan(session: Session) -> None:
-    """Change the plan so that replicas and leaders are spread over all nodes that may have them.
-
-    The nodes carry it out, two partitions at a time on the word of each leader. Exit code 0 when
-    the plan is changed: `rebalance status` shows how far it is.
-    """
-    document = ask_cluster(session)
-    moves = balanced_plan(members_of(document))
-    if moves:
-        session.confirm(f"Move replicas or leaders of {len(moves)} groups?")
-        change(session, "plan_move", moves=moves)
-    _show_moves(session, document, moves)
-
-
-@rebalance.command("cancel", short_help="Leave replicas where they are now.")
-@click.pass_obj
-def cancel(session: Session) -> None:
-    """Let the plan say what is so now: nothing more moves, once what has begun is done."""
-    document = ask_cluster(session)
-    moves = []
-    for group in document["groups"]:
-        voters, planned = document["plan"][group["group"]]
-        if group["voters"] != voters:
-            now = group["voters"]
-            keeps = planned if planned in now else now[0]
-            moves.append([group["group"], now, keeps])
-    if moves:
-        change(session, "plan_move", moves=moves)
-    _show_moves(session, document, moves)
-
-
-@rebalance.command("status", short_help="Show what is still to be moved.")
-@click.pass_obj
-def show_status(session: Session) -> None:
-    """Show the groups whose replicas are not what the plan says. Exit code 1 when there are any."""
-    document = ask_cluster(session)
-    moves = [
-        [group["group"], *document["plan"][group["group"]]]
-        for group in document["groups"]
-        if group["voters"] != document["plan"][group["group"]][0]
-    ]
-    _show_moves(session, document, moves)
-    end(document, bool(moves))
-
-
-def _show_moves(session: Session, document: Row, moves: list[list[Any]]) -> None:
-    rows = _move_rows(document, moves)
-    session.console.show({"moves": rows}, lambda: _move_lines(rows))
-
-
-def _move_rows(document: Row, moves: list[list[Any]]) -> list[Row]:
-    now = {group["group"]: group for group in document["groups"]}
-    return [
-        {
-            "group": group,
-            "from": now[group]["voters"],
-            "to": voters,
-            "leader_from": now[group]["leader"],
-            "leader_to": to,
-        }
-        for group, voters, to in moves
-    ]
-
-
-def _move_lines(rows: list[Row]) -> Iterator[str]:
-    columns = [Column("GROUP", right=True), Column("FROM"), Column("TO")]
-    columns += [Column("LEADER", right=True), Column("NEW LEADER", right=True)]
-    cells = (
-        [
-            group_name(row["group"]),
-            ",".join(map(str, row["from"])),
-            ",".join(map(str, row["to"])),
-            "none" if row["leader_from"] is None else str(row["leader_from"]),
-            str(row["leader_to"]),
-        ]
-        for row in rows
-    )
-    if rows:
-        yield from render(columns, cells, None, False)
-    yield f"{len(rows)} groups to move"

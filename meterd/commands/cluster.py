@@ -21,20 +21,8 @@ def ask_cluster(session: Session) -> dict[str, Any]:
     not answer has `reachable` false and a reason.  A group is as its leader says, or whoever knows
     most of it.  Raises AdminError when no node that was named answers.
     """
-    answers = ask_nodes(session, lambda client: ask(client, "cluster_status"))
-    reached(answers)
-    found = {one["answer"]["node"]: one for one in answers if "answer" in one}
-    newest = max((one["answer"] for one in found.values()), key=lambda one: one["members_version"])
+    newest, found = ask_members(session)
     members = {one["node"]: one for one in newest["members"]}
-    others = {
-        one["client_address"]: node
-        for node, one in members.items()
-        if node not in found and one["client_address"]
-    }
-    if others:
-        more = replace(session, nodes=tuple(others))
-        for one in ask_nodes(more, lambda client: ask(client, "cluster_status")):
-            found[others[one["address"]]] = one
     nodes = [_node(members.get(node, {"node": node}), found.get(node)) for node in sorted(members)]
     statuses = [one["answer"] for one in found.values() if "answer" in one]
     return {
@@ -46,6 +34,27 @@ def ask_cluster(session: Session) -> dict[str, Any]:
         "plan": newest["plan"],
         "groups": _merged(statuses),
     }
+
+
+def ask_members(session: Session) -> tuple[Row, dict[int, Row]]:
+    """Ask every node of the cluster for its `cluster_status`.
+
+    Returns the answer of whoever knows the newest members, and by node what `ask_nodes` gives.
+    """
+    answers = ask_nodes(session, lambda client: ask(client, "cluster_status"))
+    reached(answers)
+    found = {one["answer"]["node"]: one for one in answers if "answer" in one}
+    newest = max((one["answer"] for one in found.values()), key=lambda one: one["members_version"])
+    others = {
+        one["client_address"]: one["node"]
+        for one in newest["members"]
+        if one["node"] not in found and one["client_address"]
+    }
+    if others:
+        more = replace(session, nodes=tuple(others))
+        for one in ask_nodes(more, lambda client: ask(client, "cluster_status")):
+            found[others[one["address"]]] = one
+    return newest, found
 
 
 def _node(member: Row, found: Row | None) -> Row:

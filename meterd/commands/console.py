@@ -49,11 +49,19 @@ class Console:
     def write_line(self, text: str) -> None:
         self.stream.write(text + "\n")
 
-    def show(self, document: Row, lines: Callable[[], Iterable[str]]) -> None:
-        """Write one document; `lines` makes its form for people."""
+    def show(
+        self, document: Row, lines: Callable[[], Iterable[str]], rows: str | None = None
+    ) -> None:
+        """Write one document; `lines` makes its form for people.
+
+        `rows` names the list in it that it is about: as JSON lines that is a line for each.
+        """
         if self.is_table:
             for line in lines():
                 self.write_line(line)
+        elif rows is not None and self.output == "ndjson":
+            for row in document[rows]:
+                self.write_line(to_json(row))
         else:
             indent = 2 if self.terminal and self.output == "json" else None
             self.write_line(to_json(document, indent))
@@ -82,11 +90,13 @@ class Console:
         self, key: str, rows: Iterable[Row], head: Row, tail: Callable[[], Row] | None
     ) -> None:
         opening = "{" + "".join(f"{json.dumps(k)}: {to_json(v)}, " for k, v in head.items())
-        self.stream.write(f"{opening}{json.dumps(key)}: [")
-        separator = ""
+        opening += f"{json.dumps(key)}: ["
+        separator = opening  # written with the first row: a question that fails has no result
         for row in rows:
             self.stream.write(separator + to_json(row))
             separator = ", "
+        if separator is opening:
+            self.stream.write(opening)
         rest = tail() if tail is not None else {}
         closing = "".join(f", {json.dumps(k)}: {to_json(v)}" for k, v in rest.items())
         self.write_line(f"]{closing}}}")

@@ -44,7 +44,7 @@ def status(session: Session, inodes: bool) -> None:
     Exit code 1 when a node refuses events for lack of space.
     """
     document = _ask(session, "disk_status")
-    session.console.show(document, lambda: _status_lines(document, inodes))
+    session.console.show(document, lambda: _status_lines(document, inodes), "nodes")
     _end(document, any(node.get("state") in REFUSING for node in document["nodes"]))
 
 

@@ -1,6 +1,7 @@
 """`meterctl events` and `meterctl feed`: the events themselves, stored and refused."""
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,7 +10,7 @@ from meterd.commands.console import Listing, Row, to_json, to_row, warn
 from meterd.commands.moments import format_moment
 from meterd.commands.session import AdminGroup, Session, command
 from meterd.commands.tables import Column, group_thousands
-from meterd.commands.usage import parse_time
+from meterd.commands.usage import consistency_option, fresh_as, parse_time
 
 if TYPE_CHECKING:
     from meterd.client import Client
@@ -84,14 +85,16 @@ def events() -> None:
 @click.option("--timezone", metavar="ZONE", help="Zone of times without offset [default: UTC].")
 @click.option("--metric", metavar="CODE", help="Of this metric only.")
 @click.option("--subtree", is_flag=True, help="With everything below the account's path.")
+@consistency_option
 @_limit_option
 def list_events(session: Session, account: str, start: str | None, end: str | None,
-                timezone: str | None, **question: Any) -> None:
+                timezone: str | None, consistency: str | None, **question: Any) -> None:
     """List the events of ACCOUNT in the order of their time, with their properties."""
     question["start"] = parse_time(start, timezone) if start else None
     question["end"] = parse_time(end, timezone) if end else None
     with session.connect() as client:
-        session.console.show_listing(EVENTS, map(to_row, client.events(account, **question)))
+        pages = client.events(account, **question, **fresh_as(consistency))
+        session.console.show_listing(EVENTS, map(to_row, pages), None, lambda: _age(pages.head))
 
 
 @command("rejected", short_help="List refused events, with the reason.")
@@ -107,7 +110,7 @@ def rejected(session: Session, limit: int) -> None:
 def tail(session: Session, account: str | None) -> None:
     """Show events as they are stored, until Ctrl-C. JSON comes as one line for each event."""
     with session.connect() as client:
-        _follow(session, client, "end", account)
+        _follow(session, client, "end", account, {})
 
 
 @command("feed", short_help="Read stored events in the order of the log.")
@@ -115,20 +118,23 @@ def tail(session: Session, account: str | None) -> None:
               help="Go on behind this cursor; 'end' means from now [default: the oldest kept].")
 @click.option("--account", metavar="ACCOUNT", help="Of this account only.")
 @click.option("--follow", is_flag=True, help="Wait for more at the end, until Ctrl-C.")
+@consistency_option
 @_limit_option
 def feed(session: Session, after: str | None, account: str | None, follow: bool,
-         limit: int) -> None:
+         consistency: str | None, limit: int) -> None:
     """Read stored events in the order in which they were stored: a stream for other systems.
 
     The JSON result names the cursor to go on with: each event is then seen exactly once.
     """
     with session.connect() as client:
+        fresh = fresh_as(consistency)
         if follow:
-            _follow(session, client, after, account)
+            _follow(session, client, after, account, fresh)
             return
-        pages = client.feed(after, account, limit=limit)
+        pages = client.feed(after, account, limit=limit, **fresh)
         session.console.show_listing(
-            EVENTS, map(to_row, pages), None, lambda: {"next": pages.cursor or after}
+            EVENTS, map(to_row, pages), None,
+            lambda: {"next": pages.cursor or after} | _age(pages.head),
         )
     if session.console.is_table:
         warn(f"go on with --after {pages.cursor or after}")
@@ -138,11 +144,17 @@ for _command in (list_events, rejected, tail):
     events.add_command(_command)
 
 
-def _follow(session: Session, client: "Client", after: str | None, account: str | None) -> None:
+def _age(head: Row) -> dict[str, Any]:
+    """What a local answer says of its age; nothing of an exact one."""
+    return {"as_of": head["as_of"]} if "as_of" in head else {}
+
+
+def _follow(session: Session, client: "Client", after: str | None, account: str | None,
+            fresh: Mapping[str, Any]) -> None:
     """Show the feed and wait for more; ends by an interrupt, or when nobody reads any longer."""
     console = session.console
     while True:
-        pages = client.feed(after, account)
+        pages = client.feed(after, account, **fresh)
         for row in map(to_row, pages):
             if console.is_table:
                 console.write_line("  ".join(cell for cell in EVENTS.cells(row) if cell))

@@ -32,6 +32,27 @@ def _parse_period(_ctx: click.Context, _param: click.Parameter, text: str) -> st
     raise click.BadParameter(f"{text!r} is none of {', '.join(PERIODS)}, fixed:<n>s|m|h|d|w")
 
 
+def _parse_thresholds(
+    _ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]
+) -> list[dict[str, str]]:
+    """CODE=VALUE and, each behind a colon, further NAME=VALUE, as the protocol has them."""
+    return [_threshold(text) for text in texts]
+
+
+def _threshold(text: str) -> dict[str, str]:
+    first, *more = text.split(":")
+    code, _, value = first.partition("=")
+    fields = {"code": code, "value": value}
+    for each in more:
+        name, _, value = each.partition("=")
+        if name not in ("every", "percent_of") or name in fields:
+            raise click.BadParameter(f"{text!r}: {each!r} is no every=N")
+        fields[name] = value
+    if not all(fields.values()):
+        raise click.BadParameter(f"{text!r} is not CODE=VALUE[:every=N]")
+    return fields
+
+
 @command("put", short_help="Register a metric, or change it with --replace.")
 @click.argument("code")
 @click.option("--aggregation", required=True, metavar="NAME",
@@ -49,6 +70,9 @@ def _parse_period(_ctx: click.Context, _param: click.Parameter, text: str) -> st
               help="Day on which a month begins [default: 1]; its last day where it is shorter.")
 @click.option("--epoch", metavar="TIME", help="Where the first fixed period begins.")
 @click.option("--timezone", default="UTC", show_default=True, help="IANA name, Europe/Berlin.")
+@click.option("--threshold", "thresholds", multiple=True, callback=_parse_thresholds,
+              metavar="CODE=VALUE[:every=N]",
+              help="Tell when usage crosses VALUE; may be repeated. This version refuses it.")
 @click.option("--replace", is_flag=True, help="Make a new version of a metric that is there.")
 def put(session: Session, code: str, period: str | int, epoch: str | None,
         **definition: Any) -> None:

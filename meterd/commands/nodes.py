@@ -247,6 +247,7 @@ def metrics(session: Session, text: str) -> None:
     session.console.show(
         {"metrics": rows},
         lambda: render(_SAMPLES, map(_sample_cells, rows), session.console.width, False),
+        "metrics",
     )
     if count < len(answers):
         for answer in answers:

@@ -1,5 +1,6 @@
 """`meterctl restore`: a backup becomes a data directory again, while no node runs on it."""
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,22 @@ def restore() -> None:
     """Bring a backup back as a data directory. The node must not run."""
 
 
+def _directory(_ctx: click.Context, _param: click.Parameter, given: str | None) -> str:
+    if given:
+        return given
+    from meterd import config
+
+    return config.load({}, os.environ, None).node.data_dir
+
+
 def restore_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of both commands."""
     options = (
         from_option,
         name_option,
-        click.option("--data-dir", required=True, metavar="DIR",
-                     help="The data directory to restore; what is there is moved aside."),
+        click.option("--data-dir", metavar="DIR", callback=_directory,
+                     help="The data directory to restore; what is there is moved aside "
+                          "[default: the one of this machine's configuration]."),
         click.option("--plan", "plan_only", is_flag=True, help="Only say what would be done."),
         click.option("--level", type=click.Choice(["checksum", "replay"]), default="replay",
                      show_default=True, help="How the restored directory is verified."),

@@ -6,7 +6,7 @@ a click command of class `AdminCommand` and takes the `Session` as its first arg
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -199,22 +199,38 @@ class AdminCommand(click.Command):
 
 
 class AdminGroup(click.Group):
-    """A group of such commands; `default` names the one that is meant when none is named."""
+    """A group of such commands; `default` names the one that is meant when none is named.
+
+    `later` are names that this version does not have, each with what to do instead: whoever has
+    read of one is told that it is missing and not that it is misspelt.
+    """
 
     command_class = AdminCommand
 
-    def __init__(self, *args: Any, default: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        default: str | None = None,
+        later: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.params.extend(global_options())
         self.default = default
+        self.later = later or {}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         helps = args and args[0] in ctx.help_option_names
-        if self.default and not helps and not any(arg in self.commands for arg in args):
+        named = any(arg in self.commands or arg in self.later for arg in args)
+        if self.default and not helps and not named:
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args[0] in self.later:
+            instead = self.later[args[0]]
+            text = f"{ctx.command_path} {args[0]} is not in this version"
+            raise click.UsageError(f"{text}: {instead}" if instead else text)
         if self.default and args[0] not in self.commands:
             args = [self.default, *args]
         return super().resolve_command(ctx, args)

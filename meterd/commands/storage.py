@@ -1,5 +1,6 @@
 """`meterctl checkpoint`, `retention` and `wal`: what a node keeps on its disk, and for how long."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from meterd.commands.session import AdminGroup, Session, command
 from meterd.commands.tables import Column, group_thousands, render
 from meterd.protocol.limits import RETENTION_DAYS_MAX
 
+POLL_SECONDS = 0.05
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -76,8 +78,14 @@ def _retention_lines(answer: Row) -> list[str]:
         ("held", _held_text(answer["expired"]["held"])),
         ("nothing expires until",
          format_moment(answer["held_until"]) if answer["held_until"] else ""),
+        ("clock", _clock_text(answer["clock"]) if answer["clock"] else ""),
         ("next run", f"in {format_duration(answer['next_run_seconds'])}"),
     ])
+
+
+def _clock_text(clock: Row) -> str:
+    return (f"showed {format_moment(clock['shown'])} at {format_moment(clock['believed'])}, and is"
+            " not believed: meterctl retention run --accept-clock if it is right")
 
 
 def _extent_text(extent: Row) -> str:
@@ -114,11 +122,19 @@ def set_retention(session: Session, days: int) -> None:
 
 @command("run", short_help="Delete what is past the retention now.")
 @click.option("--dry-run", is_flag=True, help="Only tell what would be deleted.")
-def run_retention(session: Session, dry_run: bool) -> None:
+@click.option("--accept-clock", is_flag=True,
+              help="Believe the node's clock, although it is far ahead of what is known.")
+def run_retention(session: Session, dry_run: bool, accept_clock: bool) -> None:
     """Delete the log files that are past the retention, or that nothing needs, now.
 
-    A file that something holds stays; `meterctl wal status --holders` tells what.
+    A file that something holds stays; `meterctl wal status --holders` tells what. After a node was
+    off for long, or its clock was set, nothing expires by its clock for retention.clock_jump_max:
+    --accept-clock says that it is right. It asks first; --yes answers.
     """
+    if accept_clock:
+        if dry_run:
+            raise click.UsageError("--accept-clock and --dry-run exclude each other")
+        _accept_clock(session)
     answer = run_or_still_running(session, "retention_run", dry_run=dry_run)
     verb = "would delete" if dry_run else "deleted"
     session.console.show(answer, lambda: field_lines([
@@ -127,6 +143,23 @@ def run_retention(session: Session, dry_run: bool) -> None:
         ("held", _held_text(answer["held"])),
         ("horizon", format_moment(answer["horizon"])),
     ]))
+
+
+def _accept_clock(session: Session) -> None:
+    """Have the node expire by what its clock shows."""
+    with session.connect() as client:
+        clock = ask(client, "retention_show")["clock"]
+        if clock is not None:
+            session.confirm(
+                f"Is the node's clock right, which showed {format_moment(clock['shown'])} where"
+                f" {format_moment(clock['believed'])} was known? What is past the retention by it"
+                " expires at once and for good."
+            )
+        horizon = ask(client, "clock_accept")["horizon"]
+        # The actor that deletes hears of it at about the same time.
+        give_up = time.monotonic() + session.timeout
+        while ask(client, "retention_show")["horizon"] < horizon and time.monotonic() < give_up:
+            time.sleep(POLL_SECONDS)
 
 
 for _command in (show_retention, set_retention, run_retention):

@@ -54,7 +54,8 @@ def topology(session: Session, partitions: bool) -> None:
     }
     if partitions:
         shown["partitions"] = rows
-    session.console.show(shown, lambda: _topology_lines(shown, partitions))
+    about = "partitions" if partitions else "nodes"
+    session.console.show(shown, lambda: _topology_lines(shown, partitions), about)
     end(document, bool(lacking))
 
 
@@ -125,7 +126,8 @@ def consensus(session: Session, groups: bool, wanted: str | None, stuck: bool) -
     each = groups or stuck or only is not None
     if each:
         shown["groups"] = rows
-    session.console.show(shown, lambda: _consensus_lines(shown, each))
+    about = "groups" if each else "nodes"
+    session.console.show(shown, lambda: _consensus_lines(shown, each), about)
     end(document, bool(lost))
 
 
@@ -193,7 +195,7 @@ def replication(session: Session, lag_warn: int, lag_critical: int) -> None:
         "configured": document["configured"],
         "links": rows,
     }
-    session.console.show(shown, lambda: _replication_lines(shown))
+    session.console.show(shown, lambda: _replication_lines(shown), "links")
     end(document, any(row["status"] == CRITICAL for row in rows))
 
 

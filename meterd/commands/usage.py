@@ -12,11 +12,30 @@ from meterd.commands.moments import find_zone, format_moment, parse_moment
 from meterd.commands.session import Session, command
 from meterd.commands.tables import Column, group_thousands, render
 from meterd.protocol.limits import PAGE_SIZE_MAX
+from meterd.protocol.messages import CONSISTENCIES
 
 WINDOWS = ("hour", "day", "week", "month")
 TOP_MAX = 1_000_000
 
 Decorated = Callable[..., Any]
+
+
+consistency_option = click.option(
+    "--consistency", type=click.Choice(CONSISTENCIES),
+    help="local: answer at once from what the node has, and say how old that is "
+         "[default: exact].",
+)
+
+
+def fresh_as(consistency: str | None) -> dict[str, str]:
+    """The argument of a question that says how fresh its answer is to be."""
+    return {} if consistency is None else {"consistency": consistency}
+
+
+def age_text(answer: Row, zone: tzinfo = UTC) -> str:
+    """How old a local answer may be, for people."""
+    as_of = answer.get("as_of")
+    return "not known" if as_of is None else format_moment(as_of, zone)
 
 
 def range_options(function: Decorated) -> Decorated:
@@ -31,6 +50,7 @@ def range_options(function: Decorated) -> Decorated:
                           "[default: the metric's]."),
         click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE",
                      help="Only events with this value; the same key again adds a value."),
+        consistency_option,
     )
     for option in reversed(options):
         function = option(function)
@@ -56,6 +76,7 @@ def take_range(
     end: str | None,
     timezone: str | None,
     filters: tuple[str, ...],
+    consistency: str | None,
 ) -> dict[str, Any]:
     """The arguments of a question that say which events; a wrong zone is told in any case."""
     question: dict[str, Any] = {"period": period or "current"}
@@ -70,7 +91,7 @@ def take_range(
     parse_time("now", timezone)
     if filters:
         question["filters"] = take_filters(filters)
-    return question
+    return question | fresh_as(consistency)
 
 
 def take_filters(filters: tuple[str, ...]) -> dict[str, list[str]]:
@@ -108,7 +129,10 @@ def usage(session: Session, account: str, metric: str, group_by: tuple[str, ...]
     with session.connect() as client:
         answer = to_row(client.usage(account, metric, **question))
     zone = zone_of(when["timezone"])
-    session.console.show(answer, lambda: _usage_lines(session, answer, list(group_by), zone))
+    local = when["consistency"] == "local"
+    session.console.show(
+        answer, lambda: _usage_lines(session, answer, list(group_by), zone, local)
+    )
 
 
 def value_text(value: str | None, unit: str) -> str:
@@ -118,7 +142,9 @@ def value_text(value: str | None, unit: str) -> str:
     return f"{group_thousands(value)} {unit}".rstrip()
 
 
-def _usage_lines(session: Session, answer: Row, group_by: list[str], zone: tzinfo) -> Iterator[str]:
+def _usage_lines(
+    session: Session, answer: Row, group_by: list[str], zone: tzinfo, local: bool
+) -> Iterator[str]:
     unit = answer.get("unit") or ""
     fraction = answer.get("fraction")
     yield from field_lines(
@@ -131,6 +157,7 @@ def _usage_lines(session: Session, answer: Row, group_by: list[str], zone: tzinf
             ("exactly", f"{fraction[0]}/{fraction[1]}" if fraction else ""),
             ("events", group_thousands(answer["count"])),
             ("expired", "some events of this range have expired" if answer["expired"] else ""),
+            ("as of", age_text(answer, zone) if local else ""),
         ]
     )
     console = session.console
@@ -191,7 +218,7 @@ def accounts(session: Session, metric: str, sort: str, top: int | None, **when: 
 
 
 def _range_of(head: Row) -> Row:
-    return {name: head[name] for name in ("start", "end", "position")}
+    return {name: head[name] for name in ("start", "end", "position", "as_of") if name in head}
 
 
 _ACCOUNTS = Listing(

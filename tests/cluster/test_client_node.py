@@ -3,6 +3,7 @@
 import asyncio
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,17 @@ def test_events_come_back_as_they_were_sent(client: Client) -> None:
     fed = list(client.feed(account="reader", page_size=7))
     assert [event.id for event in fed] == [event.id for event in sent]
     assert {str(event.value) for event in fed} == {event.value for event in sent}
+
+
+def test_a_local_answer_says_how_old_it_is_of_a_node_alone_too(client: Client) -> None:
+    client.put_metric("local", "count")
+    before = time.time_ns()
+    assert client.ingest([Event("here", "local")]).stored == 1
+    usage = client.usage("here", "local", consistency="local")
+    assert usage.value == 1 and usage.as_of is not None and usage.as_of > before
+    pages = client.events("here", start=before, consistency="local")
+    assert len(list(pages)) == 1 and pages.head["as_of"] > usage.as_of
+    assert client.usage("here", "local").as_of is None
 
 
 @pytest.mark.parametrize("actor", ["router", "ingest", "usage", "wal_writer"])

@@ -39,6 +39,7 @@ from meterd.protocol.raft_messages import (
     TimeoutNow,
     Vote,
     VoteReply,
+    Vouch,
 )
 from meterd.protocol.raft_records import RecordSlice, RecordSlices
 from meterd.protocol.raft_rows import Rows
@@ -73,9 +74,20 @@ messages = st.one_of(
     st.builds(Vote, groups, terms, numbers, terms, flags),
     st.builds(VoteReply, groups, numbers, flags, terms),
     st.builds(
-        AppendReply, groups, terms, numbers, numbers, numbers, numbers, terms, numbers, flags
+        AppendReply,
+        groups,
+        terms,
+        numbers,
+        numbers,
+        numbers,
+        numbers,
+        terms,
+        numbers,
+        numbers,
+        flags,
     ),
     st.builds(TimeoutNow, groups, terms, numbers),
+    st.builds(Vouch, groups, terms, numbers),
     st.builds(Hello, numbers),
     st.builds(HelloReply, numbers, numbers),
     st.builds(
@@ -91,7 +103,8 @@ messages = st.one_of(
         numbers,
         numbers,
         st.lists(
-            st.builds(BeatReply, groups, terms, numbers, numbers, numbers, flags), max_size=4
+            st.builds(BeatReply, groups, terms, numbers, numbers, numbers, numbers, flags),
+            max_size=4,
         ).map(tuple),
     ),
     st.builds(Repair, groups, st.lists(st.tuples(numbers, numbers), max_size=4).map(tuple)),

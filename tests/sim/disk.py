@@ -41,6 +41,10 @@ class DiskGroup:
     def last(self) -> int:
         return self.base.index + len(self.ops)
 
+    def loses_promise(self) -> bool:
+        """Whether the last block has a term or a vote."""
+        return self.tail is not None and self.tail[1:] != (self.term, self.vote)
+
     def term_at(self, index: int) -> int | None:
         """Return the term at an index, None when there is no such op."""
         at = index - self.base.index
@@ -151,13 +155,24 @@ class Disk:
             group.ops[at] = group.ops[at]._replace(body=None)
             group.damaged.add(index)
 
-    def lose_tail(self) -> None:
-        """The last block is damaged whole: what it said is not known, only that it was there."""
+    def voted_in_last_block(self, number: int) -> int:
+        """Return whom a group's vote went to, if the last block has that; else 0."""
+        group = self.groups[number]
+        return group.vote if group.loses_promise() else 0
+
+    def lose_tail(self) -> int:
+        """The last block is damaged whole: what it said is not known, only that it was there.
+
+        Return how many groups have forgotten a term or a vote.
+        """
+        promises = 0
         for group in self.groups.values():
             group.uncertain = True
             if group.tail is None or group.tail[0] < group.base.index:
                 continue
+            promises += group.loses_promise()
             last, group.term, group.vote = group.tail
             del group.ops[last - group.base.index :]
             group.damaged = {i for i in group.damaged if i <= last}
             group.tail = None
+        return promises

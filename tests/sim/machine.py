@@ -54,6 +54,7 @@ FAST = replace(
     suspicion_ms=300,
     rank_ms=80,
     jitter_ms=20,
+    learner_ms=1000,
     pre_vote_retry_ms=40,
     election_ms=200,
     sticky_ms=250,

@@ -7,6 +7,7 @@ many seeds each one takes.  The product has no flags for this: functions are rep
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from meterd.core.raft import (
@@ -18,6 +19,7 @@ from meterd.core.raft import (
     repair,
     snapshots,
     transfer,
+    vouching,
 )
 from meterd.core.raft.events import WriteTerm
 from meterd.core.raft.log import Log
@@ -356,36 +358,80 @@ def lost_tail_votes() -> list[Patch]:
     return [(DiskGroup, "recovered", recovered)]
 
 
-@BUGS.add
-def lost_tail_is_trusted_at_once() -> list[Patch]:
-    def maybe_certain(group: GroupState) -> None:
-        if group.uncertain and group.match >= group.commit > 0:
+def trusted_when(holds: Callable[[GroupState], bool]) -> list[Patch]:
+    """A replica is certain as soon as something holds that its leader has told it."""
+    on_append, on_beat = following.on_append, following.on_beat
+
+    def look(group: GroupState) -> None:
+        if group.uncertain and holds(group):
             group.uncertain = False
             group.write_term()
 
-    return [(following, "maybe_certain", maybe_certain)]
+    def take_append(group: GroupState, sender: int, message: Any) -> None:
+        on_append(group, sender, message)
+        look(group)
+
+    def take_beat(group: GroupState, sender: int, beat: Any) -> Any:
+        reply = on_beat(group, sender, beat)
+        look(group)
+        return reply
+
+    return [(following, "on_append", take_append), (following, "on_beat", take_beat)]
+
+
+@BUGS.add
+def lost_tail_is_trusted_at_once() -> list[Patch]:
+    return trusted_when(lambda group: group.match >= group.commit > 0)
 
 
 @BUGS.add
 def lost_tail_is_trusted_by_a_late_append() -> list[Patch]:
-    original = following.maybe_certain
-
-    def maybe_certain(group: GroupState) -> None:
-        group.fresh_commit = group.leader_commit
-        original(group)
-
-    return [(following, "maybe_certain", maybe_certain)]
+    return trusted_when(lambda group: is_of_its_term(group, group.leader_commit))
 
 
 @BUGS.add
 def lost_tail_is_trusted_by_its_own_commit() -> list[Patch]:
-    original = following.maybe_certain
+    return trusted_when(lambda group: is_of_its_term(group, group.commit))
 
-    def maybe_certain(group: GroupState) -> None:
-        group.fresh_commit = group.commit
-        original(group)
 
-    return [(following, "maybe_certain", maybe_certain)]
+def is_of_its_term(group: GroupState, commit: int) -> bool:
+    has_it = group.match >= commit > group.log.base.index
+    return has_it and group.log.term_at(commit) == group.term
+
+
+@BUGS.add
+def lost_tail_is_counted() -> list[Patch]:
+    return [(Progress, "counted", property(lambda progress: progress.match))]
+
+
+@BUGS.add
+def lost_tail_confirms_reads() -> list[Patch]:
+    return [
+        (Progress, "counted_round", property(lambda progress: progress.round)),
+        (Progress, "counted_sent_at", property(lambda progress: progress.round_sent_at)),
+    ]
+
+
+@BUGS.add
+def lost_tail_is_vouched_for_by_an_old_op() -> list[Patch]:
+    original = vouching.on_reply
+
+    def on_reply(group: GroupState, sender: int, message: Any) -> None:
+        original(group, sender, message)
+        if sender in group.progress:
+            group.progress[sender].known_at = 0
+
+    return [(vouching, "on_reply", on_reply)]
+
+
+@BUGS.add
+def vouch_for_an_earlier_start_counts() -> list[Patch]:
+    original = vouching.on_vouch
+
+    def on_vouch(group: GroupState, sender: int, message: Any) -> None:
+        original(group, sender, message._replace(since=group.uncertain_since))
+
+    return [(vouching, "on_vouch", on_vouch)]
 
 
 @BUGS.add
@@ -394,6 +440,11 @@ def damaged_replica_leads() -> list[Patch]:
         return group.is_voter and not group.uncertain and group.moment.fit
 
     return [(elections, "may_campaign", may_campaign)]
+
+
+@BUGS.add
+def learners_do_not_campaign() -> list[Patch]:
+    return [(elections, "may_stand", lambda group: elections.may_campaign(group))]
 
 
 @BUGS.add

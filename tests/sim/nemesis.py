@@ -14,7 +14,7 @@ import numpy as np
 
 from meterd.core.raft.events import Damaged, Forgotten, ProposeChange, TransferLeadership
 from meterd.core.raft.node import ProposeSlices, Room
-from meterd.protocol.raft_messages import Configuration
+from meterd.protocol.raft_messages import Configuration, node_of
 from meterd.protocol.raft_slices import SliceOps
 from tests.sim.clients import EVENTS
 
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 from tests.sim.plan import MEAN_MS
+
+# How long a leader is cut off at most, for another machine to vote; how often that is looked at;
+# how long whom it has voted for is cut off then.
+VOTE_MS = 2500
+LOOK_US = 300
+AWAY_MS = 800
 
 
 class Nemesis:
@@ -223,12 +229,50 @@ class Nemesis:
 
     def _lost_tail(self, random: Random) -> None:
         """The last block of the fragile machine is unreadable at its next start."""
-        machine = self.world.machines[self.fragile]
         self.damaged = True
+        delay_ms = random.choice([20, 500])
+        leaders = [m for m in self.world.machines.values() if m.leads(0)]
+        if leaders and leaders[0].number != self.fragile and random.random() < 0.7:
+            self._lose_vote(leaders[0].number)
+        else:
+            self._lose_tail(delay_ms)
+
+    def _lose_tail(self, delay_ms: int) -> None:
+        machine = self.world.machines[self.fragile]
         self.world.mark("lost_tail", 500)
         self.world.crash(machine)
-        machine.disk.lose_tail()
-        self._later(random.choice([20, 500]), lambda: self._restart(machine))
+        self.world.counts["promises lost"] += machine.disk.lose_tail()
+        self._later(delay_ms, lambda: self._restart(machine))
+
+    def _lose_vote(self, leader: int) -> None:
+        """The fragile machine votes, and loses that block; it hears the leader of before again.
+
+        Whom it voted for is heard by nobody for a while.
+        """
+        world, disk = self.world, self.world.machines[self.fragile].disk
+        links = self._links_of(leader)
+        world.tell(f"cut off {leader}, until {self.fragile} votes")
+        world.cut.update(links)
+        until = world.now + world.paced(VOTE_MS)
+
+        def look() -> None:
+            voted_for = node_of(disk.voted_in_last_block(0))
+            found = voted_for not in (0, self.fragile, leader)
+            if not found and world.now < until and not self.ended:
+                world.after(LOOK_US, None, look)
+                return
+            world.cut.difference_update(links)
+            if found and not self.ended:
+                away = self._links_of(voted_for)
+                world.cut.update(away)
+                self._later(AWAY_MS, lambda: world.cut.difference_update(away))
+                self._lose_tail(1)
+
+        look()
+
+    def _links_of(self, one: int) -> list[tuple[int, int]]:
+        others = [n for n in self.world.machines if n != one]
+        return [(one, n) for n in others] + [(n, one) for n in others]
 
     def _wipe(self, random: Random) -> None:
         """A disk is lost for good; its node comes back as a new incarnation."""

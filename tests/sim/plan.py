@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Any
 
 # Kinds of fault, each with the mean time between two of them when a seed has it, in ms.
 FAULTS = {
@@ -127,3 +128,13 @@ def draw(seed: int) -> Plan:
         faults=faults,
         operations=operations,
     )
+
+
+def with_lost_votes(seed: int, **fields: Any) -> Plan:
+    """Return a plan whose only fault is that one machine of three loses its last block.
+
+    Often there was a vote in that.
+    """
+    plan = replace(draw(seed), voters=3, spares=0, rates=[1.0] * 3, groups=1)
+    plan = replace(plan, faults=["lost_tail"], operations=[], rarity=0.2, loss=0, spike=0)
+    return hurried(replace(plan, **fields))

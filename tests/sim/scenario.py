@@ -70,6 +70,11 @@ class Watched(Player):
         found = self._group(member).match
         expect(found == int(index), found)
 
+    @line(f"expect {N} (certain|uncertain)")
+    def _is_certain(self, member: str, how: str) -> None:
+        found = self._group(member).uncertain
+        expect(found == (how == "uncertain"), found)
+
     @line(f"expect voters {N} = {SOME}")
     def _has_voters(self, member: str, voters: str) -> None:
         found = self._group(member).log.configuration.voters

@@ -154,14 +154,6 @@ class Player:
         self._drop_cut()
         self.lab.deliver(int(source), int(target), int(count or 1 << 30))
 
-    @line(f"deliver {N} > {N} as before its start")
-    def _deliver_old(self, source: str, target: str) -> None:
-        self._drop_cut()
-        moment = self.lab.moments[int(target)]
-        moment.fresh = False
-        self.lab.deliver(int(source), int(target))
-        moment.fresh = True
-
     @line(f"flow(?: {SOME})?")
     def _flow(self, among: str | None = None) -> None:
         members = numbers(among) or tuple(self.lab.groups)
@@ -230,6 +222,11 @@ class Player:
     def _restart_without(self, member: str, first: str) -> None:
         """The end of its log cannot be read: it is uncertain."""
         self.lab.restart_without(int(member), int(first))
+
+    @line(f"restart {N} without term {N}")
+    def _restart_without_term(self, member: str, term: str) -> None:
+        """It has forgotten that term: it is uncertain."""
+        self.lab.restart_without_term(int(member), int(term))
 
     @line(f"slow disk {N}")
     def _slow(self, member: str) -> None:

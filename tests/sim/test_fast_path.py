@@ -13,7 +13,7 @@ import pytest
 from meterd.core.raft.fast_node import FastNode
 from meterd.core.raft.node import Node
 from meterd.core.raft.slices import WriteSlices
-from tests.sim.plan import Plan, draw
+from tests.sim.plan import Plan, draw, with_lost_votes
 from tests.sim.runner import run_plan
 
 
@@ -76,6 +76,14 @@ def test_the_same_steps_under_faults(start: int, monkeypatch: pytest.MonkeyPatch
     share = Share(monkeypatch)
     for seed in range(start, start + 6):
         assert_same(replace(draw(seed), groups=6, spread=True, records_steps=True))
+    assert share.fast > 0.2 * share.all
+
+
+@pytest.mark.slow
+def test_the_same_steps_when_votes_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = Share(monkeypatch)
+    for seed in range(1, 7):
+        assert_same(with_lost_votes(seed, groups=6, spread=True, records_steps=True))
     assert share.fast > 0.2 * share.all
 
 

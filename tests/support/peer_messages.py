@@ -36,6 +36,7 @@ from meterd.protocol.raft_messages import (
     TimeoutNow,
     Vote,
     VoteReply,
+    Vouch,
     member_id,
 )
 from meterd.protocol.raft_records import RecordSlice, RecordSlices
@@ -170,16 +171,17 @@ def every_envelope() -> dict[str, Envelope]:
             Vote(256, 9, 7, 6, True),
             VoteReply(5, 9, False, 10),
             TimeoutNow(6, 9, 12),
+            Vouch(7, 9, BOOT),
         ),
         "beats": envelope(
             Hello(98),
             HelloReply(BOOT, 97),
             Beats(5, 1_000, BOOT, (Beat(0, 7, 12), Beat(255, 7, 13))),
-            BeatReplies(4, 900, BOOT, (BeatReply(3, 7, 12, 11, 0, True),)),
+            BeatReplies(4, 900, BOOT, (BeatReply(3, 7, 12, 11, 0, 0, True),)),
         ),
         "replies": envelope(
-            AppendReply(3, 7, 12, 13, 12, 0, 0, 0, True),
-            AppendReply(4, 7, 12, 0, 12, 11, 6, 2, False),
+            AppendReply(3, 7, 12, 13, 12, 0, 0, 0, 0, True),
+            AppendReply(4, 7, 12, 0, 12, 11, 6, 2, BOOT, False),
             AckSlices(np.array(groups), *columns5[1:]),
         ),
         "append": envelope(

@@ -66,6 +66,7 @@ class Lab:
         self.moments: dict[int, Moment] = {}
         self.actions: dict[int, list[Action]] = {}
         self.messages: list[tuple[int, int, Any]] = []
+        self.boots = 0  # starts of all members
         self.slow: set[int] = set()  # members whose disk does not get on
         for member in self.configuration.members:
             ops = ops_of((logs or {}).get(member, []))
@@ -75,6 +76,8 @@ class Lab:
 
     def _open(self, member: int, recovered: Recovered, started_at: int) -> None:
         moment = Moment(started_at)
+        self.boots += 1
+        moment.boot = self.boots
         group = Group(
             0,
             member,
@@ -159,18 +162,25 @@ class Lab:
         log = group.log
         ops = log.ops[: max(0, group.durable - log.base.index)]
         kept = Log(log.base, ops, log.holes)
-        self._kept = {**getattr(self, "_kept", {}), member: (group.term, group.vote, kept)}
+        self._kept = {**getattr(self, "_kept", {}), member: (group, kept)}
 
     def restart(self, member: int, *, started_at: int | None = None) -> None:
-        term, vote, log = self._kept[member]
+        group, log = self._kept[member]
         since = self.now - 10_000 if started_at is None else started_at
-        self._open(member, Recovered(term, vote, log), since)
+        self._open(member, Recovered(group.term, group.vote, log, group.uncertain), since)
 
     def restart_without(self, member: int, first: int) -> None:
         """Come back without the ops from `first` on, knowing that something is lost."""
-        term, vote, log = self._kept[member]
+        group, log = self._kept[member]
         left = Log(log.base, log.ops[: first - 1 - log.base.index])
-        self._open(member, Recovered(term, vote, left, uncertain=True), self.now - 10_000)
+        lost = Recovered(group.term, group.vote, left, uncertain=True)
+        self._open(member, lost, self.now - 10_000)
+
+    def restart_without_term(self, member: int, term: int) -> None:
+        """Come back without that term, its vote and its ops, knowing that something is lost."""
+        _, log = self._kept[member]
+        left = Log(log.base, [op for op in log.ops if op.term < term])
+        self._open(member, Recovered(term - 1, 0, left, uncertain=True), self.now - 10_000)
 
     # Short ways.
 

@@ -200,6 +200,7 @@ def _messages() -> Iterator[tuple[str, str, list[bytes]]]:
         "checkpoint": {},
         "retention_show": {},
         "retention_set": {"days": 400},
+        "clock_accept": {},
         "retention_run": {"dry_run": True},
         "wal_status": {"holders": True},
         "wal_archive": {},

@@ -28,10 +28,7 @@ from meterd.protocol.errors import LocalProtocolError, RemoteProtocolError
         b"\xd4\x01\x00",
         msgpack.packb(msgpack.Timestamp(5)),
         b"\xc7\x00\xff",
-        b"\xdd\xff\xff\xff\xff",
-        b"\xdf\xff\xff\xff\xff",
         b"\xc6\xff\xff\xff\xff",
-        b"\xdc\x27\x11" + b"\x01" * 10_001,
         b"\x91" * 5_000 + b"\xc0",
     ],
     ids=lambda body: body[:8].hex() or "empty",
@@ -40,6 +37,22 @@ def test_what_is_not_one_value_within_the_limits_is_malformed(body):
     with pytest.raises(RemoteProtocolError) as caught:
         unpack(body)
     assert caught.value.code == "malformed"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xdc\x27\x11" + b"\x01" * 10_001,
+        msgpack.packb({"events": [{}] * 10_001}),
+    ],
+    ids=lambda body: body[:8].hex(),
+)
+def test_too_long_a_list_is_too_large_as_its_sender_can_split_it(body):
+    with pytest.raises(RemoteProtocolError, match="exceeds") as caught:
+        unpack(body)
+    assert caught.value.code == "too_large"
 
 
 @pytest.mark.parametrize("ending", [b"", b"\xc1", b"\xd4\x01\x00", b"\x81\x01\x01"])

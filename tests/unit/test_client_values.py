@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meterd.client import questions
 from meterd.client.batches import ColumnSource, EventSource, compact_ids, ingest_calls, take
 from meterd.client.connections import check_address
 from meterd.client.events import Event, make_id
 from meterd.client.partitions import PartitionMap, partition_of, root_of, xxh64
 from meterd.client.results import Usage
+from meterd.client.session import Unsendable
 from meterd.client.times import exact_value, to_nanoseconds
+from meterd.protocol.body import unpack
 from meterd.protocol.columns import ColumnInput, decode_events, encode_columns
 from meterd.protocol.errors import LocalProtocolError
 from meterd.protocol.event_columns import text_column
@@ -23,6 +26,35 @@ from meterd.protocol.limits import BODY_SIZE_MAX
 from tests.support.wire import rows_of
 
 NEW_YEAR = 1_767_225_600_000_000_000  # 2026-01-01 UTC
+
+
+def asked_by(plan) -> dict:
+    """The body of the first request of a plan."""
+    return unpack(next(plan).make_call().body)
+
+
+def test_every_question_about_events_takes_a_consistency() -> None:
+    local = {"consistency": "local"}
+    assert asked_by(questions.usage("acme", "m", local))["consistency"] == "local"
+    for listing in (
+        questions.accounts("m", local),
+        questions.events("acme", local),
+        questions.feed(None, None, local),
+    ):
+        assert asked_by(listing.page(None, 0))["consistency"] == "local"
+
+
+def test_a_local_answer_says_how_old_it_is() -> None:
+    answer = dict.fromkeys(("account", "metric", "aggregation", "unit", "position"), "")
+    answer |= {"start": 0, "end": 1, "value": "1", "count": 1, "newest_event": 0, "expired": False}
+    assert Usage.from_answer(answer).as_of is None
+    assert Usage.from_answer(answer | {"as_of": NEW_YEAR}).as_of == NEW_YEAR
+
+
+def test_thresholds_of_a_metric_are_sent() -> None:
+    thresholds = [{"code": "half", "value": "50"}]
+    body = asked_by(questions.put_metric("m", "sum", {"thresholds": thresholds}))
+    assert body["thresholds"] == thresholds
 
 
 @pytest.mark.parametrize(
@@ -257,8 +289,28 @@ def test_columns_that_make_no_table_are_refused(
 
 def test_float_columns_are_refused() -> None:
     source = ColumnSource({"account": "a", "metric": "m", "value": np.array([0.5, 1.5])})
-    with pytest.raises(LocalProtocolError, match="value"):
+    with pytest.raises(LocalProtocolError, match=r"value.*floats are not exact") as caught:
         list(ingest_calls(source, "sync", None))
+    assert (caught.value.code, caught.value.retry) == ("bad_request", "never")
+    assert caught.value.hint.startswith("mend")
+
+
+def test_a_question_that_cannot_be_sent_is_a_bad_request() -> None:
+    with pytest.raises(Unsendable, match="usage"):
+        asked_by(questions.usage("acme", "m", {"filters": {"region": [object()]}}))
+
+
+def test_any_iterable_of_events_is_taken_and_one_event_is_no_list() -> None:
+    events = [Event("a", "m", id=str(number)) for number in range(3)]
+    assert EventSource(event for event in events).count == 3
+    with pytest.raises(TypeError, match="list of events"):
+        EventSource(events[0])
+
+
+def test_one_numpy_moment_is_the_time_of_all_rows() -> None:
+    moment = np.datetime64("2026-01-01", "D")
+    source = ColumnSource({"account": ["a", "b"], "metric": "m", "timestamp": moment})
+    assert list(source.columns["timestamp"]) == [NEW_YEAR, NEW_YEAR]
 
 
 @given(
@@ -339,7 +391,7 @@ def test_both_clients_have_the_same_methods() -> None:
 
     from meterd.client import AsyncClient, Client
 
-    names = {name for name in vars(Client) if not name.startswith("_")} - {"producer"}
+    names = {name for name in vars(Client) if not name.startswith("_")}
     assert names == {name for name in vars(AsyncClient) if not name.startswith("_")}
     for name in names:
         blocking, awaited = (signature(getattr(kind, name)) for kind in (Client, AsyncClient))

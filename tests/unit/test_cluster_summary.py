@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from meterd.commands import changes
 from meterd.commands.cluster import META_GROUP, partition_rows
 from meterd.commands.cluster_summary import cluster_lines, is_degraded, section_of
+from meterd.commands.session import AdminError, Session
+from meterd.exits import AdminExit
 
 GROUPS = range(META_GROUP + 1)
 NODES = (1, 2, 3)
@@ -107,3 +110,47 @@ def test_a_replica_that_knows_no_leader_is_missing(cut_off: int) -> None:
     """It answers, but what is sent to it cannot be committed."""
     rows = partition_rows(document(*(node(number, knows=number != cut_off) for number in NODES)))
     assert all(row["missing"] == [cut_off] for row in rows)
+
+
+LED = {
+    "members_version": 1,
+    "reachable": 1,
+    "configured": 1,
+    "nodes": [{"node": 1, "reachable": True}],
+    "groups": [{"group": 0, "leader": 1}],
+}
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, failures: int, code: AdminExit) -> list[None]:
+    """Have so many questions to the cluster fail; returns a list that grows by each question."""
+    asked: list[None] = []
+
+    def ask(_session: Session) -> dict[str, Any]:
+        asked.append(None)
+        if len(asked) <= failures:
+            raise AdminError(code, "unreachable", "no answer")
+        return LED
+
+    monkeypatch.setattr(changes, "ask_cluster", ask)
+    monkeypatch.setattr(changes, "POLL_SECONDS", 0.0)
+    return asked
+
+
+def test_who_waits_for_a_cluster_asks_again_when_no_node_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = answering(monkeypatch, 3, AdminExit.UNREACHABLE)
+    assert changes.await_condition(Session(), "leader", 60.0)["reachable"] == 1
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("patience", "code"), [(0.0, AdminExit.UNREACHABLE), (60.0, AdminExit.NOT_ALLOWED)]
+)
+def test_it_gives_up_when_its_time_is_over_or_asking_again_is_no_use(
+    monkeypatch: pytest.MonkeyPatch, patience: float, code: AdminExit
+) -> None:
+    asked = answering(monkeypatch, 3, code)
+    with pytest.raises(AdminError) as caught:
+        changes.await_condition(Session(), "leader", patience)
+    assert caught.value.exit_code == code and len(asked) == 1

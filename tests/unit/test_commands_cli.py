@@ -10,12 +10,18 @@ import click
 import pytest
 
 from meterd import admin
+from meterd.client import Unsendable
 from meterd.commands import nodes
 from meterd.commands.console import Console, Listing
 from meterd.commands.session import AdminError
 from meterd.commands.tables import Column
 from meterd.exits import AdminExit, worst
-from meterd.protocol.errors import CODES, MetricConflict, Overloaded, Unreachable
+from meterd.protocol.errors import (
+    CODES,
+    MetricConflict,
+    Overloaded,
+    Unreachable,
+)
 
 DOCUMENT = (Path(admin.__file__).parent.parent / "docs" / "METERCTL.md").read_text()
 GLOBAL = {"nodes", "timeout", "output", "yes", "help", "version"}
@@ -49,6 +55,41 @@ def test_help_of_every_command_is_printed(path, capsys):
     assert "Usage: meterctl" in capsys.readouterr().out
 
 
+def test_no_command_is_said_to_be_missing_that_is_there():
+    groups = [each for each in COMMANDS.values() if isinstance(each, click.Group)]
+    for group in (admin.cli, *groups):
+        assert not group.later.keys() & group.commands.keys()
+        for name in group.later:
+            assert re.search(rf"\b{name}\b", DOCUMENT), name
+
+
+def test_a_restore_goes_to_the_configured_directory_unless_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    option = next(each for each in COMMANDS["restore", "node"].params if each.name == "data_dir")
+    context = click.Context(COMMANDS["restore", "node"])
+    assert option.process_value(context, None) == str(tmp_path / "data")
+    monkeypatch.setenv("METERD__NODE__DATA_DIR", "/var/lib/meterd")
+    assert option.process_value(context, None) == "/var/lib/meterd"
+    assert option.process_value(context, "/x") == "/x"
+
+
+def test_a_configuration_is_checked_and_shown_without_a_node(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "meterd.toml"
+    path.write_text('[wal]\nretention_days = 9\n[node]\nid = 1\npeers = "2:b:8001"\n')
+    assert admin.run(args=["config", "validate", "--file", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["valid"] and "odd number" in captured.err
+    monkeypatch.setenv("METERD_CONFIG", str(path))
+    assert admin.run(args=["config", "show"]) == 0
+    rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)["settings"]}
+    assert rows["wal.retention_days"] == {
+        "key": "wal.retention_days", "value": "9", "default": "7", "reloads": True,
+    }
+    path.write_text("[wal]\nretention_day = 9\n")
+    assert admin.run(args=["config", "validate"]) == 78
+    assert "retention_days" in capsys.readouterr().err
+
+
 def test_every_code_of_the_protocol_ends_with_a_known_exit_code():
     for code in CODES:
         error = type("Coded", (Overloaded,), {"code": code})("text")
@@ -60,6 +101,14 @@ def test_every_code_of_the_protocol_ends_with_a_known_exit_code():
     [
         (["usage", "a"], 2, "Missing argument"),
         (["nonsense"], 2, "No such command"),
+        (["void", "acme", "id-1"], 2, "void is not in this version: store an event"),
+        (["quota", "show", "acme"], 2, "quota is not in this version\n"),
+        (["account", "set", "acme"], 2, "account set is not in this version"),
+        (["node", "replace", "1", "4"], 2, "node replace is not in this version: add"),
+        (["-n", "here:1", "config", "reload"], 2, "config reload is not in this version: send"),
+        (["config", "validate", "--file", "/nowhere"], 78, "cannot read /nowhere"),
+        (["backup", "list"], 2, "--from DIR|URL, or METERCTL_BACKUPS"),
+        (["restore", "node", "--plan"], 2, "--from DIR|URL"),
         (["-n", "here", "status"], 2, "HOST:PORT"),
         (["status", "-n", "here:0"], 2, "HOST:PORT"),
         (["usage", "a", "m", "--period", "current", "--start", "-1h"], 2, "--period"),
@@ -67,6 +116,8 @@ def test_every_code_of_the_protocol_ends_with_a_known_exit_code():
         (["usage", "a", "m", "--start", "now", "--end", "-1h"], 2, "before"),
         (["usage", "a", "m", "--filter", "eu"], 2, "KEY=VALUE"),
         (["metric", "put", "m", "--aggregation", "sum", "--period", "fixed:x"], 2, "fixed"),
+        (["metric", "put", "m", "--aggregation", "sum", "--threshold", "half"], 2, "CODE=VALUE"),
+        (["metric", "put", "m", "--aggregation", "sum", "--threshold", "a=1:x=2"], 2, "every=N"),
         (["metric", "delete", "m"], 6, "--yes"),
         (["ingest", "/nowhere/at-all"], 2, "does not exist"),
         (["--timeout", "0.05", "-n", "127.0.0.1:1", "usage", "a", "m"], 3, "unreachable"),
@@ -85,6 +136,7 @@ def test_a_wrong_or_unanswered_command_says_why_on_standard_error(
     ("error", "exit_code"),
     [
         (Unreachable("no"), 3),
+        (Unsendable("half a character"), 2),
         (MetricConflict("other"), 6),
         (Overloaded(), 10),
         (AdminError(AdminExit.NO, "no", "no"), 1),
@@ -162,6 +214,34 @@ def test_a_listing_is_the_same_in_every_form(rows, capsys):
     assert shown("json", rows, capsys).count("\n") == 1
     assert [json.loads(line) for line in shown("ndjson", rows, capsys).splitlines()] == rows
     assert len(shown("table", rows, capsys).splitlines()) == len(rows) + 1
+
+
+def test_a_listing_that_fails_at_once_writes_no_half_document(capsys):
+    def no_rows():
+        raise Unreachable("no answer")
+        yield
+
+    with pytest.raises(Unreachable):
+        shown("json", no_rows(), capsys)
+    assert capsys.readouterr().out == ""
+
+
+def test_thresholds_of_a_metric_are_sent_as_the_protocol_has_them():
+    option = next(each for each in COMMANDS["metric", "put"].params if each.name == "thresholds")
+    context = click.Context(COMMANDS["metric", "put"])
+    assert option.type_cast_value(context, ["half=50"]) == ("half=50",)
+    assert option.process_value(context, ["half=50", "more=1.5:every=10"]) == [
+        {"code": "half", "value": "50"},
+        {"code": "more", "value": "1.5", "every": "10"},
+    ]
+
+
+def test_a_document_about_rows_is_a_line_for_each_as_json_lines(capsys):
+    document = {"reachable": 2, "rows": ROWS}
+    Console("ndjson", sys.stdout).show(document, list, "rows")
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == ROWS
+    Console("json", sys.stdout).show(document, list, "rows")
+    assert json.loads(capsys.readouterr().out) == document
 
 
 def test_without_a_terminal_the_result_is_json_and_without_colour(capsys):

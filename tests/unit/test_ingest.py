@@ -29,6 +29,7 @@ class Recorded(Ingest):
 
     def send(self, actor: str, frames: list[bytes]) -> None:
         self.__dict__.setdefault("sent", []).append((actor, frames[0]))
+        self.last = frames
 
     def taken(self) -> list[Any]:
         """Return to whom which kinds of messages were sent since the last call."""
@@ -94,6 +95,22 @@ def test_it_says_hello_once_it_can_serve(ingest: Recorded) -> None:
     ingest.handle(request("ingest", {"events": [EVENT]}))
     ingest.flush()
     assert ingest.taken() == [("replication", b"judge")]  # behind the records before it
+
+
+def test_an_event_without_a_good_account_or_id_is_kept_for_people_too(ingest: Recorded) -> None:
+    ingest.handle([b"registry", registry_of(1).to_bytes(), *bundle([])])
+    ingest.taken()
+    code = next(iter(ingest._registry.entries)).code
+    event = EVENT | {"metric": code, "value": "1.5"}
+    events = [event | {"account": "a" * 200}, event | {"id": ""}, event]
+    ingest.handle(request("ingest", {"events": events}))
+    assert ingest.taken() == [("retention_sweeper", b"refused_events")]
+    kept = msgpack.unpackb(ingest.last[1])
+    assert [(one["reason"], one["account"], one["id"]) for one in kept] == [
+        ("bad_account", "a" * 128, "one"),
+        ("bad_id", "acme", ""),
+    ]
+    assert {(one["metric"], one["value"], one["exponent"]) for one in kept} == {(code, 15, 1)}
 
 
 def send_one(actor: Recorded, number: int) -> list[Any]:

@@ -52,6 +52,16 @@ def test_a_job_gives_its_result_and_says_how_far_it_is(jobs):
     assert jobs.active("compact") is None
 
 
+def test_a_job_is_done_for_clients_when_what_follows_from_it_is(jobs):
+    job = jobs.start("compact", "compaction", lambda _: {"files": 3})
+    job.thread.join(10)
+    found = shown(jobs, job)
+    assert (found["state"], found["finished"], found["result"]) == ("running", None, None)
+    jobs.turn(time.monotonic())
+    found = shown(jobs, job)
+    assert (found["state"], found["result"]) == ("done", {"files": 3}) and found["finished"]
+
+
 def test_jobs_of_one_lane_wait_for_each_other_and_others_do_not(jobs):
     go, order = threading.Event(), []
 

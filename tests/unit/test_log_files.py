@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meterd.actors.log_files import View
 from meterd.core.registry import Registry
 from meterd.core.zones import UTC
 from meterd.protocol.errors import Corrupt, Internal, RangeExpired
@@ -52,6 +53,22 @@ def test_a_file_that_was_mapped_while_active_is_read_to_its_end_once_full(tmp_pa
     command = [sys.executable, "-c", program, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_who_reads_less_far_sees_no_more_though_another_has_read_on(tmp_path: Path) -> None:
+    """As a feed, which reads up to where something waits, and a question, which reads all."""
+    log = LogDirectory(tmp_path)
+    ends = []
+    for number in range(4):
+        log.write([LoggedEvent("acme", f"{number}-{n}", 0, 1, 1) for n in range(3)])
+        ends.append((1, len(log.builder.data)))
+        if number == 1:
+            assert len(log.view().log_file(1).all_rows()) == 6
+    refused = log.refused_of_waiting()
+    for place in (0, 3, 1, 2, 0):
+        view = View(log.files, ends[place], refused)
+        assert view.log_file(1).row_count == 3 * (place + 1)
+        assert len(view.log_file(1).all_rows()) == 3 * (place + 1)
 
 
 def test_a_file_deleted_while_it_is_read_is_expired(tmp_path: Path) -> None:

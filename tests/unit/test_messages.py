@@ -43,6 +43,7 @@ def test_the_table_says_who_serves_what():
         "checkpoint": "usage",
         "retention_show": "retention_sweeper",
         "retention_set": "usage",
+        "clock_accept": "usage",
         "retention_run": "retention_sweeper",
         "wal_status": "retention_sweeper",
         "wal_archive": "retention_sweeper",
@@ -139,6 +140,10 @@ def test_metric_put_gives_a_definition():
     }
     with pytest.raises(UnsupportedAggregation):
         check("metric_put", code="m", aggregation="percentile")
+    with pytest.raises(UnsupportedAggregation):
+        check("metric_put", code="m", aggregation="percentile", q="0.95", sample="5m")
+    with pytest.raises(BadRequest, match="missing"):
+        check("metric_put", code="m")
 
 
 def test_a_compressed_question_is_a_question():

@@ -105,6 +105,8 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
         ('[node]\ndata_dir = "a\\u0000b"\n', {}, ["node.data_dir", "meterd.toml"]),
         ("", {"METERD__NODE__ADVERTISE": "\udcff"}, ["node.advertise"]),
         ('[node]\nlisten = ""\n', {}, ["node.listen", "127.0.0.1"]),
+        ("", {"METERD__NODE__DATA_DIR": ""}, ["node.data_dir", "./data"]),
+        ('[node]\nadvertise = "a b"\n', {}, ["node.advertise", "host name"]),
         (f"a = {10_000 * '['}", {}, ["no TOML"]),
         (f"#{(1 << 20) * 'x'}\n", {}, ["meterd.toml", "1048576 bytes"]),
     ],

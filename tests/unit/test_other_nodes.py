@@ -80,7 +80,7 @@ class Pair:
             else:
                 result = self.two.answer(question_of(header.kind, fields))
                 status = "ok"
-                if result["next"] is not None:
+                if result["next"] is not None and header.kind != "feed":
                     result["next"] = f"2@{result['next']}"
             said = Header(header.id, header.kind, status, 1)
             self.socket.send_multipart([rid, *encode_answer(said, pack(result))])
@@ -108,8 +108,8 @@ def pair(tmp_path: Any) -> Iterator[Pair]:
     made.close()
 
 
-def other(pair: Pair, cursor: str | None = None) -> list[Any]:
-    return [2, pair.address, partition_sets.pack(ODD), cursor]
+def other(pair: Pair) -> list[Any]:
+    return [2, pair.address, partition_sets.pack(ODD)]
 
 
 def test_rows_of_both_nodes_come_in_one_order(pair: Pair) -> None:
@@ -136,17 +136,16 @@ def test_later_pages_are_cut_from_what_was_joined(pair: Pair) -> None:
 
 
 def test_a_feed_is_read_from_both(pair: Pair) -> None:
-    own = [1, "", partition_sets.pack(EVEN), None]
-    pair.ask(Question("feed", limit=100), [own, other(pair)])
-    status, page = pair.answer()
-    assert status == "ok" and page["next"].startswith("1@m;")
-    found = [event["account"] for event in page["events"]]
-    while len(found) < len(ACCOUNTS):
-        parts = page["next"].removeprefix("1@m;").split(";")
-        cursors = [part.split(":")[2] for part in parts]
-        pair.ask(Question("feed", limit=100), [[*own[:3], cursors[0]], other(pair, cursors[1])])
-        _, page = pair.answer()
+    own = [1, "", partition_sets.pack(EVEN)]
+    found, cursor = [], None
+    while True:
+        pair.ask(Question("feed", limit=8, after=cursor), [own, other(pair)])
+        status, page = pair.answer()
+        assert status == "ok", page
         found += [event["account"] for event in page["events"]]
+        if page["next"] == cursor:
+            break
+        cursor = page["next"]
     assert sorted(found) == ACCOUNTS
 
 

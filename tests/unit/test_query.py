@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 
 from meterd.actors import query as module
@@ -13,6 +14,7 @@ from meterd.core.questions import Question
 from meterd.core.registry import Registry
 from meterd.core.zones import UTC
 from meterd.protocol.limits import I64_MIN
+from meterd.protocol.log_format import GROUP_COUNT
 from meterd.protocol.metric import MetricDefinition
 from tests.support.log_builder import LoggedEvent
 from tests.support.log_directory import LogDirectory
@@ -44,6 +46,15 @@ class Node:
         event = LoggedEvent(account, f"id-{self.count}", 1, value, at)
         self.log.write([event], {0} if refused else set())
 
+    def ends(self, question: Question) -> dict[str, Any]:
+        """Of a node in a cluster: what is applied of each group."""
+        if question.partitions is None and not (self.parts and question.kind == "feed"):
+            return {}
+        applied = np.zeros(GROUP_COUNT, np.uint64)
+        for group, index in self.log.builder.indexes.items():
+            applied[group] = index
+        return {"ends": [applied.tobytes(), applied.tobytes()]}
+
     def ask(self, question: Question, rid: bytes = b"r", **header) -> None:
         context = {
             "question": question.to_map(),
@@ -54,7 +65,8 @@ class Node:
             "horizon": I64_MIN,
             "added": {},
             "parts": self.parts,
-            "cursor": "1@" if self.parts else "",
+            "cursor": "1@" if self.parts and question.kind != "feed" else "",
+            **self.ends(question),
             "refused": {number: list(raw) for number, raw in self.log.refused_of_waiting().items()},
         }
         if not self.knows_registry:

@@ -13,7 +13,7 @@ from meterd.core.raft.group import Group
 from meterd.core.raft.log import Log
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.state import FOLLOWER, Recovered
-from meterd.protocol.raft_messages import Configuration, Mark, Vote, VoteReply
+from meterd.protocol.raft_messages import CONFIG, Configuration, Mark, Op, Vote, VoteReply
 from tests.support.raft_lab import Lab, chain
 
 SETTINGS = Settings(jitter_ms=0)
@@ -61,10 +61,13 @@ def test_a_full_disk_waits_until_all_others_had_their_turn() -> None:
     assert one.patience > max(others)
 
 
-@pytest.mark.parametrize("what", ["hole", "uncertain", "clock", "learner"])
+@pytest.mark.parametrize("what", ["hole", "uncertain", "clock", "stranger"])
 def test_who_may_not_lead_does_not_campaign(what: str) -> None:
-    lab = Lab((1, 3), (2,)) if what == "learner" else Lab((1, 2, 3), logs={2: [1, 1]})
+    lab = Lab((1, 2, 3), logs={2: [1, 1]})
     group = lab.groups[2]
+    if what == "stranger":
+        group.write_ops([Op(3, 1, 7, CONFIG, 100, Configuration((1, 3)))])
+        group.commit = 3
     if what == "hole":
         group.log.damage(1)
     group.uncertain = what == "uncertain"
@@ -73,7 +76,16 @@ def test_who_may_not_lead_does_not_campaign(what: str) -> None:
     for _ in range(5):
         lab.wait(5000)
         elections.on_tick(group)
-    assert (group.role, group.term) == (FOLLOWER, 1 if what != "learner" else 0)
+    assert (group.role, group.term) == (FOLLOWER, 1)
+
+
+def test_a_learner_campaigns_when_no_voter_is_elected() -> None:
+    lab = Lab((1, 2, 3), (4,))
+    learner = lab.groups[4]
+    elections.wait_turn(learner)
+    others = [replica(0, m, (1, 2, 3), 1).patience for m in (1, 2, 3)]
+    assert learner.patience > max(others) + lab.settings.check_quorum_ms
+    assert elections.may_stand(learner) and not elections.may_campaign(learner)
 
 
 def test_a_replica_with_a_hole_votes_by_what_it_knows_of_it() -> None:

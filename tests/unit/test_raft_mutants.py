@@ -137,7 +137,7 @@ def an_ack_of_an_earlier_term_comes_late() -> bool:
     lab.elect(2, 2, 3)
     lab.elect(1, 1, 3)
     lab.drop()
-    late = AppendReply(0, 1, 1, 3, 3, 0, 0, 0, True)
+    late = AppendReply(0, 1, 1, 3, 3, 0, 0, 0, 0, True)
     lab._done(1, lab.groups[1].receive(2, late))
     return lab.groups[1].progress[2].match == 3
 

@@ -54,17 +54,19 @@ class Node:
             logs.follow(parsed(append), 1)
         return logs
 
-    def start(self) -> None:
-        """Start with what is durable."""
+    def start(self, *, without: int = 0) -> None:
+        """Start with what is durable; of so many records at the end nothing is known any more."""
+        self.durable_to -= without
         self.records = self.records[: self.durable_to]
         logs = self.logs()
+        logs.uncertain[:] = without > 0
         self.replicas = Replicas(
             unpack(msgpack.unpackb(msgpack.packb(logs.packed()), strict_map_key=False)),
             self.clock(),
             cluster=7,
             member=self.member,
             boot=self.now,
-            sequence=logs.groups.sequence,
+            sequence=logs.groups.sequence + without,
             leader_time=logs.groups.leader_time,
             random=Random(self.member),
         )
@@ -308,3 +310,26 @@ def test_a_node_that_starts_again_gets_what_it_lacks(trio: Trio) -> None:
     assert (ends[2].digest == ends[0].digest).all()
     for node in trio.nodes.values():
         assert (node.committed == ends[0].index.astype(np.int64)).all()
+
+
+def test_a_node_that_has_lost_its_last_record_is_certain_again(trio: Trio) -> None:
+    trio.forgets = False
+    trio.later(3_000)
+    leaders = trio.nodes[1].replicas.leaders
+    for member in (1, 2):
+        led = np.flatnonzero(leaders == member)[:5].tolist()
+        if led:
+            trio.nodes[member].propose(*led)
+    trio.later(500)
+    three = trio.nodes[3]
+    before = three.logs().groups.index.copy()
+    three.start(without=1)
+    assert (three.logs().groups.index < before).any()
+    assert all(group.uncertain for group in three.replicas.node.groups.values())
+    trio.later(6_000)
+    assert not any(group.uncertain for group in three.replicas.node.groups.values())
+    ends = {member: node.logs() for member, node in trio.nodes.items()}
+    assert not any(one.uncertain for one in unpack(ends[3].packed()))
+    for node in trio.nodes.values():
+        assert (node.committed == ends[1].groups.index.astype(np.int64)).all()
+    assert (ends[3].groups.digest == ends[1].groups.digest).all()

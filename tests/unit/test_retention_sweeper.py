@@ -501,6 +501,28 @@ def test_refused_events_are_listed_as_people_read_them(sweeper):
     assert page["next"] is None
 
 
+@pytest.mark.parametrize(
+    ("reason", "value", "exponent", "shown"),
+    [
+        ("bad_value", 1, 0, (7, None)),
+        ("bad_value", 0, 0, (7, None)),
+        ("bad_value", 1234, 3, (7, "1.234")),
+        ("bad_value", 1, 1, (7, "0.1")),
+        ("bad_timestamp", 1, 0, (None, "1")),
+    ],
+)
+def test_what_could_not_be_read_of_a_refused_event_is_not_made_up(
+    sweeper, reason, value, exponent, shown
+):
+    event = {"account": "a", "id": "i", "timestamp": 7, "metric": "m"}
+    event |= {"reason": reason, "value": value, "exponent": exponent}
+    sweeper.handle([b"refused_events", msgpack.packb([event])])
+    sweeper.handle([b"requests", *bundle([b"rid", *request("rejected", {"limit": 2})])])
+    sweeper.flush()
+    ((_, page),) = answers(sweeper)
+    assert (page["events"][0]["timestamp"], page["events"][0]["value"]) == shown
+
+
 def test_a_wrong_cursor_gets_an_error_answer(sweeper):
     sweeper.handle([b"requests", *bundle([b"rid", *request("rejected", {"after": "e.1.2"})])])
     sweeper.flush()

@@ -1,0 +1,210 @@
+"""Reads a feed by positions, for the query actor of a node in a cluster.
+
+The cursor says of each partition which position comes next (`core/feed_cursor.py`).  Where that
+lies in this node's files is looked up: from the first part of the log on that has something at or
+behind what comes next.  What lies there and was read elsewhere already is left out; that may be
+much where a partition has moved, for its log was written here later.
+
+Where a page ended is remembered, so that the next one begins there.  A page without events is the
+end of the log, whatever had to be passed over.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Final
+
+import numpy as np
+
+from meterd.actors.feed import Feed
+from meterd.actors.log_files import LogFile, Part, View
+from meterd.actors.reading import Steps
+from meterd.core.feed_cursor import FeedCursor, Positions, parse
+from meterd.core.kernels.cells import POSITION_ROW_BITS
+from meterd.core.listing import Place
+from meterd.core.log_index import Rows
+from meterd.core.partition_sets import partition
+from meterd.core.questions import Question
+from meterd.core.registry import Registry
+from meterd.core.segment_data import Ints
+from meterd.core.segment_reader import SegmentReader
+from meterd.core.slice_places import LogPlaces, Mask, SlicePlaces, of_segment
+from meterd.protocol.errors import RangeExpired
+from meterd.protocol.limits import PARTITION_COUNT
+
+# Pages whose end is remembered, and parts of the log of which is known what they hold.
+ENDS_MAX: Final = 256
+BOUNDS_MAX: Final = 4_096
+# Tables of parts that are kept; of a segment about 24 bytes a slice.
+TABLES_MAX: Final = 2
+
+EXPIRED: Final = "events behind this cursor have expired; begin again without a cursor"
+
+Key = tuple[str, bytes, bytes]
+
+
+class Places:
+    """What is remembered from page to page; nothing depends on it but time."""
+
+    def __init__(self) -> None:
+        # Where a page ended, and up to where rows have to be looked at whether they were read.
+        self.ends: OrderedDict[Key, tuple[Place, Place]] = OrderedDict()
+        self._bounds: OrderedDict[tuple[int, int], tuple[Ints, Ints]] = OrderedDict()
+        self._tables: OrderedDict[tuple[int, int], SlicePlaces] = OrderedDict()
+        self._starts: OrderedDict[int, Ints] = OrderedDict()
+
+    def note(self, key: Key, ends: tuple[Place, Place]) -> None:
+        _keep(self.ends, key, ends, ENDS_MAX)
+
+    def bounds(self, view: View, part: Part) -> tuple[Ints, Ints]:
+        """Return the least and the greatest index of each partition in a part (-1: none)."""
+        key = _key_of(view, part)
+        known = self._bounds.get(key)
+        if known is None:
+            known = self.table(view, part).bounds()
+        _keep(self._bounds, key, known, BOUNDS_MAX)
+        return known
+
+    def table(self, view: View, part: Part) -> SlicePlaces:
+        if part.segment is None:
+            return self.of_log(view.log_file(part.first))
+        return self.of_segment(view.segment(part.segment))
+
+    def of_segment(self, reader: SegmentReader) -> SlicePlaces:
+        key = (reader.header.set_id, -1)
+        known = self._tables.get(key)
+        known = of_segment(reader.all_slices()) if known is None else known
+        _keep(self._tables, key, known, TABLES_MAX)
+        return known
+
+    def of_log(self, file: LogFile) -> LogPlaces:
+        key = (file.number, len(file.rows.record_row))
+        known = self._tables.get(key)
+        made = known if isinstance(known, LogPlaces) else LogPlaces(file.rows)
+        _keep(self._tables, key, made, TABLES_MAX)
+        return made
+
+    def partition_starts(self, reader: SegmentReader) -> Ints:
+        known = self._starts.get(reader.header.set_id)
+        known = reader.partition_starts() if known is None else known
+        _keep(self._starts, reader.header.set_id, known, BOUNDS_MAX)
+        return known
+
+
+def _key_of(view: View, part: Part) -> tuple[int, int]:
+    if part.segment is not None:
+        return part.segment.header.set_id, -1
+    is_full = part.first < view.end_file
+    return part.first, -2 if is_full else len(view.log_file(part.first).rows.record_row)
+
+
+def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
+    kept[key] = value
+    kept.move_to_end(key)
+    if len(kept) > most:
+        kept.popitem(last=False)
+
+
+class _Unread:
+    """Which rows were not read yet, by the cursor, which moves on."""
+
+    def __init__(self, places: Places, positions: Positions, wanted: Mask, until: Place) -> None:
+        self._places = places
+        self._positions, self._wanted = positions, wanted
+        self._until = until  # behind it nothing was read elsewhere
+
+    def in_log(self, place: Place, file: LogFile, rows: Rows) -> Rows:
+        if place >= self._until or not len(rows):
+            return rows
+        table, at = self._places.of_log(file), rows.astype(np.int64)
+        return rows[table.unread(table.partitions(at), at, self._positions, self._wanted)]
+
+    def in_segment(self, place: Place, reader: SegmentReader, pairs: Ints) -> Ints:
+        if place >= self._until or not len(pairs):
+            return pairs
+        starts = self._places.partition_starts(reader)
+        groups = np.searchsorted(starts, pairs[:, 1], side="right") - 1
+        table = self._places.of_segment(reader)
+        return pairs[table.unread(groups, pairs[:, 0], self._positions, self._wanted)]
+
+    def take(self, partition: int, position: int) -> bool:
+        if not self._wanted[partition] or position < self._positions[partition]:
+            return False
+        self._positions[partition] = position + 1
+        return True
+
+
+def read_feed(
+    view: View,
+    question: Question,
+    registry: Registry,
+    horizon: int,
+    places: Places,
+    ends: tuple[bytes, bytes],
+) -> Steps:
+    """Return a page; its events come in the order of this node's log.
+
+    ends: of each partition (u64[256]) the index that is applied, and the one up to which all lies
+    before the view's end.  Raises RangeExpired when events behind the cursor have gone.
+    """
+    applied, settled = (np.frombuffer(one, np.int64)[:PARTITION_COUNT] + 1 for one in ends)
+    if question.after == "end":
+        return {"events": [], "next": str(FeedCursor(applied << POSITION_ROW_BITS))}
+    cursor = parse(question.after) if question.after else FeedCursor()
+    wanted = _wanted(question)
+    end = Place(view.end_file, view.log_file(view.end_file).row_count)
+    key = _ends_key(question, cursor.positions, wanted)
+    begin, until = places.ends.get(key) or (_find(view, places, cursor.positions, wanted), end)
+    yield
+    if begin.file_number < view.parts[0].first:
+        raise RangeExpired(EXPIRED)
+    unread = _Unread(places, cursor.positions, wanted, until)
+    feed = Feed(view, question, registry, horizon, unread)
+    place = begin
+    while not feed.is_full and place.file_number <= view.end_file:
+        place = feed.read(place)
+        if not feed.events:
+            places.note(key, (place, until))
+            feed.look_on()
+        yield
+    if feed.at_end:
+        cursor.positions[wanted] = np.maximum(
+            cursor.positions[wanted], settled[wanted] << POSITION_ROW_BITS
+        )
+    places.note(_ends_key(question, cursor.positions, wanted), (place, until))
+    return {"events": feed.events, "next": str(cursor)}
+
+
+def _wanted(question: Question) -> Mask:
+    chosen: Any = slice(None) if question.partitions is None else list(question.partitions)
+    if question.account:
+        chosen = [partition(question.account)]
+    wanted = np.zeros(PARTITION_COUNT, np.bool_)
+    wanted[chosen] = True
+    return wanted
+
+
+def _ends_key(question: Question, positions: Positions, wanted: Mask) -> Key:
+    return question.account, positions[wanted].tobytes(), np.packbits(wanted).tobytes()
+
+
+def _find(view: View, places: Places, positions: Positions, wanted: Mask) -> Place:
+    """Return a place behind which all lies that comes next.  Raises RangeExpired."""
+    following = positions >> POSITION_ROW_BITS
+    begun = np.flatnonzero(wanted & (positions > 0))
+    found, lows = None, np.full(PARTITION_COUNT, -1, np.int64)
+    for part in view.parts:
+        low, high = places.bounds(view, part)
+        if found is None and (wanted & (high >= following)).any():
+            found = part
+        lows = np.where((lows < 0) | ((low >= 0) & (low < lows)), low, lows)
+        if found is not None and (lows[begun] >= 0).all():
+            break
+    if view.totals and (lows[begun] > following[begun]).any():
+        raise RangeExpired(EXPIRED)
+    place = None if found is None else places.table(view, found).begin(positions, wanted)
+    if found is None or place is None:
+        return Place(view.end_file, view.log_file(view.end_file).row_count)
+    if found.segment is None:
+        return Place(found.first, place)
+    return Place(*view.segment(found.segment).place_of(place))

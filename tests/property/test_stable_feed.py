@@ -1,0 +1,228 @@
+"""A feed by positions gives every event once, whichever replica gives the next page."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meterd.actors import stable_feed
+from meterd.core import feed_cursor
+from meterd.core.feed_cursor import FeedCursor, is_stable, parse
+from meterd.core.partition_sets import partition
+from meterd.core.questions import Question
+from meterd.protocol.errors import BadRequest, RangeExpired
+from meterd.protocol.fields import FEED_CURSOR_SIZE_MAX
+from meterd.protocol.fields import feed_cursor as checked
+from meterd.protocol.limits import I64_MIN, NODE_MAX, PARTITION_COUNT
+from meterd.protocol.log_format import GROUP_COUNT
+from tests.support.log_builder import LoggedEvent
+from tests.support.log_directory import LogDirectory, finish
+from tests.support.segments import EVER, registry_of
+
+REGISTRY = registry_of(1)
+ACCOUNTS = ("a", "b", "c/d", "e", "f/g/h")
+assert len({partition(name) for name in ACCOUNTS}) == len(ACCOUNTS)
+
+# An op of a partition: which of its events are stored; none: an op without rows.
+op = st.tuples(st.sampled_from(ACCOUNTS), st.lists(st.booleans(), max_size=3))
+phases = st.lists(st.lists(op, max_size=12), min_size=1, max_size=4)
+
+
+class Replica:
+    """A node's log: of each partition the same ops as everywhere, in an order of its own."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir()
+        self.log = LogDirectory(path)
+        self.places = stable_feed.Places()
+        self.missing: list[Any] = []
+
+    def write(self, random: Any) -> None:
+        """Write what is missing, partitions in any order, several ops in one record."""
+        queues: dict[str, list[Any]] = {}
+        for account, events in self.missing:
+            queues.setdefault(account, []).append(events)
+        self.missing = []
+        while queues:
+            at_once = random.sample(sorted(queues), random.randint(1, min(2, len(queues))))
+            record: list[LoggedEvent] = []
+            refused = set()
+            for account in at_once:
+                events = queues[account].pop(0)
+                if not queues[account]:
+                    del queues[account]
+                if not events:
+                    indexes, number = self.log.builder.indexes, partition(account)
+                    indexes[number] = indexes.get(number, 0) + 1
+                for event, is_stored in events:
+                    if not is_stored:
+                        refused.add(len(record))
+                    record.append(event)
+            if record:
+                self.log.write(record, refused)
+            if random.random() < 0.2:
+                self.log.seal(segmented=random.random() < 0.5)
+
+    def tidy(self, random: Any) -> None:
+        """Make a segment, or forget what is remembered as after a restart."""
+        waiting = [number for number in self.log.waiting if number < self.log.builder.file_number]
+        if waiting and random.random() < 0.3:
+            self.log.make_segment(random.choice(waiting))
+            self.log.files.refresh()
+        if random.random() < 0.2:
+            self.places = stable_feed.Places()
+
+    def page(self, question: Question) -> dict[str, Any]:
+        applied = np.zeros(GROUP_COUNT, np.uint64)
+        for group, index in self.log.builder.indexes.items():
+            applied[group] = index
+        ends = (applied.tobytes(), applied.tobytes())
+        view = self.log.view()
+        steps = stable_feed.read_feed(view, question, REGISTRY, I64_MIN, self.places, ends)
+        page: dict[str, Any] = finish(steps)
+        return page
+
+
+@settings(max_examples=30)
+@given(phases, st.integers(1, 4), st.sampled_from(["", *ACCOUNTS]), st.randoms())
+def test_every_event_once_whoever_is_asked(
+    drawn: list[Any], limit: int, account: str, random: Any
+) -> None:
+    with tempfile.TemporaryDirectory() as path:
+        replicas = [Replica(Path(path, str(number))) for number in range(3)]
+        latecomer = Replica(Path(path, "late"))
+        expected: dict[str, list[str]] = {name: [] for name in ACCOUNTS}
+        seen: dict[str, list[str]] = {name: [] for name in ACCOUNTS}
+        cursor, count = None, 0
+        for number, ops in enumerate(drawn):
+            for name, flags in ops:
+                events = []
+                for is_stored in flags:
+                    count += 1
+                    event = LoggedEvent(name, f"id-{count}", 1, count, count)
+                    events.append((event, is_stored))
+                    if is_stored and account in ("", name):
+                        expected[name].append(event.id)
+                for replica in (*replicas, latecomer):
+                    replica.missing.append((name, events))
+            if number + 1 == len(drawn):
+                replicas.append(latecomer)  # a new replica, which gets everything at once
+            for replica in replicas:
+                replica.write(random)
+            turns = 1_000 if number + 1 == len(drawn) else random.randint(0, 4)
+            for _ in range(turns):
+                replica = random.choice(replicas)
+                replica.tidy(random)
+                question = Question("feed", account, limit=limit, after=cursor, **EVER)
+                page = replica.page(question)
+                cursor = page["next"]
+                assert checked(cursor) == cursor and is_stable(cursor)
+                assert len(page["events"]) <= limit
+                for event in page["events"]:
+                    seen[event["account"]].append(event["id"])
+                if not page["events"]:
+                    break
+        assert seen == expected
+
+
+def test_parts_of_several_nodes_and_from_now_on(tmp_path: Path) -> None:
+    one, two = Replica(tmp_path / "1"), Replica(tmp_path / "2")
+    sets = [tuple(p for p in range(PARTITION_COUNT) if p % 2 == odd) for odd in (0, 1)]
+
+    def write(batch: int) -> set[str]:
+        for replica, order in ((one, ACCOUNTS), (two, ACCOUNTS[::-1])):
+            for name in order:
+                replica.log.write([LoggedEvent(name, f"{name}-{batch}", 1, 1, 5)])
+        return {f"{name}-{batch}" for name in ACCOUNTS}
+
+    def read(after: str | None, *replicas: Replica) -> tuple[set[str], str]:
+        found: Counter[str] = Counter()
+        cursor = FeedCursor() if after in (None, "end") else parse(after)
+        for replica, chosen in zip(replicas, sets, strict=True):
+            asked = after if after in (None, "end") else str(cursor)
+            page = replica.page(Question("feed", after=asked, partitions=chosen, **EVER))
+            cursor.advance(chosen, parse(page["next"]))
+            found.update(event["id"] for event in page["events"])
+        assert max(found.values(), default=1) == 1
+        return set(found), str(cursor)
+
+    first = write(1)
+    found, cursor = read(None, one, two)
+    assert found == first
+    _, end = read("end", two, one)
+    second = write(2)
+    assert read(cursor, two, one)[0] == second
+    found, cursor = read(end, one, two)
+    assert found == second
+    assert read(cursor, two, one) == (set(), cursor)
+
+
+def test_feeds_of_two_accounts_of_a_partition_do_not_meddle(tmp_path: Path) -> None:
+    replica = Replica(tmp_path / "1")
+    for number in range(6):
+        name = f"a/{number % 2}"
+        replica.log.write([LoggedEvent(name, f"{name}-{number}", 1, 1, 5)])
+    for account in ("a/1", "a/0", "a/2", "a/0"):
+        page = replica.page(Question("feed", account, limit=9, **EVER))
+        assert [event["account"] for event in page["events"]] == [account] * 3 * (account != "a/2")
+
+
+def test_a_cursor_whose_events_have_gone_is_refused(tmp_path: Path) -> None:
+    replica = Replica(tmp_path / "1")
+    for number in range(6):
+        replica.log.write([LoggedEvent("a", f"id-{number}", 1, 1, 5)])
+        if number in (1, 3):
+            replica.log.seal(segmented=True)
+    first = replica.page(Question("feed", limit=1, **EVER))["next"]
+    third = replica.page(Question("feed", limit=3, **EVER))["next"]
+    replica.log.delete([1], REGISTRY, 6)
+    for remembers in (True, False):
+        replica.places = replica.places if remembers else stable_feed.Places()
+        with pytest.raises(RangeExpired):
+            replica.page(Question("feed", after=first, **EVER))
+        page = replica.page(Question("feed", after=third, **EVER))
+        assert [event["id"] for event in page["events"]] == ["id-3", "id-4", "id-5"]
+        page = replica.page(Question("feed", **EVER))
+        assert [event["id"] for event in page["events"]] == ["id-2", "id-3", "id-4", "id-5"]
+
+
+positions = st.integers(0, (1 << 63) - 1)
+
+
+@given(st.dictionaries(st.integers(0, PARTITION_COUNT - 1), positions), st.integers(0, NODE_MAX))
+def test_a_cursor_says_what_was_said(drawn: dict[int, int], turn: int) -> None:
+    cursor = FeedCursor(turn=turn)
+    for number, position in drawn.items():
+        cursor.positions[number] = position
+    text = str(cursor)
+    again = parse(text)
+    assert (again.positions == cursor.positions).all() and again.turn == turn
+    assert is_stable(text) and len(text) <= FEED_CURSOR_SIZE_MAX
+
+
+def test_the_largest_cursor_finds_room() -> None:
+    text = str(FeedCursor(np.full(PARTITION_COUNT, (1 << 63) - 1), NODE_MAX))
+    assert checked(text) == text and len(str(FeedCursor())) < 10
+
+
+@given(st.text(max_size=20) | st.text("p.0123AB_-", max_size=40).map("p.".__add__))
+def test_a_damaged_cursor_is_refused_or_means_something(text: str) -> None:
+    try:
+        made = parse(text)
+    except BadRequest:
+        return
+    assert (made.positions >= 0).all() and parse(str(made)).turn == made.turn
+
+
+@pytest.mark.parametrize("text", ["", "p.", "p.1", "p.1.AA", "p.256.", "p.-1.", "p.1.gA", "q.1."])
+def test_what_is_no_cursor(text: str) -> None:
+    with pytest.raises(BadRequest):
+        parse(text)
+    assert feed_cursor.MARK == "p."
