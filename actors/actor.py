@@ -17,13 +17,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import msgpack
 import zmq
 
-from meterd.actors import endings, journal, sockets
+from meterd.actors import endings, journal, rings, sockets
 from meterd.actors.options import Options
 from meterd.actors.telemetry import Telemetry
 from meterd.protocol.errors import BootFailed, Corrupt, DiskFull, FsyncFailed
@@ -80,6 +81,8 @@ class Actor:
         ] = {}
         self._watched: dict[int, Callable[[], None]] = {}
         self._outboxes: dict[str, zmq.Socket[bytes]] = {}
+        self._ring = rings.writer_of(self.name)
+        self._puts: dict[str, sockets.Put] = {}  # of actors that read the ring
         self._wake = os.pipe()
         self._tick_due = 0.0
 
@@ -149,7 +152,9 @@ class Actor:
         outbox = self._outboxes.get(actor)
         if outbox is None:
             outbox = self._outboxes[actor] = sockets.outbox(self.run_dir, actor)
-        sockets.send_packed(outbox, frames)
+            if self._ring is not None and self._ring.reads(actor):
+                self._puts[actor] = partial(self._ring.put, actor)
+        sockets.send_packed(outbox, frames, self._puts.get(actor))
 
     # The loop
 
@@ -164,7 +169,9 @@ class Actor:
         self.watch(self._wake[0], self._on_wake)
         self.open()
         inbox = sockets.inbox(self.run_dir, self.name)
-        self.listen(inbox, self.handle, sockets.receive_packed)
+        reader = rings.reader_of(self.name)
+        take = None if reader is None else reader.take
+        self.listen(inbox, self.handle, partial(sockets.receive_packed, take=take))
         self._serve()
         self.close()
         self.report()

@@ -61,7 +61,7 @@ class Ingest(Actor):
         words = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
         # What is gathered is split over the nodes that lead: so much for each of them.
         nodes = max(1, len(self.options.node.cluster_nodes))
-        self._stage = Stage(self.options.ingest.record_events_max * nodes, words)
+        self._stage = Stage(self.options.ingest.record_events_max, words, nodes)
         self._answers = Answers(self)
         self._requests: list[Request] = []
         self._accepted: list[bytes] = []  # answers to `async` requests, as frames

@@ -29,6 +29,7 @@ from meterd.actors import (
     peer_copy,
     peer_list,
     restored,
+    rings,
     start_checks,
     storage_versions,
 )
@@ -108,6 +109,7 @@ def _prepare(options: Options, notifier: Notifier) -> str:
     with timed("kernels loaded"):
         warm_kernels()
     lease_words.shared()  # before the fork
+    rings.make_rings()
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
     gc.collect()
     gc.freeze()

@@ -310,7 +310,7 @@ class Limits:
 class Ingest:
     """How events become records of the log."""
 
-    record_events_max: int = _count(4_096, "start a new record after so many events", 1, 1_000_000)
+    record_events_max: int = _count(8_192, "start a new record after so many events", 1, 1_000_000)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ marks, so a PUSH never blocks on a living actor.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
@@ -68,6 +68,10 @@ _pack = msgpack.Packer(default=memoryview).pack
 
 Frame = bytes | memoryview
 
+# Puts a large frame where its reader will look: (position, size), or None.  Takes it there.
+Put = Callable[[Any], tuple[int, int] | None]
+Take = Callable[[int, int], memoryview]
+
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
 _context_pid = 0
 
@@ -112,29 +116,36 @@ def receive(socket: zmq.Socket[bytes]) -> list[Any]:
     return frames
 
 
-def send_packed(socket: zmq.Socket[bytes], frames: Sequence[Any]) -> None:
+def send_packed(socket: zmq.Socket[bytes], frames: Sequence[Any], put: Put | None = None) -> None:
     """Send one message of bytes or arrays to an inbox.
 
     Its small frames are one frame, a msgpack list, for each frame costs some microseconds on
     either side, in four threads; in the place of a large one there is nil, and it comes behind.
+    Or there is where `put` has put it (`rings.py`).
     """
     small = list(frames)
     message: list[Any] = [b""]
     for place, frame in enumerate(small):
         size = len(frame) if type(frame) is bytes else memoryview(frame).nbytes
         if size >= VIEW_SIZE:
-            message.append(frame)
-            small[place] = None
+            small[place] = None if put is None else put(frame)
+            if small[place] is None:
+                message.append(frame)
     message[0] = _pack(small)
     send(socket, message)
 
 
-def receive_packed(socket: zmq.Socket[bytes]) -> list[Any]:
-    """Take one message that `send_packed` sent.  Raises zmq.Again when none waits."""
+def receive_packed(socket: zmq.Socket[bytes], take: Take | None = None) -> list[Any]:
+    """Take one message that `send_packed` sent; `take` finds what was put where it lies.
+
+    Raises zmq.Again when none waits.
+    """
     frames: list[Any] = msgpack.unpackb(_receive(socket, NOBLOCK))
     for place, frame in enumerate(frames):
         if frame is None:
             frames[place] = content(_receive(socket, NOBLOCK, False))
+        elif take is not None and type(frame) is list:
+            frames[place] = take(*frame)
     return frames
 
 

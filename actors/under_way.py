@@ -2,8 +2,8 @@
 
 Where a record crosses to other nodes it costs much and an event in it little.  So while a few
 gatherings are under way, requests that come are gathered further, and go when one of those is
-decided.  A gathering that nobody decides (a node is gone) stops counting after a moment: it must
-not hold up what other nodes lead.
+decided.  A gathering that nobody decides (a node is gone) stops counting after half a second: it
+must not hold up for long what other nodes lead.
 
 Does not know: what a gathering is, who decides it.
 """
@@ -15,8 +15,9 @@ from typing import Final
 
 # So many gatherings under way keep every actor of the way busy.
 GATHERINGS_MAX: Final = 3
-# One that is under way for longer counts no more.
-SECONDS_MAX: Final = 0.05
+# One that is under way for longer counts no more.  Several times what one takes where processors
+# are all busy: when those under way counted no more there, small ones would add to the burden.
+SECONDS_MAX: Final = 0.5
 
 
 class UnderWay:

@@ -111,7 +111,7 @@ class RunMaker:
             # What the last block had no line for comes first in the next.
             np.empty((2 * BLOCK_ENTRIES_MAX, 2), np.uint64),
             np.empty((BLOCK_ENTRIES_MAX, 2), np.uint64),
-            np.empty(BLOCK_LINES + 1, np.int64),
+            np.empty(BLOCK_LINES * kernels.LINE_PARTS + 1, np.int64),
         )
 
     def pieces(self, source: Source) -> Iterator[Piece]:

@@ -64,9 +64,13 @@ class Packed(NamedTuple):
 class Stage:
     """Rows of requests on their way into one record.  Changed only through its methods."""
 
-    def __init__(self, record_events_max: int, identity_key: tuple[int, int]) -> None:
-        rows_max = record_events_max + limits.EVENTS_MAX
-        self._enough = record_events_max
+    def __init__(
+        self, record_events_max: int, identity_key: tuple[int, int], records: int = 1
+    ) -> None:
+        """`records`: how many are made of what is staged (`pack_parts`), if all are of one size."""
+        self._enough = record_events_max * records
+        self._heap_enough = HEAP_SIZE_ENOUGH * records
+        rows_max = self._enough + limits.EVENTS_MAX
         self._key = identity_key
         self._staged = reserve((rows_max, kernels.ROW_WORDS), np.int64)
         self._refused = reserve((rows_max, kernels.ROW_WORDS), np.int64)
@@ -115,7 +119,7 @@ class Stage:
         state = self._state
         return bool(
             state[kernels.STAGED] + state[kernels.REFUSED] >= self._enough
-            or state[kernels.HEAP_USED] >= HEAP_SIZE_ENOUGH
+            or state[kernels.HEAP_USED] >= self._heap_enough
         )
 
     def add_body(self, body: Bytes, request: int) -> tuple[int, Durability] | None:

@@ -31,6 +31,8 @@ _U64 = np.uint64
 FILTER_WORDS = 8
 # So many lines are filled from one run before the next: they stay in the cache.
 STEP_LINES = 2_048
+# So many entries are asked for ahead of the one that is added.
+AHEAD = 24
 _BIT = np.uint64(511)
 
 EDGE, HAS_FLUSHING = range(2)
@@ -126,7 +128,15 @@ def add_entries(filter: Any, entries: Array) -> None:
     """Remember the keys of entries (u64[n, 2], see kernels/runs.py)."""
     words, older, facts = filter
     lines, older_lines = len(words) // FILTER_WORDS, len(older) // FILTER_WORDS
-    for i in range(len(entries)):
+    in_words, in_older = words.reshape(-1, FILTER_WORDS), older.reshape(-1, FILTER_WORDS)
+    count = len(entries)
+    for i in range(count):
+        ahead = entries[min(i + AHEAD, count - 1), 0]
+        line = home_line(ahead, lines)
+        if line < facts[EDGE]:
+            prefetch(in_words, line)
+        elif older_lines:
+            prefetch(in_older, home_line(ahead, older_lines))
         k0, k1 = entries[i, 0], entries[i, 1]
         line = home_line(k0, lines)
         if line < facts[EDGE]:

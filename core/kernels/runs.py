@@ -40,6 +40,8 @@ _U64 = np.uint64
 LINE_WORDS = 32
 LINE_SLOTS = LINE_WORDS - 1  # the last word says how many are in use
 SLOTS_USED = 24  # on average
+# A line is sorted in so many parts, three entries each: putting those in order takes few moves.
+LINE_PARTS = 8
 # How far behind its home line an entry may lie; with a quarter of the slots free none ever does.
 SPILL_MAX = 8
 # Bytes behind the last entry that may be read with it.
@@ -296,20 +298,21 @@ def take_entries(
 def sort_block(entries: Array, facts: Array, block: Any, room: Array, places: Array) -> None:
     """Sort entries (u64[n, 2]) whose homes lie in the lines first..last of a run, in place.
 
-    room u64[n, 2] and places int64[last - first + 1] are worked in.  First words are uniform, so
-    one pass puts each entry beside the other two dozen of its line.
+    room u64[n, 2] and places int64[(last - first) * LINE_PARTS + 1] are worked in.  First words
+    are uniform, so one pass puts each entry beside the few others of its part of a line.
     """
-    first, last = block
+    parts = facts[LINES] * LINE_PARTS
+    first, last = block[0] * LINE_PARTS, block[1] * LINE_PARTS
     n = len(entries)
     places[:] = 0
     for i in range(n):
-        places[home_line(entries[i, 0], facts[LINES]) - first + 1] += 1
-    for line in range(1, last - first + 1):
-        places[line] += places[line - 1]
+        places[home_line(entries[i, 0], parts) - first + 1] += 1
+    for part in range(1, last - first + 1):
+        places[part] += places[part - 1]
     for i in range(n):
-        home = home_line(entries[i, 0], facts[LINES]) - first
-        to = places[home]
-        places[home] = to + 1
+        part = home_line(entries[i, 0], parts) - first
+        to = places[part]
+        places[part] = to + 1
         room[to, 0], room[to, 1] = entries[i, 0], entries[i, 1]
     for i in range(n):
         w0, w1 = room[i, 0], room[i, 1]
@@ -327,7 +330,7 @@ def make_blocks(source: Any, facts: Array, span: Any, work: Any, out: Any, state
     source (handle of older runs, their facts int64[r, 8], states int64[r, 3], first day that has
     not expired, entries of memory as `split_blocks` leaves them, their ends); facts of the new
     run; span (first, last, lines of a block, entries left over from the lines before);
-    work (u64[n, 2] that begins with those left over, u64[m, 2] and int64[lines of a block + 1]);
+    work (u64[n, 2] that begins with those left over, u64[m, 2] and what `sort_block` works in);
     out as of `fill_lines`, behind the run's last line with room for SPILL_MAX more.
     Returns (-1, 0) when a block has more than m entries.
 
@@ -361,7 +364,8 @@ def make_blocks(source: Any, facts: Array, span: Any, work: Any, out: Any, state
             for i in range(start, ends[block]):
                 entries[count, 0], entries[count, 1] = memory[i, 0], memory[i, 1]
                 count += 1
-        sort_block(entries[left:count], facts, (begin, end), room, places[: end - begin + 1])
+        part_count = (end - begin) * LINE_PARTS
+        sort_block(entries[left:count], facts, (begin, end), room, places[: part_count + 1])
         stop = end + SPILL_MAX if end == facts[LINES] else end
         piece = (
             lines[begin - first : stop - first],

@@ -25,6 +25,7 @@ from meterd.core.kernels.hashing import (
     PARTITION_COUNT,
     load_u32,
     partition_of,
+    prefetch,
     sip_bytes,
     sip_finish,
     sip_start,
@@ -85,6 +86,9 @@ UNKNOWN_METRIC = REASONS.index("unknown_metric")
 BAD_VALUE = REASONS.index("bad_value")
 BAD_ID = REASONS.index("bad_id")
 BAD_PROPERTIES = REASONS.index("bad_properties")
+
+# So many rows are asked for ahead of the one that is packed.
+AHEAD = 8
 
 _ABSENT = np.uint32(0xFFFFFFFF)
 _U64 = np.uint64
@@ -371,12 +375,18 @@ def pack(
     slices, request_of_row, row_of_row = out
     timestamps, values, heap_ends, metrics, operations, heap = layout
     next_row = np.empty(PARTITION_COUNT, np.int64)
-    next_byte = np.empty(PARTITION_COUNT, np.int64)
-    row, byte = np.int64(0), np.int64(0)
+    row = np.int64(0)
     for p in range(PARTITION_COUNT):
-        next_row[p], next_byte[p] = row, byte
+        next_row[p] = row
         row += sizes[p, 0]
-        byte += sizes[p, 1]
+    # Rows are read in the order in which they are written: what is read at random is in one place,
+    # what would be written at random is in many.
+    order = np.empty(n, np.uint32)
+    for i in range(n):
+        p = (staged[i, FLAGS] >> 24) & 0xFFFF
+        j = next_row[p]
+        next_row[p] = j + 1
+        order[j] = i
     # One view per width; columns start at multiples of 8, so what fills them up is in their last 8
     # bytes.
     words = payload.view(np.int64)
@@ -385,19 +395,20 @@ def pack(
     words[len(words) - 1] = 0
     halves = payload.view(np.uint32)
     quarters = payload.view(np.uint16)
-    for i in range(n):
-        flags = staged[i, FLAGS]
-        p = (flags >> 24) & 0xFFFF
-        j = next_row[p]
-        next_row[p] = j + 1
-        start, end = staged[i, ENTRY_START], staged[i, ENTRY_END]
-        at = copy_bytes(payload, heap + next_byte[p], staged_heap, start, end) - heap
-        next_byte[p] = at
+    lines = staged_heap[: len(staged_heap) // 64 * 64].reshape(-1, 64)
+    at = heap
+    for j in range(n):
+        prefetch(staged, np.int64(order[min(j + 2 * AHEAD, n - 1)]))
+        ahead = staged[np.int64(order[min(j + AHEAD, n - 1)]), ENTRY_START] // 64
+        prefetch(lines, ahead)
+        prefetch(lines, ahead + 1)
+        i = np.int64(order[j])
+        at = copy_bytes(payload, at, staged_heap, staged[i, ENTRY_START], staged[i, ENTRY_END])
         words[timestamps // 8 + j] = staged[i, TIMESTAMP]
         words[values // 8 + j] = staged[i, VALUE]
-        halves[heap_ends // 4 + j] = at
+        halves[heap_ends // 4 + j] = at - heap
         quarters[metrics // 2 + j] = staged[i, METRIC]
-        payload[operations + j] = flags & 0xFF
+        payload[operations + j] = staged[i, FLAGS] & 0xFF
         request_of_row[j] = staged[i, REQUEST]
         row_of_row[j] = staged[i, ROW]
     s = 0
