@@ -6,13 +6,16 @@ then exist once in memory, however many processes use them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
+import hashlib
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from numba.core import config as numba_config
 
@@ -188,7 +191,15 @@ def _say_restored(options: Options) -> None:
 
 
 def warm_kernels() -> None:
-    """Load every kernel, compiling those that no cache has."""
-    if not any(os.scandir(numba_config.CACHE_DIR)):
+    """Load every kernel, compiling those that no cache has.
+
+    A file beside them says that all have been compiled from here: a first start that was stopped
+    in between has left only some.
+    """
+    here = hashlib.sha256(f"{sys.implementation.cache_tag} {__file__}".encode()).hexdigest()[:16]
+    done = Path(numba_config.CACHE_DIR, f"compiled-{here}")
+    if not done.exists():
         logger.info("compiling kernels; this happens once and takes about a minute")
     warm()
+    with contextlib.suppress(OSError):  # as when the cache may only be read
+        done.touch()

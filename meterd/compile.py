@@ -7,13 +7,13 @@ import time
 
 from numba.core import config
 
-from meterd.core.warm import warm
+from meterd.actors.node import warm_kernels
 
 
 def main() -> None:
     """Compile what no cache holds yet, and say where the cache is."""
     began = time.monotonic()
-    warm()
+    warm_kernels()
     seconds = time.monotonic() - began
     sys.stdout.write(f"kernels are compiled, in {config.CACHE_DIR} ({seconds:.1f} s)\n")
 

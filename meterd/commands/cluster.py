@@ -36,7 +36,7 @@ def ask_cluster(session: Session) -> dict[str, Any]:
     }
 
 
-def ask_members(session: Session) -> tuple[Row, dict[int, Row]]:
+def ask_members(session: Session) -> tuple[Row, dict[int, dict[str, Any]]]:
     """Ask every node of the cluster for its `cluster_status`.
 
     Returns the answer of whoever knows the newest members, and by node what `ask_nodes` gives.

@@ -38,7 +38,7 @@ def differences(said: Mapping[int, Row]) -> list[Row]:
     said: `cluster_status` by node.  A node that says nothing of a field is not asked about it.
     """
     facts = {node: dict(_facts(status)) for node, status in said.items()}
-    rows = []
+    rows: list[Row] = []
     for field in dict.fromkeys(field for one in facts.values() for field in one):
         values = {str(node): one[field] for node, one in facts.items() if field in one}
         if len(set(values.values())) > 1:

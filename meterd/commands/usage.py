@@ -27,7 +27,7 @@ consistency_option = click.option(
 )
 
 
-def fresh_as(consistency: str | None) -> dict[str, str]:
+def fresh_as(consistency: str | None) -> dict[str, Any]:
     """The argument of a question that says how fresh its answer is to be."""
     return {} if consistency is None else {"consistency": consistency}
 
