@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 class Lifeline:
     """The pipe from an actor to the supervisor: one line a message, never blocking.
 
-    Lines: ``beat``, ``ready``, ``status TEXT``, ``failed EXIT_CODE REASON``.
+    Lines: ``beat``, ``ready``, ``handed_over``, ``status TEXT``, ``failed EXIT_CODE REASON``.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -76,6 +76,7 @@ class Actor:
         self.telemetry = Telemetry(self.name)
         self.parent = os.getppid()
         self.stopping = False
+        self.leaving = False  # the node is about to stop: others are to lead (SIGUSR1)
         self.reloading = False
         # ZeroMQ's own poll would ask every socket twice in each turn, five system calls for each.
         self._epoll = select.epoll()
@@ -175,10 +176,11 @@ class Actor:
         """Open, serve until told to stop, close."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGHUP, self._on_signal)
+        signal.signal(signal.SIGUSR1, self._on_signal)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor turns it into SIGTERM
         os.set_blocking(self._wake[1], False)
         signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
-        self.watch(self._wake[0], lambda: _drain(self._wake[0]))
+        self.watch(self._wake[0], self._on_wake)
         self.open()
         inbox = sockets.inbox(self.run_dir, self.name)
         reader = rings.reader_of(self.name)
@@ -258,12 +260,15 @@ class Actor:
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGTERM:
             self.stopping = True
+        elif number == signal.SIGUSR1:
+            self.leaving = True
         else:
             self.reloading = True
 
-
-def _drain(descriptor: int) -> None:
-    os.read(descriptor, 4096)
+    def _on_wake(self) -> None:
+        """A signal has come: `tick` may have something to do."""
+        os.read(self._wake[0], 4096)
+        self._tick_due = 0.0
 
 
 def main(actor: Actor) -> int:

@@ -221,6 +221,7 @@ FAMILIES = (
     _gauge("partition_leader", "Partitions that this node leads."),
     _gauge("groups_held", "Groups of which this node has a replica."),
     _gauge("partitions_without_leader", "Groups of those whose leader is not known here."),
+    _gauge("partitions_leader_silent", "Groups of those whose leader does not answer this node."),
     _gauge("term", "Highest term of a group."),
     _gauge("membership_version", "Version of the members and the plan."),
     _gauge("peers", "Other nodes of the cluster."),

@@ -7,7 +7,7 @@ nodes that have no identity yet, and gives the numbers to telemetry.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -132,12 +132,15 @@ class ClusterRequests:
 
     # Once a second
 
-    def turn(self, node: Node, now: int, step: Step) -> None:
-        """Carry the plan out, and tell telemetry how things are, when that is due."""
+    def turn(self, node: Node, now: int, step: Step, leaving: Collection[int]) -> None:
+        """Carry the plan out, and tell telemetry how things are, when that is due.
+
+        `leaving`: members whose nodes are about to stop.
+        """
         if now < self._plan_due:
             return
         views = node.views()
-        requests = self._keeper.due(node, self.members, now, views)
+        requests = self._keeper.due(node, self.members, now, leaving, views)
         changes = any(isinstance(request.event, ProposeChange) for request in requests)
         moving = changes or self._keeper.is_moving
         self._plan_due = now + (MOVING_SECONDS if moving else PLAN_SECONDS) * 1000
@@ -149,11 +152,12 @@ class ClusterRequests:
 
     def _tell(self, node: Node, now: int, views: Mapping[int, View]) -> None:
         """Tell telemetry how things are; `views`: as they were a moment ago."""
-        standing = cluster_report.standing(node, self.view_changes.tolist(), views)
+        standing = cluster_report.standing(node, self.view_changes.tolist(), now, views)
         telemetry = self._actor.telemetry
         telemetry.set("partition_leader", standing.leads)
         telemetry.set("groups_held", standing.members)
         telemetry.set("partitions_without_leader", standing.leaderless)
+        telemetry.set("partitions_leader_silent", standing.unanswered)
         telemetry.set("term", standing.term)
         telemetry.set("membership_version", self.members.version)
         telemetry.set("peers", len(self.members.present) - 1)

@@ -132,7 +132,7 @@ class Forwarding:
     def on_index(self, frames: Sequence[Frame]) -> None:
         """Send a question for indices, or its answer: kind, node, token, and what belongs to it.
 
-        It may be lost: then usage gives up when its time is over.
+        It may be lost: then usage asks again.
         """
         kind, node, *rest = frames
         if not self._send_small(node[0], [kind, *rest]):

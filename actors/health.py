@@ -42,6 +42,7 @@ class Quorum:
     groups: int  # of which it has a replica
     leads: int  # partitions
     leaderless: int  # groups of its own whose leader it does not know
+    silent: int = 0  # whose leader it knows, but gets no answer from
 
 
 def checks_of(
@@ -79,12 +80,18 @@ def _clock_check(ahead: float) -> dict[str, Any]:
 
 
 def _quorum_check(quorum: Quorum) -> dict[str, Any]:
-    """Can what is sent here be committed?  A minority knows no leader and can elect none."""
-    if not quorum.leaderless:
+    """Can what is sent here be committed?  A minority knows no leader and can elect none; who
+    is not heard knows leaders that nothing can be passed on to."""
+    lacking = quorum.leaderless + quorum.silent
+    if not lacking:
         return {"status": "pass", "value": 0, "reason": ""}
-    status = "fail" if not quorum.leads and quorum.leaderless >= quorum.groups else "warn"
-    reason = f"{quorum.leaderless} of {quorum.groups} groups have no leader known here"
-    return {"status": status, "value": quorum.leaderless, "reason": reason}
+    status = "fail" if not quorum.leads and lacking >= quorum.groups else "warn"
+    reasons = []
+    if quorum.leaderless:
+        reasons.append(f"{quorum.leaderless} of {quorum.groups} groups have no leader known here")
+    if quorum.silent:
+        reasons.append(f"the leaders of {quorum.silent} do not answer this node")
+    return {"status": status, "value": lacking, "reason": "; ".join(reasons)}
 
 
 def ready_for(what: str, checks: Mapping[str, Mapping[str, Any]]) -> bool:

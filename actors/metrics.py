@@ -131,7 +131,8 @@ class Metrics(Actor):
         held = int(gauge("groups_held") or GROUP_COUNT)  # before it has said so, all count
         leaderless = gauge("partitions_without_leader")
         lacking = held if leaderless is None else int(leaderless)
-        return health.Quorum(held, int(gauge("partition_leader") or 0), lacking)
+        leads = int(gauge("partition_leader") or 0)
+        return health.Quorum(held, leads, lacking, int(gauge("partitions_leader_silent") or 0))
 
     def _supervised(self) -> dict[str, Any]:
         page: dict[str, Any] = json.loads(Path(self.run_dir, ACTORS_FILE).read_bytes())

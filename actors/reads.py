@@ -86,7 +86,7 @@ class Reads:
         elif len(self._waits) >= WAITS_MAX:
             waiting.failed(Overloaded())
         else:
-            number = self._waits.add(waiting, wanted, until)
+            number = self._waits.add(waiting, wanted, until, time.monotonic())
             self._waits.know(number, wanted[settled].tolist(), [0] * int(settled.sum()))
             self._ask(number, wanted[~settled], nodes[~settled])
 
@@ -163,7 +163,13 @@ class Reads:
                 waiting.ready()
 
     def turn(self, now: float) -> None:
-        """Give up what has waited for too long."""
+        """Give up what has waited for too long; ask again where nothing was said."""
         if len(self._waits):
+            for number, groups in self._waits.silent(now):
+                nodes = self._usage.leader_map.nodes[groups]
+                if nodes.all():
+                    self._ask(number, groups, nodes)
+                else:
+                    self._fail(number)
             for waiting in self._waits.expire(now):
                 waiting.failed(DeadlineExceeded("the replicas could not agree in time"))

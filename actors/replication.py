@@ -25,6 +25,7 @@ from meterd.actors.catching_up import CatchingUp
 from meterd.actors.cluster_requests import ClusterRequests
 from meterd.actors.follower_needs import FollowerNeeds
 from meterd.actors.forwarding import KINDS, Forwarding
+from meterd.actors.handing_over import LEAVING, TURN_SECONDS, HandingOver
 from meterd.actors.heard_file import HeardFile
 from meterd.actors.held_proposals import HeldProposals
 from meterd.actors.link_faults import LinkFaults
@@ -99,6 +100,7 @@ class Replication(Actor):
         self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
         self._reads = ReadRounds(self)
         self._led_notes = led_notes.LedNotes()
+        self._handing_over = HandingOver(self._who.member, self.send_small, self.lifeline.say)
 
     def _open_peers(self) -> None:
         """Listen to the other nodes, and connect to them.  Raises BootFailed."""
@@ -149,6 +151,8 @@ class Replication(Actor):
             self._carry_out(self._replicas.receive(found, _clock()))
         elif found.frames and bytes(found.frames[0]) == BEHIND:
             self._fall_behind(node_of(found.source), found.frames)
+        elif found.frames and bytes(found.frames[0]) == LEAVING:
+            self._handing_over.take(found.source, time.monotonic())
         elif found.frames and bytes(found.frames[0]) == led_notes.LED:
             for event in led_notes.take(self._replicas, found.source, found.frames):
                 self._carry_out(self._replicas.step(event, _clock()))
@@ -437,7 +441,12 @@ class Replication(Actor):
         clock = _clock()
         if clock.now >= self._replicas.deadline:
             self._carry_out(self._replicas.tick(clock))
-        self._requests.turn(self._replicas.node, clock.now, self.request)
+        leaving = self._handing_over.leaving(now)
+        self._requests.turn(self._replicas.node, clock.now, self.request, leaving)
+        if self.leaving:
+            members = self._requests.members
+            self._handing_over.turn(self._replicas.node, members, now, self.request)
+            wait = min(wait, TURN_SECONDS)
         self._tell_committed()
         self._tell_leaders()
         self._renew_leases()

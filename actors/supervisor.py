@@ -49,6 +49,8 @@ STARTING_PATIENCE = 6
 ABORT_SECONDS = 1.0
 # To stop, an actor has this long; usage saves a checkpoint in it.
 STOP_SECONDS = 30.0
+# Before it stops, a node of a cluster hands over what it leads; who takes longer stops anyhow.
+HAND_OVER_SECONDS = 2.0
 # When the node halts: who is gone already may be what others wait for, and the log has it all.
 HALT_SECONDS = 5.0
 # The router has the grace for requests in flight and a little to end.
@@ -82,6 +84,7 @@ class Child:
     abort_at: float | None = None  # when it was told to leave a trace
     rest: bytes = b""  # of an unfinished line
     is_silent: bool = False  # its lifeline is closed
+    handed_over: bool = False  # it leads nothing any more that others can lead
     failure: tuple[int, str] | None = None  # exit code and reason it gave
 
     @property
@@ -157,6 +160,7 @@ class Supervisor:
             return halt.code
         logger.info("stopping")
         self._notifier.send("STATUS=stopping", "STOPPING=1")
+        self._hand_over()
         self._stop()
         logger.info("graceful shutdown complete")
         return endings.CLEAN
@@ -237,6 +241,8 @@ class Supervisor:
             child.ready = True
             self._write_actors()
             logger.debug("%s is ready", child.name)
+        elif word == "handed_over":
+            child.handed_over = True
         elif word == "status":
             self._notifier.status(f"{child.name}: {rest}", extend=self._state != "running")
         elif word == "failed":
@@ -401,6 +407,26 @@ class Supervisor:
         self._notifier.send("READY=1")
 
     # The end
+
+    def _hand_over(self) -> None:
+        """Have other nodes lead before this one takes no more requests; a second signal to stop
+        ends the waiting."""
+        self._state = "stopping"
+        self._write_actors()
+        leader = next((c for c in self._children() if c.name == "replication" and c.ready), None)
+        if leader is None or not self._options.node.peers:
+            return
+        self._notifier.status("handing leadership over", extend=True)
+        os.kill(leader.pid, signal.SIGUSR1)
+        give_up = time.monotonic() + HAND_OVER_SECONDS
+        while not (leader.handed_over or leader.is_silent):
+            now = time.monotonic()
+            if now >= give_up:
+                logger.warning("leadership is not handed over; stopping anyhow")
+                return
+            if {signal.SIGTERM, signal.SIGINT} & self._wait(give_up - now):
+                return
+            self._read_lifelines(now)
 
     def _stop(self, seconds: float = STOP_SECONDS) -> None:
         """End all actors in the order in which work flows, each within `seconds`, the router within

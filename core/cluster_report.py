@@ -30,27 +30,40 @@ class Standing(NamedTuple):
     members: int  # groups of which this node has a replica
     leads: int  # partitions
     leaderless: int  # groups of those whose leader is not known
+    unanswered: int  # and those whose leader is known, but has not answered this node lately
     term: int  # the highest
     lag_ops: dict[int, int]  # by peer's node: what it lacks of the groups led here
     view_changes: int
 
 
 def standing(
-    node: Node, view_changes: Sequence[int], views: Mapping[int, View] | None = None
+    node: Node, view_changes: Sequence[int], now: int, views: Mapping[int, View] | None = None
 ) -> Standing:
-    """Return the numbers; cheap enough for every second.  views: the engine's, if known already."""
+    """Return the numbers at monotonic ms `now`; cheap enough for every second.
+
+    views: the engine's, if they are known already.
+    """
     lag: dict[int, int] = {node_of(member): 0 for member in node.peers}
-    held = leads = leaderless = term = 0
+    answering = {member for member in node.peers if _answers(node, member, now)}
+    held = leads = leaderless = unanswered = term = 0
     for number, view in (node.views() if views is None else views).items():
         if node.member not in node.groups[number].log.configuration.members:
             continue
         held += 1
         leads += view.role == LEADER and number < PARTITION_COUNT
-        leaderless += view.role != LEADER and view.leader == NOBODY
+        if view.role != LEADER:
+            leaderless += view.leader == NOBODY
+            unanswered += view.leader not in (NOBODY, *answering)
         term = max(term, view.term)
         for member, match in view.matches.items():
             lag[node_of(member)] = lag.get(node_of(member), 0) + max(0, view.last - match)
-    return Standing(held, leads, leaderless, term, lag, sum(view_changes))
+    return Standing(held, leads, leaderless, unanswered, term, lag, sum(view_changes))
+
+
+def _answers(node: Node, member: int, now: int) -> bool:
+    """Has it answered a beat of this node lately?  Else it may be heard, but does not hear."""
+    heard = node.clocks.heard(member, now)
+    return heard is not None and heard[1] < node.settings.suspicion_ms
 
 
 def report(

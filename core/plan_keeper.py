@@ -11,7 +11,7 @@ Does not know: sockets, clocks, why a node went away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -88,27 +88,35 @@ class PlanKeeper:
         return bool(self._asked)
 
     def due(
-        self, node: Node, members: Members, now: int, views: Mapping[int, View] | None = None
+        self,
+        node: Node,
+        members: Members,
+        now: int,
+        leaving: Collection[int] = (),
+        views: Mapping[int, View] | None = None,
     ) -> list[Request]:
         """Return what to ask the engine for at monotonic ms `now`.
 
-        Call it once a second, and more often while something moves.  views: the engine's, if they
-        have been asked for already.
+        Call it once a second, and more often while something moves.  `leaving`: members whose
+        nodes are about to stop; they get nothing to lead.  `views`: the engine's, if they have
+        been asked for already.
         """
         led = {
             number: view
             for number, view in (node.views() if views is None else views).items()
             if view.role == LEADER and node.groups[number].transfer is None
         }
-        self._see(node, led, now)
+        self._see(node, led, now, leaving)
         self._take_answers(node, led, now)
-        if not led or len(members.present) < 2:
+        if not led or len(members.present) < 2 or node.member in leaving:
             return []
         facts = {number: self._led(node, number, view) for number, view in led.items()}
         requests = []
         for step in next_steps(members, node.member, facts):
             if isinstance(step, Change):
                 requests.append(Request(step.group, ProposeChange(step.configuration)))
+            elif step.member in leaving:
+                continue
             elif len(self._asked) < HAND_OVERS_AT_ONCE and self._may_hand_over(
                 node, members, step, now
             ):
@@ -116,8 +124,8 @@ class PlanKeeper:
                 requests.append(Request(step.group, TransferLeadership(step.member)))
         return requests
 
-    def _see(self, node: Node, led: dict[int, View], now: int) -> None:
-        """Note who is there and lacks nothing worth speaking of."""
+    def _see(self, node: Node, led: dict[int, View], now: int, leaving: Collection[int]) -> None:
+        """Note who is there, lacks nothing worth speaking of, and stays."""
         behind = {
             member
             for view in led.values()
@@ -128,7 +136,7 @@ class PlanKeeper:
             heard = node.clocks.heard(member, now)
             there = heard is not None and heard[1] < node.settings.suspicion_ms
             presence = self._presences.setdefault(member, _Presence())
-            presence.see(there, member not in behind, now)
+            presence.see(there, member not in behind and member not in leaving, now)
 
     def _take_answers(self, node: Node, led: dict[int, View], now: int) -> None:
         """See what became of the groups that were to be handed over."""

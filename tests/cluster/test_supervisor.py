@@ -145,6 +145,29 @@ def test_sigterm_stops_in_order_and_leaves_nobody(start: Callable[..., ToyNode])
     assert all(gone(pid) for pid in pids.values())
 
 
+@pytest.mark.parametrize("behaviour", ["leads", "leads_on", "dies_leading"])
+def test_leadership_is_handed_over_before_anybody_stops_but_not_waited_for_too_long(
+    start: Callable[..., ToyNode], behaviour: str
+) -> None:
+    node = start(behaviour)
+    node.running()
+    node.process.send_signal(signal.SIGTERM)
+    assert node.process.wait(20) == 0
+    assert (node.directory / "run" / "leaving").exists()
+    assert (node.directory / "run" / "closed").exists()
+    assert ("leadership is not handed over" in node.log()) == (behaviour == "leads_on")
+
+
+def test_a_second_sigterm_ends_the_wait(start: Callable[..., ToyNode]) -> None:
+    node = start("leads_on")
+    node.running()
+    node.process.send_signal(signal.SIGTERM)
+    eventually((node.directory / "run" / "leaving").exists, "it hands over")
+    node.process.send_signal(signal.SIGTERM)
+    assert node.process.wait(20) == 0
+    assert "leadership is not handed over" not in node.log(), "it has waited to the end"
+
+
 def test_ctrl_c_reaches_every_process_and_still_stops_in_order(
     start: Callable[..., ToyNode],
 ) -> None:

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from meterd.core.read_waits import ReadWaits
+from meterd.core.read_waits import AGAIN_SECONDS, ReadWaits
 
 GROUPS = 4
 
@@ -18,12 +18,16 @@ class Waits(RuleBasedStateMachine):
         self.table: ReadWaits[int] = ReadWaits()
         self.wanted: dict[int, dict[int, int | None]] = {}  # by number: group → index
         self.until: dict[int, float] = {}
+        self.asked: dict[int, float] = {}  # when an index was last asked for
         self.applied = np.zeros(GROUPS, np.int64)
         self.now = 0.0
 
     @rule(groups=st.sets(st.integers(0, GROUPS - 1), min_size=1), wait=st.integers(0, 4))
     def add(self, groups, wait):
-        number = self.table.add(len(self.until), np.array(sorted(groups)), self.now + wait)
+        number = self.table.add(
+            len(self.until), np.array(sorted(groups)), self.now + wait, self.now
+        )
+        self.asked[number] = self.now
         self.wanted[number] = dict.fromkeys(groups)
         self.until[number] = self.now + wait
         assert number == len(self.until)
@@ -55,6 +59,17 @@ class Waits(RuleBasedStateMachine):
     def fail(self, number):
         wanted = [number - 1] if self.wanted.pop(number, None) else []
         assert self.table.fail(number) == wanted
+
+    @rule()
+    def silent(self):
+        expected = {}
+        for number, groups in self.wanted.items():
+            if self.now - self.asked[number] >= AGAIN_SECONDS:
+                self.asked[number] = self.now
+                unknown = [group for group, index in sorted(groups.items()) if index is None]
+                expected |= {number: unknown} if unknown else {}
+        found = {number: groups.tolist() for number, groups in self.table.silent(self.now)}
+        assert found == expected
 
     @rule(seconds=st.integers(0, 2))
     def expire(self, seconds):

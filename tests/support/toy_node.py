@@ -2,7 +2,8 @@
 
 ``python -m tests.support.toy_node DATA_DIR [BEHAVIOUR]``.  Units: the chain (first, second) and
 `alone`.  BEHAVIOUR makes `second` fail its boot or die at once; with `waits` it fails when it runs,
-and `first` waits for it then.
+and `first` waits for it then.  With `leads`, `leads_on` and `dies_leading` there is a replication
+actor, too, and the node has peers: told that it is to hand over, it does, says nothing, or dies.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from meterd.actors.supervisor import Supervisor
 from meterd.protocol.errors import BootFailed, Corrupt, FsyncFailed
 
 BEHAVIOUR = sys.argv[2] if len(sys.argv) > 2 else ""
+LEADS = BEHAVIOUR in ("leads", "leads_on", "dies_leading")
 
 
 class First(Actor):
@@ -31,7 +33,7 @@ class First(Actor):
             file.write(options.log.level)
 
     def drained(self) -> bool:
-        return BEHAVIOUR != "waits"
+        return BEHAVIOUR != "waits" or self.name != "first"
 
 
 class Second(First):
@@ -52,6 +54,20 @@ class Second(First):
         self.ready()
 
 
+class Replication(First):
+    name = "replication"
+
+    def tick(self, now: float) -> float:
+        if self.leaving:
+            with open(os.path.join(self.run_dir, "leaving"), "w"):
+                pass
+            if BEHAVIOUR == "dies_leading":
+                os._exit(1)
+            if BEHAVIOUR == "leads":
+                self.lifeline.say("handed_over")
+        return super().tick(now)
+
+
 class Alone(First):
     name = "alone"
 
@@ -67,9 +83,10 @@ def load() -> Options:
     if os.path.exists(path):
         with open(path) as file:
             level = file.read()
-    options = Options(
-        node=Node(data_dir=sys.argv[1]), watchdog=Watchdog(stall=2.0), shutdown=Shutdown(grace=1.0)
-    )
+    node = Node(data_dir=sys.argv[1])
+    if LEADS:
+        node = dataclasses.replace(node, id=1, peers="2:127.0.0.1:1001")
+    options = Options(node=node, watchdog=Watchdog(stall=2.0), shutdown=Shutdown(grace=1.0))
     return Options.from_mapping(dataclasses.asdict(dataclasses.replace(options, log=Log(level))))
 
 
@@ -78,7 +95,9 @@ def main() -> int:
     journal.open_journal("supervisor", options.log)
     directory.take(options.node.data_dir)
     run_dir = directory.make_run_dir(options.node.data_dir)
-    units = [[First, Second], [Alone]]
+    units: list[list[type[Actor]]] = [[First, Second], [Alone]]
+    if LEADS:
+        units.append([Replication])
     return Supervisor(options, run_dir, units, load, Notifier(dict(os.environ))).run()
 
 

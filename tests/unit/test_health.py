@@ -65,6 +65,9 @@ def test_a_node_that_starts_or_stops_is_not_healthy() -> None:
         (Quorum(257, 85, 3), "warn", True),
         (Quorum(257, 0, 200), "warn", True),
         (Quorum(257, 0, 257), "fail", False),  # a minority
+        (Quorum(257, 85, 0, 86), "warn", True),  # one of the others does not hear it
+        (Quorum(257, 0, 0, 257), "fail", False),  # it hears all, and nobody hears it
+        (Quorum(257, 0, 100, 157), "fail", False),
     ],
 )
 def test_a_node_that_knows_no_leader_takes_no_events(

@@ -1,0 +1,64 @@
+"""Has other nodes lead before this one stops (`core/resigning.py`), and knows who else is stopping.
+
+The supervisor asks for it with SIGUSR1 and waits for ``handed_over`` on the lifeline.  Meanwhile,
+and until it ends, the node tells all others `leaving`: whoever leads instead would soon hand back
+what the plan wants to be led here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+from meterd.core.members import Members
+from meterd.core.raft.events import Refused
+from meterd.core.raft.node import Node
+from meterd.core.resigning import Resignation
+
+# The note to the other nodes; it has no other frame.
+LEAVING: Final = b"leaving"
+REPEAT_SECONDS: Final = 0.5
+# Who has said so counts as leaving for so long after it last did.
+LEAVING_SECONDS: Final = 3.0
+# How often it is looked at what has become of the transfers.
+TURN_SECONDS: Final = 0.02
+
+Step = Callable[[Any], list[Refused]]
+SendSmall = Callable[[int, list[bytes]], bool]
+
+
+class HandingOver:
+    """See the module.  Times are monotonic seconds."""
+
+    def __init__(self, own: int, send_small: SendSmall, say: Callable[[str], None]) -> None:
+        """`own`: this node's member; `say` tells the supervisor."""
+        self._own = own
+        self._send_small = send_small
+        self._say = say
+        self._resignation = Resignation()
+        self._tell_due = 0.0
+        self._said = False
+        self._leaving: dict[int, float] = {}  # member → when it last said so
+
+    def take(self, member: int, now: float) -> None:
+        """A member of another node is about to stop."""
+        self._leaving[member] = now
+
+    def leaving(self, now: float) -> Collection[int]:
+        """Return the members whose nodes are about to stop, this one too."""
+        self._leaving = {m: at for m, at in self._leaving.items() if now - at < LEAVING_SECONDS}
+        return self._leaving.keys()
+
+    def turn(self, node: Node, members: Members, now: float, step: Step) -> None:
+        """Do what is due because this node is about to stop; call it every `TURN_SECONDS`."""
+        self.take(self._own, now)
+        if now >= self._tell_due:
+            self._tell_due = now + REPEAT_SECONDS
+            for other in members.present:
+                if other.member != self._own:
+                    self._send_small(other.node, [LEAVING])
+        for request in self._resignation.due(node, self.leaving(now), int(now * 1000)):
+            step(request)
+        if self._resignation.is_done and not self._said:
+            self._said = True
+            self._say("handed_over")
