@@ -103,6 +103,11 @@ class Members:
         """Take a node in as a learner, or give its directory the incarnation that waits for it."""
         number, directory = command["node"], command["directory"]
         known = self.nodes.get(number)
+        if 0 in self.nodes:
+            raise ChangeRefused(
+                "node 0 stands alone and has no replication port; a node that others shall join is"
+                f" made with a number from 1 to {NODE_MAX} and --peers"
+            )
         if known is None or known.state == REMOVED:
             if not 1 <= number <= NODE_MAX:
                 raise ChangeRefused(f"nodes of a cluster have numbers from 1 to {NODE_MAX}")

@@ -121,6 +121,14 @@ def test_a_lost_directory_is_not_let_in_again_before_somebody_says_so() -> None:
     assert member_id(2, 1) in members.configuration(7).voters
 
 
+def test_nobody_joins_a_node_that_stands_alone() -> None:
+    members = first([(0, "n0:8001", "n0:7001")])
+    add = {"op": "node_add", "node": 2, "peer_address": "n2:8001", "client_address": "n2:7001"}
+    with pytest.raises(ChangeRefused, match="stands alone"):
+        members.apply({**add, "directory": ""})
+    assert list(members.nodes) == [0]
+
+
 def test_a_removed_node_comes_back_as_another_incarnation() -> None:
     members = beginning(3)
     add = {"op": "node_add", "node": 4, "peer_address": "n4:1", "client_address": "n4:2"}
