@@ -76,6 +76,7 @@ class Actor:
         self.telemetry = Telemetry(self.name)
         self.parent = os.getppid()
         self.stopping = False
+        self.busy_at = 0.0  # when there was last anything to take, monotonic
         self.leaving = False  # the node is about to stop: others are to lead (SIGUSR1)
         self.reloading = False
         # ZeroMQ's own poll would ask every socket twice in each turn, five system calls for each.
@@ -202,6 +203,7 @@ class Actor:
                 self._tick_due = now + self.tick(now)
             wait = max(0.0, min(beat_due, self._tick_due) - time.monotonic())
             if self.turn(int(wait * 1000) + 1):
+                self.busy_at = time.monotonic()
                 self.flush()
 
     def turn(self, wait_ms: int) -> bool:

@@ -82,6 +82,7 @@ SAVING_SECONDS = 0.01
 BUSY_SECONDS = 0.001
 # What a record counts as besides its events, and after how many to look whether something is due.
 LOOK_RECORD, LOOK_EVENTS = 256, 4_096
+LAST_SECONDS = 0.2  # what was sent before this actor was told to stop is there by then
 # How long ingest waits to hear whether a metric that it does not know is new.
 FRESH_REGISTRY_SECONDS = 2.0
 REGISTRY_KINDS = ("metric_put", "metric_delete", "retention_set")
@@ -680,7 +681,8 @@ class Usage(Actor):
         }
 
     def drained(self) -> bool:
-        return self.queue.empty
+        """Who wrote has ended; nobody says any more what becomes of ops not yet committed."""
+        return self.queue.empty or time.monotonic() > self.busy_at + LAST_SECONDS
 
     def close(self) -> None:
         """Save a last checkpoint, so that the next start has nothing to replay."""

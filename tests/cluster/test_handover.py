@@ -42,6 +42,16 @@ def test_all_nodes_stop_at_once_and_nobody_waits_for_others_that_stop() -> None:
             assert node.process.wait(SECONDS) == 0, node.log()
 
 
+def test_no_actor_is_killed_although_others_do_not_commit_any_more() -> None:
+    """What new leaders wrote here last is not known to be committed: usage waited for that."""
+    with Cluster(3) as cluster:
+        led = {1, 2, 3}
+        eventually(lambda: set(leaders_of(cluster.node(1)).values()) == led, "all lead", SECONDS)
+        for node in cluster.nodes[:2]:
+            assert node.stop() == 0, node.log()
+            assert "does not stop" not in node.log()
+
+
 def test_a_node_alone_does_not_try() -> None:
     with Node() as node:
         assert node.stop() == 0
