@@ -160,14 +160,14 @@ def test_a_request_is_answered_when_each_of_its_slices_is_committed(member):
     for number, (group, index) in enumerate(groups.items()):
         assert member.results() == []
         assert member.usage.position == position
-        assert not member.usage.drained()
+        assert not member.usage.queue.empty
         member.commit({group: index})
         assert member.usage.state.stored == sum(
             int(one["count"]) for one in member.heads[-1].slices[: number + 1]
         )
     (result,) = member.results()
     assert (result["received"], result["stored"]) == (len(ACCOUNTS), len(ACCOUNTS))
-    assert member.usage.drained()
+    assert member.usage.queue.empty
     assert member.usage.position == member.usage.read_end != position
 
 
@@ -203,10 +203,10 @@ def test_a_slice_waits_for_the_registry_that_it_was_made_under(member):
     version = state.registry.version + 1
     member.other(log_format.EXPIRE, body, (7, index, 1, 0), version=version)
     member.commit({7: index})
-    assert state.future_ns != 12_345 and not member.usage.drained()
+    assert state.future_ns != 12_345 and not member.usage.queue.empty
     member.commit(meta)
     assert state.registry.version == version
-    assert state.horizons.alike is False and member.usage.drained()
+    assert state.horizons.alike is False and member.usage.queue.empty
 
 
 def test_a_slice_that_is_not_here_is_no_part_of_the_record(member):
@@ -215,7 +215,7 @@ def test_a_slice_that_is_not_here_is_no_part_of_the_record(member):
     slices = [(free, 2, 2, 0), (META_GROUP, 99, 9, NOT_HERE)]
     member.other(log_format.CONFIG, body, *slices)
     member.commit({free: 2})
-    assert member.usage.drained()
+    assert member.usage.queue.empty
     assert member.usage.applier.facts.configurations[free] == ((ME,), (OTHER,))
 
 
@@ -232,7 +232,7 @@ def test_terms_are_kept_when_everything_before_them_is_resolved(member):
     assert facts.terms == {}
     member.commit_all()
     assert facts.packed()["terms"] == {5: [7, 3, 1]}
-    assert member.usage.drained()
+    assert member.usage.queue.empty
 
 
 @pytest.mark.parametrize("voters", [[ME], [ME, OTHER, 3]])
@@ -245,7 +245,7 @@ def test_a_new_leader_is_counted_and_one_that_leads_again_alone_is_not(member, v
         member.other(log_format.NOOP, {"why": 2}, (7, first + term, term, 0))
         first += 1
     member.commit({7: first + 3})
-    assert member.usage.drained()
+    assert member.usage.queue.empty
     assert int(member.usage.applier.facts.view_changes[7]) == (0 if voters == [ME] else 2)
 
 
@@ -280,7 +280,7 @@ def test_a_start_goes_on_with_what_waited(tmp_path, saved):
         columns = [np.array(list(one), np.uint16), np.array(list(one.values()), np.uint64)]
         again.handle([b"committed", *(column.tobytes() for column in columns)])
         member.commit(one)
-    assert again.serving and again.drained() and member.usage.drained()
+    assert again.serving and again.queue.empty and member.usage.queue.empty
     assert again.state.stored == member.usage.state.stored > stored
     assert again.groups.packed() == member.usage.groups.packed()
     assert refused(again) == refused(member.usage)
@@ -305,7 +305,7 @@ def test_a_node_of_a_cluster_serves_when_what_it_leads_is_applied(tmp_path):
     assert not again.serving
     columns = [np.array([META_GROUP, mine], np.uint16), np.array([1, index], np.uint64)]
     again.handle([b"committed", *(column.tobytes() for column in columns)])
-    assert again.serving and not again.drained()
+    assert again.serving and not again.queue.empty
     assert int(again.groups.index[theirs]) == 0
     again.handle([b"requests", *bundle([b"ticket", *request("status", {})])])
     again.flush()
