@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from meterd.core.kernels.foreign import entry_end
 from meterd.core.kernels.hashing import (
     CHAIN_KEY_0,
     CHAIN_KEY_1,
@@ -74,24 +75,27 @@ def first_broken(
 def check_rest(slices: Array, payload: Array, layout: Any, rows: int, heap_size: int) -> int:
     """Check what no digest of a record covers; return 0 when it is right.
 
-    1: entries of the heap do not follow each other, 2: something lies between the columns.
+    1: entries of the heap do not end where the column says, 2: something lies between the columns.
     layout  byte offsets of the columns, of the heap, and of its padded end
     """
     if len(payload) < layout[6]:
         return 1
-    row = end = expected = 0
+    heap = layout[5]
+    row = end = limit = 0
     for i in range(len(slices)):
-        expected += int(slices[i].heap_size)
+        limit += int(slices[i].heap_size)
+        if limit > heap_size:
+            return 1
         for _ in range(int(slices[i].count)):
             if row >= rows:
                 return 1
-            at, before, end = layout[2] + 4 * row, end, 0
+            at, start, end = layout[2] + 4 * row, end, 0
             for byte in range(4):
                 end |= int(payload[at + byte]) << (8 * byte)
-            if end < before:
+            if end > limit or entry_end(payload, heap + start, heap + end) != heap + end:
                 return 1
             row += 1
-        if end != expected:
+        if end != limit:
             return 1
     for begin, upto in (
         (layout[2] + 4 * rows, layout[3]),
