@@ -50,6 +50,7 @@ class Bugs(dict[str, Bug]):
             for count in range(1, limit + 1):
                 result = self._run(start + count - 1)
                 if result.failure:
+                    assert not _fails_itself(result.failure), f"{name}: {result.failure}"
                     return count, result
         return 0, result
 
@@ -80,3 +81,9 @@ class Bugs(dict[str, Bug]):
         if file is not None:
             file.write_text(json.dumps(table, indent=1) + "\n")
         return 0
+
+
+def _fails_itself(failure: str) -> bool:
+    """Does what replaces the product's function not fit the product any more?"""
+    places = [line for line in failure.splitlines() if line.startswith('  File "')]
+    return bool(places) and 'mutants.py"' in places[-1]

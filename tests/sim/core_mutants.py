@@ -158,8 +158,8 @@ def a_block_is_durable_with_its_first_record() -> list[Patch]:
 
     def appends(self: Any, output: Any, cause: Any) -> Any:
         made = original(self, output, cause)
-        _, number = self._blocks.pop()
-        self._blocks.append((made[0].sequence - 1, number))
+        _, number, ops = self._blocks.pop()
+        self._blocks.append((made[0].sequence - 1, number, ops))
         return made
 
     return [(Replicas, "_appends", appends)]
