@@ -50,5 +50,5 @@ class UnderWay:
     def until(self, events: int) -> float:
         """When that is no longer so, at the latest; something must be under way."""
         if events < SMALL_EVENTS:
-            return self._since[-1] + min(SMALL_SECONDS_MAX, SECONDS_MAX)
+            return self._since[-1] + SMALL_SECONDS_MAX
         return self._since[0] + SECONDS_MAX

@@ -33,6 +33,7 @@ CATCH_ALL = {
     "actors/node.py": "the end of the supervisor: a bug has an exit code of its own",
     "actors/offspring.py": "the end of a forked process: nothing may return from it",
     "meterd/client/async_producer.py": "its task lives on; flush raises what it caught",
+    "meterd/client/outbox.py": "a mistake in the application's own function is raised by flush",
     "meterd/client/producer.py": "its thread lives on; flush raises what it caught",
     "meterd/admin.py": "the end of meterctl: a bug has an exit code of its own",
 }

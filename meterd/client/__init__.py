@@ -7,8 +7,9 @@ from meterd.client.async_producer import AsyncProducer
 from meterd.client.asynchronous import AsyncClient, AsyncPages
 from meterd.client.blocking import Client, Pages
 from meterd.client.events import Event
+from meterd.client.outbox import ProducerFailed
 from meterd.client.partitions import partition_of
-from meterd.client.producer import Producer, ProducerFailed
+from meterd.client.producer import Producer
 from meterd.client.questions import MetricOutcome
 from meterd.client.results import (
     AccountUsage,

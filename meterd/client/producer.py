@@ -13,94 +13,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
-from meterd.client.batches import code_of
 from meterd.client.events import Event
-from meterd.client.results import IngestResult, IngestUndecided, Item
-from meterd.protocol.errors import MeterdError
-from meterd.protocol.result import COUNTS
-
-SENDERS_COUNT = 2
-# Undecided events kept for the application to send again; beyond it they are only counted.
-UNDECIDED_COUNT_MAX = 1_000_000
+from meterd.client.outbox import SENDERS_COUNT, Counters, OnItem, Outbox, check_event
+from meterd.client.results import IngestResult
 
 Ingest = Callable[[Sequence[Event]], IngestResult]
-
-
-class ProducerFailed(MeterdError):
-    """A batch failed in the background: the first error is the cause.
-
-    `undecided` are the events that are not known to be stored; they may be sent again.
-    """
-
-    code = "deadline_exceeded"
-
-    def __init__(self, message: str, undecided: list[Event]) -> None:
-        super().__init__(message)
-        self.undecided = undecided
-
-    def __reduce__(self) -> tuple[type[ProducerFailed], tuple[Any, ...]]:
-        return type(self), (self.message, self.undecided)
-
-
-@dataclass(slots=True)
-class Counters:
-    """What became of the events so far; `received` is their sum, sent and answered."""
-
-    received: int = 0
-    stored: int = 0
-    duplicate: int = 0
-    conflict: int = 0
-    rejected: int = 0
-    unknown: int = 0
-    accepted: int = 0
-    batches: int = field(default=0)
-
-    def add(self, result: IngestResult) -> None:
-        """Add the result of a batch."""
-        self.batches += 1
-        for name in COUNTS:
-            setattr(self, name, getattr(self, name) + getattr(result, name))
-
-
-def check_limits(max_batch: int, linger: float, queue_size: int) -> None:
-    """Raise ValueError for limits that no producer can have."""
-    if max_batch < 1 or queue_size < 1 or linger < 0:
-        raise ValueError("max_batch and queue_size are at least 1, linger at least 0")
-
-
-def outcome_of(
-    batch: list[Event], result: IngestResult, failure: Exception | None
-) -> tuple[IngestResult, list[Event]]:
-    """Return what is known of a batch, and its events that are undecided.
-
-    result: of the request, when there is no failure.
-    """
-    if failure is None:
-        return result, []
-    if isinstance(failure, IngestUndecided):
-        known = failure.result
-        return known, [batch[item.index] for item in known.items if item.status == "unknown"]
-    result = IngestResult()
-    result.add_unknown(range(len(batch)), code_of(failure))
-    return result, batch
-
-
-def tell_items(
-    on_item: Callable[[Event, Item], object] | None, batch: list[Event], result: IngestResult
-) -> Exception | None:
-    """Tell the application of each event that was not simply stored; return what that raised."""
-    try:
-        if on_item is not None:
-            for item in result.items:
-                on_item(batch[item.index], item)
-    except Exception as failure:  # the application's mistake, told to the application
-        return failure
-    return None
 
 
 class Producer:
@@ -112,26 +31,14 @@ class Producer:
         max_batch: int,
         linger: float,
         queue_size: int,
-        on_item: Callable[[Event, Item], object] | None,
+        on_item: OnItem | None,
     ) -> None:
         """Start sending: a batch leaves when it is full or `linger` seconds after its first event.
 
         `on_item` is called, in a sending thread, for each event that was not simply stored.
         """
-        check_limits(max_batch, linger, queue_size)
-        self.counters = Counters()
         self._ingest = ingest
-        self._max_batch = min(max_batch, queue_size)
-        self._linger = linger
-        self._queue_size = queue_size
-        self._on_item = on_item
-        self._queue: deque[Event] = deque()
-        self._open_count = 0  # events taken from the queue and not yet answered
-        self._first_at = 0.0  # when the queue's first event came, or later
-        self._hurry = False  # send what there is
-        self._closed = False
-        self._error: Exception | None = None
-        self._undecided: list[Event] = []
+        self._outbox = Outbox(max_batch, linger, queue_size, on_item)
         self._lock = threading.Lock()
         self._gathering = threading.Lock()
         self._filled = threading.Condition(self._lock)  # there is something to gather
@@ -149,20 +56,18 @@ class Producer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def counters(self) -> Counters:
+        """What became of the events so far."""
+        return self._outbox.counters
+
     def send(self, event: Event) -> None:
         """Queue an event; blocks while the queue is full."""
-        if not isinstance(event, Event):
-            raise TypeError(f"{event!r:.200} is no Event")
+        check_event(event)
         with self._lock:
-            while len(self._queue) >= self._queue_size and not self._closed:
+            while self._outbox.full:
                 self._freed.wait()
-            if self._closed:
-                raise RuntimeError("this producer is closed")
-            queue = self._queue
-            queue.append(event)
-            if len(queue) == 1:
-                self._first_at = time.monotonic()
-            if len(queue) == 1 or len(queue) == self._max_batch:
+            if self._outbox.add(event, time.monotonic()):
                 self._filled.notify()
 
     def flush(self) -> Counters:
@@ -171,23 +76,19 @@ class Producer:
         Raises ProducerFailed when a batch has failed since the last flush.
         """
         with self._lock:
-            self._hurry = True
+            self._outbox.flushes += 1
             self._filled.notify_all()
-            while self._queue or self._open_count:
-                self._freed.wait()
-            self._hurry = False
-            error, self._error = self._error, None
-            undecided, self._undecided = self._undecided, []
-        if error is not None:
-            raise ProducerFailed(
-                f"{len(undecided)} events are undecided: {error}", undecided
-            ) from error
-        return self.counters
+            try:
+                while not self._outbox.quiet:
+                    self._freed.wait()
+            finally:
+                self._outbox.flushes -= 1
+            return self._outbox.answer()
 
     def close(self) -> Counters:
         """Flush and end; events can no longer be sent. A second time does nothing."""
         with self._lock:
-            self._closed = True
+            self._outbox.closed = True
             self._freed.notify_all()
             self._filled.notify_all()
         try:
@@ -207,25 +108,13 @@ class Producer:
     def _gather(self) -> list[Event]:
         """Wait for a batch; empty when the producer is closed and nothing is left."""
         with self._lock:
-            while not self._is_due():
-                if not self._queue:
-                    if self._closed:
-                        return []
-                    self._filled.wait()
-                else:
-                    self._filled.wait(self._first_at + self._linger - time.monotonic())
-            count = min(len(self._queue), self._max_batch)
-            batch = [self._queue.popleft() for _ in range(count)]
-            self._first_at = time.monotonic()
-            self._open_count += count
+            while (wait := self._outbox.wait(time.monotonic())) != 0.0:
+                if self._outbox.over:
+                    return []
+                self._filled.wait(wait)
+            batch = self._outbox.take(time.monotonic())
             self._freed.notify_all()
             return batch
-
-    def _is_due(self) -> bool:
-        queue = self._queue
-        if len(queue) >= self._max_batch or (queue and (self._hurry or self._closed)):
-            return True
-        return bool(queue) and time.monotonic() >= self._first_at + self._linger
 
     def _send_batch(self, batch: list[Event]) -> None:
         failure: Exception | None = None
@@ -234,15 +123,7 @@ class Producer:
             result = self._ingest(batch)
         except Exception as error:  # the thread must live on; flush raises it
             failure = error
-        result, undecided = outcome_of(batch, result, failure)
-        mistake = tell_items(self._on_item, batch, result)
-        self._count(result, failure or mistake, undecided)
-
-    def _count(self, result: Any, error: Exception | None, undecided: list[Event]) -> None:
+        outcome = self._outbox.judge(batch, result, failure)
         with self._lock:
-            self.counters.add(result)
-            self._error = self._error or error
-            room = UNDECIDED_COUNT_MAX - len(self._undecided)
-            self._undecided += undecided[: max(room, 0)]
-            self._open_count -= result.received
+            self._outbox.count(outcome)
             self._freed.notify_all()

@@ -324,7 +324,8 @@ def test_a_producer_blocks_while_its_queue_is_full(client_of: Any) -> None:
         assert answer.wait(10.0)
         return IngestResult(received=len(events), stored=len(events))
 
-    from meterd.client.producer import SENDERS_COUNT, Producer
+    from meterd.client.outbox import SENDERS_COUNT
+    from meterd.client.producer import Producer
 
     with Producer(ingest, 1, 0.0, 2, None) as producer:
         sent_count = 0
