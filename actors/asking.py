@@ -18,7 +18,6 @@ from meterd.actors.answering_where import AnsweringWhere, cursor_prefix
 from meterd.actors.sockets import Frame
 from meterd.actors.zone_files import transitions
 from meterd.core.answers import AnswerContext, answer_usage
-from meterd.core.feed_ends import FeedEnds
 from meterd.core.folded_cells import joined
 from meterd.core.memory_cells import collect
 from meterd.core.partial_cells import PartialCells
@@ -56,7 +55,6 @@ class Asking:
         self._usage = usage
         self._sent = (-1, 0)  # registry version and erasures that the query actor knows
         self._where = AnsweringWhere(usage, self)
-        self._feed_ends = FeedEnds()
 
     def forget_registry(self) -> None:
         """The query actor has started anew: send it the registry with the next question."""
@@ -165,18 +163,21 @@ class Asking:
             "question": question.to_map(),
             "registry_version": registry.version,
             "erasures": len(erasures),
-            # A feed goes on from here later, so it must not step over rows that wait.
-            "end": list((usage.position if question.kind == "feed" else usage.read_end)[:2]),
+            "end": list(usage.read_end[:2]),
             "position": str(usage.groups.sequence),
             "horizon": usage.state.horizon,
             "added": asked.added,
             "parts": asked.parts,
         }
-        if not usage.leader_map.alone:
-            if question.kind == "feed":
-                context["ends"] = self._feed_ends.now(usage.queue)
-            else:
-                context["cursor"] = cursor_prefix(usage.leader_map.own)
+        alone, waits = usage.leader_map.alone, usage.position
+        if question.kind == "feed" and alone:
+            # It goes on from here later, so it must not step over rows that wait.
+            context["end"] = list(waits[:2])
+        elif question.kind == "feed":
+            context["applied"] = usage.groups.index.tobytes()
+            context["waits"] = [waits.file_number, waits.row]
+        elif not alone:
+            context["cursor"] = cursor_prefix(usage.leader_map.own)
         if (registry.version, len(erasures)) != self._sent:
             context["registry"] = registry.to_bytes()
             context["erased"] = erasures.to_lists()

@@ -16,6 +16,7 @@ from crc32c import crc32c
 
 from meterd.actors import peer_copy
 from meterd.actors.identity import Identity
+from meterd.actors.listed_files import sizes_in
 from meterd.core.members import Members
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import ACTIVE_NAME
@@ -53,14 +54,8 @@ class CopyGiver:
         return any((one.node, one.incarnation) == asker for one in members.present)
 
     def _files(self) -> list[list[Any]]:
-        found = []
-        for entry in os.scandir(self._root):
-            if peer_copy.is_taken(entry.name):
-                try:
-                    found.append([entry.name, entry.stat().st_size])
-                except FileNotFoundError:
-                    continue
-        return found
+        listed = sizes_in(str(self._root))
+        return [[name, size] for name, size in listed if peer_copy.is_taken(name)]
 
     def _piece(self, name: str, offset: int) -> dict[str, Any]:
         if not peer_copy.is_taken(name) or offset < 0:

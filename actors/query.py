@@ -266,9 +266,9 @@ class Query(Actor):
         view = View(self._files, end, refused, self._erasures)
         if question.kind == "events":
             return (yield from reading.read_events(view, question, registry, horizon))
-        if question.kind == "feed" and "ends" in context:
-            places, ends = self._places, context["ends"]
-            steps = stable_feed.read_feed(view, question, registry, horizon, places, ends)
+        if question.kind == "feed" and "applied" in context:
+            places, standing = self._places, stable_feed.standing(context)
+            steps = stable_feed.read_feed(view, question, registry, horizon, places, standing)
             return (yield from steps)
         if question.kind == "feed":
             return (yield from feed.read_feed(view, question, registry, horizon))

@@ -5,14 +5,18 @@ lies in this node's files is looked up: from the first part of the log on that h
 behind what comes next.  What lies there and was read elsewhere already is left out; that may be
 much where a partition has moved, for its log was written here later.
 
-Where a page ended is remembered, so that the next one begins there.  A page without events is the
-end of the log, whatever had to be passed over.
+The log is read up to its durable end, and rows that wait there are not given: they are behind what
+is given of their partition, so the cursor does not step over them.
+
+Where a page ended is remembered, so that the next one begins there, or where the first row waited.
+A page without events is the end of the log, whatever had to be passed over.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -43,6 +47,18 @@ EXPIRED: Final = "events behind this cursor have expired; begin again without a 
 Key = tuple[str, bytes, bytes]
 
 
+class Standing(NamedTuple):
+    """How far a node's log is applied when a page is asked for."""
+
+    applied: bytes  # of each group, u64: the index
+    waits: Place  # nothing before it waits
+
+
+def standing(context: Mapping[str, Any]) -> Standing:
+    """Return what the usage actor said with a question."""
+    return Standing(context["applied"], Place(*context["waits"]))
+
+
 class Places:
     """What is remembered from page to page; nothing depends on it but time."""
 
@@ -53,8 +69,13 @@ class Places:
         self._tables: OrderedDict[tuple[int, int], SlicePlaces] = OrderedDict()
         self._starts: OrderedDict[int, Ints] = OrderedDict()
 
-    def note(self, key: Key, ends: tuple[Place, Place]) -> None:
-        _keep(self.ends, key, ends, ENDS_MAX)
+    def note_end(self, key: Key, end: Place, until: Place, waits: Place) -> None:
+        """Note where a page ended.  The next one begins before the first row that waits.
+
+        When that lies in another file it is looked for again: it may wait for long.
+        """
+        if min(end, waits).file_number == end.file_number:
+            _keep(self.ends, key, (min(end, waits), max(end, until)), ENDS_MAX)
 
     def bounds(self, view: View, part: Part) -> tuple[Ints, Ints]:
         """Return the least and the greatest index of each partition in a part (-1: none)."""
@@ -140,21 +161,23 @@ def read_feed(
     registry: Registry,
     horizon: int,
     places: Places,
-    ends: tuple[bytes, bytes],
+    standing: Standing,
 ) -> Steps:
     """Return a page; its events come in the order of this node's log.
 
-    ends: of each partition (u64[256]) the index that is applied, and the one up to which all lies
-    before the view's end.  Raises RangeExpired when events behind the cursor have gone.
+    Raises RangeExpired when events behind the cursor have gone.
     """
-    applied, settled = (np.frombuffer(one, np.int64)[:PARTITION_COUNT] + 1 for one in ends)
+    unapplied = np.frombuffer(standing.applied, np.int64)[:PARTITION_COUNT] + 1 << POSITION_ROW_BITS
     if question.after == "end":
-        return {"events": [], "next": str(FeedCursor(applied << POSITION_ROW_BITS))}
+        return {"events": [], "next": str(FeedCursor(unapplied))}
     cursor = parse(question.after) if question.after else FeedCursor()
     wanted = _wanted(question)
     end = Place(view.end_file, view.log_file(view.end_file).row_count)
     key = _ends_key(question, cursor.positions, wanted)
-    begin, until = places.ends.get(key) or (_find(view, places, cursor.positions, wanted), end)
+    begin, until = places.ends.get(key) or (
+        _find(view, places, cursor.positions, wanted, unapplied),
+        end,
+    )
     yield
     if begin.file_number < view.parts[0].first:
         raise RangeExpired(EXPIRED)
@@ -164,14 +187,13 @@ def read_feed(
     while not feed.is_full and place.file_number <= view.end_file:
         place = feed.read(place)
         if not feed.events:
-            places.note(key, (place, until))
+            places.note_end(key, place, until, standing.waits)
             feed.look_on()
         yield
     if feed.at_end:
-        cursor.positions[wanted] = np.maximum(
-            cursor.positions[wanted], settled[wanted] << POSITION_ROW_BITS
-        )
-    places.note(_ends_key(question, cursor.positions, wanted), (place, until))
+        cursor.positions[wanted] = np.maximum(cursor.positions, unapplied)[wanted]
+    key = _ends_key(question, cursor.positions, wanted)
+    places.note_end(key, place, until, standing.waits)
     return {"events": feed.events, "next": str(cursor)}
 
 
@@ -188,9 +210,12 @@ def _ends_key(question: Question, positions: Positions, wanted: Mask) -> Key:
     return question.account, positions[wanted].tobytes(), np.packbits(wanted).tobytes()
 
 
-def _find(view: View, places: Places, positions: Positions, wanted: Mask) -> Place:
+def _find(
+    view: View, places: Places, positions: Positions, wanted: Mask, unapplied: Positions
+) -> Place:
     """Return a place behind which all lies that comes next.  Raises RangeExpired."""
     following = positions >> POSITION_ROW_BITS
+    wanted = wanted & (positions < unapplied)
     begun = np.flatnonzero(wanted & (positions > 0))
     found, lows = None, np.full(PARTITION_COUNT, -1, np.int64)
     for part in view.parts:

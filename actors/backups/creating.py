@@ -25,6 +25,7 @@ from meterd.actors.backups.counting import Counting, Refused
 from meterd.actors.backups.reading import Memory, Pace, Reading, Stamp
 from meterd.actors.backups.shelf import NAME_PREFIX, PARTIAL, Contents, Shelf
 from meterd.actors.identity import STORAGE_VERSION, Identity
+from meterd.actors.listed_files import sizes_in
 from meterd.actors.object_store import NAME, PIECE_SIZE
 from meterd.actors.opened_log import open_log
 from meterd.core import inventory
@@ -287,9 +288,9 @@ class Creation:
     def _expectation(self, checkpoint: list[_Opened]) -> int:
         """Estimate how many bytes will be read, for the progress."""
         sizes = [one.size for one in checkpoint]
-        for entry in os.scandir(self._node.directory):
-            if inventory.kind_of(entry.name).folder in ("segments", "wal"):
-                sizes.append(entry.stat().st_size)
+        for name, size in sizes_in(self._node.directory):
+            if inventory.kind_of(name).folder in ("segments", "wal"):
+                sizes.append(size)
         return max(1, sum(sizes))
 
     def _on_read(self, size: int) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from meterd.actors import stable_feed
 from meterd.core import feed_cursor
 from meterd.core.feed_cursor import FeedCursor, is_stable, parse
+from meterd.core.listing import Place
 from meterd.core.partition_sets import partition
 from meterd.core.questions import Question
 from meterd.protocol.errors import BadRequest, RangeExpired
@@ -35,6 +36,16 @@ op = st.tuples(st.sampled_from(ACCOUNTS), st.lists(st.booleans(), max_size=3))
 phases = st.lists(st.lists(op, max_size=12), min_size=1, max_size=4)
 
 
+class Held(NamedTuple):
+    """An op in a log."""
+
+    account: str
+    index: int
+    start: Place
+    rows: list[int]  # in its file, of what is stored once it is applied
+    ids: list[str]  # of these
+
+
 class Replica:
     """A node's log: of each partition the same ops as everywhere, in an order of its own."""
 
@@ -43,6 +54,9 @@ class Replica:
         self.log = LogDirectory(path)
         self.places = stable_feed.Places()
         self.missing: list[Any] = []
+        self.waiting: list[Held] = []  # ops in the log that are not applied
+        self.applied: defaultdict[str, list[str]] = defaultdict(list)  # ids
+        self.indexes = np.zeros(GROUP_COUNT, np.uint64)
 
     def write(self, random: Any) -> None:
         """Write what is missing, partitions in any order, several ops in one record."""
@@ -66,26 +80,62 @@ class Replica:
                         refused.add(len(record))
                     record.append(event)
             if record:
-                self.log.write(record, refused)
+                self.hold(record, refused)
+            self.apply(random)
             if random.random() < 0.2:
-                self.log.seal(segmented=random.random() < 0.5)
+                self.log.seal(segmented=not self.waiting and random.random() < 0.5)
+
+    def hold(self, record: list[LoggedEvent], refused: set[int]) -> None:
+        """Write a record; its rows wait."""
+        number, row = self.log.builder.file_number, self.log.builder.row
+        placed = self.log.write(record, set(range(len(record))))
+        rows = {id(place.event): place.row for place in placed}
+        for account in dict.fromkeys(event.account for event in record):
+            stored = [
+                event
+                for at, event in enumerate(record)
+                if event.account == account and at not in refused
+            ]
+            index = self.log.builder.indexes[partition(account)]
+            own = [rows[id(event)] for event in stored]
+            ids = [event.id for event in stored]
+            self.waiting.append(Held(account, index, Place(number, row), own, ids))
+
+    def store(self, record: list[LoggedEvent]) -> None:
+        """Write a record and apply it."""
+        self.hold(record, set())
+        self.apply()
+
+    def apply(self, random: Any = None) -> None:
+        """Apply ops of partitions in order, some of them not yet; of None: all."""
+        behind = set()
+        for held in list(self.waiting):
+            if held.account in behind or (random is not None and random.random() < 0.3):
+                behind.add(held.account)
+                continue
+            self.waiting.remove(held)
+            self.log.refused[held.start.file_number] -= set(held.rows)
+            self.applied[held.account] += held.ids
+            self.indexes[partition(held.account)] = held.index
+
+    @property
+    def waits(self) -> Place:
+        here = Place(self.log.builder.file_number, self.log.builder.row)
+        return min((held.start for held in self.waiting), default=here)
 
     def tidy(self, random: Any) -> None:
         """Make a segment, or forget what is remembered as after a restart."""
-        waiting = [number for number in self.log.waiting if number < self.log.builder.file_number]
+        waiting = [number for number in self.log.waiting if number < self.waits.file_number]
         if waiting and random.random() < 0.3:
             self.log.make_segment(random.choice(waiting))
             self.log.files.refresh()
+        self.apply(random)
         if random.random() < 0.2:
             self.places = stable_feed.Places()
 
     def page(self, question: Question) -> dict[str, Any]:
-        applied = np.zeros(GROUP_COUNT, np.uint64)
-        for group, index in self.log.builder.indexes.items():
-            applied[group] = index
-        ends = (applied.tobytes(), applied.tobytes())
-        view = self.log.view()
-        steps = stable_feed.read_feed(view, question, REGISTRY, I64_MIN, self.places, ends)
+        view, standing = self.log.view(), stable_feed.Standing(self.indexes.tobytes(), self.waits)
+        steps = stable_feed.read_feed(view, question, REGISTRY, I64_MIN, self.places, standing)
         page: dict[str, Any] = finish(steps)
         return page
 
@@ -116,6 +166,8 @@ def test_every_event_once_whoever_is_asked(
                 replicas.append(latecomer)  # a new replica, which gets everything at once
             for replica in replicas:
                 replica.write(random)
+                if number + 1 == len(drawn):
+                    replica.apply()
             turns = 1_000 if number + 1 == len(drawn) else random.randint(0, 4)
             for _ in range(turns):
                 replica = random.choice(replicas)
@@ -128,6 +180,8 @@ def test_every_event_once_whoever_is_asked(
                 for event in page["events"]:
                     seen[event["account"]].append(event["id"])
                 if not page["events"]:
+                    for name in (account,) if account else ACCOUNTS:
+                        assert replica.applied[name] == seen[name][: len(replica.applied[name])]
                     break
         assert seen == expected
 
@@ -139,7 +193,7 @@ def test_parts_of_several_nodes_and_from_now_on(tmp_path: Path) -> None:
     def write(batch: int) -> set[str]:
         for replica, order in ((one, ACCOUNTS), (two, ACCOUNTS[::-1])):
             for name in order:
-                replica.log.write([LoggedEvent(name, f"{name}-{batch}", 1, 1, 5)])
+                replica.store([LoggedEvent(name, f"{name}-{batch}", 1, 1, 5)])
         return {f"{name}-{batch}" for name in ACCOUNTS}
 
     def read(after: str | None, *replicas: Replica) -> tuple[set[str], str]:
@@ -164,11 +218,33 @@ def test_parts_of_several_nodes_and_from_now_on(tmp_path: Path) -> None:
     assert read(cursor, two, one) == (set(), cursor)
 
 
+def test_what_waits_is_given_when_it_is_applied_and_keeps_nothing_back(tmp_path: Path) -> None:
+    replica = Replica(tmp_path / "1")
+
+    def read(after: str | None) -> tuple[list[str], str]:
+        page = replica.page(Question("feed", after=after, **EVER))
+        return [event["id"] for event in page["events"]], page["next"]
+
+    for seals in (False, True):
+        _, cursor = read("end")
+        replica.hold([LoggedEvent("a", f"a-{seals}", 1, 1, 5)], set())
+        waiting, replica.waiting = replica.waiting, []
+        if seals:
+            replica.log.seal(segmented=False)
+        replica.store([LoggedEvent("b", f"b-{seals}", 1, 1, 5)])
+        replica.waiting = waiting
+        found, cursor = read(cursor)
+        assert found == [f"b-{seals}"]
+        assert read(cursor) == ([], cursor)
+        replica.apply()
+        assert read(cursor)[0] == [f"a-{seals}"]
+
+
 def test_feeds_of_two_accounts_of_a_partition_do_not_meddle(tmp_path: Path) -> None:
     replica = Replica(tmp_path / "1")
     for number in range(6):
         name = f"a/{number % 2}"
-        replica.log.write([LoggedEvent(name, f"{name}-{number}", 1, 1, 5)])
+        replica.store([LoggedEvent(name, f"{name}-{number}", 1, 1, 5)])
     for account in ("a/1", "a/0", "a/2", "a/0"):
         page = replica.page(Question("feed", account, limit=9, **EVER))
         assert [event["account"] for event in page["events"]] == [account] * 3 * (account != "a/2")
@@ -177,7 +253,7 @@ def test_feeds_of_two_accounts_of_a_partition_do_not_meddle(tmp_path: Path) -> N
 def test_a_cursor_whose_events_have_gone_is_refused(tmp_path: Path) -> None:
     replica = Replica(tmp_path / "1")
     for number in range(6):
-        replica.log.write([LoggedEvent("a", f"id-{number}", 1, 1, 5)])
+        replica.store([LoggedEvent("a", f"id-{number}", 1, 1, 5)])
         if number in (1, 3):
             replica.log.seal(segmented=True)
     first = replica.page(Question("feed", limit=1, **EVER))["next"]
