@@ -1,14 +1,16 @@
-"""Kills a node that leads partitions, and says what clients and telemetry saw of that.
+"""Ends a node that leads partitions, and says what clients and telemetry saw of that.
 
 A trial begins when every partition is led where the plan wants it.  Clients write and read all the
-time, each call with a deadline of `CALL_SECONDS`; then a node gets kill -9, and an event of every
-partition is sent at once: when all are stored, all partitions serve again.  Afterwards each
-partition that the node led must have got one new leader, and no other partition any.
+time, each call with a deadline of `CALL_SECONDS`; then a node gets kill -9, or SIGTERM, and an
+event of every partition is sent at once: when all are stored, all partitions serve again.
+Afterwards each partition that the node led must have got one new leader, and no other any.
 """
 
 from __future__ import annotations
 
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -38,11 +40,13 @@ VIEW_CHANGES = re.compile(r"^billing_view_changes_total (\S+)$", re.MULTILINE)
 
 @dataclass
 class Trial:
-    """What one kill did."""
+    """What the end of one node did."""
 
     node: int
     affected: int  # partitions that it led
     served_seconds: float  # until all partitions took events
+    # After SIGTERM: did others lead all of them before it was gone?
+    handed_over: bool | None = None
     # By node that lives on: by how much its telemetry says that view changes have grown.
     grown: dict[int, int] = field(default_factory=dict)
     # Partitions that got another number of new leaders than they had to: one, or none.
@@ -80,8 +84,11 @@ class Trials:
     def __exit__(self, *_: object) -> None:
         self._load.stop()
 
-    def one(self, balance: Callable[[], None]) -> Trial:
-        """Kill one node and start it again; `balance` brings leaders home at once."""
+    def one(self, balance: Callable[[], None], *, gently: bool = False) -> Trial:
+        """Kill one node, or stop it gently, and start it again.
+
+        `balance` brings leaders home at once.
+        """
         self._await_calm(balance)
         victim = self._random.choice(self._cluster.nodes)
         others = [node for node in self._cluster.nodes if node is not victim]
@@ -92,9 +99,12 @@ class Trials:
         calls, failed = self._calls(), len(self._load.violations)
         undecided = self._load.counters["undecided at a deadline"]
         began = time.monotonic()
-        victim.kill9()
+        end = Stop(victim, others[0], affected) if gently else None
+        if end is None:
+            victim.kill9()
         served = self._load.probe_all(self._probed) - began
         trial = Trial(victim.number, len(affected), round(served, 3))
+        trial.handed_over = None if end is None else end.handed_over()
         trial.grown = self._grown(others, totals, len(affected))
         trial.miscounted = miscounted(others, before, affected)
         victim.start(wait=False)
@@ -143,6 +153,34 @@ class Trials:
             if over or all(count == expected for count in grown.values()):
                 return grown
             time.sleep(0.1)
+
+
+class Stop:
+    """Sends SIGTERM to a node, and asks another one who leads until it has ended."""
+
+    def __init__(self, victim: ClusterNode, other: ClusterNode, affected: list[int]) -> None:
+        self._victim, self._other, self._affected = victim, other, affected
+        self._seen = False
+        self._thread = threading.Thread(target=self._look)
+        assert victim.process is not None
+        victim.process.send_signal(signal.SIGTERM)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while self._is_alive() and not self._seen:
+            led = leaders_of(self._other)
+            left = [group for group in self._affected if led[group] in (None, self._victim.number)]
+            self._seen = not left and self._is_alive()
+
+    def _is_alive(self) -> bool:
+        return self._victim.process is not None and self._victim.process.poll() is None
+
+    def handed_over(self) -> bool:
+        """Wait until the node has ended, and ended well; was all led by others before?"""
+        assert self._victim.process is not None
+        self._thread.join()
+        assert self._victim.process.wait(CALM_SECONDS) == 0, self._victim.log()
+        return self._seen
 
 
 def status_of(node: ClusterNode) -> dict[str, Any]:
