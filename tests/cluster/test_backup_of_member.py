@@ -1,4 +1,4 @@
-"""A backup of a node whose log ends with ops that were never committed counts none of them."""
+"""Backups of members of a cluster: what counts in them, and what a restore makes of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from meterd.actors.backups.shelf import Shelf
 from meterd.actors.backups.verifying import fetch
 from meterd.client import Client, Event
 from meterd.client.results import IngestUndecided
+from meterd.exits import DaemonExit
 from tests.support.cluster import Cluster
 from tests.support.cluster_logs import read_ops
 from tests.support.node import ROOT, Node
@@ -85,6 +86,56 @@ def test_the_tail_of_its_log_is_not_in_a_backup(tmp_path: Path) -> None:
         with cluster.client(timeout=SECONDS) as client:
             result = client.ingest(events("kept"))
             assert (result.duplicate, result.stored) == (COMMITTED, 0)
+
+
+def test_members_are_restored_alone_and_all_together(tmp_path: Path) -> None:
+    """One alone has forgotten what it promised, and is told; all together go on from the cut."""
+    shelf = str(tmp_path / "shelf")
+    Path(shelf).mkdir()
+    with Cluster(3) as cluster:
+        one = cluster.node(1)
+        with cluster.client(timeout=SECONDS) as client:
+            client.put_metric("calls", "sum")
+            assert client.ingest(events("kept")).stored == COMMITTED
+        meterctl(one, "wait", "--for", "caught-up")
+        for node in cluster.nodes:
+            meterctl(node, "backup", "create", "--to", shelf)
+        made = meterctl(one, "backup", "list", "--from", shelf)["backups"]
+        names = {row["node_id"]: row["name"] for row in made}
+        assert [*sorted(names)] == cluster.numbers
+        for node in cluster.nodes:
+            named = ("--from", shelf, "--backup", names[node.number])
+            proved = meterctl(one, "backup", "verify", *named, "--level", "replay")
+            assert [row["good"] for row in proved["backups"]] == [True], proved
+            drilled = meterctl(one, "drill", *named)
+            assert (drilled["totals_equal"], drilled["started"]) == (True, False), drilled
+            assert drilled["events"] == COMMITTED
+        with cluster.client(timeout=SECONDS) as client:
+            assert client.ingest(events("later")).stored == COMMITTED
+
+        assert one.stop() == 0
+        restore(one, "node", shelf, names[1])
+        one.start(wait=False)
+        assert one.process.wait(SECONDS) == DaemonExit.IDENTITY
+        assert "meterctl node recover 1" in one.log()
+
+        for node, scope in zip(cluster.nodes, ("node", "cluster", "node"), strict=True):
+            if node is not one:
+                assert node.stop() == 0
+            restore(node, scope, shelf, names[node.number])
+        cluster.start()
+        with cluster.client(timeout=SECONDS) as client:
+            again = client.ingest(events("kept"))
+            assert (again.duplicate, again.stored) == (COMMITTED, 0)
+            assert client.ingest(events("later")).stored == COMMITTED
+            rows = list(client.accounts("calls"))
+            assert [row.count for row in rows] == [2] * COMMITTED
+
+
+def restore(node: Node, scope: str, shelf: str, name: str) -> None:
+    """Give a stopped node the directory of a backup."""
+    where = ("--from", shelf, "--backup", name, "--data-dir", str(node.data_dir))
+    assert meterctl(node, "restore", scope, *where)["done"]
 
 
 def applied(client: Client) -> int:

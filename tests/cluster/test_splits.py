@@ -1,4 +1,4 @@
-"""Cut links: who is cut off behaves as the contract says."""
+"""Cut links: a minority, an even split and one-way links behave as the contract says."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from meterd.client import Client, Event
+from meterd.client import Client, Event, questions
+from meterd.client.partitions import partition_of
 from meterd.client.results import IngestUndecided
 from tests.support.cluster import Cluster, ClusterNode
+from tests.support.cluster_logs import disagreements, read_ops
 from tests.support.node import ROOT
 from tests.support.waiting import eventually
 
@@ -65,6 +67,25 @@ def totals(client: Client) -> dict[str, int]:
     return {row.account: int(row.value) for row in client.accounts("calls")}
 
 
+def of_replica(client: Client, account: str) -> int:
+    """What the node that is asked has itself of an account, as old as that may be."""
+    fields = {"account": account, "metric": "calls", "consistency": "local"}
+    return int(client.run(questions.ask("usage", fields))["count"])
+
+
+def quorum_check(node: ClusterNode) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(node.get("/health")[1])["checks"]["quorum"]
+    return found
+
+
+def check_logs(cluster: Cluster) -> None:
+    """Stop all nodes: they must have one history of each group."""
+    for node in cluster.nodes:
+        assert node.stop() == 0, node.log()
+    logs = {node.number: read_ops(node.data_dir) for node in cluster.nodes}
+    assert disagreements(logs) == []
+
+
 def is_led(node: ClusterNode) -> bool:
     return cluster_of(node)["without_leader"] == 0
 
@@ -81,6 +102,11 @@ def started(count: int) -> Iterator[Cluster]:
 @pytest.fixture
 def three() -> Iterator[Cluster]:
     yield from started(3)
+
+
+@pytest.fixture
+def four() -> Iterator[Cluster]:
+    yield from started(4)
 
 
 def test_who_is_cut_off_commits_nothing_and_says_so(three: Cluster) -> None:
@@ -112,3 +138,79 @@ def test_who_is_cut_off_commits_nothing_and_says_so(three: Cluster) -> None:
     eventually(
         lambda: {row["lag_ops"] for row in cluster_of(one)["nodes"]} == {0}, "none lags", SECONDS
     )
+
+
+def test_of_an_even_split_one_side_only_commits_what_an_account_sends(four: Cluster) -> None:
+    """Two of four nodes: of a partition's three replicas two are on one of the sides."""
+    rows = meterctl(four.node(1), "topology", "--partitions")[1]["partitions"]
+    voters = {row["group"]: set(row["planned"]) for row in rows}
+    sides = [{1, 2}, {3, 4}]
+    of_side = [
+        [name for name in ACCOUNTS if len(voters[partition_of(name)] & side) == 2] for side in sides
+    ]
+    assert sum(map(len, of_side)) == len(ACCOUNTS) and all(of_side)
+    four.links.cut([(a, b) for a in four.numbers for b in four.numbers if (a < 3) != (b < 3)])
+    for number, mine, others in ((1, *of_side), (3, *reversed(of_side))):
+        node = four.node(number)
+        with alone(node, SECONDS) as client:
+            assert stored(client, "second", mine) == len(mine)
+        with alone(node, 4.0) as client:
+            assert stored(client, "third", others) == 0
+            for account in [*mine, *others]:
+                if number in voters[partition_of(account)]:
+                    known = (1, 2) if account in mine else (1,)
+                    assert of_replica(client, account) in known
+    for node in four.nodes:  # each has replicas of what only the other side commits
+        eventually(lambda node=node: quorum_check(node)["status"] == "warn", "it says so", SECONDS)
+        assert node.get("/readyz?for=write")[0] == 200 and node.get("/readyz?for=read")[0] == 200
+    four.links.heal()
+    for node in four.nodes:
+        eventually(lambda node=node: quorum_check(node)["status"] == "pass", "all is led", SECONDS)
+        with alone(node, SECONDS) as client:
+            for batch in ("second", "third"):
+                assert stored(client, batch, ACCOUNTS) == len(ACCOUNTS)
+            assert totals(client) == dict.fromkeys(ACCOUNTS, 3)
+    check_logs(four)
+
+
+@pytest.mark.parametrize("hears", [False, True])
+def test_who_hears_nobody_or_is_not_heard_commits_nothing_and_says_so(
+    three: Cluster, hears: bool
+) -> None:
+    one, two, _ = three.nodes
+    three.links.cut([(1, 2), (1, 3)] if hears else [(2, 1), (3, 1)])
+    eventually(lambda: quorum_check(one)["status"] == "fail", "it says so", SECONDS)
+    assert one.get("/readyz?for=write")[0] == 503 and one.get("/readyz?for=read")[0] == 200
+    with alone(one, 4.0) as client:
+        assert stored(client, "second", ACCOUNTS) == 0
+        assert of_replica(client, ACCOUNTS[0]) >= 1
+    eventually(lambda: is_led(two), "the others lead what it led", SECONDS)
+    with alone(two, SECONDS) as client:
+        assert stored(client, "second", ACCOUNTS) == len(ACCOUNTS)
+        assert stored(client, "third", ACCOUNTS) == len(ACCOUNTS)
+    assert quorum_check(two)["status"] == "pass"
+    three.links.heal()
+    eventually(lambda: quorum_check(one)["status"] == "pass", "it is heard again", SECONDS)
+    for node in three.nodes:
+        with alone(node, SECONDS) as client:
+            assert stored(client, "third", ACCOUNTS) == len(ACCOUNTS)
+            assert totals(client) == dict.fromkeys(ACCOUNTS, 3)
+    check_logs(three)
+
+
+def test_one_link_less_stops_nothing_and_both_its_ends_say_so(three: Cluster) -> None:
+    """What node 1 sends node 2 is lost; the rest passes."""
+    three.links.cut([(1, 2)])
+    with three.client(timeout=SECONDS) as client:
+        for batch in range(5):
+            assert stored(client, f"more-{batch}", ACCOUNTS) == len(ACCOUNTS)
+    for node in three.nodes[:2]:
+        eventually(lambda node=node: quorum_check(node)["status"] == "warn", "it says so", SECONDS)
+        assert node.get("/readyz?for=write")[0] == 200
+    assert quorum_check(three.node(3))["status"] == "pass"
+    three.links.heal()
+    for node in three.nodes:
+        eventually(lambda node=node: quorum_check(node)["status"] == "pass", "all is led", SECONDS)
+        with alone(node, SECONDS) as client:
+            assert totals(client) == dict.fromkeys(ACCOUNTS, 6)
+    check_logs(three)
