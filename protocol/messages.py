@@ -26,6 +26,10 @@ Actor = Literal[
 ]
 Check = Callable[[Any], Any]
 
+# What these answer holds for their own node alone.
+ABOUT_THEMSELVES: tuple[Actor, ...] = ("metrics", "replication", "retention_sweeper")
+OF_NODE = ("checkpoint", "clock_accept", "status")  # and what these requests are about
+
 SORTS = ("account", "usage")
 CONSISTENCIES = ("exact", "local")
 BACKUP_TYPES = ("full", "incr")
@@ -50,6 +54,11 @@ class Kind:
     actor: Actor
     meaning: str
     fields: Mapping[str, Field] = field(default_factory=dict)
+
+    @property
+    def is_of_node(self) -> bool:
+        """Is it about the node that is asked, so that another one's answer would be wrong?"""
+        return self.actor in ABOUT_THEMSELVES or self.name in OF_NODE
 
 
 def _account(default: Any = REQUIRED) -> dict[str, Field]:

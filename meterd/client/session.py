@@ -42,6 +42,7 @@ from meterd.protocol.errors import (
     exception_of,
 )
 from meterd.protocol.limits import BODY_SIZE_MAX, DEADLINE_MS_MAX, REQUEST_ID_MAX
+from meterd.protocol.messages import kind_of
 
 # Enough to keep a node busy while the next requests are encoded, few enough to be no burden.
 INFLIGHT_COUNT_MAX = 16
@@ -361,11 +362,17 @@ class Session:
         return min(silent_since + call.patience_s, call.sent_at + STRETCH_MAX * call.patience_s)
 
     def _choose(self, now: float, call: Call) -> str:
-        """Choose the leader if it is known, else the last node that answered, suspects last."""
-        leader = None
+        """Choose the leader if it is known, else the last node that answered, suspects last.
+
+        Of what is about a node itself only those are asked that the user has named.
+        """
+        leader, some = None, self.addresses
         if call.account is not None and self.map is not None:
             leader = self.map.leader_of(call.account)
         first = leader or self._home
+        if kind_of(call.kind).is_of_node:
+            some = list(self._seeds)
+            first = first if first in some else some[0]
         if first not in self._suspects and first != call.avoid:
             return first
 
@@ -373,7 +380,7 @@ class Session:
             until = self._suspects.get(address, 0.0)
             return (until if until > now else 0.0, address == call.avoid)
 
-        return min([first, *self.addresses], key=reluctance)
+        return min([first, *some], key=reluctance)
 
     def _on_error(self, now: float, call: Call, request_id: int | None, error: MeterdError) -> None:
         if error.retry == "never":

@@ -216,6 +216,25 @@ def test_events_go_to_the_leader_once_the_map_is_known() -> None:
     assert address == THERE and decode_request(frames)[0].map_version == 4
 
 
+def test_what_is_about_a_node_is_asked_of_no_other() -> None:
+    session = session_of(HERE)
+    session.start(0.0, job_of())
+    [(_, frames, _)] = sent(session)
+    session.on_answer(0.1, HERE, answer_to(frames, version=4))
+    [(_, frames)] = session.take_sends()
+    nodes = {"1": HERE, "2": THERE}
+    session.on_answer(0.2, HERE, map_answer(list(frames), 4, nodes, [1] * PARTITION_COUNT))
+    asked = {}
+    for kind in ("health", "backup_create", "usage"):
+        session.start(0.3, job_of(kind))
+        sent(session)
+    while (wake := session.next_wake()) is not None and wake < 20.0:
+        session.on_tick(wake)
+        for address, _, kind in sent(session):
+            asked.setdefault(kind, set()).add(address)
+    assert asked == {"health": {HERE}, "backup_create": {HERE}, "usage": {HERE, THERE}}
+
+
 def test_the_map_of_a_single_node_changes_no_address() -> None:
     """A node behind address translation calls itself by a name that the client cannot reach."""
     session, job = session_of(), job_of()
