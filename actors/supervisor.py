@@ -161,8 +161,11 @@ class Supervisor:
         logger.info("stopping")
         self._notifier.send("STATUS=stopping", "STOPPING=1")
         self._hand_over()
-        self._stop()
-        logger.info("graceful shutdown complete")
+        killed = self._stop()
+        if killed:  # nothing acknowledged is lost; the next start reads the log further back
+            logger.warning("stopped; killed: %s", ", ".join(killed))
+        else:
+            logger.info("graceful shutdown complete")
         return endings.CLEAN
 
     # Turns
@@ -428,18 +431,22 @@ class Supervisor:
                 return
             self._read_lifelines(now)
 
-    def _stop(self, seconds: float = STOP_SECONDS) -> None:
+    def _stop(self, seconds: float = STOP_SECONDS) -> list[str]:
         """End all actors in the order in which work flows, each within `seconds`, the router within
-        its grace."""
+        its grace; return the names of those that had to be killed."""
         self._state = "stopping"
         self._write_actors()
         pairs = [(unit, child) for unit in self._units for child in unit.children]
+        killed = []
         for unit, child in sorted(pairs, key=lambda pair: _stop_rank(pair[1].name)):
-            self._end(child, seconds)
+            if not self._end(child, seconds):
+                killed.append(child.name)
             unit.children.remove(child)
+        return killed
 
-    def _end(self, child: Child, seconds: float) -> None:
-        """Tell one actor to finish, and wait until it has."""
+    def _end(self, child: Child, seconds: float) -> bool:
+        """Tell one actor to finish, and wait until it has; return whether it did so by itself."""
+        by_itself = True
         grace = self._options.shutdown.grace + ROUTER_SPARE_SECONDS
         give_up = time.monotonic() + (grace if child.name == "router" else seconds)
         self._notifier.status(f"stopping {child.name}", extend=True)
@@ -448,9 +455,11 @@ class Supervisor:
             if time.monotonic() >= give_up:
                 logger.warning("%s does not stop; killing it", child.name)
                 os.kill(child.pid, signal.SIGKILL)
+                by_itself = False
                 give_up += BEAT_SECONDS
             self._wait(BEAT_SECONDS)
             self._read_lifelines(time.monotonic())
+        return by_itself
 
 
 def _stop_rank(name: str) -> int:

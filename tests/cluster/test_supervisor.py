@@ -145,6 +145,17 @@ def test_sigterm_stops_in_order_and_leaves_nobody(start: Callable[..., ToyNode])
     assert all(gone(pid) for pid in pids.values())
 
 
+def test_who_does_not_stop_is_killed_and_named(start: Callable[..., ToyNode]) -> None:
+    node = start("hangs")
+    pids = node.pids()
+    node.process.send_signal(signal.SIGTERM)
+    assert node.process.wait(20) == 0
+    assert "stopped; killed: router" in node.log()
+    assert "graceful shutdown complete" not in node.log()
+    assert (node.directory / "run" / "closed").exists()
+    assert all(gone(pid) for pid in pids.values())
+
+
 @pytest.mark.parametrize("behaviour", ["leads", "leads_on", "dies_leading"])
 def test_leadership_is_handed_over_before_anybody_stops_but_not_waited_for_too_long(
     start: Callable[..., ToyNode], behaviour: str

@@ -4,6 +4,7 @@
 `alone`.  BEHAVIOUR makes `second` fail its boot or die at once; with `waits` it fails when it runs,
 and `first` waits for it then.  With `leads`, `leads_on` and `dies_leading` there is a replication
 actor, too, and the node has peers: told that it is to hand over, it does, says nothing, or dies.
+With `hangs` there is a router that never ends.
 """
 
 import dataclasses
@@ -68,6 +69,13 @@ class Replication(First):
         return super().tick(now)
 
 
+class Router(First):
+    name = "router"
+
+    def drained(self) -> bool:
+        return False
+
+
 class Alone(First):
     name = "alone"
 
@@ -98,6 +106,8 @@ def main() -> int:
     units: list[list[type[Actor]]] = [[First, Second], [Alone]]
     if LEADS:
         units.append([Replication])
+    if BEHAVIOUR == "hangs":
+        units.append([Router])
     return Supervisor(options, run_dir, units, load, Notifier(dict(os.environ))).run()
 
 
