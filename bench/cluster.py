@@ -51,6 +51,12 @@ def cpu_seconds(cluster: Cluster) -> Counter[str]:
     return found
 
 
+def per_event_us(spent: Counter[str], found: dict[str, Any]) -> dict[str, float]:
+    """Share processor seconds of actors out over the events of a `meterctl bench`."""
+    events = max(1, found["received"])
+    return {name: round(used * 1e6 / events, 3) for name, used in sorted(spent.items()) if used > 0}
+
+
 def measured(cluster: Cluster, what: str, seconds: float, clients: int) -> dict[str, Any]:
     """Run one load; return what `meterctl bench` says and the processor time per event."""
     before = cpu_seconds(cluster)
@@ -62,12 +68,9 @@ def measured(cluster: Cluster, what: str, seconds: float, clients: int) -> dict[
         seconds=seconds,
         warm_up=3,
     )
-    events = max(1, found["received"])
     spent = cpu_seconds(cluster)
     spent.subtract(before)
-    found["cpu_us_per_event"] = {
-        name: round(used * 1e6 / events, 3) for name, used in sorted(spent.items()) if used > 0
-    }
+    found["cpu_us_per_event"] = per_event_us(spent, found)
     say(f"{what}: {found['events_per_second']} events/s, {found['latency_us']}, {spent}")
     return found
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import psutil
@@ -120,7 +120,13 @@ def joined(blocks: list[Block]) -> Block:
     return Block(*columns, dimensions)
 
 
-def anonymous_bytes(node: Node) -> int:
+class Processes(Protocol):
+    """Whoever knows the processes of a node."""
+
+    def pids(self) -> list[psutil.Process]: ...
+
+
+def anonymous_bytes(node: Processes) -> int:
     """Memory of all processes that no file stands behind, shared pages counted once."""
     total = 0
     for process in node.pids():

@@ -67,6 +67,8 @@ class Sample:
               help="Sum metrics: bench_0, bench_1, ...; registered if missing.")
 @click.option("--events-per-account", type=click.IntRange(1, 10_000), default=1, show_default=True,
               help="Neighbouring events of a request that share an account.")
+@click.option("--rate", type=click.FloatRange(0, 1e9), default=0.0, metavar="EVENTS",
+              help="Send at most so many events a second; 0: as many as are taken.")
 @click.option("--verify/--no-verify", default=True, show_default=True,
               help="Compare the accounts' totals with what was sent.")
 def bench(session: Session, in_flight: int, seconds: float, warm_up: float,
@@ -260,6 +262,7 @@ def _document(
         "batch": load.batch,
         "clients": load.clients,
         "in_flight": load.in_flight,
+        "rate": load.rate,
         "durability": load.durability,
         "accounts": load.accounts,
         "metrics": load.metrics,

@@ -47,6 +47,7 @@ DEADLINE_MS = 30_000
 MAP_DEADLINE_MS = 5_000
 POLL_MS = 100  # how long a wait lasts before the process looks whether its parent still lives
 BACK_OFF_MAX = 0.1  # seconds; a node that is overloaded asks for more patience than a bench has
+LATE_SECONDS_MAX = 1.0  # requests that came later than due are made up for, up to so much of them
 CACHED_ANSWERS = 64
 _ID_PREFIX = b"\xcf"  # msgpack: a 64-bit number follows, big-endian
 _BODY_ERRORS_UNDECIDED = ("restarting", "deadline_exceeded", "internal", "shutting_down")
@@ -64,6 +65,7 @@ class Load:
     accounts: int
     metrics: int
     events_per_account: int  # neighbouring events of a request that share an account
+    rate: float  # events a second at most, of all clients together; 0: as many as are taken
     timeout: float
 
     @property
@@ -151,6 +153,9 @@ class Client:
         self.pending: dict[int, tuple[int, int]] = {}  # request id → (sent at, body number)
         self.known_answers: dict[bytes, dict[str, int]] = {}
         self.next_id = 0
+        # Seconds from one request to the next; when that is due; requests that wait for it.
+        self.interval = load.batch * load.clients / load.rate if load.rate else 0.0
+        self.due, self.held = 0.0, 0
         self.node = load.nodes[number % len(load.nodes)]
         self.sockets: dict[str, zmq.Socket[bytes]] = {}  # by address
         self.poller = zmq.Poller()
@@ -167,10 +172,12 @@ class Client:
         parent = os.getppid()
         while self.phase[0] == WAIT and os.getppid() == parent:
             time.sleep(POLL_MS / 1000)
+        self.due = time.monotonic()
         for _ in range(self.load.in_flight):
-            self.send()
-        while self.pending and os.getppid() == parent:
+            self.send_on()
+        while (self.pending or self.held) and os.getppid() == parent:
             self.take_answers()
+            self.send_held()
             self.give_up_on_old()
             self.publish()
         self.finish()
@@ -208,6 +215,24 @@ class Client:
             self.poller.register(socket, zmq.POLLIN)
         return self.sockets[address]
 
+    def send_on(self) -> None:
+        """Send the next request: now, or when it is due."""
+        if self.interval:
+            self.held += 1
+        else:
+            self.send()
+
+    def send_held(self) -> None:
+        """Send what has waited until it was due; what came late is made up for, for a while."""
+        if self.phase[0] >= STOP:
+            self.held = 0
+        now = time.monotonic()
+        self.due = max(self.due, now - LATE_SECONDS_MAX)
+        while self.held and self.due <= now:
+            self.held -= 1
+            self.due += self.interval
+            self.send()
+
     def send(self) -> None:
         """Make the next request out of the next body and send it."""
         request_id = self.next_id
@@ -222,17 +247,22 @@ class Client:
 
     def take_answers(self) -> None:
         """Take the answers that are there, at most as many as were under way, and send on."""
-        if len(self.sockets) == 1:
+        if self.held:
+            self.take_polled(max(0.0, min(POLL_MS, (self.due - time.monotonic()) * 1000)))
+        elif len(self.sockets) == 1:
             self.take_from(self.ways[0])
-            return
-        if len(self.pending) == 1:
+        elif len(self.pending) == 1:
             ((_, body_number),) = self.pending.values()
             self.take_from(self.ways[body_number])
-            return
-        for socket, _ in self.poller.poll(POLL_MS):
+        else:
+            self.take_polled(POLL_MS)
+
+    def take_polled(self, wait_ms: float) -> None:
+        for socket, _ in self.poller.poll(wait_ms):
             self.take_from(socket)
 
     def take_from(self, socket: zmq.Socket[bytes]) -> None:
+        """Take what is there, at most as much as may be under way."""
         receive = socket.recv
         for _ in range(self.load.in_flight):
             try:
@@ -240,7 +270,8 @@ class Client:
             except zmq.Again:
                 return
             self.take_answer(header, receive())
-            if len(self.sockets) > 1 and not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            is_only = len(self.sockets) == 1 and not self.held
+            if not is_only and not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
                 return
 
     def take_answer(self, header: dict[str, Any], body: bytes) -> None:
@@ -260,7 +291,7 @@ class Client:
         else:
             self.take_new_answer(header, body, body_number)
         if phase < STOP:
-            self.send()
+            self.send_on()
 
     def take_new_answer(self, header: dict[str, Any], body: bytes, body_number: int) -> None:
         """Take an answer that was not seen before: an error, or one that names single rows."""
@@ -301,7 +332,7 @@ class Client:
             self.counts["unanswered"] += 1
             self.add_rows(1, body_number, np.ones(self.load.batch, bool))
             if self.phase[0] < STOP:
-                self.send()
+                self.send_on()
 
     def finish(self) -> None:
         """Publish what the whole run came to."""

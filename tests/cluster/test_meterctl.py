@@ -284,6 +284,16 @@ def test_the_disk_is_described_and_its_reserve_given_back(shell):
     shell.run("-n", f"127.0.0.1:{free_ports(1)[0]}", "--timeout", 0.3, "disk", exit_code=3)
 
 
+@pytest.mark.parametrize("options", [("--in-flight", 1), ("--clients", 2)])
+def test_bench_keeps_to_a_rate(shell, options):
+    began = time.monotonic()
+    flags = ("--batch", 10, "--rate", 500, "--seconds", 2, "--warm-up", 0.2, *options)
+    result = shell.json("bench", *flags)
+    assert result["verified"] is True and result["rate"] == 500
+    # Each client may begin with one request.
+    assert 10 <= result["sent"] <= 500 * (time.monotonic() - began) + 20
+
+
 @pytest.mark.parametrize(("batch", "durability"), [(1, "sync"), (200, "sync"), (500, "async")])
 def test_bench_verifies_every_total(shell, batch, durability):
     result = shell.json(

@@ -34,7 +34,7 @@ def test_without_a_request_there_is_no_percentile():
 
 def make_load(**changes):
     shape = {"batch": 7, "clients": 2, "in_flight": 3, "accounts": 5, "metrics": 2}
-    shape |= {"durability": "sync", "events_per_account": 3, "timeout": 1.0} | changes
+    shape |= {"durability": "sync", "events_per_account": 3, "rate": 0.0, "timeout": 1.0} | changes
     return Load(nodes=("127.0.0.1:1",), **shape)
 
 
