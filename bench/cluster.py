@@ -19,10 +19,19 @@ import psutil
 
 from bench.support import CHECKOUT, fdatasync_us, say, write_result
 from tests.support.cluster import Cluster
+from tests.support.failover import CALM_SECONDS, is_calm
+from tests.support.waiting import eventually
 
 IN_FLIGHT = {"throughput": 256, "requests": 1024, "latency": 1}
 BATCH = {"throughput": 500, "requests": 1, "latency": 1}
 SHORT_SECONDS = 10.0
+
+
+def await_leaders(cluster: Cluster) -> None:
+    """Wait until every partition is led where the plan wants it, so that no leader moves."""
+    eventually(
+        lambda: all(is_calm(node) for node in cluster.nodes), "leaders are at home", CALM_SECONDS
+    )
 
 
 def meterctl_bench(cluster: Cluster, **options: Any) -> dict[str, Any]:
@@ -98,6 +107,7 @@ def main(nodes: int, seconds: float, idle_seconds: float, clients: int) -> None:
     """Measure a cluster whose nodes share this machine."""
     document: dict[str, Any] = {"nodes": nodes, "fdatasync_us": fdatasync_us(Path("/tmp"))}
     with Cluster(nodes, cuts=False) as cluster:
+        await_leaders(cluster)
         document["latency"] = measured(cluster, "latency", SHORT_SECONDS, 1)
         document["requests"] = measured(cluster, "requests", SHORT_SECONDS, clients)
         document["throughput"] = measured(cluster, "throughput", seconds, clients)

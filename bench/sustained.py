@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from bench.cluster import cpu_seconds, meterctl_bench, per_event_us
+from bench.cluster import await_leaders, cpu_seconds, meterctl_bench, per_event_us
 from bench.node import NO_CHECKPOINTS, meterd_node, node_directory
 from bench.storage import anonymous_bytes
 from bench.support import directory_size, fdatasync_us, say, write_result
@@ -126,6 +126,7 @@ def of_a_node(directory: Path, seconds: float) -> dict[str, Any]:
 
 def of_a_cluster(count: int, seconds: float, rate: float) -> dict[str, Any]:
     with Cluster(count, environment=SETTINGS, cuts=False) as cluster:
+        await_leaders(cluster)
         looked = []
         for node in cluster.nodes:
             assert node.process is not None
