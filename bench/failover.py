@@ -1,5 +1,7 @@
 """Kills a leader node again and again: `python -m bench.failover [--trials N] [--progress FILE]`.
 
+With `--gently` the node gets SIGTERM instead of kill -9, and hands over what it leads.
+
 Three nodes, default settings; clients write and read all the time with a deadline of 10 s a call.
 Each trial kills one node with kill -9 (`tests.support.failover`).  Exits 1 when partitions were
 away for longer than they may, a partition got more or fewer than the one new leader it needed, a
@@ -38,13 +40,13 @@ def balance(cluster: Cluster) -> None:
     subprocess.run(command, capture_output=True, check=False)  # what is not so yet is waited for
 
 
-def some_trials(count: int, seed: int, until: float, progress: Progress) -> None:
+def some_trials(count: int, seed: int, until: float, gently: bool, progress: Progress) -> None:
     """Make a cluster, and kill its nodes so often."""
     with Cluster(3) as cluster, Trials(cluster, seed, say) as trials:
         for _ in range(count):
             if time.monotonic() >= until:
                 break
-            trial = trials.one(lambda: balance(cluster))
+            trial = trials.one(lambda: balance(cluster), gently=gently)
             say(f"{len(progress.runs) + 1}: {trial}")
             progress.add({**trial.as_map(), "seed": seed, "wrong": []})
         wrong = trials.check()
@@ -76,6 +78,7 @@ def document(progress: Progress) -> dict[str, Any]:
     served = [run["served_seconds"] for run in progress.runs]
     return {
         "trials": len(progress.runs),
+        "handed_over": sum(run.get("handed_over") is True for run in progress.runs),
         "commits": progress.commits(),
         "served_seconds": ranked(served),
         "all_served_seconds": sorted(served),
@@ -91,16 +94,17 @@ def document(progress: Progress) -> dict[str, Any]:
 @click.command()
 @click.option("--trials", default=100, show_default=True, help="so many in all, earlier ones too")
 @click.option("--minutes", default=float("inf"), help="begin no trial after so long")
+@click.option("--gently", is_flag=True, help="stop nodes by SIGTERM")
 @click.option("--first", default=1, show_default=True, help="seed of the first cluster")
 @click.option("--progress", "path", type=click.Path(path_type=Path), help="note there; go on")
-def main(trials: int, minutes: float, first: int, path: Path | None) -> None:
-    """See how soon others lead what a dead node led."""
+def main(trials: int, minutes: float, gently: bool, first: int, path: Path | None) -> None:
+    """See how soon others lead what a node led that has ended."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nodes go, too
     until = time.monotonic() + minutes * 60
     progress = Progress(path)
     while len(progress.runs) < trials and time.monotonic() < until:
         done = len(progress.runs)
-        some_trials(min(TRIALS_AT_ONCE, trials - done), first + done, until, progress)
+        some_trials(min(TRIALS_AT_ONCE, trials - done), first + done, until, gently, progress)
     result = document(progress)
     print(write_result("failover", result))
     for line in result["violations"]:
