@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 
 from meterd.core.kernels.bloom import HAS_FLUSHING, ask_filter, candidates
-from meterd.core.kernels.cells import CELL_WORDS, POSITION_ROW_BITS, update_cell
+from meterd.core.kernels.cells import CELL_WORDS, HOT, POSITION_ROW_BITS, update_cell
 from meterd.core.kernels.entries import (
     account_state,
     content_digest,
@@ -443,7 +443,7 @@ def _find_cells(block: Any, handle: Array, scratch: Array) -> None:
     work = _scratch_at(scratch)
     hashes, periods, found, outcome = work.hashes, work.periods, work.cells, work.outcome
     cell_index = tables.cell_index
-    lines = tables.cells.reshape(-1, CELL_WORDS // 2)  # a cell takes two cache lines
+    hot = tables.cells.reshape(-1, HOT)
     first, last = block
     for i in range(first, last):
         j = i - first
@@ -453,8 +453,7 @@ def _find_cells(block: Any, handle: Array, scratch: Array) -> None:
             if slot != MISSING:
                 cell = np.int64(payload_at(cell_index, slot))
                 found[j] = cell
-                prefetch(lines, 2 * cell)
-                prefetch(lines, 2 * cell + 1)
+                prefetch(hot, cell * (CELL_WORDS // HOT) + 1)
 
 
 @njit(cache=True, _nrt=False)
