@@ -26,9 +26,7 @@ Array = Any
 MAP_NORESERVE = 0x4000
 
 
-def reserve(
-    shape: tuple[int, ...], dtype: Any, large_pages: bool = False, offset: int = 0
-) -> Any:
+def reserve(shape: tuple[int, ...], dtype: Any, large_pages: bool = False, offset: int = 0) -> Any:
     """Return a zeroed array of the given shape whose pages are not yet in memory.
 
     `large_pages` is for tables read at random: fewer entries of the processor's page cache
