@@ -10,7 +10,8 @@ import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
-# Bits come in pieces of this size, so that a small record does not copy a large bitmap.
+# Room for rows comes in pieces of this size, and doubles, so that few are copied; what is not used
+# is not touched.
 _GROWTH = 1 << 16
 
 
@@ -38,7 +39,8 @@ class RefusedRows:
         """Return the bits of a file, at least up to a row that has been looked at."""
         bits = self._bits.get(file_number)
         if bits is None or end > len(bits):
-            grown = np.zeros(-(-end // _GROWTH) * _GROWTH, np.uint8)
+            wanted = end if bits is None else max(end, 2 * len(bits))
+            grown = np.zeros(-(-wanted // _GROWTH) * _GROWTH, np.uint8)
             if bits is not None:
                 grown[: len(bits)] = bits
             bits = self._bits[file_number] = grown

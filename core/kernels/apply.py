@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 
 from meterd.core.kernels.bloom import HAS_FLUSHING, ask_filter, candidates
-from meterd.core.kernels.cells import CELL_WORDS, POSITION_ROW_BITS, update_cell
+from meterd.core.kernels.cells import CELL_WORDS, HOT, POSITION_ROW_BITS, update_cell
 from meterd.core.kernels.entries import (
     account_state,
     content_digest,
@@ -25,7 +25,6 @@ from meterd.core.kernels.entries import (
     identity_hash,
     member_of_text,
     member_of_value,
-    same_bytes,
     write_dimensions,
 )
 from meterd.core.kernels.hashing import load_u16, load_u32, load_u64, prefetch, sip_finish
@@ -43,6 +42,18 @@ from meterd.core.kernels.index import (
     set_payload,
 )
 from meterd.core.kernels.memory import column_at, rows_at
+from meterd.core.kernels.row_hashes import (
+    BLOCK_ROWS,
+    HASH_ARRAYS,
+    WORD_ARRAYS,
+    has_room,
+    hash_contents,
+    hash_identities,
+    is_short,
+    put_content,
+    put_identity,
+    words_of,
+)
 from meterd.core.kernels.runs import FOUND, NOT_FOUND, find_in_runs
 from meterd.core.kernels.scan import SLICE_SIZE, pad8
 from meterd.core.kernels.snapshot import before_change
@@ -91,8 +102,6 @@ NO_BOUNDS = np.int64(-1)
 # Room for the dimension tuple of one row: each value with its size.
 DIMS_SIZE_MAX = limits.DIMENSIONS_MAX * (2 + limits.PROPERTY_VALUE_SIZE_MAX) + 8
 
-# Rows between asking for a cache line and reading it: few enough for all lines to be there still.
-BLOCK_ROWS = 256
 # Instead of the number of rows stored: a row names a metric that was never given a number.
 UNKNOWN_METRIC = -1
 NEVER = np.int64(-(2**63))
@@ -120,6 +129,8 @@ class Scratch(NamedTuple):
     wanted: Array  # int64[b]: rows whose identity may be older
     matches: Array  # int64[b]: what looking for them works in
     outcome: Array  # u8[rows of a record]: status | reason << 4
+    words: Array  # u64: what is hashed of the rows, see kernels/row_hashes.py
+    lanes: Array  # u64: its hashes, in its form
 
 
 class Columns(NamedTuple):
@@ -146,6 +157,8 @@ def make_scratch(rows_max: int) -> Scratch:
         np.empty(BLOCK_ROWS, np.int64),
         np.empty(BLOCK_ROWS, np.int64),
         np.empty(rows_max, np.uint8),
+        np.zeros(WORD_ARRAYS * BLOCK_ROWS, np.uint64),
+        np.zeros(HASH_ARRAYS * BLOCK_ROWS, np.uint64),
     )
 
 
@@ -172,6 +185,8 @@ def _scratch_at(handle: Array) -> Any:
         column_at(handle, 6, np.int64),
         column_at(handle, 7, np.int64),
         column_at(handle, 8, np.uint8),
+        column_at(handle, 9, np.uint64),
+        column_at(handle, 10, np.uint64),
     )
 
 
@@ -240,42 +255,32 @@ def _period_of(bounds: Array, first: int, count: int, timestamp: int) -> Any:
 
 
 @njit(cache=True, _nrt=False)
-def _hash_rows(columns: Any, block: Any, handle: Array, metrics: Array, scratch: Array) -> None:
-    """Hash a block's rows and find their periods.
+def _lay_out_rows(columns: Any, block: Any, metrics: Array, scratch: Array) -> Any:
+    """Lay out what is hashed of a block's rows, and find their periods.
 
-    Neighbouring rows often have the same account, or lie in the same period: what was found for
-    the last row is kept.
+    Returns how many words the longest account or id has, and how many rows have no room for
+    theirs, or for their properties.
+    Neighbouring rows often lie in the same period: what was found for the last row is kept.
     """
     work = _scratch_at(scratch)
-    hashes, periods, dims = work.hashes, work.periods, work.dims
-    rows, code_hashes, keys, places, bounds = _metrics_at(metrics)
-    key = tables_at(handle).key
-    k0, k1 = key[0], key[1]
+    words, periods = work.words, work.periods
+    rows, code_hashes, _, _, bounds = _metrics_at(metrics)
     data = columns.data
     first, last = block
     start = _entry(columns, first)
-    account_at = account_size = np.int64(-1)
-    a0 = a1 = v0 = v1 = v2 = v3 = _U64(0)
     bounds_of, period, period_end = NO_BOUNDS, NOT_KEPT, NOT_KEPT
+    longest = long_names = long_contents = np.int64(0)
     for i in range(first, last):
         j = i - first
         end = _entry(columns, i + 1)
         account_end, id_end = entry_parts(data, start)
-        size = account_end - start - 2
-        if size != account_size or not same_bytes(data, account_at, data, start + 2, size):
-            account_at, account_size = start + 2, size
-            v0, v1, v2, v3 = account_state(k0, k1, data, account_at, account_end)
-            a0, a1 = sip_finish(v0, v1, v2, v3)
-        id_size = np.int64(data[start + 1])
-        hashes[j, 0], hashes[j, 1] = a0, a1
-        hashes[j, 2], hashes[j, 3] = identity_hash(
-            v0, v1, v2, v3, data, account_end, id_end, id_size
-        )
+        longest = max(longest, max(account_end - start - 2, id_end - account_end))
+        long_names += 1 - np.int64(put_identity(words, j, data, start, account_end, id_end))
         m, at = _metric(columns, i), _timestamp(columns, i)
         metric = rows[m]
-        hashes[j, 4] = content_digest(
-            k0,
-            k1,
+        fits = put_content(
+            words,
+            j,
             code_hashes[m],
             _value(columns, i),
             metric[DECIMALS],
@@ -285,19 +290,114 @@ def _hash_rows(columns: Any, block: Any, handle: Array, metrics: Array, scratch:
             id_end,
             end,
         )
+        long_contents += 1 - np.int64(fits)
         bounds_first = metric[BOUND_FIRST] if metric[BOUND_COUNT] else NO_BOUNDS
         if bounds_first != bounds_of or at < period or at >= period_end:
             bounds_of = bounds_first
             period, period_end = _period_of(bounds, bounds_of, metric[BOUND_COUNT], at)
         periods[j] = period
-        if period != NOT_KEPT:
-            size = np.int64(0)
-            if metric[DIM_COUNT]:
-                size = write_dimensions(
-                    dims, 0, data, id_end, keys, places, metric[DIM_FIRST], metric[DIM_COUNT]
-                )
-            hashes[j, 5], hashes[j, 6] = cell_hash(k0, k1, a0, a1, m, period, dims, 0, size)
         start = end
+    return words_of(longest), long_names, long_contents
+
+
+@njit(cache=True, _nrt=False)
+def _hash_rows(columns: Any, block: Any, handle: Array, metrics: Array, scratch: Array) -> None:
+    """Hash a block's rows and find their periods."""
+    work = _scratch_at(scratch)
+    key = tables_at(handle).key
+    k0, k1 = key[0], key[1]
+    first, last = block
+    most, long_names, long_contents = _lay_out_rows(columns, block, metrics, scratch)
+    if long_names < last - first:
+        hash_identities(k0, k1, work.words, last - first, work.lanes, most)
+    if long_contents < last - first:
+        hash_contents(k0, k1, work.words, last - first, work.lanes)
+    if long_names:
+        _hash_long_names(columns, block, k0, k1, scratch)
+    if long_contents:
+        _hash_long_contents(columns, block, k0, k1, metrics, scratch)
+    _hash_cells(columns, block, k0, k1, metrics, scratch)
+
+
+@njit(cache=True, _nrt=False)
+def _hash_long_names(columns: Any, block: Any, k0: Any, k1: Any, scratch: Array) -> None:
+    """Hash account and identity of the rows that had no room for them."""
+    work = _scratch_at(scratch)
+    lanes, data = work.lanes, columns.data
+    first, last = block
+    for i in range(first, last):
+        j = i - first
+        start = _entry(columns, i)
+        account_end, id_end = entry_parts(data, start)
+        if has_room(account_end - start - 2) and has_room(id_end - account_end):
+            continue
+        v0, v1, v2, v3 = account_state(k0, k1, data, start + 2, account_end)
+        lanes[j], lanes[BLOCK_ROWS + j] = sip_finish(v0, v1, v2, v3)
+        id_size = np.int64(data[start + 1])
+        lanes[2 * BLOCK_ROWS + j], lanes[3 * BLOCK_ROWS + j] = identity_hash(
+            v0, v1, v2, v3, data, account_end, id_end, id_size
+        )
+
+
+@njit(cache=True, _nrt=False)
+def _hash_long_contents(
+    columns: Any, block: Any, k0: Any, k1: Any, metrics: Array, scratch: Array
+) -> None:
+    """Hash the content of the rows that had no room for their properties."""
+    work = _scratch_at(scratch)
+    rows, code_hashes, _, _, _ = _metrics_at(metrics)
+    data = columns.data
+    first, last = block
+    start = _entry(columns, first)
+    for i in range(first, last):
+        end = _entry(columns, i + 1)
+        _, id_end = entry_parts(data, start)
+        if not is_short(end - id_end):
+            m = _metric(columns, i)
+            work.lanes[4 * BLOCK_ROWS + i - first] = content_digest(
+                k0,
+                k1,
+                code_hashes[m],
+                _value(columns, i),
+                rows[m, DECIMALS],
+                _timestamp(columns, i),
+                np.int64(data[columns.operation + i]),
+                data,
+                id_end,
+                end,
+            )
+        start = end
+
+
+@njit(cache=True, _nrt=False)
+def _hash_cells(columns: Any, block: Any, k0: Any, k1: Any, metrics: Array, scratch: Array) -> None:
+    """Put the hashes of each row side by side, with that of its cell."""
+    work = _scratch_at(scratch)
+    hashes, lanes, periods, dims = work.hashes, work.lanes, work.periods, work.dims
+    rows, _, keys, places, _ = _metrics_at(metrics)
+    first, last = block
+    for i in range(first, last):
+        j = i - first
+        a0, a1 = lanes[j], lanes[BLOCK_ROWS + j]
+        hashes[j, 0], hashes[j, 1] = a0, a1
+        hashes[j, 2], hashes[j, 3] = lanes[2 * BLOCK_ROWS + j], lanes[3 * BLOCK_ROWS + j]
+        hashes[j, 4] = lanes[4 * BLOCK_ROWS + j]
+        if periods[j] == NOT_KEPT:
+            continue
+        m, size = _metric(columns, i), np.int64(0)
+        if rows[m, DIM_COUNT]:
+            _, id_end = entry_parts(columns.data, _entry(columns, i))
+            size = write_dimensions(
+                dims,
+                0,
+                columns.data,
+                id_end,
+                keys,
+                places,
+                rows[m, DIM_FIRST],
+                rows[m, DIM_COUNT],
+            )
+        hashes[j, 5], hashes[j, 6] = cell_hash(k0, k1, a0, a1, m, periods[j], dims, 0, size)
 
 
 @njit(cache=True, _nrt=False)
@@ -443,7 +543,7 @@ def _find_cells(block: Any, handle: Array, scratch: Array) -> None:
     work = _scratch_at(scratch)
     hashes, periods, found, outcome = work.hashes, work.periods, work.cells, work.outcome
     cell_index = tables.cell_index
-    lines = tables.cells.reshape(-1, CELL_WORDS // 2)  # a cell takes two cache lines
+    hot = tables.cells.reshape(-1, HOT)
     first, last = block
     for i in range(first, last):
         j = i - first
@@ -453,8 +553,7 @@ def _find_cells(block: Any, handle: Array, scratch: Array) -> None:
             if slot != MISSING:
                 cell = np.int64(payload_at(cell_index, slot))
                 found[j] = cell
-                prefetch(lines, 2 * cell)
-                prefetch(lines, 2 * cell + 1)
+                prefetch(hot, cell * (CELL_WORDS // HOT) + 1)
 
 
 @njit(cache=True, _nrt=False)

@@ -18,6 +18,9 @@ SERIES, PERIOD_START, COUNT, SUM_LO, SUM_HI, MIN, MAX = range(7)
 LATEST_TS, LATEST_POS, LATEST_VALUE, FIRST_TS, FIRST_POS, FIRST_VALUE = range(7, 13)
 UNIQUE, FIRST_MEMBER, NEXT_CELL = 13, 14, 15
 CELL_WORDS = 16
+# What every event changes are the eight words from here on: `make_tables` lays them into one line
+# of the cache.
+HOT = COUNT
 
 POSITION_ROW_BITS = 20
 
@@ -58,6 +61,8 @@ def update_cell(cells: Array, c: int, timestamp: int, position: int, value: int)
         cells[c, LATEST_TS] = timestamp
         cells[c, LATEST_POS] = position
         cells[c, LATEST_VALUE] = value
+    if not first and timestamp > at:
+        return  # behind the latest: so it is not the first, whose line need not be read
     at, pos = cells[c, FIRST_TS], cells[c, FIRST_POS]
     if first or timestamp < at or (timestamp == at and position < pos):
         cells[c, FIRST_TS] = timestamp

@@ -26,18 +26,18 @@ Array = Any
 MAP_NORESERVE = 0x4000
 
 
-def reserve(shape: tuple[int, ...], dtype: Any, large_pages: bool = False) -> Any:
+def reserve(shape: tuple[int, ...], dtype: Any, large_pages: bool = False, offset: int = 0) -> Any:
     """Return a zeroed array of the given shape whose pages are not yet in memory.
 
     `large_pages` is for tables read at random: fewer entries of the processor's page cache
-    cover them, but each first touch takes 2 MiB.
+    cover them, but each first touch takes 2 MiB.  `offset`: where in its page it begins, in bytes.
     """
     count = math.prod(shape)
-    size = max(count * np.dtype(dtype).itemsize, 1)
+    size = max(offset + count * np.dtype(dtype).itemsize, 1)
     area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
     if large_pages:
         area.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(area, dtype, count).reshape(shape)
+    return np.frombuffer(area, dtype, count, offset).reshape(shape)
 
 
 def give_back(array: Any, size: int) -> None:

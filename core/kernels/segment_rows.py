@@ -46,8 +46,10 @@ DIGIT_BITS = 11
 DIGITS = 1 << DIGIT_BITS
 # Rows asked for ahead of their use, when they are visited in order.
 AHEAD = 12
-# Slots of the tables of texts seen last (int64, number + 1); a power of two.
+# Slots of the tables of texts seen last (int64: 32 bits of a text's mix | number + 1), a power of
+# two.  A text stands in one of the slots of its group, side by side.
 SEEN = 1 << 15
+GROUP = 4
 # Rows whose accounts are looked for together; a power of two.
 TOGETHER = 32
 # What has been taken (int64[7]).
@@ -72,7 +74,7 @@ class Intake(NamedTuple):
     counters: Array  # int64[7]
     seen_accounts: Array  # int64[SEEN]
     seen_sets: Array  # int64[SEEN]
-    ahead: Array  # int64[TOGETHER]: slots of the next accounts
+    ahead: Array  # int64[TOGETHER]: the mixes of the next accounts
 
 
 @njit(cache=True, nogil=True, _nrt=False)
@@ -163,8 +165,8 @@ def _take_rows(
             continue
         account_end, id_end = entry_parts(data, entry)
         number = np.int64(data[metric_at + 2 * i]) | np.int64(data[metric_at + 2 * i + 1]) << 8
-        place = intake.ahead[i & (TOGETHER - 1)]
-        account = _account(data, entry + 2, account_end, place, partition, k0, k1, intake)
+        mix = intake.ahead[i & (TOGETHER - 1)]
+        account = _account(data, entry + 2, account_end, mix, partition, k0, k1, intake)
         properties = _set(data, id_end, entry_end, k0, k1, intake)
         row = rows[counters[ROWS]]
         row[TIMESTAMP] = np.int64(load_u64(data, heap_end - 16 * n + 8 * i))
@@ -187,8 +189,8 @@ def _take_rows(
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
-def _slot(data: Array, start: int, end: int) -> Any:
-    """Return where a text would stand among those seen last.
+def text_mix(data: Array, start: int, end: int) -> Any:
+    """Return 63 bits of a text, by which it is looked for among those seen last.
 
     No hash that resists an enemy: texts that meet here cost time, and are then told apart.
     """
@@ -198,23 +200,46 @@ def _slot(data: Array, start: int, end: int) -> Any:
         mixed = (mixed ^ load_u64(data, at)) * _U64(0x9E3779B97F4A7C15)
         mixed ^= mixed >> _U64(29)
         at += 8
-    mixed = (mixed ^ tail_word(data, at, end)) * _U64(0x9E3779B97F4A7C15)
-    return np.int64((mixed ^ mixed >> _U64(32)) & _U64(SEEN - 1))
+    mixed ^= tail_word(data, at, end)
+    # Digits differ in few bits of the upper bytes, and a product carries upwards alone.
+    mixed = (mixed ^ mixed >> _U64(32)) * _U64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ mixed >> _U64(29)) * _U64(0xC2B2AE3D27D4EB4F)
+    return np.int64((mixed ^ mixed >> _U64(32)) >> _U64(1))
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def number_seen(seen: Array, mix: int) -> Any:
+    """Return the number of the text that a mix probably belongs to, or -1."""
+    group = mix & (SEEN - GROUP)
+    found = np.int64(0)  # without a jump, for nobody could foretell in which slot it is
+    for slot in range(group, group + GROUP):
+        found |= seen[slot] if (seen[slot] ^ mix) >> 32 == 0 else 0
+    return (found & LOW) - 1
+
+
+@njit(cache=True, forceinline=True, _nrt=False)
+def remember_text(seen: Array, mix: int, number: int) -> None:
+    """Enter a text that was not seen lately, in a free slot or instead of another one."""
+    group = mix & (SEEN - GROUP)
+    slot = group | (mix >> 16 & (GROUP - 1))
+    for free in range(group, group + GROUP):
+        if seen[free] == 0:
+            slot = free
+    seen[slot] = (mix & ~LOW) | (number + 1)
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
 def _ask_ahead(data: Array, heap: int, heap_end: int, first: int, n: int, intake: Any) -> None:
-    """Note where the accounts of the next rows would stand; have the bytes to compare brought."""
+    """Note the mixes of the next rows' accounts; have the bytes to compare brought."""
     last = min(first + TOGETHER, n)
     entry = heap
     if first:
         entry += np.int64(load_u32(data, heap_end + 4 * first - 4))
     for i in range(first, last):
-        place = _slot(data, entry + 2, entry + 2 + np.int64(data[entry]))
-        intake.ahead[i - first] = place
+        intake.ahead[i - first] = text_mix(data, entry + 2, entry + 2 + np.int64(data[entry]))
         entry = heap + np.int64(load_u32(data, heap_end + 4 * i))
     for i in range(last - first):
-        known = intake.seen_accounts[intake.ahead[i]] - 2
+        known = number_seen(intake.seen_accounts, intake.ahead[i]) - 1
         if known >= 0:
             prefetch(intake.text, intake.text_end[known])
 
@@ -230,14 +255,15 @@ def _is(texts: Array, ends: Array, number: int, data: Array, start: int, end: in
 
 @njit(cache=True, forceinline=True, _nrt=False)
 def _account(
-    data: Array, start: int, end: int, place: int, partition: int, k0: Any, k1: Any, intake: Any
+    data: Array, start: int, end: int, mix: int, partition: int, k0: Any, k1: Any, intake: Any
 ) -> Any:
     """Return the number of an account, giving it one if it is new."""
-    known = intake.seen_accounts[place] - 1
+    known = number_seen(intake.seen_accounts, mix)
     if known >= 0 and _is(intake.text, intake.text_end, known, data, start, end):
         return known
     number = _account_in_full(data, start, end, partition, k0, k1, intake)
-    intake.seen_accounts[place] = number + 1
+    if known < 0:
+        remember_text(intake.seen_accounts, mix, number)
     return number
 
 
@@ -262,12 +288,13 @@ def _account_in_full(
 @njit(cache=True, forceinline=True, _nrt=False)
 def _set(data: Array, start: int, end: int, k0: Any, k1: Any, intake: Any) -> Any:
     """Return the number of a property set, giving it one if it is new."""
-    place = _slot(data, start, end)
-    known = intake.seen_sets[place] - 1
+    mix = text_mix(data, start, end)
+    known = number_seen(intake.seen_sets, mix)
     if known >= 0 and _is(intake.sets, intake.set_end, known, data, start, end):
         return known
     number = _set_in_full(data, start, end, k0, k1, intake)
-    intake.seen_sets[place] = number + 1
+    if known < 0:
+        remember_text(intake.seen_sets, mix, number)
     return number
 
 

@@ -31,6 +31,7 @@ from meterd.core.kernels.hashing import (
     sip_start,
     sip_word,
 )
+from meterd.core.kernels.lanes import LANES, absorb_bytes, put_state, state_of
 from meterd.core.kernels.located import (
     ACCOUNT_AT,
     ACCOUNT_OFFSETS_AT,
@@ -411,20 +412,61 @@ def pack(
         payload[operations + j] = staged[i, FLAGS] & 0xFF
         request_of_row[j] = staged[i, REQUEST]
         row_of_row[j] = staged[i, ROW]
+    spans = np.empty((len(slices), 4), np.int64)
     s = 0
     row, byte = np.int64(0), np.int64(0)
     for p in range(PARTITION_COUNT):
         count, size = sizes[p, 0], sizes[p, 1]
         if count == 0:
             continue
-        h0, h1 = content_of(payload, layout, row, count, byte, byte + size)
+        spans[s, 0], spans[s, 1], spans[s, 2], spans[s, 3] = row, count, byte, size
         slices[s, 0] = _U64(p) | _U64(count) << _U64(32)
         slices[s, 1] = 0
-        slices[s, 2], slices[s, 3] = h0, h1
         slices[s, 4] = _U64(size) << _U64(32)
         s += 1
         row += count
         byte += size
+    _hash_contents(payload, layout, spans, slices)
+
+
+@njit(cache=True)
+def _hash_contents(payload: Array, layout: Any, spans: Array, slices: Array) -> None:
+    """Write the content's hash of every slice; spans int64[k, 4]: row, count, byte, size.
+
+    Eight slices at a time, of about the same length, and what is left over alone.
+    """
+    k = len(spans)
+    order = np.empty(k, np.int64)
+    for s in range(k):
+        order[s] = spans[s, 1] << 16 | s
+    order.sort()
+    together = k // LANES * LANES
+    states, work = np.empty(4 * LANES, np.uint64), np.empty((2, LANES), np.int64)
+    for first in range(0, together, LANES):
+        chosen = order[first : first + LANES]
+        for lane in range(LANES):
+            count = spans[chosen[lane] & 0xFFFF, 1]
+            v0, v1, v2, v3 = sip_start(CHAIN_KEY_0, CHAIN_KEY_1)
+            put_state(states, lane, *sip_word(v0, v1, v2, v3, _U64(count)))
+        for column, width in ((0, 8), (1, 8), (3, 2), (4, 1)):
+            for lane in range(LANES):
+                s = chosen[lane] & 0xFFFF
+                work[0, lane] = layout[column] + width * spans[s, 0]
+                work[1, lane] = width * spans[s, 1]
+            absorb_bytes(states, payload, work[0], work[1])
+        for lane in range(LANES):
+            s = chosen[lane] & 0xFFFF
+            work[0, lane], work[1, lane] = layout[5] + spans[s, 2], spans[s, 3]
+        absorb_bytes(states, payload, work[0], work[1])
+        for lane in range(LANES):
+            s = chosen[lane] & 0xFFFF
+            v0, v1, v2, v3 = state_of(states, lane)
+            slices[s, 2], slices[s, 3] = sip_finish(v0, v1, v2, v3)
+    for place in range(together, k):
+        s = order[place] & 0xFFFF
+        row, count, byte, size = spans[s, 0], spans[s, 1], spans[s, 2], spans[s, 3]
+        h0, h1 = content_of(payload, layout, row, count, byte, byte + size)
+        slices[s, 2], slices[s, 3] = h0, h1
 
 
 @njit(cache=True)

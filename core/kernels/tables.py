@@ -110,6 +110,7 @@ _MIX_2 = np.uint64(0x165667B19E3779F9)
 # Reserved heap bytes per account and series: their texts at their largest are rare.
 ACCOUNT_TEXT_BYTES = 64
 SERIES_DIMS_BYTES = 128
+CACHE_LINE = 64
 # Kernels check no bounds: behind its capacity every table has room for one more record, the largest
 # there can be.  It is address space only.
 RECORD_ROWS_MAX = 1 << 20
@@ -124,13 +125,18 @@ def make_tables(capacity: Capacity, key: tuple[int, int]) -> Tables:
         account_index=make_index(capacity.accounts),
         root_index=make_index(capacity.accounts),
         series_index=make_index(capacity.series),
-        cell_index=make_index(capacity.cells),
+        cell_index=make_index(capacity.cells, large_pages=True),
         member_index=make_index(capacity.members),
         accounts=reserve((capacity.accounts + RECORD_ROWS_MAX, 4), np.int64),
         text=reserve((capacity.accounts * ACCOUNT_TEXT_BYTES + RECORD_TEXT_MAX,), np.uint8),
         series=reserve((capacity.series + RECORD_ROWS_MAX, 8), np.int64),
         dims=reserve((capacity.series * SERIES_DIMS_BYTES + RECORD_TEXT_MAX,), np.uint8),
-        cells=reserve((capacity.cells + RECORD_ROWS_MAX, cell_rows.CELL_WORDS), np.int64),
+        cells=reserve(
+            (capacity.cells + RECORD_ROWS_MAX, cell_rows.CELL_WORDS),
+            np.int64,
+            large_pages=True,
+            offset=CACHE_LINE - 8 * cell_rows.HOT,
+        ),
         members=reserve((capacity.members + RECORD_ROWS_MAX, 3), np.uint64),
         journal=reserve((capacity.recent + RECORD_ROWS_MAX, IDENTITY_WORDS), np.uint64),
         counters=_no_rows(),
