@@ -89,13 +89,14 @@ _HEAD_WORDS: Final = log_format.RECORD_HEADER_SIZE // 8
 _SLICE_WORDS: Final = SLICE.itemsize // 8
 
 Words = NDArray[np.int64]
+Unsigned = NDArray[np.uint64]
 
 
-def _limits(row: Any) -> Words:
+def _limits(row: Any) -> Unsigned:
     """Return the largest value of each field of a message."""
     known = {"group": GROUP_COUNT - 1}
     known |= dict.fromkeys(_TERMS, TERM_MAX) | dict.fromkeys(_FLAGS, 1)
-    return np.array([known.get(name, NUMBER_MAX) for name in row._fields], np.int64)
+    return np.array([known.get(name, NUMBER_MAX) for name in row._fields], np.uint64)
 
 
 _LIMITS: Final = {row: _limits(row) for row in (*TABLES.values(), Beat, BeatReply)}
@@ -383,12 +384,12 @@ class _Reader:
         return tuple([self.op(group) for _ in range(count)])
 
 
-def _check(numbers: Words, limits: Words | int) -> None:
+def _check(numbers: Words, limits: Unsigned | int) -> None:
     if numbers.size <= FEW and type(limits) is int:  # no numpy where there is next to nothing
         listed = numbers.ravel().tolist()
         good = not listed or (min(listed) >= 0 and max(listed) <= limits)
-    else:
-        good = not (bool((numbers < 0).any()) or bool((numbers > limits).any()))
+    else:  # what is negative is very large without a sign
+        good = not np.count_nonzero(numbers.view(np.uint64) > limits)
     if not good:
         raise _malformed("a number is out of range")
 
