@@ -135,12 +135,16 @@ class Actor:
         handler: Callable[[list[bytes]], None],
         receive: Receive = sockets.receive,
         waits: Waits = sockets.waits,
+        two_way: bool | None = None,
     ) -> None:
-        """Serve `socket` in the loop: `handler` gets each message that `receive` takes."""
+        """Serve `socket` in the loop: `handler` gets each message that `receive` takes.
+
+        two_way: is it sent on, but by `handler`?  None: its type says so.
+        """
         descriptor = sockets.descriptor(socket)
         self._served[descriptor] = socket, receive, waits, handler
         self._unsaid[descriptor] = None
-        if socket.type != zmq.PULL:
+        if socket.type != zmq.PULL if two_way is None else two_way:
             self._two_way.append(descriptor)
         self._epoll.register(descriptor, select.EPOLLIN)
 

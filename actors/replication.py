@@ -123,7 +123,8 @@ class Replication(Actor):
         )
         self._traffic = ReplicaTraffic(self._peers, self._digest_at)
         listener = self._peers.listen(f"tcp://{peer_list.join(node.listen, node.replication_port)}")
-        self.listen(listener, self._on_peer, self._peers.receive)
+        # Only `_on_peer` answers on it, those that have no identity yet.
+        self.listen(listener, self._on_peer, self._peers.receive, two_way=False)
 
     def _addresses(self) -> dict[int, str]:
         """Return where the other nodes are: as the members say, or else the operator."""

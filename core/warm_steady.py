@@ -31,6 +31,9 @@ def warm_steady() -> None:
     steady.accept(0, columns, flags, digests, said, digest, ops, before, fast, found)
     steady.note_durable(columns, flags, groups, place[0], place[4], size)
     steady.count_durable(*state, groups, found, told)
+    steady.rows_of(groups, np.zeros(1, np.int64))
+    steady.any_counts(columns, flags, groups, place[4])
+    steady.raise_to(np.zeros(1, np.int64), size, groups, place[0], found)
     _warm_pulse(*state)
 
 

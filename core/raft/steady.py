@@ -258,8 +258,8 @@ class Steady:
     def _remember(
         self, block: int, ops: SliceOps, before: Digests, before_term: Ints, epochs: Ints
     ) -> None:
-        places = np.full(len(self.parked), NO_ROW)
-        places[ops.groups] = np.arange(len(ops.groups))
+        places = np.empty(len(self.parked), np.int64)
+        kernels.rows_of(ops.groups, places)
         self._history.append(Remembered(ops, epochs, before, before_term, places))
         self._waiting.append((block, ops.groups, ops.index, epochs, places))
         while self._history and (
@@ -291,7 +291,10 @@ class Steady:
         return self.parked[ops.groups] & (self._epoch[ops.groups] == epochs)
 
     def _counts(self, entry: Remembered) -> bool:
-        return self.all_lone or bool(np.count_nonzero(self._valid(entry.ops, entry.epochs)))
+        if self.all_lone:
+            return True
+        state = self._columns, self._flags
+        return bool(kernels.any_counts(*state, entry.ops.groups, entry.epochs))
 
     @property
     def all_lone(self) -> bool:
