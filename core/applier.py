@@ -70,8 +70,13 @@ class Applier:
         known = self._partial.get(sequence)
         if known is None:
             known = self._partial[sequence] = np.full(record.row_count, UNKNOWN, np.uint8)
-            passed = np.zeros_like(chosen) if ready.passed is None else ready.passed
-            # Of rows that were passed over the bitmap of the checkpoint speaks.
+            # Of rows that were passed over the bitmap of the checkpoint speaks.  Behind that it is
+            # the repair of an op that was not lost which is passed over: its rows never count.
+            passed = np.zeros_like(chosen)
+            if ready.passed is not None and self.refused.loaded(
+                file_number, first_row + record.row_count
+            ):
+                passed = ready.passed
             self.refused.note_some(file_number, first_row, ~rows_of(record, passed), True)
         return known
 

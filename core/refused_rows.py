@@ -20,6 +20,7 @@ class RefusedRows:
     def __init__(self) -> None:
         self._bits: dict[int, NDArray[np.uint8]] = {}
         self._counts: dict[int, int] = {}
+        self._loaded: dict[int, int] = {}  # the counts that a checkpoint had
 
     def note(self, file_number: int, first_row: int, refused: NDArray[np.bool_]) -> None:
         """Take note of the rows of one record: which were not stored."""
@@ -57,6 +58,10 @@ class RefusedRows:
         """Return how many rows of a file have been looked at."""
         return self._counts.get(file_number, 0)
 
+    def loaded(self, file_number: int, end: int) -> bool:
+        """Did the checkpoint that was loaded speak of rows up to `end`?"""
+        return end <= self._loaded.get(file_number, 0)
+
     def packed(self, file_number: int) -> tuple[bytes, int]:
         """Return (LZ4 block of the bitmap, least significant bit first; row count) of a file."""
         count = self._counts.get(file_number, 0)
@@ -76,4 +81,5 @@ class RefusedRows:
             raw = np.frombuffer(lz4.block.decompress(packed), np.uint8)
             bits = np.unpackbits(raw, count=int(count), bitorder="little")  # type: ignore[call-overload]
             rows.note(number, 0, bits.astype(np.bool_))
+        rows._loaded = dict(rows._counts)
         return rows
