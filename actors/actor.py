@@ -135,12 +135,16 @@ class Actor:
         handler: Callable[[list[bytes]], None],
         receive: Receive = sockets.receive,
         waits: Waits = sockets.waits,
+        two_way: bool | None = None,
     ) -> None:
-        """Serve `socket` in the loop: `handler` gets each message that `receive` takes."""
+        """Serve `socket` in the loop: `handler` gets each message that `receive` takes.
+
+        two_way: is it sent on, but by `handler`?  None: its type says so.
+        """
         descriptor = sockets.descriptor(socket)
         self._served[descriptor] = socket, receive, waits, handler
         self._unsaid[descriptor] = None
-        if socket.type != zmq.PULL:
+        if socket.type != zmq.PULL if two_way is None else two_way:
             self._two_way.append(descriptor)
         self._epoll.register(descriptor, select.EPOLLIN)
 
@@ -212,7 +216,7 @@ class Actor:
             socket, _, waits, _ = self._served[descriptor]
             if waits(socket):
                 self._unsaid[descriptor] = None
-        for descriptor, _ in self._epoll.poll(0 if self._unsaid else wait_ms / 1000):
+        for descriptor, _ in self.wait(0.0 if self._unsaid else wait_ms / 1000):
             if descriptor in self._watched:
                 self._watched[descriptor]()
             elif descriptor in self._served:  # else removed by a handler earlier in this turn
@@ -225,6 +229,10 @@ class Actor:
                 if descriptor in self._unsaid and self.enough():
                     break
         return taken
+
+    def wait(self, seconds: float) -> list[tuple[int, int]]:
+        """Return the descriptors that have news, and what; wait for the first for so long."""
+        return self._epoll.poll(seconds)
 
     def _take_from(self, descriptor: int, served: Served) -> bool:
         """Take what waits on a socket, or enough of it; return whether there was anything."""

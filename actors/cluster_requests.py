@@ -57,6 +57,8 @@ class ClusterRequests:
         self._keeper = PlanKeeper()
         self._answers = Answers(actor)
         self._plan_due = 0.0
+        # How everything was when there was nothing to do: then there is nothing to do again.
+        self._rest: tuple[int, Members, list[bool]] | None = None
         self.view_changes = np.zeros(GROUP_COUNT, np.int64)
         self.applied = np.zeros(GROUP_COUNT, np.int64)
 
@@ -139,6 +141,11 @@ class ClusterRequests:
         """
         if now < self._plan_due:
             return
+        if self._rests(node, now, leaving):
+            self._keeper.see_rest(node, now)
+            self._plan_due = now + PLAN_SECONDS * 1000
+            self._tell_peers(node, now)
+            return
         views = node.views()
         requests = self._keeper.due(node, self.members, now, leaving, views)
         changes = any(isinstance(request.event, ProposeChange) for request in requests)
@@ -149,6 +156,15 @@ class ClusterRequests:
             for one in refused:
                 logger.debug("group %d: %s", one.group, one.reason)
         self._tell(node, now, views)
+        rest = node.rest if self._keeper.is_settled else None
+        self._rest = None if rest is None else (rest, self.members, _there(node, now))
+
+    def _rests(self, node: Node, now: int, leaving: Collection[int]) -> bool:
+        """Is everything as it was when there was nothing to do?"""
+        known = self._rest
+        if known is None or leaving or known[1] is not self.members:
+            return False
+        return known[0] == node.rest and known[2] == _there(node, now)
 
     def _tell(self, node: Node, now: int, views: Mapping[int, View]) -> None:
         """Tell telemetry how things are; `views`: as they were a moment ago."""
@@ -163,6 +179,10 @@ class ClusterRequests:
         telemetry.set("peers", len(self.members.present) - 1)
         for number, lag in standing.lag_ops.items():
             telemetry.set(f'replication_lag_ops{{peer="{number}"}}', lag)
+        self._tell_peers(node, now)
+
+    def _tell_peers(self, node: Node, now: int) -> None:
+        telemetry = self._actor.telemetry
         for member in node.peers:
             number = node_of(member)
             heard, offset = node.clocks.heard(member, now), node.clocks.offset(member, now)
@@ -172,3 +192,9 @@ class ClusterRequests:
                 telemetry.set(f'peer_round_trip_seconds{{peer="{number}"}}', heard[0] / 1000)
             if offset is not None:
                 telemetry.set(f'clock_offset_seconds{{peer="{number}"}}', offset / 1000)
+
+
+def _there(node: Node, now: int) -> list[bool]:
+    """Return which peers have answered lately."""
+    heard = [node.clocks.heard(member, now) for member in node.peers]
+    return [one is not None and one[1] < node.settings.suspicion_ms for one in heard]

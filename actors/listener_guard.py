@@ -17,6 +17,7 @@ reset cannot be dropped unread, and one message may have a million frames.
 
 from __future__ import annotations
 
+import select
 import time
 from typing import Any
 
@@ -89,6 +90,7 @@ class ListenerGuard:
         self._trimming = False  # memory was freed, and the last trim was worth it
         self._alarmed = False
         self._siege_until = 0.0
+        self._at_rest = False  # nothing but a survey is due, as the memory was at the last look
         self._now = 0.0  # at the last look, and bytes of requests in flight then
         self._in_flight = 0
         self._judge_not_before = 0.0
@@ -196,6 +198,7 @@ class ListenerGuard:
         self._bytes_left = BYTES_BETWEEN_LOOKS_MAX
         self._now = now
         self._in_flight = in_flight
+        self._at_rest = False
         budget = BUDGET_BESIEGED if now < self._siege_until else BUDGET
         growth = self._growth(now)
         if growth <= budget:
@@ -211,7 +214,19 @@ class ListenerGuard:
         elif now >= self._judge_not_before or growth > self._borne + budget // 2:
             self._judge(now, budget)
         busy = self._alarmed or now < self._busy_until
+        self._at_rest = not busy and growth <= budget // 2
         return LOOK_BUSY_SECONDS if busy else LOOK_QUIET_SECONDS
+
+    def rest(self, now: float) -> float:
+        """Return the seconds for which a look finds nothing to do, unless the memory changes.
+
+        It changes before a message has come; whoever takes one looks again soon.
+        """
+        return max(0.0, self._survey_due - now) if self._at_rest else 0.0
+
+    def wait(self, epoll: select.epoll, seconds: float) -> bool:
+        """Wait for news at `epoll`; False when the memory is another one than at the last look."""
+        return self._memory.wait_unchanged(epoll, seconds, LOOK_QUIET_SECONDS)
 
     def close(self) -> None:
         self._memory.close()

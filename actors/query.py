@@ -50,6 +50,8 @@ from meterd.protocol.errors import (
 
 # Work done in one go before the inbox is looked at again.
 TURN_SECONDS = 0.05
+# How often to look whether what waits for other nodes has waited for too long.
+LOOK_SECONDS = 0.05
 # Accounts in open invoice runs, about 150 bytes each (one run is always kept), and how long a run
 # waits for its next page.
 ACCOUNTS_KEPT_MAX = 4_000_000
@@ -117,6 +119,7 @@ class Query(Actor):
 
     def flush(self) -> None:
         self._work()
+        self.tick_by(time.monotonic() + self._wait())
 
     def tick(self, now: float) -> float:
         self._work()
@@ -127,7 +130,13 @@ class Query(Actor):
             if now - self._runs[oldest].used_at < RUN_SECONDS:
                 break
             del self._runs[oldest]
-        return 0.0 if self._jobs else BEAT_SECONDS / 20
+        return self._wait()
+
+    def _wait(self) -> float:
+        """Return the seconds until there is more to do, if nothing comes."""
+        if self._jobs:
+            return 0.0
+        return LOOK_SECONDS if self._aside or len(self._others) else BEAT_SECONDS
 
     def drained(self) -> bool:
         return not self._jobs and not self._aside

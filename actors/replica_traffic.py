@@ -40,6 +40,9 @@ class ReplicaTraffic:
 
     def flush(self) -> None:
         """Send what this turn has left; what does not go at once is lost."""
+        if not self._outgoing:
+            self._peers.flush()
+            return
         outgoing, self._outgoing = self._outgoing, {}
         # What several peers get is made ready and encoded once.
         made: dict[tuple[int, ...], list[tuple[bool, Content]]] = {}

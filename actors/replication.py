@@ -63,6 +63,10 @@ FLIGHTS_MAX = 6
 # so long.
 UNTOLD_BLOCKS_MAX = 16
 UNTOLD_SECONDS = 0.02
+# A record so small is unpacked in no time: in a cluster it goes with what makes it committed.
+SMALL_RECORD = 4_096
+UNTOLD_RECORDS_MAX = 16
+RECORD_FRAMES = 4
 
 # Who must know who leads.
 ROUTING = ("router", "ingest", "usage")
@@ -95,7 +99,9 @@ class Replication(Actor):
         self._commits = False  # is there any?
         # Blocks that usage has not been told are durable: (where, the next place, flag) repeated.
         self._blocks: list[Frame] = []
-        self._blocks_due = 0.0  # when to tell it at the latest
+        # Records that usage has not been given: (sequence, head, payload, origin) repeated.
+        self._records: list[Frame] = []
+        self._untold_due = 0.0  # when to tell it of both at the latest
         self._flushed_at = 0.0
         self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
         self._reads = ReadRounds(self)
@@ -117,7 +123,8 @@ class Replication(Actor):
         )
         self._traffic = ReplicaTraffic(self._peers, self._digest_at)
         listener = self._peers.listen(f"tcp://{peer_list.join(node.listen, node.replication_port)}")
-        self.listen(listener, self._on_peer, self._peers.receive)
+        # Only `_on_peer` answers on it, those that have no identity yet.
+        self.listen(listener, self._on_peer, self._peers.receive, two_way=False)
 
     def _addresses(self) -> dict[int, str]:
         """Return where the other nodes are: as the members say, or else the operator."""
@@ -335,13 +342,16 @@ class Replication(Actor):
 
     def _note_block(self, block: Sequence[Frame]) -> None:
         """Have usage told of a durable block: now if something of it is committed already."""
-        if not self._blocks:
-            self._blocks_due = time.monotonic() + UNTOLD_SECONDS
+        self._begin_untold()
         self._blocks += block
         if self.replicas.is_awaited or block[-1] == COMMITTED:
-            self._blocks_due = 0.0
+            self._untold_due = 0.0
         if len(self._blocks) >= 3 * UNTOLD_BLOCKS_MAX:
-            self._blocks_due = 0.0
+            self._untold_due = 0.0
+
+    def _begin_untold(self) -> None:
+        if not (self._blocks or self._records):
+            self._untold_due = time.monotonic() + UNTOLD_SECONDS
 
     def _carry_out(self, step: Step) -> None:
         """Do what a step leads to."""
@@ -350,7 +360,7 @@ class Replication(Actor):
             kind = b"append_commit" if append.commits else b"append"
             self.send("wal_writer", [kind, sequence, append.head, append.payload])
             origin = append.cause or b""
-            self.send("usage", [b"record", sequence, append.head, append.payload, origin])
+            self._give_record([sequence, append.head, append.payload, origin])
         self._reads.refused(step.refused)
         for peer, envelope in step.envelopes:
             self._reads.leaving(envelope)
@@ -362,18 +372,43 @@ class Replication(Actor):
         for action in step.actions:
             self._act(action)
 
+    def _give_record(self, record: list[Frame]) -> None:
+        """Give usage a record: a large one now, for it takes time to unpack, others soon."""
+        if self._peers is None or len(record[2]) > SMALL_RECORD:
+            self.send("usage", [b"record", *record])
+            return
+        self._begin_untold()
+        self._records += record
+        if len(self._records) >= RECORD_FRAMES * UNTOLD_RECORDS_MAX:
+            self._give_records()
+
+    def _give_records(self) -> None:
+        records, self._records = self._records, []
+        super().send("usage", [b"record", *records])
+
+    def send(self, actor: str, frames: Sequence[Any]) -> None:
+        """Send to another actor; usage gets everything in the order of the calls."""
+        if self._records and actor == "usage":
+            self._give_records()
+        super().send(actor, frames)
+
     def _tell_committed(self) -> None:
         """Tell usage up to where groups are committed that have moved on in this turn."""
-        due = bool(self._blocks) and time.monotonic() >= self._blocks_due
-        if self._commits or due:
+        untold = bool(self._blocks or self._records)
+        if self._commits or (untold and time.monotonic() >= self._untold_due):
             groups = np.flatnonzero(self._committed)
             index = self._committed[groups].astype(np.uint64)
             self._committed[groups] = 0
             self._commits = False
-            blocks, self._blocks = self._blocks, []
-            self.send("usage", [b"committed", groups.astype(np.uint16), index, *blocks])
-        elif self._blocks:
-            self.tick_by(self._blocks_due)
+            said = [groups.astype(np.uint16), index, *self._blocks]
+            records, self._records, self._blocks = self._records, [], []
+            if records:
+                count = bytes([len(records) // RECORD_FRAMES])
+                self.send("usage", [b"record_committed", count, *records, *said])
+            else:
+                self.send("usage", [b"committed", *said])
+        elif untold:
+            self.tick_by(self._untold_due)
 
     def _send_envelope(self, peer: int, envelope: Envelope) -> None:
         """Have a member of another node sent what is for it, at the end of the turn."""
@@ -464,10 +499,10 @@ class Replication(Actor):
 
     def _renew_leases(self) -> None:
         if self._replicas is not None and self._peers is not None:
-            self._reads.renew(_clock().now)
+            self._reads.renew(time.monotonic_ns() // 1_000_000)
 
     def close(self) -> None:
-        self._blocks_due = 0.0  # usage ends when it knows what has become of every record
+        self._untold_due = 0.0  # usage ends when it knows what has become of every record
         self._tell_committed()
         if self._heard is not None and self._replicas is not None:
             self._heard.close(self._replicas.node.standing.heard)

@@ -24,7 +24,7 @@ from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.disk import atomic_write
 from meterd.actors.idle_poll import IdlePoll
 from meterd.actors.leader_map import FIRST_VERSION, LeaderMap
-from meterd.actors.listener_guard import ListenerGuard
+from meterd.actors.listener_guard import LOOK_QUIET_SECONDS, ListenerGuard
 from meterd.actors.near_actors import NearActors
 from meterd.actors.passing_on import PassingOn
 from meterd.actors.sockets import Frame
@@ -304,6 +304,7 @@ class Router(Actor):
         for actor, parts in self._outgoing.items():
             self.send(actor, [b"requests", *bundle(parts)])
         self._outgoing.clear()
+        self.tick_by(time.monotonic() + LOOK_QUIET_SECONDS)
 
     def tick(self, now: float) -> float:
         """Forget requests whose clients have stopped waiting; look after the listener's memory."""
@@ -320,7 +321,18 @@ class Router(Actor):
         self.telemetry.set("inflight_requests", len(self._waiting))
         self.telemetry.set("inflight_bytes", self._waiting_bytes)
         self._near_actors.turn(now)
-        return self._guard.look(now, self._waiting_bytes)
+        wait = self._guard.look(now, self._waiting_bytes)
+        if self._waiting or self._nearness.near:
+            return wait
+        return max(wait, min(self._guard.rest(now), EXPIRY_SECONDS))
+
+    def wait(self, seconds: float) -> list[tuple[int, int]]:
+        """Wait for news; where it takes longer than a look at the memory, look meanwhile."""
+        if seconds > 2 * LOOK_QUIET_SECONDS:
+            if not self._guard.wait(self._epoll, seconds):
+                self.tick_by(0.0)
+            seconds = 0.0
+        return super().wait(seconds)
 
     def drained(self) -> bool:
         """Take no more connections; wait for answers in flight, but not for ever."""

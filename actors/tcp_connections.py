@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import socket
 import struct
 import sys
+
+from meterd.actors.quiet_wait import STATM_SIZE, QuietWait
 
 # Where `struct tcp_info` has tcpi_bytes_acked and tcpi_bytes_received (Linux 4.1 and later).
 TCP_INFO_SIZE = 136
@@ -116,6 +119,8 @@ class ProcessMemory:
 
     def __init__(self) -> None:
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._last = b""
+        self._wait: QuietWait | None = None
         self._page_size = os.sysconf("SC_PAGE_SIZE")
         # The C library keeps what was freed, in pages between those still used; not every one can
         # give them back on demand.
@@ -123,7 +128,17 @@ class ProcessMemory:
 
     def resident(self) -> int:
         """Return the resident bytes; a few microseconds."""
-        return int(os.pread(self._statm, 64, 0).split(None, 2)[1]) * self._page_size
+        self._last = os.pread(self._statm, STATM_SIZE, 0)
+        return int(self._last.split(None, 2)[1]) * self._page_size
+
+    def wait_unchanged(self, epoll: select.epoll, seconds: float, look_seconds: float) -> bool:
+        """Wait for news at `epoll`, and look so often; False when `resident` is to be asked anew.
+
+        The wait is at most `look_seconds` longer.
+        """
+        if self._wait is None:
+            self._wait = QuietWait(epoll, self._statm)
+        return self._wait.wait(self._last, seconds, look_seconds)
 
     def trim(self) -> None:
         """Give freed memory back to the system; milliseconds."""

@@ -82,6 +82,8 @@ SAVING_SECONDS = 0.01
 BUSY_SECONDS = 0.001
 # What a record counts as besides its events, and after how many to look whether something is due.
 LOOK_RECORD, LOOK_EVENTS = 256, 4_096
+# What is said of each record (`Replication`).
+RECORD_FRAMES = 4
 LAST_SECONDS = 0.2  # what was sent before this actor was told to stop is there by then
 # How long ingest waits to hear whether a metric that it does not know is new.
 FRESH_REGISTRY_SECONDS = 2.0
@@ -198,17 +200,15 @@ class Usage(Actor):
             self._add_blocks(frames[1:])
             self._go_on()
         elif kind == b"record":
-            record = log_format.parse_frames(frames[2], frames[3])
-            asked = asked_of(record, frames[4])
-            self._splits.on_record(asked, record.row_count)
-            self.queue.add_record(record, asked)
+            self._add_records(frames[1:])
             self._go_on()
         elif kind == b"committed":
-            self._add_blocks(frames[3:])
-            groups = np.frombuffer(frames[1], np.uint16).astype(np.intp)
-            if len(groups):
-                self.queue.add_committed(groups, np.frombuffer(frames[2], np.uint64))
-                self._heard = True
+            self._add_committed(frames[1:])
+            self._go_on()
+        elif kind == b"record_committed":
+            end = 2 + RECORD_FRAMES * frames[1][0]
+            self._add_records(frames[2:end])
+            self._add_committed(frames[end:])
             self._go_on()
         elif kind == b"leaders":
             self.leader_map.take(frames)
@@ -254,6 +254,24 @@ class Usage(Actor):
             self._cuts.ask(msgpack.unpackb(frames[1]))
         elif kind == b"hello":
             self._on_hello(frames[1].decode())
+
+    def _add_records(self, frames: Sequence[Frame]) -> None:
+        """Take records in the order of the log: (sequence, head, payload, origin) repeated."""
+        for at in range(0, len(frames), RECORD_FRAMES):
+            _, head, payload, origin = frames[at : at + RECORD_FRAMES]
+            record = log_format.parse_frames(head, payload)
+            asked = asked_of(record, origin)
+            self._splits.on_record(asked, record.row_count)
+            self.queue.add_record(record, asked)
+
+    def _add_committed(self, frames: Sequence[Frame]) -> None:
+        """Take blocks that are durable now, and up to where groups are committed."""
+        packed, index, *blocks = frames
+        self._add_blocks(blocks)
+        groups = np.frombuffer(packed, np.uint16).astype(np.intp)
+        if len(groups):
+            self.queue.add_committed(groups, np.frombuffer(index, np.uint64))
+            self._heard = True
 
     def _add_blocks(self, frames: Sequence[Frame]) -> None:
         """Take blocks that are durable now."""

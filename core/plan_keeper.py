@@ -81,6 +81,7 @@ class PlanKeeper:
     def __init__(self) -> None:
         self._presences: dict[int, _Presence] = {}  # by member
         self._asked: dict[int, int] = {}  # group → member that was asked to lead it
+        self.is_settled = False  # did the last look find nothing to do, now or later?
 
     @property
     def is_moving(self) -> bool:
@@ -108,11 +109,14 @@ class PlanKeeper:
         }
         self._see(node, led, now, leaving)
         self._take_answers(node, led, now)
+        self.is_settled = not (self._asked or leaving)
         if not led or len(members.present) < 2 or node.member in leaving:
             return []
         facts = {number: self._led(node, number, view) for number, view in led.items()}
         requests = []
-        for step in next_steps(members, node.member, facts):
+        steps = next_steps(members, node.member, facts)
+        self.is_settled &= not steps
+        for step in steps:
             if isinstance(step, Change):
                 requests.append(Request(step.group, ProposeChange(step.configuration)))
             elif step.member in leaving:
@@ -123,6 +127,10 @@ class PlanKeeper:
                 self._asked[step.group] = step.member
                 requests.append(Request(step.group, TransferLeadership(step.member)))
         return requests
+
+    def see_rest(self, node: Node, now: int) -> None:
+        """Do what is left of `due` while `node.rest` stays the same and all is settled."""
+        self._see(node, {}, now, ())
 
     def _see(self, node: Node, led: dict[int, View], now: int, leaving: Collection[int]) -> None:
         """Note who is there, lacks nothing worth speaking of, and stays."""

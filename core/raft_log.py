@@ -163,6 +163,8 @@ def _whole(ops: SliceOps, sequence: int) -> Written:
     if body.whole and _is_proposals(body.record):
         chain.fill_table(_words_of(body.record), ops.index, ops.term, ops.digest)
         return _encoded(body.record, body.record.slices, sequence, ops.groups, ops.index)
+    if body.whole and not body.record.slices.flags.writeable:  # it has come with its place
+        return _encoded(body.record, body.record.slices, sequence, ops.groups, ops.index)
     table, places = _absent(body.record), body.places
     table["flags"][places], table["index"][places] = 0, ops.index
     table["term"][places], table["digest"][places] = ops.term, ops.digest

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from meterd.core import raft_log
 from meterd.core.group_logs import GroupStart
+from meterd.core.kernels import steady as kernels
 from meterd.core.proposals import Proposal
 from meterd.core.raft.events import (
     Accepted,
@@ -283,9 +284,10 @@ class Replicas:
             elif not isinstance(action, ACCEPTED):
                 actions.append(action)
         if len(groups) and not self._all_alone:
-            np.maximum.at(self._committed, groups, index)
-            new = index > self._told[groups]
-            groups, index = groups[new], index[new]
+            found = np.empty((2, len(groups)), np.int64)
+            known = self._committed, self._told
+            count = kernels.raise_to(*known, groups, index, found)
+            groups, index = found[:, :count]
         return Step(appends, output.envelopes, (groups, index), refused, actions)
 
     def _appends(self, output: Output, cause: Any) -> list[Append]:

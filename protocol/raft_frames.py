@@ -38,7 +38,6 @@ MESSAGE_SIZE_MAX: Final = 128 << 20
 NUMBER_MAX: Final = (1 << 62) - 1
 
 _HEADER: Final = struct.Struct("<4sHH16s7QIII")
-_VERSION: Final = struct.Struct("<4sH")
 _CRC: Final = struct.Struct("<I")
 
 Frame = bytes | memoryview
@@ -95,14 +94,13 @@ def parse_header(frame: Frame) -> Header:
     """
     if len(frame) < HEADER_SIZE:
         raise RemoteProtocolError("malformed", f"a first frame of {len(frame)} bytes")
-    magic, version = _VERSION.unpack_from(frame)
+    magic, version, kind, cluster, *numbers, sections, frames, size = _HEADER.unpack_from(frame)
     if magic != MAGIC:
         raise RemoteProtocolError("malformed", "no message of a node (magic)")
     if version != VERSION:
         raise RemoteProtocolError("unsupported_version", f"version {version} between nodes")
     if len(frame) > FIRST_FRAME_SIZE_MAX:
         raise RemoteProtocolError("too_large", f"a first frame of {len(frame)} bytes")
-    _, _, kind, cluster, *numbers, sections, frames, size = _HEADER.unpack_from(frame)
     (crc,) = _CRC.unpack_from(frame, _HEADER.size)
     view = memoryview(frame)
     if size != len(frame) or crc != crc32c(view[HEADER_SIZE:], crc32c(view[: _HEADER.size])):

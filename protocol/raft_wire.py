@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Final, NamedTuple
@@ -88,14 +89,17 @@ _FLAGS: Final = {"granted", "transfer", "room"}
 _HEAD_WORDS: Final = log_format.RECORD_HEADER_SIZE // 8
 _SLICE_WORDS: Final = SLICE.itemsize // 8
 
+_WORD: Final = struct.Struct("<q")
+
 Words = NDArray[np.int64]
+Unsigned = NDArray[np.uint64]
 
 
-def _limits(row: Any) -> Words:
+def _limits(row: Any) -> Unsigned:
     """Return the largest value of each field of a message."""
     known = {"group": GROUP_COUNT - 1}
     known |= dict.fromkeys(_TERMS, TERM_MAX) | dict.fromkeys(_FLAGS, 1)
-    return np.array([known.get(name, NUMBER_MAX) for name in row._fields], np.int64)
+    return np.array([known.get(name, NUMBER_MAX) for name in row._fields], np.uint64)
 
 
 _LIMITS: Final = {row: _limits(row) for row in (*TABLES.values(), Beat, BeatReply)}
@@ -307,7 +311,11 @@ class _Reader:
 
     def section(self) -> tuple[int, int]:
         """Return type and count of the next section."""
-        word = int(self.take(1)[0])
+        at = 8 * self._at
+        self._at += 1
+        if at + 8 > len(self._first):
+            raise _malformed("a section reaches beyond the end")
+        (word,) = _WORD.unpack_from(self._first, at)
         number, count = word & TERM_MAX, word >> 32
         if not 0 <= count <= ROWS_MAX:
             raise _malformed(f"a section of {count} rows")
@@ -383,28 +391,25 @@ class _Reader:
         return tuple([self.op(group) for _ in range(count)])
 
 
-def _check(numbers: Words, limits: Words | int) -> None:
+def _check(numbers: Words, limits: Unsigned | int) -> None:
     if numbers.size <= FEW and type(limits) is int:  # no numpy where there is next to nothing
         listed = numbers.ravel().tolist()
         good = not listed or (min(listed) >= 0 and max(listed) <= limits)
-    else:
-        good = not (bool((numbers < 0).any()) or bool((numbers > limits).any()))
+    else:  # what is negative is very large without a sign
+        good = not np.count_nonzero(numbers.view(np.uint64) > limits)
     if not good:
         raise _malformed("a number is out of range")
 
 
 def _check_slices(record: Record) -> None:
     """Check a slice table against the record and the limits of the engine."""
-    slices = record.slices
-    good = (_are_right if len(slices) > FEW else _few_are_right)(slices, record.kind == EVENTS)
-    if good and record.kind == EVENTS:
-        rows, heap = int(slices["count"].sum()), int(slices["heap_size"].sum())
-        good = (rows, heap) == (record.row_count, record.heap_size)
+    good = (_are_right if len(record.slices) > FEW else _few_are_right)(record)
     if not good:
         raise _malformed("slice table")
 
 
-def _are_right(slices: NDArray[np.void], are_events: bool) -> bool:
+def _are_right(record: Record) -> bool:
+    slices, are_events = record.slices, record.kind == EVENTS
     groups = slices["partition"].astype(np.int64)
     return (
         bool((np.diff(groups) > 0).all())
@@ -412,18 +417,25 @@ def _are_right(slices: NDArray[np.void], are_events: bool) -> bool:
         and not slices["flags"].any()
         and bool(((slices["index"] > 0) & (slices["index"] <= NUMBER_MAX)).all())
         and (not are_events or bool(slices["count"].all()))
+        and (
+            not are_events
+            or (int(slices["count"].sum()), int(slices["heap_size"].sum()))
+            == (record.row_count, record.heap_size)
+        )
     )
 
 
-def _few_are_right(slices: NDArray[np.void], are_events: bool) -> bool:
-    before = -1
-    for group, flags, count, index, *_ in slices.tolist():
+def _few_are_right(record: Record) -> bool:
+    are_events = record.kind == EVENTS
+    before, rows, heap = -1, 0, 0
+    for group, flags, count, index, _, _, heap_size in record.slices.tolist():
         if not before < group < GROUP_COUNT or flags or not 0 < index <= NUMBER_MAX:
             return False
         if are_events and not count:
             return False
         before = group
-    return before >= 0
+        rows, heap = rows + count, heap + heap_size
+    return before >= 0 and (not are_events or (rows, heap) == (record.row_count, record.heap_size))
 
 
 def _get_beats(reader: _Reader, count: int) -> Beats:
@@ -438,17 +450,13 @@ def _get_beat_replies(reader: _Reader, count: int) -> BeatReplies:
 
 def _get_acks(reader: _Reader, count: int) -> AckSlices:
     rows = reader.take(5 * count).reshape(5, count)
-    _check_groups(rows[0])
     _check(rows, NUMBER_MAX)
     _check(rows[1], TERM_MAX)
+    groups = rows[0]
+    # A row is about one group, and they ascend: columns are written to by group.
+    if not count or groups[-1] >= GROUP_COUNT or (count > 1 and (np.diff(groups) <= 0).any()):
+        raise _malformed("groups do not ascend, or are too many")
     return AckSlices(*rows)
-
-
-def _check_groups(groups: Words) -> None:
-    """A row is about one group, and they ascend: columns are written to by group."""
-    _check(groups, GROUP_COUNT - 1)
-    if not len(groups) or (len(groups) > 1 and (np.diff(groups) <= 0).any()):
-        raise _malformed("groups do not ascend")
 
 
 def _get_append(reader: _Reader, count: int) -> Append:

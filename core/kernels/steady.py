@@ -293,3 +293,38 @@ def count_durable(
             alike = alike and told[0, count] == told[0, 0]
             count += 1
     return raised, count, alike
+
+
+@njit(cache=True, _nrt=False)
+def rows_of(groups: Array, out: Array) -> None:
+    """Write to out (int64[groups]) the row of each group that is among these; -1: it is not."""
+    for g in range(len(out)):
+        out[g] = -1
+    for k in range(len(groups)):
+        out[groups[k]] = k
+
+
+@njit(cache=True, _nrt=False)
+def any_counts(columns: Array, flags: Array, groups: Array, epochs: Array) -> bool:
+    """Whether any of these groups is still in the epoch that it was in then."""
+    for k in range(len(groups)):
+        if flags[PARKED, groups[k]] and columns[EPOCH, groups[k]] == epochs[k]:
+            return True
+    return False
+
+
+@njit(cache=True, _nrt=False)
+def raise_to(committed: Array, told: Array, groups: Array, index: Array, out: Array) -> int:
+    """Note up to where groups are committed, and write to out (int64[2, k]) what is news.
+
+    committed, told  int64[groups]: what is known, and up to where nothing need be said
+    Returns how many there are.
+    """
+    count = 0
+    for k in range(len(groups)):
+        g = groups[k]
+        committed[g] = max(committed[g], index[k])
+        if index[k] > told[g]:
+            out[0, count], out[1, count] = g, index[k]
+            count += 1
+    return count

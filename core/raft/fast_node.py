@@ -9,13 +9,13 @@ import numpy as np
 
 from meterd.core.raft.events import Durable, ForgottenSlices
 from meterd.core.raft.group import Group
-from meterd.core.raft.node import TICK_SLACK_MS, Node, Output, ProposeSlices, Room
-from meterd.core.raft.pulse import Pulse
+from meterd.core.raft.node import Node, Output, ProposeSlices, Room
+from meterd.core.raft.pulse import Columns, Pulse
 from meterd.core.raft.reading import Leases, lease_of
 from meterd.core.raft.state import LEADER
 from meterd.core.raft.steady import ChainMany, Steady, View
 from meterd.protocol.raft_messages import Beat, BeatReplies, BeatReply, Beats
-from meterd.protocol.raft_rows import Rows, Table, table_of
+from meterd.protocol.raft_rows import Rows, table_of
 from meterd.protocol.raft_slices import AckSlices, AppendSlices
 
 
@@ -42,6 +42,11 @@ class FastNode(Node):
         parked = np.flatnonzero(self._steady.parked)
         found = dict(zip(parked.tolist(), self._pulse.views(parked), strict=True))
         return {n: found[n] if n in found else super(FastNode, self).view(n) for n in self.groups}
+
+    @property
+    def rest(self) -> int | None:
+        """Return how often groups have come or gone, where all are parked and have all."""
+        return self._steady.moves if self._pulse.all_have_all() else None
 
     def _live(self, number: int) -> Group:
         self._steady.unpark(number)
@@ -107,20 +112,19 @@ class FastNode(Node):
     def deadline(self) -> int:
         """When to tick at the latest."""
         if self._deadline is None:
-            self._deadline = min(self.beat_at, int(self._pulse.due.min()))
+            self._deadline = min(self.beat_at, self._pulse.deadline)
         return self._deadline
 
     def _hurry(self) -> None:
         self._pulse.hurry(self.moment.now)
 
-    def _tick_groups(self) -> None:
+    def _tick_groups(self, slack: int) -> None:
         moment = self.moment
-        for number in self._pulse.tick(moment.now, TICK_SLACK_MS, moment.fit):
+        for number in self._pulse.tick(moment.now, slack, moment.fit):
             self._tick_group(number)
             self._touched[number] = None
 
     def _beats(self) -> dict[int, Sequence[Beat]]:
-        table, members = self._pulse.beats()
         live: dict[int, list[Beat]] = {}
         for number in np.flatnonzero(~self._steady.parked).tolist():
             group = self.groups.get(number)
@@ -130,16 +134,16 @@ class FastNode(Node):
                     live.setdefault(member, []).append(beat)
         beats: dict[int, Sequence[Beat]] = {}
         for peer in self.peers:
-            own = table[(members == peer).any(axis=1)]
+            own = self._pulse.beats(peer)
             if peer in live:
-                own = np.concatenate([own, table_of(Beat, live[peer])])
-                own = own[np.argsort(own[:, 0])]
-            beats[peer] = Rows(Beat, own)
+                both = np.concatenate([own.table, table_of(Beat, live[peer])])
+                own = Rows(Beat, both[np.argsort(both[:, 0])])
+            beats[peer] = own
         return beats
 
     def _answer_beats(self, source: int, message: Beats) -> None:
-        beats = table_of(Beat, message.beats)
-        if self._aside or not self._each_once(beats):
+        beats = _columns_of(Beat, message.beats)
+        if self._aside or not self._pulse.each_once(beats[0]):
             super()._answer_beats(source, message)
             return
         answers, there, committed = self._pulse.take_beats(source, beats, self.moment.now)
@@ -147,7 +151,7 @@ class FastNode(Node):
             self._actions.append(committed)
         later: dict[int, list[BeatReply]] = {}
         for row in np.flatnonzero(~there).tolist():
-            beat = Beat(*beats[row].tolist())
+            beat = Beat(*beats[:, row].tolist())
             if beat.group not in self.groups:
                 continue
             reply = self._on_beat(source, beat)
@@ -156,28 +160,23 @@ class FastNode(Node):
                 later.setdefault(after, []).append(reply)
             else:
                 answers[row], there[row] = reply, True
-        now = Rows(BeatReply, answers[there])
+        now = Rows(BeatReply, answers if there.all() else answers[there])
         self._send(source, BeatReplies(message.round, message.sent_at, self._wall, now))
         for after, some in later.items():
             answer = BeatReplies(message.round, message.sent_at, self._wall, tuple(some))
             self._send(source, answer, after)
 
     def _take_beat_replies(self, source: int, message: BeatReplies) -> None:
-        answers = table_of(BeatReply, message.replies)
-        if not self._each_once(answers):
+        answers = _columns_of(BeatReply, message.replies)
+        if not self._pulse.each_once(answers[0]):
             super()._take_beat_replies(source, message)
             return
         now = self.moment.now
         left = self._pulse.take_answers(source, message.round, message.sent_at, answers, now)
         for row in left.tolist():
-            reply = BeatReply(*answers[row].tolist())
+            reply = BeatReply(*answers[:, row].tolist())
             if reply.group in self.groups:
                 self._on_beat_reply(source, reply, message)
-
-    def _each_once(self, table: Table) -> bool:
-        """Whether rows are about groups that there are columns for, each about another one."""
-        groups = table[:, 0]
-        return self._steady.knows(groups) and bool((groups[1:] > groups[:-1]).all())
 
     def leases(self, now: int) -> Leases:
         self.moment.now = now
@@ -195,3 +194,8 @@ class FastNode(Node):
             self._actions.append(committed)
         for leader, ack in acks:
             self._send(leader, ack)
+
+
+def _columns_of(kind: type[Any], messages: Sequence[Any]) -> Columns:
+    """Return the fields of messages of one type as rows, int64[fields, k]."""
+    return np.array(table_of(kind, messages).T, order="C")

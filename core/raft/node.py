@@ -248,6 +248,14 @@ class Node:
         """Return all groups as they are."""
         return {number: self.view(number) for number in self.groups}
 
+    @property
+    def rest(self) -> int | None:
+        """Return a number that is the same while nobody lacks anything and nothing changes hands.
+
+        None: something is under way, or may be.
+        """
+        return None
+
     def size_behind(self, number: int, member: int) -> int:
         """Return the bytes in memory that a follower of a group led here lacks."""
         group = self._live(number)
@@ -293,8 +301,9 @@ class Node:
         else:
             self._carry_out(self._live(number).step(Tick()))
 
-    def _tick_groups(self) -> None:
-        late = self.moment.now + TICK_SLACK_MS
+    def _tick_groups(self, slack: int) -> None:
+        """Tick the groups that are due so many ms from now: a tick may come early."""
+        late = self.moment.now + slack
         for number, group in self.groups.items():
             if late >= group.deadline:
                 self._tick_group(number)
@@ -398,7 +407,7 @@ class Node:
         if fit != self.moment.fit:
             self.moment.fit = fit
             self._hurry()
-        self._tick_groups()
+        self._tick_groups(TICK_SLACK_MS)
 
     def _find_peers(self) -> None:
         """See who is a member of any group; not where nothing but the ordinary has happened."""
@@ -480,6 +489,17 @@ class Node:
         if message.round > self._rounds.get(source, 0):
             self._rounds[source] = message.round
             self._answer_beats(source, message)
+            self._maybe_beat_along()
+
+    def _maybe_beat_along(self) -> None:
+        """Begin a round that is due within half a beat, so that it goes with an answer.
+
+        So nodes beat together, and wake each other once for both.
+        """
+        half = self.settings.beat_ms // 2
+        if self.beat_at - self.moment.now < half:
+            self._begin_round()
+            self._tick_groups(half)
 
     def _answer_beats(self, source: int, message: Beats) -> None:
         replies: dict[int, list[BeatReply]] = {0: []}

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.kernels import pulse as kernels
 from meterd.core.kernels.steady import MEMBERS_MAX
 from meterd.core.raft.group import Group
 from meterd.core.raft.progress import REPLICATE
@@ -24,12 +25,14 @@ from meterd.core.raft.settings import Settings
 from meterd.core.raft.slices import CommitSlices
 from meterd.core.raft.state import LEADER
 from meterd.core.raft.steady import NEVER, Steady, View
-from meterd.protocol.raft_messages import BeatReply
-from meterd.protocol.raft_rows import Table
+from meterd.protocol.raft_messages import Beat, BeatReply
+from meterd.protocol.raft_rows import Rows, Table
 from meterd.protocol.raft_slices import Ints
 
 REPLY_WIDTH: Final = len(BeatReply._fields)
 Mask = NDArray[np.bool_]
+# A message's fields as rows [fields, k].
+Columns = NDArray[np.int64]
 
 
 class Pulse:
@@ -38,19 +41,25 @@ class Pulse:
     def __init__(self, groups: dict[int, Group], steady: Steady, settings: Settings) -> None:
         count = len(steady.parked)
         self._steady, self._settings = steady, settings
-        self.due = np.full(count, NEVER)
         self._groups = groups
+        # All of these together are what kernels take.
+        self._times = times = np.zeros((kernels.TIMES, count), np.int64)
+        self._marks = np.zeros((2, count), np.bool_)
+        self._rounds = np.zeros((3, count, MEMBERS_MAX), np.int64)
+        self.due = times[kernels.DUE]
+        self.due[:] = NEVER
         for number, group in groups.items():
             self.due[number] = group.deadline
-        self._election_at, self._patience, self._heard_at, self._leader_commit = np.zeros(
-            (4, count), np.int64
-        )
-        self._led_since, self._term_start, self._lease_from = np.zeros((3, count), np.int64)
-        self._reads = np.zeros(count, np.bool_)  # do reads wait for a round?
-        self._replicates = np.zeros(count, np.bool_)  # every follower streams
-        self._round, self._round_sent_at, self._sent_at = np.zeros(
-            (3, count, MEMBERS_MAX), np.int64
-        )
+        self._election_at, self._patience = times[kernels.ELECTION_AT], times[kernels.PATIENCE]
+        self._heard_at = times[kernels.HEARD_AT]
+        self._leader_commit = times[kernels.LEADER_COMMIT]
+        self._led_since, self._term_start = times[kernels.LED_SINCE], times[kernels.TERM_START]
+        self._lease_from = times[kernels.LEASE_FROM]
+        self._reads = self._marks[kernels.READS]  # do reads wait for a round?
+        self._replicates = self._marks[kernels.REPLICATES]  # every follower streams
+        self._round = self._rounds[kernels.ROUND]
+        self._round_sent_at = self._rounds[kernels.ROUND_SENT_AT]
+        self._sent_at = self._rounds[kernels.MEMBER_SENT_AT]
 
     def hurry(self, now: int) -> None:
         """Have every group ticked at once; there may be numbers that no group has."""
@@ -89,111 +98,67 @@ class Pulse:
         """Return parked groups as they are."""
         return self._steady.views(g, self._leader_commit[g])
 
+    def all_have_all(self) -> bool:
+        """Whether every group is parked and everybody has all that is in those that are led."""
+        columns, flags, numbers, _ = self._steady.state
+        return bool(kernels.all_have_all(columns, flags, numbers))
+
     # Beats.
 
-    def beats(self) -> tuple[Table, Ints]:
-        """Return the beats of parked groups that have followers, and whom each is for.
+    def beats(self, peer: int) -> Rows[Beat]:
+        """Return the beats of parked groups that are led here and have this follower."""
+        columns, flags, numbers, _ = self._steady.state
+        found = np.empty((3, len(self.due)), np.int64)
+        count = kernels.beats_for(peer, columns, flags, numbers, found)
+        return Rows(Beat, found[:, :count].T)
 
-        Members [k, MEMBERS_MAX], 0 where there is none.
-        """
-        steady = self._steady
-        g = np.flatnonzero(steady.parked & steady.leads & ~steady.lone)
-        return np.stack([g, steady.term[g], steady.commit[g]], axis=1), steady.members[g]
+    def each_once(self, groups: Ints) -> bool:
+        """Whether there are columns for these groups, each of which is another one."""
+        return bool(kernels.each_once(groups, len(self.due)))
 
     def take_beats(
-        self, source: int, beats: Table, now: int
+        self, source: int, beats: Columns, now: int
     ) -> tuple[Table, Mask, CommitSlices | None]:
         """Take beats about groups, each once; return answers, which are there, and commits."""
-        steady = self._steady
-        every, terms, _ = beats.T
-        fast = (
-            steady.parked[every]
-            & ~steady.leads[every]
-            & (steady.leader[every] == source)
-            & (steady.term[every] == terms)
-        )
-        g, term, told = (beats if fast.all() else beats[fast]).T
-        last = steady.last[g]
-        commit = np.minimum(told, last)
-        more = commit > steady.commit[g]
-        committed = None
-        if more.any():
-            committed = CommitSlices(g[more], commit[more])
-            steady.commit[committed.groups] = committed.index
-        self._heard_at[g] = now
-        self._election_at[g] = self.due[g] = now + self._patience[g]
-        self._leader_commit[g] = np.maximum(told, self._leader_commit[g])
-        answers = np.zeros((len(beats), REPLY_WIDTH), np.int64)
-        match = np.minimum(last, steady.durable_to[g])
-        answers[fast] = np.stack([g, term, last, match, 0 * g, 0 * g, 0 * g + 1], axis=1)
-        return answers, fast, committed
+        columns, flags, *_ = self._steady.state
+        count = beats.shape[1]
+        answers = np.empty((count, REPLY_WIDTH), np.int64)
+        there, committed = np.empty(count, np.bool_), np.empty((2, count), np.int64)
+        found = answers, there, committed
+        raised = kernels.take_beats(source, now, columns, flags, self._times, beats, *found)
+        return answers, there, CommitSlices(*committed[:, :raised]) if raised else None
 
     def take_answers(
-        self, source: int, round_: int, sent_at: int, answers: Table, now: int
+        self, source: int, round_: int, sent_at: int, answers: Columns, now: int
     ) -> Ints:
         """Take answers to beats about groups, each once; return the rows that are not ordinary."""
-        steady = self._steady
-        g, term, accepted, match, need_from, uncertain_since, room = answers.T
-        mine = steady.members[g] == source
-        column = mine.argmax(axis=1)
-        sent = np.maximum(steady.sent_at[g], self._sent_at[g, column])
-        late = now - sent >= self._settings.retransmit_ms
-        fast = (
-            steady.parked[g]
-            & steady.leads[g]
-            & (steady.term[g] == term)
-            & mine.any(axis=1)
-            & ~self._reads[g]
-            & (room == 1)
-            & (need_from == 0)
-            & (uncertain_since == 0)
-            & steady.streams[g, column]
-            & (match <= steady.match[g, column])
-            & ~(late & (accepted < steady.last[g]))
-        )
-        at = g[fast], column[fast]
-        steady.accepted[at] = accepted[fast]
-        known = self._round_sent_at[at]
-        newer = round_ > self._round[at]
-        self._round_sent_at[at] = np.where(newer, np.maximum(sent_at, known), known)
-        self._round[at] = np.maximum(round_, self._round[at])
-        return np.flatnonzero(~fast)
-
-    def _quorum_sent_at(self, g: Ints, now: int) -> Ints:
-        """Return the latest time since which a majority of voters is known to have followed."""
-        steady = self._steady
-        times = np.where(steady.voters[g], self._round_sent_at[g], -NEVER)
-        times[:, 0] = now  # a parked leader is a voter
-        times.sort(axis=1)
-        found: Ints = times[np.arange(len(g)), MEMBERS_MAX - steady.quorum[g]]
-        return found
+        said = round_, sent_at, now, self._settings.retransmit_ms
+        own = self._times, self._marks, self._rounds
+        left = np.empty(answers.shape[1], np.int64)
+        more = kernels.take_answers(source, said, *self._steady.state, *own, answers, left)
+        return left[:more]
 
     def leases(self, now: int) -> Leases:
         """Return what parked groups may be read by."""
-        steady = self._steady
-        g = np.flatnonzero(steady.parked & steady.leads & (steady.commit >= self._lease_from))
-        alone = steady.quorum[g] == 1
-        sent_at = np.where(alone, FOREVER, self._quorum_sent_at(g, now))
-        return Leases(g, self._term_start[g], sent_at)
+        columns, flags, _, masks = self._steady.state
+        found = np.empty((3, len(self.due)), np.int64)
+        own = self._times, self._rounds
+        count = kernels.leases(now, FOREVER, columns, flags, masks, *own, found)
+        return Leases(*found[:, :count])
 
     # Ticks.
 
+    @property
+    def deadline(self) -> int:
+        """When the first group is to be ticked at the latest."""
+        return int(kernels.earliest(self._times))
+
     def tick(self, now: int, slack: int, fit: bool) -> list[int]:
         """Move on the clocks of groups to which nothing happens; return those that need a tick."""
-        steady, settings = self._steady, self._settings
-        g = np.flatnonzero(now + slack >= self.due)
-        if not len(g):
-            return []
-        follows = steady.parked[g] & ~steady.leads[g] & (now < self._election_at[g])
-        leads = steady.parked[g] & steady.leads[g] & self._replicates[g] & fit
-        some = g[leads]
-        limit = settings.check_quorum_ms
-        lost = (now - self._led_since[some] >= limit) & (
-            self._quorum_sent_at(some, now) < now - limit
-        )
-        leads[leads] = ~lost
-        self.due[g[follows]] = self._election_at[g[follows]]
-        some = g[leads]
-        self.due[some] = np.where(steady.lone[some], NEVER, now + settings.beat_ms)
-        left: list[int] = g[~(follows | leads)].tolist()
-        return left
+        columns, flags, _, masks = self._steady.state
+        said = now, slack, self._settings.beat_ms, self._settings.check_quorum_ms
+        own = self._times, self._marks, self._rounds
+        left = np.empty(len(self.due), np.int64)
+        count = kernels.tick(said, fit, columns, flags, masks, *own, left)
+        found: list[int] = left[:count].tolist()
+        return found

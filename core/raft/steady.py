@@ -95,11 +95,13 @@ class Steady:
         self._forgotten = np.zeros(count, np.int64)  # ops up to here may go
         self._numbers = np.array(list(groups), np.int64)
         self._all_lone: bool | None = None  # None: not known since a group came or went
+        self.moves = 0  # how often a group has come or gone
         # All of these together are what kernels take.
         self._columns = columns = np.zeros((kernels.COLUMNS, count), np.int64)
         self._digest = np.zeros((count, 2), np.uint64)
         self._of_members = np.zeros((3, count, MEMBERS_MAX), np.int64)
         self._masks = np.zeros((2, count, MEMBERS_MAX), np.bool_)
+        self.state = columns, self._flags, self._of_members, self._masks
         self.term, self.last = columns[kernels.TERM], columns[kernels.LAST]
         self._last_term, self.durable_to = columns[kernels.LAST_TERM], columns[kernels.DURABLE]
         self.commit, self.leader = columns[kernels.COMMIT], columns[kernels.LEADER]
@@ -159,6 +161,7 @@ class Steady:
         self.lone[g] = group.role == LEADER and not group.progress
         self._forgotten[g] = 0
         self._all_lone = None
+        self.moves += 1
         self._remembers[g] = len(log.ops) > 0
         self._epoch[g] += 1
         self.term[g], self.last[g], self._last_term[g] = group.term, log.last, log.last_term
@@ -199,6 +202,7 @@ class Steady:
         group, epoch = self._groups[g], self._epoch[g]
         self.parked[g] = False
         self._all_lone = None
+        self.moves += 1
         before, ops = self._ops_of(g, int(epoch))
         if before[0] > group.log.last:  # what lies between is forgotten
             group.log.forget_to(Mark(*before, group.log.configuration))
@@ -254,8 +258,8 @@ class Steady:
     def _remember(
         self, block: int, ops: SliceOps, before: Digests, before_term: Ints, epochs: Ints
     ) -> None:
-        places = np.full(len(self.parked), NO_ROW)
-        places[ops.groups] = np.arange(len(ops.groups))
+        places = np.empty(len(self.parked), np.int64)
+        kernels.rows_of(ops.groups, places)
         self._history.append(Remembered(ops, epochs, before, before_term, places))
         self._waiting.append((block, ops.groups, ops.index, epochs, places))
         while self._history and (
@@ -287,7 +291,10 @@ class Steady:
         return self.parked[ops.groups] & (self._epoch[ops.groups] == epochs)
 
     def _counts(self, entry: Remembered) -> bool:
-        return self.all_lone or bool(np.count_nonzero(self._valid(entry.ops, entry.epochs)))
+        if self.all_lone:
+            return True
+        state = self._columns, self._flags
+        return bool(kernels.any_counts(*state, entry.ops.groups, entry.epochs))
 
     @property
     def all_lone(self) -> bool:
@@ -310,8 +317,7 @@ class Steady:
         if self.all_lone and len(self._waiting) < LONE_MAX:
             return self._append(wanted, causes, block, now, _NO_ROWS)
         fast = np.empty(len(g), np.bool_)
-        state = self._columns, self._flags, self._of_members, self._masks
-        count = kernels.may_append(*state, g, wanted.size, now, fast)
+        count = kernels.may_append(*self.state, g, wanted.size, now, fast)
         if count == len(g):
             return self._append(wanted, causes, block, now, _NO_ROWS)
         return self._propose_some(fast, wanted, causes, block, now)
@@ -369,8 +375,7 @@ class Steady:
         rows = np.array(acks, np.int64)
         left = np.empty(rows.shape[1], np.int64)
         committed = np.empty((2, rows.shape[1]), np.int64)
-        state = self._columns, self._flags, self._of_members, self._masks
-        more, raised = kernels.take_acks(source, *state, rows, left, committed)
+        more, raised = kernels.take_acks(source, *self.state, rows, left, committed)
         return _committed(committed, raised), left[:more]
 
     # The follower's half.
@@ -427,8 +432,7 @@ class Steady:
         groups = found[0] if len(found) == 1 else np.unique(np.concatenate(found))
         committed = np.empty((2, len(groups)), np.int64)
         told = np.empty((6, len(groups)), np.int64)
-        state = self._columns, self._flags, self._of_members, self._masks
-        raised, count, alike = kernels.count_durable(*state, groups, committed, told)
+        raised, count, alike = kernels.count_durable(*self.state, groups, committed, told)
         leaders, acks = told[0, :count], told[1:, :count]
         if count and alike:
             return _committed(committed, raised), [(int(leaders[0]), AckSlices(*acks))]

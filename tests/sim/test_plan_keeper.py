@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from meterd.core.members import Members, first
@@ -21,8 +23,8 @@ OFF_MS = 5_000
 class Kept:
     """Three nodes, each with a keeper that is asked ten times a second."""
 
-    def __init__(self, seed: int) -> None:
-        self.world = World(plan_of(seed, 300))
+    def __init__(self, seed: int, fast: bool = False) -> None:
+        self.world = World(replace(plan_of(seed, 300), fast=fast))
         self.members: Members = first((number, "", "") for number in (1, 2, 3))
         self.keepers: dict[int, PlanKeeper] = {}
         self.hand_overs = 0
@@ -111,3 +113,26 @@ def test_who_does_not_take_over_is_asked_less_and_less(kept: Kept) -> None:
     assert 0 < kept.hand_overs <= 2 * asked_of_one_node
     kept.world.machines[1].wall_off_ms = 0
     kept.ms_until_home(1, HAND_BACK_MAX_MS + SOON_MS)
+
+
+def test_a_plan_that_is_carried_out_need_not_be_looked_at_while_all_rests() -> None:
+    """Only then: a node that lacks something, or that is to lead again, is work to come."""
+    kept = Kept(1, fast=True)
+    for number in (1, 2, 3):
+        kept.start(number)
+    kept.run(10_000)
+    nodes = {number: kept.world.machines[number].node for number in (1, 2, 3)}
+    rests = {number: node.rest for number, node in nodes.items()}
+    assert None not in rests.values()
+    assert all(keeper.is_settled for keeper in kept.keepers.values())
+    kept.run(5_000)
+    assert {number: node.rest for number, node in nodes.items()} == rests
+    kept.kill(1)
+    kept.run(2_000)
+    assert all(nodes[number].rest != rests[number] for number in (2, 3))
+    kept.start(1)
+    kept.run(2_000)
+    assert not all(kept.keepers[number].is_settled for number in (2, 3))
+    kept.ms_until_home(1, HAND_BACK_MS + SOON_MS)
+    kept.run(2_000)
+    assert all(keeper.is_settled for keeper in kept.keepers.values())

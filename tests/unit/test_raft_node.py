@@ -142,6 +142,19 @@ def test_a_beat_is_answered_while_the_disk_is_slow() -> None:
     assert [[r.group for r in b.replies] for b in sent(output, BeatReplies)] == [[1]]
 
 
+def test_a_round_that_is_due_soon_goes_with_the_answer_to_a_beat() -> None:
+    node = confirmed(make_node())
+    assert len(sent(node.step(1000, 1000, Tick()), Beats)) == 2
+    half = SETTINGS.beat_ms // 2
+    early = tell(node, 1000 + half - 1, 2, Beats(1, 5, 0, ()))
+    assert (len(sent(early, BeatReplies)), sent(early, Beats)) == (1, [])
+    late = tell(node, 1000 + half + 1, 3, Beats(1, 5, 0, ()))
+    assert [len(envelope.messages) for to, envelope in late.envelopes if to == 3] == [2]
+    assert len(sent(late, Beats)) == 2
+    assert node.beat_at == 1000 + half + 1 + SETTINGS.beat_ms
+    assert sent(tell(node, 1000 + half + 2, 2, Beats(2, 6, 0, ())), Beats) == []
+
+
 def test_a_beat_that_was_overtaken_is_not_answered() -> None:
     node = confirmed(make_node())
     tell(node, 1000, 2, Beats(2, 5, 0, ()))

@@ -45,6 +45,7 @@ class Member:
         self.end = msgpack.unpackb(opened[1], strict_map_key=False)
         self.replica = Replica(Groups.unpacked(self.end))
         self.heads: list[log_format.Record] = []
+        self.held: list[Any] | None = None  # records that go with what makes them committed
         self.usage.handle([b"replay", opened[1]])
 
     def say_leaders(self, leaders: bytes = bytes([ME]) * GROUP_COUNT) -> None:
@@ -96,7 +97,11 @@ class Member:
         self.heads.append(record)
         sequence = record.sequence.to_bytes(8, "little")
         self.wal.handle([b"append", sequence, head, payload])
-        self.usage.handle([b"record", sequence, head, bytes(payload), bytes(origin)])
+        found = [sequence, head, bytes(payload), bytes(origin)]
+        if self.held is None:
+            self.usage.handle([b"record", *found])
+        else:
+            self.held += found
 
     def other(
         self, kind: int, body: Any, *slices: tuple[int, int, int, int], version: int = 0
@@ -117,7 +122,12 @@ class Member:
     def commit(self, index: dict[int, int]) -> None:
         groups = np.array(list(index), np.uint16)
         words = np.array(list(index.values()), np.uint64)
-        self.usage.handle([b"committed", groups.tobytes(), words.tobytes()])
+        said = [groups.tobytes(), words.tobytes()]
+        if self.held:
+            count, held, self.held = bytes([len(self.held) // 4]), self.held, []
+            self.usage.handle([b"record_committed", count, *held, *said])
+        else:
+            self.usage.handle([b"committed", *said])
         self.usage.flush()
 
     def commit_all(self) -> None:
@@ -169,6 +179,20 @@ def test_a_request_is_answered_when_each_of_its_slices_is_committed(member):
     assert (result["received"], result["stored"]) == (len(ACCOUNTS), len(ACCOUNTS))
     assert member.usage.queue.empty
     assert member.usage.position == member.usage.read_end != position
+
+
+def test_records_may_come_with_what_makes_them_committed(member):
+    member.held = []
+    member.count(*ACCOUNTS)
+    first = slices_of(member)
+    member.count(*ACCOUNTS, prefix="again-")
+    assert member.results() == [] and member.usage.queue.newest is None
+    member.commit(first)
+    assert [result["stored"] for result in member.results()] == [len(ACCOUNTS)]
+    member.commit_all()
+    assert [result["stored"] for result in member.results()] == [len(ACCOUNTS)]
+    assert member.usage.state.stored == 2 * len(ACCOUNTS)
+    assert member.usage.queue.empty
 
 
 def test_what_another_leader_replaced_is_answered_unknown(member):
