@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-SIZE = 64 * MIB
+SIZE = 128 * MIB  # where all is slow the load fills half of it before the others do
 RESUME_SECONDS_MAX = 30.0
 HOLD = 3.0
 SEEDS = (2, 10)  # space that ends little by little, and a kill; inodes; both noticed by writes

@@ -46,14 +46,15 @@ class Node:
         event = LoggedEvent(account, f"id-{self.count}", 1, value, at)
         self.log.write([event], {0} if refused else set())
 
-    def ends(self, question: Question) -> dict[str, Any]:
+    def standing(self, question: Question) -> dict[str, Any]:
         """Of a node in a cluster: what is applied of each group."""
         if question.partitions is None and not (self.parts and question.kind == "feed"):
             return {}
         applied = np.zeros(GROUP_COUNT, np.uint64)
         for group, index in self.log.builder.indexes.items():
             applied[group] = index
-        return {"ends": [applied.tobytes(), applied.tobytes()]}
+        waits = [self.log.builder.file_number, self.log.builder.row]
+        return {"applied": applied.tobytes(), "waits": waits}
 
     def ask(self, question: Question, rid: bytes = b"r", **header) -> None:
         context = {
@@ -66,7 +67,7 @@ class Node:
             "added": {},
             "parts": self.parts,
             "cursor": "1@" if self.parts and question.kind != "feed" else "",
-            **self.ends(question),
+            **self.standing(question),
             "refused": {number: list(raw) for number, raw in self.log.refused_of_waiting().items()},
         }
         if not self.knows_registry:
