@@ -10,6 +10,7 @@ its ZeroMQ context itself, after the fork. It notes which bodies were stored how
 the sum that each account must have afterwards, without any work for each event.
 """
 
+import math
 import mmap
 import os
 import time
@@ -248,7 +249,8 @@ class Client:
     def take_answers(self) -> None:
         """Take the answers that are there, at most as many as were under way, and send on."""
         if self.held:
-            self.take_polled(max(0.0, min(POLL_MS, (self.due - time.monotonic()) * 1000)))
+            left = math.ceil((self.due - time.monotonic()) * 1000)
+            self.take_polled(max(0, min(POLL_MS, left)))
         elif len(self.sockets) == 1:
             self.take_from(self.ways[0])
         elif len(self.pending) == 1:
@@ -257,7 +259,7 @@ class Client:
         else:
             self.take_polled(POLL_MS)
 
-    def take_polled(self, wait_ms: float) -> None:
+    def take_polled(self, wait_ms: int) -> None:
         for socket, _ in self.poller.poll(wait_ms):
             self.take_from(socket)
 
