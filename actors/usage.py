@@ -49,6 +49,7 @@ from meterd.actors.reads import Reads, Waiting
 from meterd.actors.registry_file import RegistryFile
 from meterd.actors.replay import Replay
 from meterd.actors.request_counts import RequestCounts
+from meterd.actors.room import Room
 from meterd.actors.sockets import Frame
 from meterd.actors.split_answers import LOOK_SECONDS, SplitAnswers
 from meterd.actors.splitting import Splitting, command_proposal
@@ -73,9 +74,6 @@ CHECKPOINT_RECORDS = 20_000
 RECENT_FLUSH = 2_000_000
 RECENT_WAIT = 6_000_000
 RECENT_MAX = 8_000_000
-# Beyond this no new events are taken, so that what is in the log always finds room.
-FILL_MAX = 0.95
-FULL_RETRY_MS = 10_000
 # How often to look whether a checkpoint that somebody waits for is durable.
 SAVING_SECONDS = 0.01
 # How soon to go on with what is done in turns.
@@ -146,9 +144,8 @@ class Usage(Actor):
         self._busy = False  # is there more to do, of a checkpoint or an eviction?
         self._members_told = -1  # their version
         self.serving = False
-        self._full = False
         self._disk_hard = False  # the disk is so full that only what makes room may write
-        self._room_told = False  # has the sweeper been told that a checkpoint waits for space?
+        self._room = Room(self)
         self._registry_file = RegistryFile(directory)
         self._saved_at = time.monotonic()
         self._load()
@@ -363,7 +360,7 @@ class Usage(Actor):
             self._standing.forget_told()
             self._standing.announce()
             self.horizons.tell()
-            self._room_told = False
+            self._room.forget_told()
             self._announce_sealed_files()
         elif actor == "query":
             self._asking.forget_registry()
@@ -541,11 +538,10 @@ class Usage(Actor):
         self.horizons.turn(now)
         self._standing.turn()
         self._announce_members()
-        self._check_room()
         self.maybe_save()
         self._checkpoint_requests.turn()
         self._cuts.answer()
-        self._tell_room()
+        self._room.turn(self.state.fill(), self._checkpoints.waiting)
         self._leaders.tell_applied(now)
         if self._registry_file.unsaved:
             self._registry_file.save(self.state.registry)
@@ -572,23 +568,6 @@ class Usage(Actor):
         version = self.state.registry.version
         meta, payload = command_proposal(kind, groups.tolist(), command, version)
         self.send("replication", [b"propose", msgpack.packb(meta), payload, origin])
-
-    def _check_room(self) -> None:
-        full = self.state.fill() > FILL_MAX
-        if full != self._full:
-            self._full = full
-            code = "memory_full" if full else None
-            said = {"source": self.name, "code": code, "retry_after_ms": FULL_RETRY_MS}
-            self.send("router", [b"admission", msgpack.packb(said)])
-
-    def _tell_room(self) -> None:
-        """Have events refused while a checkpoint waits for space, and say when it has found it."""
-        waiting = self._checkpoints.waiting
-        self.telemetry.set("checkpoint_waiting", int(waiting))
-        if waiting != self._room_told:
-            self._room_told = waiting
-            said = b"1" if waiting else b"0"
-            self.send("retention_sweeper", [b"no_room", self.name.encode(), said])
 
     def note_leaders(self) -> None:
         """This node leads other groups now: their horizons may be behind."""
@@ -627,8 +606,7 @@ class Usage(Actor):
         due = self._events_unsaved >= storage.checkpoint_events
         due = due or self._records_unsaved >= CHECKPOINT_RECORDS or late
         # One that found no room is due although nothing has come since: events are refused.
-        unsaved = self._records_unsaved or self._checkpoints.waiting
-        unsaved = unsaved or self._standing.saves_due
+        unsaved = self._records_unsaved or self._checkpoints.waiting or self._standing.saves_due
         due = due or self._checkpoints.waiting or self._standing.saves_due > 0
         if self._disk_hard and self.serving:
             return  # the log has it all; once there is a little room it is done at once

@@ -183,7 +183,7 @@ def send_at(address: str, rate: float, stop: Signal, stored: Any) -> None:
 
     from meterd.commands.bench_client import Body, Load
 
-    load = Load((address,), 500, 1, 0, "sync", 10_000, 5, 1, 30.0)
+    load = Load((address,), 500, 1, 0, "sync", 10_000, 5, 1, rate=0.0, timeout=30.0)
     random = np.random.default_rng()
     bodies = [Body(load, random) for _ in range(50)]
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:

@@ -42,6 +42,13 @@ from meterd.core.kernels.index import (
     set_payload,
 )
 from meterd.core.kernels.memory import column_at, rows_at
+from meterd.core.kernels.row_columns import (
+    columns_of,
+    entry_at,
+    metric_at,
+    timestamp_at,
+    value_at,
+)
 from meterd.core.kernels.row_hashes import (
     BLOCK_ROWS,
     HASH_ARRAYS,
@@ -55,7 +62,7 @@ from meterd.core.kernels.row_hashes import (
     words_of,
 )
 from meterd.core.kernels.runs import FOUND, NOT_FOUND, find_in_runs
-from meterd.core.kernels.scan import SLICE_SIZE, pad8
+from meterd.core.kernels.scan import SLICE_SIZE
 from meterd.core.kernels.snapshot import before_change
 from meterd.core.kernels.tables import (
     DAY_MASK,
@@ -133,18 +140,6 @@ class Scratch(NamedTuple):
     lanes: Array  # u64: its hashes, in its form
 
 
-class Columns(NamedTuple):
-    """The payload of a record and the offsets of its columns."""
-
-    data: Array  # u8
-    rows: int
-    value: int
-    heap_end: int
-    metric: int
-    operation: int
-    heap: int
-
-
 def make_scratch(rows_max: int) -> Scratch:
     """Return room to work in for records of at most `rows_max` rows."""
     return Scratch(
@@ -188,37 +183,6 @@ def _scratch_at(handle: Array) -> Any:
         column_at(handle, 9, np.uint64),
         column_at(handle, 10, np.uint64),
     )
-
-
-@njit(cache=True, forceinline=True, _nrt=False)
-def _columns_of(payload: Array, n: int) -> Any:
-    """Find the columns of a payload (docs/STORAGE.md); timestamps begin it."""
-    metric = 16 * n + pad8(4 * n)
-    operation = metric + pad8(2 * n)
-    return Columns(payload, n, 8 * n, 16 * n, metric, operation, operation + pad8(n))
-
-
-@njit(cache=True, forceinline=True, _nrt=False)
-def _timestamp(columns: Any, i: int) -> Any:
-    return np.int64(load_u64(columns.data, 8 * i))
-
-
-@njit(cache=True, forceinline=True, _nrt=False)
-def _value(columns: Any, i: int) -> Any:
-    return np.int64(load_u64(columns.data, columns.value + 8 * i))
-
-
-@njit(cache=True, forceinline=True, _nrt=False)
-def _metric(columns: Any, i: int) -> Any:
-    return np.int64(load_u16(columns.data, columns.metric + 2 * i))
-
-
-@njit(cache=True, forceinline=True, _nrt=False)
-def _entry(columns: Any, i: int) -> Any:
-    """Return where the heap entry of a row begins; that of the row behind the last: its end."""
-    if i == 0:
-        return np.int64(columns.heap)
-    return columns.heap + np.int64(load_u32(columns.data, columns.heap_end + 4 * (i - 1)))
 
 
 @njit(cache=True, forceinline=True, _nrt=False)
@@ -267,22 +231,22 @@ def _lay_out_rows(columns: Any, block: Any, metrics: Array, scratch: Array) -> A
     rows, code_hashes, _, _, bounds = _metrics_at(metrics)
     data = columns.data
     first, last = block
-    start = _entry(columns, first)
+    start = entry_at(columns, first)
     bounds_of, period, period_end = NO_BOUNDS, NOT_KEPT, NOT_KEPT
     longest = long_names = long_contents = np.int64(0)
     for i in range(first, last):
         j = i - first
-        end = _entry(columns, i + 1)
+        end = entry_at(columns, i + 1)
         account_end, id_end = entry_parts(data, start)
         longest = max(longest, max(account_end - start - 2, id_end - account_end))
         long_names += 1 - np.int64(put_identity(words, j, data, start, account_end, id_end))
-        m, at = _metric(columns, i), _timestamp(columns, i)
+        m, at = metric_at(columns, i), timestamp_at(columns, i)
         metric = rows[m]
         fits = put_content(
             words,
             j,
             code_hashes[m],
-            _value(columns, i),
+            value_at(columns, i),
             metric[DECIMALS],
             at,
             np.int64(data[columns.operation + i]),
@@ -327,7 +291,7 @@ def _hash_long_names(columns: Any, block: Any, k0: Any, k1: Any, scratch: Array)
     first, last = block
     for i in range(first, last):
         j = i - first
-        start = _entry(columns, i)
+        start = entry_at(columns, i)
         account_end, id_end = entry_parts(data, start)
         if has_room(account_end - start - 2) and has_room(id_end - account_end):
             continue
@@ -348,19 +312,19 @@ def _hash_long_contents(
     rows, code_hashes, _, _, _ = _metrics_at(metrics)
     data = columns.data
     first, last = block
-    start = _entry(columns, first)
+    start = entry_at(columns, first)
     for i in range(first, last):
-        end = _entry(columns, i + 1)
+        end = entry_at(columns, i + 1)
         _, id_end = entry_parts(data, start)
         if not is_short(end - id_end):
-            m = _metric(columns, i)
+            m = metric_at(columns, i)
             work.lanes[4 * BLOCK_ROWS + i - first] = content_digest(
                 k0,
                 k1,
                 code_hashes[m],
-                _value(columns, i),
+                value_at(columns, i),
                 rows[m, DECIMALS],
-                _timestamp(columns, i),
+                timestamp_at(columns, i),
                 np.int64(data[columns.operation + i]),
                 data,
                 id_end,
@@ -384,9 +348,9 @@ def _hash_cells(columns: Any, block: Any, k0: Any, k1: Any, metrics: Array, scra
         hashes[j, 4] = lanes[4 * BLOCK_ROWS + j]
         if periods[j] == NOT_KEPT:
             continue
-        m, size = _metric(columns, i), np.int64(0)
+        m, size = metric_at(columns, i), np.int64(0)
         if rows[m, DIM_COUNT]:
-            _, id_end = entry_parts(columns.data, _entry(columns, i))
+            _, id_end = entry_parts(columns.data, entry_at(columns, i))
             size = write_dimensions(
                 dims,
                 0,
@@ -478,7 +442,7 @@ def _decide(columns: Any, block: Any, handle: Array, times: Any, scratch: Array)
         j = i - begin
         i0, i1, digest = hashes[j, 2], hashes[j, 3], hashes[j, 4]
         slot, known = probe(recent, i0, i1)
-        at = _timestamp(columns, i)
+        at = timestamp_at(columns, i)
         if known and not _expired(payload_at(recent, slot), horizon_day):
             outcome[i] = _known(payload_at(recent, slot), digest)
         elif older[j] != NOT_FOUND:
@@ -587,10 +551,10 @@ def _count(
         if place == np.int64(load_u32(slices, SLICE_SIZE * s + 4)):
             s, place = s + 1, np.int64(0)
         j = i - first
-        m = _metric(columns, i)
+        m = metric_at(columns, i)
         unique = rows[m, UNIQUE_KIND] != NOT_UNIQUE
         if outcome[i] == STORED and (unique or periods[j] != NOT_KEPT):
-            entry = _entry(columns, i)
+            entry = entry_at(columns, i)
             row = (j, m, entry, np.int64(load_u16(slices, SLICE_SIZE * s)))
             if periods[j] != NOT_KEPT:
                 cell = found[j]
@@ -598,9 +562,9 @@ def _count(
                     cell = _new_cell(handle, metrics, data, row, scratch)
                 index = np.int64(load_u64(slices, SLICE_SIZE * s + 8))
                 position = (index << POSITION_ROW_BITS) + place
-                value = _value(columns, i)
+                value = value_at(columns, i)
                 before_change(tables.snapshot, cells, cell)
-                update_cell(cells, cell, _timestamp(columns, i), position, value)
+                update_cell(cells, cell, timestamp_at(columns, i), position, value)
                 if unique:
                     _, properties = entry_parts(data, entry)
                     _count_member(handle, metrics, (m, value, data, properties), cell)
@@ -622,10 +586,10 @@ def apply(
     MetricTable, Scratch, where the outcome is left); times (horizon, latest timestamp taken).
     A record that names a metric without a number changes nothing: (UNKNOWN_METRIC, NEVER).
     """
-    columns = _columns_of(payload, n)
+    columns = columns_of(payload, n)
     unknown = np.int64(0)
     for i in range(n):
-        unknown += np.int64(_metric(columns, i) >= metrics[0, 1])
+        unknown += np.int64(metric_at(columns, i) >= metrics[0, 1])
     if unknown:
         return np.int64(UNKNOWN_METRIC), NEVER
     cursor = _scratch_at(scratch).cursor

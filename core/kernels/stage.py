@@ -385,9 +385,8 @@ def pack(
     order = np.empty(n, np.uint32)
     for i in range(n):
         p = (staged[i, FLAGS] >> 24) & 0xFFFF
-        j = next_row[p]
-        next_row[p] = j + 1
-        order[j] = i
+        order[next_row[p]] = i
+        next_row[p] += 1
     # One view per width; columns start at multiples of 8, so what fills them up is in their last 8
     # bytes.
     words = payload.view(np.int64)
