@@ -82,6 +82,8 @@ BUSY_SECONDS = 0.001
 LOOK_RECORD, LOOK_EVENTS = 256, 4_096
 # What is said of each record (`Replication`).
 RECORD_FRAMES = 4
+# A turn ends after so long, whatever waits: between turns the supervisor hears of this actor.
+TURN_SECONDS_MAX = 0.5
 LAST_SECONDS = 0.2  # what was sent before this actor was told to stop is there by then
 # How long ingest waits to hear whether a metric that it does not know is new.
 FRESH_REGISTRY_SECONDS = 2.0
@@ -138,6 +140,7 @@ class Usage(Actor):
         self._checkpoint_requests = CheckpointRequests(self)
         self._records_unsaved = self._events_unsaved = self._events_handed = 0
         self._unlooked = 0  # events, and records, since the last look whether something is due
+        self._flushed_at = 0.0
         self._busy = False  # is there more to do, of a checkpoint or an eviction?
         self._members_told = -1  # their version
         self.serving = False
@@ -277,8 +280,12 @@ class Usage(Actor):
             self._heard |= committed
 
     def enough(self) -> bool:
-        """Answer one block's requests before the next, so that their clients can go on."""
-        return not self.answers.empty or bool(self._answered)
+        """Answer one block's requests before the next, so that their clients can go on.
+
+        Who has been away has much to apply, and nobody to answer.
+        """
+        late = time.monotonic() - self._flushed_at > TURN_SECONDS_MAX
+        return late or not self.answers.empty or bool(self._answered)
 
     def flush(self) -> None:
         """Answer, then do what no client waits for."""
@@ -292,6 +299,7 @@ class Usage(Actor):
             self._unlooked = 0
             self.maybe_save()
             self._leaders.tell_applied(time.monotonic())
+        self._flushed_at = time.monotonic()
 
     # Start
 
