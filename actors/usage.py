@@ -280,10 +280,7 @@ class Usage(Actor):
             self._heard |= committed
 
     def enough(self) -> bool:
-        """Answer one block's requests before the next, so that their clients can go on.
-
-        Who has been away has much to apply, and nobody to answer.
-        """
+        """Answer one block's requests before the next, so that their clients can go on."""
         late = time.monotonic() - self._flushed_at > TURN_SECONDS_MAX
         return late or not self.answers.empty or bool(self._answered)
 
