@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from meterd.actors.tcp_connections import ProcessMemory
 
 LONG, LOOK = 30.0, 0.001
+SIZE = 8 << 20
 
 
 class Waiting:
@@ -54,6 +56,6 @@ def test_it_ends_by_itself(waiting: Waiting) -> None:
 
 def test_memory_that_grows_ends_the_wait(waiting: Waiting) -> None:
     waiting.memory.resident()
-    grown = bytearray(os.urandom(8 << 20))
-    assert not waiting.memory.wait_unchanged(waiting.epoll, LONG, LOOK)
-    del grown
+    with mmap.mmap(-1, SIZE) as grown:  # what Python allocates may have been here before
+        grown.write(bytes(range(256)) * (SIZE // 256))
+        assert not waiting.memory.wait_unchanged(waiting.epoll, LONG, LOOK)
