@@ -196,5 +196,4 @@ class ClusterRequests:
 
 def _there(node: Node, now: int) -> list[bool]:
     """Return which peers have answered lately."""
-    heard = [node.clocks.heard(member, now) for member in node.peers]
-    return [one is not None and one[1] < node.settings.suspicion_ms for one in heard]
+    return [cluster_report.answers(node, member, now) for member in node.peers]

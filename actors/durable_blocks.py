@@ -1,4 +1,4 @@
-"""Reads what says of blocks that they are durable: it comes from the WAL-writer or replication."""
+"""What usage is told of records and of durable blocks, by the WAL-writer or replication."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import numpy as np
 from meterd.actors.sockets import Frame
 from meterd.actors.wal_writer import COMMITTED
 from meterd.core.commit_queue import Location, Place
+
+# What replication gives usage of each record: sequence, head, payload, origin.
+RECORD_FRAMES = 4
 
 
 def durable_blocks(frames: Sequence[Frame]) -> Iterator[tuple[Sequence[Location], Place, bool]]:

@@ -23,6 +23,7 @@ from meterd.actors import boots, endings, identity, led_notes, peer_copy, peer_l
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.catching_up import CatchingUp
 from meterd.actors.cluster_requests import ClusterRequests
+from meterd.actors.durable_blocks import RECORD_FRAMES
 from meterd.actors.follower_needs import FollowerNeeds
 from meterd.actors.forwarding import KINDS, Forwarding
 from meterd.actors.handing_over import LEAVING, TURN_SECONDS, HandingOver
@@ -66,7 +67,6 @@ UNTOLD_SECONDS = 0.02
 # A record so small is unpacked in no time: in a cluster it goes with what makes it committed.
 SMALL_RECORD = 4_096
 UNTOLD_RECORDS_MAX = 16
-RECORD_FRAMES = 4
 
 # Who must know who leads.
 ROUTING = ("router", "ingest", "usage")

@@ -29,7 +29,7 @@ from meterd.actors.checkpoint_requests import CheckpointRequests
 from meterd.actors.checkpoints import Checkpoints
 from meterd.actors.cuts import Cuts
 from meterd.actors.decided import Decided
-from meterd.actors.durable_blocks import durable_blocks
+from meterd.actors.durable_blocks import RECORD_FRAMES, durable_blocks
 from meterd.actors.horizons import Horizons
 from meterd.actors.identity_store import IdentityStore
 from meterd.actors.journal import timed
@@ -80,8 +80,6 @@ SAVING_SECONDS = 0.01
 BUSY_SECONDS = 0.001
 # What a record counts as besides its events, and after how many to look whether something is due.
 LOOK_RECORD, LOOK_EVENTS = 256, 4_096
-# What is said of each record (`Replication`).
-RECORD_FRAMES = 4
 # A turn ends after so long, whatever waits: between turns the supervisor hears of this actor.
 TURN_SECONDS_MAX = 0.5
 LAST_SECONDS = 0.2  # what was sent before this actor was told to stop is there by then

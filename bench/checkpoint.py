@@ -101,7 +101,7 @@ async def phase(node: Node, totals: int, seconds: float, saving: bool) -> tuple[
     async def watch() -> None:
         nonlocal most
         while not ended:
-            most = max(most, await asyncio.to_thread(anonymous_bytes, node))
+            most = max(most, await asyncio.to_thread(lambda: anonymous_bytes(node.pids())))
             await asyncio.sleep(0.2)
 
     watching = asyncio.create_task(watch())
@@ -137,7 +137,7 @@ def main() -> None:
         filling = Load(node.address, options.totals)
         asyncio.run(filling.fill())
         stored = filling.stored
-        document["anonymous_bytes"] = anonymous_bytes(node)
+        document["anonymous_bytes"] = anonymous_bytes(node.pids())
         node.meterctl("--timeout", "300", "checkpoint")
         for name, saving in (("without", False), ("with_checkpoints", True)):
             more, document[name] = asyncio.run(phase(node, options.totals, options.seconds, saving))

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import psutil
 
+from bench.node import processes_of
 from bench.support import CHECKOUT, fdatasync_us, say, write_result
 from tests.support.cluster import Cluster
 from tests.support.failover import CALM_SECONDS, is_calm
@@ -53,8 +53,7 @@ def cpu_seconds(cluster: Cluster) -> Counter[str]:
     for node in cluster.nodes:
         known = {pid: name for name, pid in node.pids().items()}
         assert node.process is not None
-        top = psutil.Process(node.process.pid)
-        for process in [top, *top.children(recursive=True)]:
+        for process in processes_of(node.process.pid):
             times = process.cpu_times()
             found[known.get(process.pid, "jobs")] += times.user + times.system
     return found

@@ -35,6 +35,11 @@ NO_CHECKPOINTS = {
 }
 
 
+def processes_of(supervisor_pid: int) -> list[psutil.Process]:
+    supervisor = psutil.Process(supervisor_pid)
+    return [supervisor, *supervisor.children(recursive=True)]
+
+
 @dataclass
 class Node:
     """A node that is ready."""
@@ -46,8 +51,7 @@ class Node:
     ready_seconds: float
 
     def pids(self) -> list[psutil.Process]:
-        supervisor = psutil.Process(self.process.pid)
-        return [supervisor, *supervisor.children(recursive=True)]
+        return processes_of(self.process.pid)
 
     def pss_bytes(self) -> int:
         """Memory of all processes, shared pages counted once."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -120,16 +120,10 @@ def joined(blocks: list[Block]) -> Block:
     return Block(*columns, dimensions)
 
 
-class Processes(Protocol):
-    """Whoever knows the processes of a node."""
-
-    def pids(self) -> list[psutil.Process]: ...
-
-
-def anonymous_bytes(node: Processes) -> int:
-    """Memory of all processes that no file stands behind, shared pages counted once."""
+def anonymous_bytes(processes: list[psutil.Process]) -> int:
+    """Memory of all these processes that no file stands behind, shared pages counted once."""
     total = 0
-    for process in node.pids():
+    for process in processes:
         with suppress(FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
             for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
                 if line.startswith("Pss_Anon:"):
@@ -166,7 +160,7 @@ def fill(node: Node, events: Events) -> list[dict[str, Any]]:
         slices.append(
             {
                 "events_per_second": int(wanted / seconds),
-                "anonymous_bytes": anonymous_bytes(node),
+                "anonymous_bytes": anonymous_bytes(node.pids()),
             }
         )
         print(slices[-1], flush=True)
@@ -289,7 +283,7 @@ def main() -> None:
             document["disk_bytes"] = kinds = disk_bytes(data)
             stored = sum(kinds[kind] for kind in STORED)
             document["bytes_per_event"] = round(stored / options.events, 2)
-            document["anonymous_bytes"] = anonymous_bytes(node)
+            document["anonymous_bytes"] = anonymous_bytes(node.pids())
             model = events.of_accounts(chosen)
             document["warm_us"] = ask(node, events, model, cold=False)
             document["cold_us"] = ask(node, events, model, cold=True)

@@ -23,10 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from bench.cluster import await_leaders, cpu_seconds, meterctl_bench, per_event_us
-from bench.node import NO_CHECKPOINTS, meterd_node, node_directory
+from bench.node import NO_CHECKPOINTS, meterd_node, node_directory, processes_of
 from bench.storage import anonymous_bytes
 from bench.support import directory_size, fdatasync_us, say, write_result
 from tests.support.cluster import Cluster
@@ -58,10 +56,6 @@ class Watched:
     data: Path
     pid: int
 
-    def pids(self) -> list[psutil.Process]:
-        supervisor = psutil.Process(self.pid)
-        return [supervisor, *supervisor.children(recursive=True)]
-
     def sample(self) -> dict[str, int]:
         found = telemetry(self.http_port)
         return {
@@ -69,7 +63,7 @@ class Watched:
             "files_waiting": int(found.get("billing_segments_waiting", 0)),
             "segments": sum(1 for _ in self.data.glob("seg-*.seg")),
             "segments_to_merge": int(found.get("billing_compaction_pending_files", 0)),
-            "anonymous_bytes": anonymous_bytes(self),
+            "anonymous_bytes": anonymous_bytes(processes_of(self.pid)),
             "disk_bytes": directory_size(self.data),
         }
 

@@ -44,7 +44,7 @@ def standing(
     views: the engine's, if they are known already.
     """
     lag: dict[int, int] = {node_of(member): 0 for member in node.peers}
-    answering = {member for member in node.peers if _answers(node, member, now)}
+    answering = {member for member in node.peers if answers(node, member, now)}
     held = leads = leaderless = unanswered = term = 0
     for number, view in (node.views() if views is None else views).items():
         if node.member not in node.groups[number].log.configuration.members:
@@ -60,7 +60,7 @@ def standing(
     return Standing(held, leads, leaderless, unanswered, term, lag, sum(view_changes))
 
 
-def _answers(node: Node, member: int, now: int) -> bool:
+def answers(node: Node, member: int, now: int) -> bool:
     """Has it answered a beat of this node lately?  Else it may be heard, but does not hear."""
     heard = node.clocks.heard(member, now)
     return heard is not None and heard[1] < node.settings.suspicion_ms

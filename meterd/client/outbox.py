@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from meterd.client.batches import code_of
@@ -52,7 +52,7 @@ class Counters:
     rejected: int = 0
     unknown: int = 0
     accepted: int = 0
-    batches: int = field(default=0)
+    batches: int = 0
 
     def add(self, result: IngestResult) -> None:
         """Add the result of a batch."""

@@ -46,7 +46,7 @@ def test_all_stop_and_one_comes_back_older(killed: bool, tmp_path: Path) -> None
         if killed:
             for one in cluster.nodes[:2]:
                 eventually(
-                    lambda one=one: has_heard(one.data_dir, 3) > last_record(older),
+                    lambda one=one: heard_of(one.data_dir, 3) > last_record(older),
                     "they keep what they hear",
                     SECONDS,
                 )
@@ -71,7 +71,7 @@ def test_all_stop_and_one_comes_back_older(killed: bool, tmp_path: Path) -> None
             assert client.usage("account-7", "calls").value == 6
 
 
-def has_heard(data_dir: Path, number: int) -> int:
+def heard_of(data_dir: Path, number: int) -> int:
     """Up to which block a node's file says that another one has written."""
     try:
         members = json.loads((data_dir / HEARD_FILE).read_bytes())["members"]

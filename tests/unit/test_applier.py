@@ -28,6 +28,15 @@ def records() -> list[Record]:
     return [one for (one,) in found]
 
 
+def started() -> Applier:
+    """With a checkpoint that knows the first record, and that its second row was refused."""
+    applier = Applier(StateMachine((1, 2), CAPACITY))
+    saved = RefusedRows()
+    saved.note(1, 0, np.array([False, True, False]))
+    applier.refused = RefusedRows.from_map(saved.to_map())
+    return applier
+
+
 def bits(applier: Applier) -> list[int]:
     packed, count = applier.refused.packed(1)
     raw = np.frombuffer(lz4.block.decompress(packed), np.uint8)
@@ -43,20 +52,14 @@ def passed(record: Record, first_row: int) -> Ready[Any]:
 
 def test_of_what_the_checkpoint_had_applied_its_own_bitmap_speaks() -> None:
     first, _ = records()
-    applier = Applier(StateMachine((1, 2), CAPACITY))
-    saved = RefusedRows()
-    saved.note(1, 0, np.array([False, True, False]))
-    applier.refused = RefusedRows.from_map(saved.to_map())
+    applier = started()
     applier.events(passed(first, 0))
     assert bits(applier) == [0, 1, 0]
 
 
 def test_a_repair_behind_the_checkpoint_of_what_was_not_lost_counts_for_nothing() -> None:
     first, repair = records()
-    applier = Applier(StateMachine((1, 2), CAPACITY))
-    saved = RefusedRows()
-    saved.note(1, 0, np.array([False, True, False]))
-    applier.refused = RefusedRows.from_map(saved.to_map())
+    applier = started()
     applier.events(passed(first, 0))
     applier.events(passed(repair, 3))
     assert bits(applier) == [0, 1, 0, 1, 1, 1]
