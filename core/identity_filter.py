@@ -1,8 +1,8 @@
 """The filter of all identities in runs, and how it grows (`core/kernels/bloom.py`).
 
-It takes 1.9 bytes an identity when it is made and 1.0 when it is full.  Then a sweep fills a
+It takes 1.8 bytes an identity when it is made and 1.2 when it is full.  Then a sweep fills a
 larger one in turns, while everything else goes on; a start does the same, from nothing.  A growing
-node reads each identity twice for it.
+node reads each identity three times for it.
 
 Who sweeps calls `begin`, then `fill` and `move_edge` in turns until `sweeping` is False.  `add` and
 `fill` may run beside a thread that applies records, one of them at a time; everything else only in
@@ -22,9 +22,9 @@ from meterd.core.kernels.bloom import EDGE, FILTER_WORDS, STEP_LINES, Filter, no
 from meterd.core.kernels.memory import give_back, reserve
 
 # Identities of a line in a new filter, and in a full one.
-NEW_KEYS: Final = 33
-FULL_KEYS: Final = 64
-# Lines of the smallest filter: 16 MB, for 16 million identities.
+NEW_KEYS: Final = 36
+FULL_KEYS: Final = 54
+# Lines of the smallest filter: 16 MB, for 14 million identities.
 LINES_MIN: Final = 1 << 18
 # One turn of a sweep fills about so many identities' lines: a tenth of a second.
 TURN_KEYS: Final = 6_000_000
