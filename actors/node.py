@@ -21,6 +21,7 @@ from numba.core import config as numba_config
 
 from meterd.actors import (
     claims,
+    clean_pages,
     copies,
     copying,
     directory,
@@ -116,6 +117,7 @@ def _prepare(options: Options, notifier: Notifier) -> str:
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
     gc.collect()
     gc.freeze()
+    clean_pages.give_back()
     return run_dir
 
 
