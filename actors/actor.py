@@ -246,7 +246,8 @@ class Actor:
             handler(frames)
             if self.enough():
                 return True
-            if not waits(socket):
+            # To ask costs less than an exception that says no, and more than to take what is there.
+            if count == 0 and not waits(socket):
                 self._unsaid.pop(descriptor, None)
                 return True
         return True

@@ -60,10 +60,11 @@ TURN_SECONDS_MAX = 0.03
 # in the engine, where who cannot keep up is served one group at a time.
 FLIGHTS_MAX = 6
 
-# Usage is told what is durable with what is committed; alone when so much is not told yet, or for
-# so long.
+# Usage is told at once what a client of this node may wait for: what is committed of groups that
+# are led here.  All else (what is durable, and followed groups, whose records become committed in
+# parts, as their leader speaks of other groups) when so much is not told yet, or for so long.
 UNTOLD_BLOCKS_MAX = 16
-UNTOLD_SECONDS = 0.02
+UNTOLD_SECONDS = 0.03
 # A record so small is unpacked in no time: in a cluster it goes with what makes it committed.
 SMALL_RECORD = 4_096
 UNTOLD_RECORDS_MAX = 16
@@ -350,7 +351,7 @@ class Replication(Actor):
             self._untold_due = 0.0
 
     def _begin_untold(self) -> None:
-        if not (self._blocks or self._records):
+        if not (self._blocks or self._records or self._commits):
             self._untold_due = time.monotonic() + UNTOLD_SECONDS
 
     def _carry_out(self, step: Step) -> None:
@@ -367,8 +368,11 @@ class Replication(Actor):
             self._send_envelope(peer, envelope)
         groups, index = step.committed
         if len(groups):
+            self._begin_untold()
             self._committed[groups] = index  # it never goes back
             self._commits = True
+            if self.replicas.leads_any(groups):
+                self._untold_due = 0.0
         for action in step.actions:
             self._act(action)
 
@@ -394,8 +398,9 @@ class Replication(Actor):
 
     def _tell_committed(self) -> None:
         """Tell usage up to where groups are committed that have moved on in this turn."""
-        untold = bool(self._blocks or self._records)
-        if self._commits or (untold and time.monotonic() >= self._untold_due):
+        if not (self._blocks or self._records or self._commits):
+            return
+        if time.monotonic() >= self._untold_due:
             groups = np.flatnonzero(self._committed)
             index = self._committed[groups].astype(np.uint64)
             self._committed[groups] = 0
@@ -407,7 +412,7 @@ class Replication(Actor):
                 self.send("usage", [b"record_committed", count, *records, *said])
             else:
                 self.send("usage", [b"committed", *said])
-        elif untold:
+        else:
             self.tick_by(self._untold_due)
 
     def _send_envelope(self, peer: int, envelope: Envelope) -> None:

@@ -73,6 +73,10 @@ class Horizons:
         self, partitions: NDArray[np.intp], chosen: Mask
     ) -> Iterator[tuple[Mask, tuple[int, int]]]:
         """Yield (slices, (horizon, future limit)): the chosen slices that have these alike."""
+        if self.alike:
+            if chosen.any():
+                yield chosen, self.times
+            return
         times = self._rows[:, partitions][[EVENTS, FUTURE]]
         for horizon, future_ns in np.unique(times[:, chosen], axis=1).T.tolist():
             yield chosen & (times[0] == horizon) & (times[1] == future_ns), (horizon, future_ns)

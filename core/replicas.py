@@ -148,7 +148,8 @@ class Replicas:
                 group.write_term()  # so that a later start knows from when on it may be certain
         # Of what is not durable: last sequence, number, and groups and indices of its ops.
         self._blocks: deque[tuple[int, int, list[tuple[Ints, Ints]]]] = deque()
-        self.is_awaited = False  # was something committed already of what `durable` took last?
+        # Was something committed already of what `durable` took last, and is led here?
+        self.is_awaited = False
         self._alone = np.array([self._is_alone(group) for group in range(GROUP_COUNT)], np.bool_)
         self._all_alone = bool(self._alone.all())
         self._told = np.zeros(GROUP_COUNT, np.int64)  # up to where records commit when durable
@@ -242,9 +243,13 @@ class Replicas:
         while self._blocks and self._blocks[0][0] <= sequence:
             _, block, ops = self._blocks.popleft()
             for groups, index in ops:
-                some = np.count_nonzero(self._committed[groups] >= index)
-                self.is_awaited |= bool(some)
+                done = groups[self._committed[groups] >= index]
+                self.is_awaited |= self.leads_any(done)
         return self.step(Durable(block), clock) if block else None
+
+    def leads_any(self, groups: Ints) -> bool:
+        """Is one of these groups led by this node?"""
+        return bool((self.leaders[groups] == node_of(self.member)).any())
 
     def receive(self, envelope: Envelope, clock: Clock) -> Step:
         """Take what a peer has sent; bodies of its ops are `RecordSlice`s whose chain is right."""

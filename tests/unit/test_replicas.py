@@ -343,6 +343,30 @@ def test_it_is_said_of_a_block_that_it_was_waited_for(trio: Trio) -> None:
     assert leader.committed[4] < quick.index[0] and not leader.replicas.is_awaited
 
 
+def test_nobody_waits_for_what_another_node_leads(trio: Trio) -> None:
+    """Its commit may be known before this node's disk has it: usage hears of both by and by."""
+    trio.later(3_000)
+    leader = trio.nodes[int(trio.nodes[1].replicas.leaders[4])]
+    late = next(node for node in trio.nodes.values() if node is not leader)
+    for _ in range(2):  # the second says that the first is committed
+        leader.propose(4)
+        leader.sync()
+        envelopes, leader.sent = leader.sent, []
+        for to, envelope in envelopes:
+            other = trio.nodes[to]
+            other.carry_out(other.replicas.receive(envelope, other.clock()))
+            if other is not late:
+                other.sync()
+                acks, other.sent = other.sent, []
+                for _, ack in acks:
+                    leader.carry_out(leader.replicas.receive(ack, leader.clock()))
+    assert late.committed[4] > 0
+    assert not late.replicas.leads_any(np.array([4]))
+    assert leader.replicas.leads_any(np.array([3, 4]))
+    late.sync()
+    assert not late.replicas.is_awaited
+
+
 def test_a_node_that_has_lost_its_last_record_is_certain_again(trio: Trio) -> None:
     trio.forgets = False
     trio.later(3_000)
