@@ -350,8 +350,13 @@ class Replication(Actor):
         if len(self._blocks) >= 3 * UNTOLD_BLOCKS_MAX:
             self._untold_due = 0.0
 
+    @property
+    def _untold(self) -> bool:
+        """Is there anything that usage has not been told?"""
+        return self._commits or bool(self._blocks or self._records)
+
     def _begin_untold(self) -> None:
-        if not (self._blocks or self._records or self._commits):
+        if not self._untold:
             self._untold_due = time.monotonic() + UNTOLD_SECONDS
 
     def _carry_out(self, step: Step) -> None:
@@ -398,7 +403,7 @@ class Replication(Actor):
 
     def _tell_committed(self) -> None:
         """Tell usage up to where groups are committed that have moved on in this turn."""
-        if not (self._blocks or self._records or self._commits):
+        if not self._untold:
             return
         if time.monotonic() >= self._untold_due:
             groups = np.flatnonzero(self._committed)
@@ -500,6 +505,8 @@ class Replication(Actor):
             self.forwarding.pump()
             self._traffic.flush()
             due = min(due, self._peers.tell_due)
+        if self._untold:
+            due = min(due, self._untold_due)
         return min(wait, max(0.0, due - clock.now / 1000))
 
     def _renew_leases(self) -> None:
