@@ -103,7 +103,8 @@ class CommitQueue(Generic[Asked]):
         self._last = groups.index.copy()  # of each group, when nothing is stale or unscanned
         self._stale = False
         self._cuts: dict[int, list[tuple[int, int]]] = {}  # group: (sequence, first index gone)
-        self._changed = False
+        self._changed = False  # may anything that is held be taken now that could not be before?
+        self._fresh: list[_Held[Asked]] = []  # held, and not looked at yet
 
     @property
     def newest(self) -> int | None:
@@ -268,8 +269,8 @@ class CommitQueue(Generic[Asked]):
             block = _Block(len(rows), last, end)
             self._blocks.append(block)
         for location, record, asked in rows:
-            self._held[record.sequence] = _Held(record, asked, location, block)
-        self._changed = True
+            held = self._held[record.sequence] = _Held(record, asked, location, block)
+            self._fresh.append(held)
         self._advance()
 
     def _advance(self) -> None:
@@ -284,10 +285,15 @@ class CommitQueue(Generic[Asked]):
             self._cuts = {group: cuts for group, cuts in kept.items() if cuts}
 
     def _walk(self) -> Iterator[Ready[Asked]]:
-        """Go over what is held until nothing more can be taken."""
-        while self._changed:
-            self._changed = False
-            for held in list(self._held.values()):
+        """Go over what is held until nothing more can be taken.
+
+        When nothing has changed that is only what has come since: a replay holds thousands.
+        """
+        fresh, self._fresh = self._fresh, []
+        while self._changed or fresh:
+            over = list(self._held.values()) if self._changed else fresh
+            self._changed, fresh = False, []
+            for held in over:
                 version = self._registry()
                 ready = self._step(held)
                 if ready is not None:

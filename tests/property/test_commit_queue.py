@@ -427,3 +427,27 @@ def test_an_op_goes_before_its_repair_whenever_both_are_there() -> None:
         if ready.record.kind == log_format.META:
             version = 1
     assert taken == [FIRST + 1, FIRST]
+
+
+def test_what_waits_is_looked_at_once_for_each_change() -> None:
+    """A replay holds thousands of records until it is said how far they are committed."""
+    looks = 0
+
+    def registry() -> int:
+        nonlocal looks
+        looks += 1
+        return 0
+
+    count = 300
+    queue: CommitQueue[None] = CommitQueue(Groups(), [0], registry)
+    queue.replay(count, np.full(GROUP_COUNT, count, np.uint64), ())
+    for sequence in range(1, count + 1):
+        record = record_of(sequence, [(3, sequence, 1, 0)])
+        queue.add_logged([((sequence, 1, 64 * sequence, 0), record)], [sequence], None)
+        assert not list(queue.ready())
+    assert queue.unresolved == count
+    assert looks < 5 * count
+    queue.add_committed(np.array([3]), np.array([count], np.uint64))
+    assert [ready.record.sequence for ready in queue.ready()] == list(range(1, count + 1))
+    assert queue.empty
+    assert looks < 10 * count
