@@ -114,6 +114,8 @@ class LoopDriver:
                 connections.send(address, frames)
             for address, frames in connections.receive_all():
                 session.on_answer(loop.time(), address, frames)
+            for address in connections.all_lost():
+                session.on_lost(loop.time(), address)
             wake = session.next_wake()
             if wake is not None and 0 < wake <= loop.time():
                 session.on_tick(loop.time())

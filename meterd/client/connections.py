@@ -1,14 +1,16 @@
 """Holds one DEALER socket for each address, with every option set before it connects.
 
-ZeroMQ reconnects by itself and keeps what is not yet sent, so a lost connection shows only as
-silence, which the session's patience is for. What cannot be queued is dropped for the same reason.
+ZeroMQ reconnects by itself and keeps what is not yet sent; a monitor beside each socket says when
+a connection has ended or was refused. A node that is gone without a word (its machine is off) shows
+only as silence, which the session's patience is for. What cannot be queued is dropped for the same
+reason.
 
 Used by one thread at a time; the sync client's lock and the async client's loop see to that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import zmq
 
@@ -26,6 +28,8 @@ HEARTBEAT_TIMEOUT_MS = 6_000
 # A node is back a second or two after it died: who looks rarely would double the time without it.
 RECONNECT_MS = 50
 RECONNECT_MS_MAX = 200
+
+LOST = zmq.Event.DISCONNECTED | zmq.Event.CONNECT_RETRIED
 
 Socket = zmq.Socket[bytes]
 
@@ -57,6 +61,7 @@ class Connections:
         self._context: zmq.Context[Socket] = zmq.Context(io_threads=1)
         self._sockets: dict[str, Socket] = {}
         self._addresses: dict[Socket, str] = {}
+        self._monitors: dict[Socket, str] = {}
         self._on_open = on_open
         self._on_close = on_close
 
@@ -74,7 +79,7 @@ class Connections:
         return [
             (addresses[socket], socket.recv_multipart(zmq.DONTWAIT))
             for socket, _ in ready
-            if isinstance(socket, zmq.Socket)
+            if socket in addresses
         ]
 
     def receive_all(self) -> Iterator[tuple[str, list[bytes]]]:
@@ -82,6 +87,23 @@ class Connections:
         for socket, address in list(self._addresses.items()):
             while int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
                 yield address, socket.recv_multipart(zmq.DONTWAIT)
+
+    def lost_of(self, ready: Sequence[tuple[object, int]]) -> list[str]:
+        """Give the addresses of connections that ended or were refused, of a poller's finds."""
+        found = [one for one, _ in ready if isinstance(one, zmq.Socket) and one in self._monitors]
+        return self._lost(found)
+
+    def all_lost(self) -> list[str]:
+        """Give the addresses of all connections that have ended or were refused meanwhile."""
+        return self._lost(self._monitors)
+
+    def _lost(self, monitors: Iterable[Socket]) -> list[str]:
+        lost = []
+        for monitor in monitors:
+            while int(monitor.get(zmq.EVENTS)) & zmq.POLLIN:
+                monitor.recv_multipart(zmq.DONTWAIT)
+                lost.append(self._monitors[monitor])
+        return list(dict.fromkeys(lost))
 
     def close(self) -> None:
         """Close all sockets; what is not yet sent is dropped."""
@@ -109,14 +131,22 @@ class Connections:
         )
         for option, setting in options:
             socket.setsockopt(option, setting)
+        monitor = socket.get_monitor_socket(LOST)
         socket.connect(endpoint(address))
         self._sockets[address] = socket
         self._addresses[socket] = address
+        self._monitors[monitor] = address
         self._on_open(socket)
+        self._on_open(monitor)
         return socket
 
     def _close(self, address: str) -> None:
         socket = self._sockets.pop(address)
         del self._addresses[socket]
+        monitor = socket.get_monitor_socket()
+        del self._monitors[monitor]
         self._on_close(socket)
+        self._on_close(monitor)
+        socket.disable_monitor()
+        monitor.close(linger=0)
         socket.close(linger=0)

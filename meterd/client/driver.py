@@ -106,15 +106,18 @@ class Driver:
     def _take_answers(self, ready: Sequence[tuple[object, int]]) -> None:
         """Hand over what has arrived, and only then the time: an answer may have lain there."""
         answers = self._connections.receive_one(ready) if ready else []
+        lost = self._connections.lost_of(ready) if len(answers) < len(ready) else []
         with self._lock:
             now = time.monotonic()
             for address, frames in answers:
                 self._session.on_answer(now, address, frames)
+            for address in lost:
+                self._session.on_lost(now, address)
             wake = self._session.next_wake()
             if wake is not None and wake <= now:
                 self._session.on_tick(now)
             self._tell_finished()
-        if len(answers) < len(ready):
+        if len(answers) + len(lost) < len(ready):
             self._drain_wake()
 
     def _tell_finished(self) -> None:

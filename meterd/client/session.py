@@ -8,9 +8,9 @@ A call is one question; an attempt is one sending of it, with a request id of it
 `ok` ends the call, and so does any error that retrying cannot mend. Other errors count only when
 they answer the newest attempt, because an older attempt's "overloaded" says nothing about the
 newer one. An attempt is sent again, elsewhere if there is an elsewhere, when its node has been
-silent for the attempt's patience; event ids make that safe, and the body, once encoded, never
-changes. A node that answers others is busy and not silent: asking it twice would only make it
-busier, so there the patience is stretched.
+silent for the attempt's patience, or its connection has ended or was refused; event ids make that
+safe, and the body, once encoded, never changes. A node that answers others is busy and not silent:
+asking it twice would only make it busier, so there the patience is stretched.
 
 States of a call: in flight (its patience runs), resting (backs off before the next attempt), done
 (has an answer or an error). Calls are made only when the window has room for them.
@@ -202,7 +202,7 @@ class Job:
 
 
 class Session:
-    """All calls of one client; changed through start, on_answer, on_tick and abandon."""
+    """All calls of one client; changed through start, on_answer, on_lost, on_tick and abandon."""
 
     def __init__(self, seeds: Sequence[str], timeout_s: float, jitter: Callable[[], float]) -> None:
         """Begin with the addresses of some nodes; `jitter` gives numbers from 0 to 1."""
@@ -276,6 +276,20 @@ class Session:
                 self._on_error(now, call, header.id, error_of(body))
         if self.map is None or header.map_version > self.map.version:
             self._ask_for_map(now)
+
+    def on_lost(self, now: float, address: str) -> None:
+        """Take note that the connection to a node has ended, or was refused.
+
+        What waits for its answer is soon asked elsewhere. Where there is no elsewhere it waits on:
+        the connection is made anew, and what was not sent is sent then.
+        """
+        others = [other for other in self.addresses if other != address]
+        if all(self._suspects.get(other, 0.0) > now for other in others):
+            return
+        self._suspects[address] = now + SUSPECT_S
+        for call in self._active:
+            if call.address == address and not (call.resting or kind_of(call.kind).is_of_node):
+                self._rest(now, call, min(REST_S * 2.0 ** (call.attempts_count - 1), REST_S_MAX))
 
     def on_tick(self, now: float) -> None:
         """Look at what has waited long enough, and begin one call more if there is room."""
@@ -397,8 +411,12 @@ class Session:
             # Who does not know may be cut off from who does: the next attempt goes to another node.
             call.avoid = call.address
             self._ask_for_map(now)
+        self._rest(now, call, rest)
+
+    def _rest(self, now: float, call: Call, rest_s: float) -> None:
+        """Make the next attempt after a while."""
         call.resting = True
-        call.wake = min(call.deadline, now + rest * (1 + self._jitter() / 2))
+        call.wake = min(call.deadline, now + rest_s * (1 + self._jitter() / 2))
 
     def _give_up(self, call: Call) -> MeterdError:
         """Say why a call ends without an answer."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -167,6 +168,52 @@ def test_a_dead_seed_is_passed_over() -> None:
         assert client.hello()["node_id"] == 1
         assert client.hello()["node_id"] == 1
     assert node.kinds.count("hello") == 2
+
+
+def by_threads_of(addresses: list[str], calls: int) -> list[int]:
+    with Client(addresses, 20.0) as client:
+        return [client.hello()["node_id"] for _ in range(calls)]
+
+
+def by_loop_of(addresses: list[str], calls: int) -> list[int]:
+    async def main() -> list[int]:
+        async with AsyncClient(addresses, 20.0) as client:
+            return [(await client.hello())["node_id"] for _ in range(calls)]
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("client_of", [by_threads_of, by_loop_of])
+def test_who_refuses_connections_is_not_waited_for(
+    client_of: Callable[[list[str], int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterd.client.session.PATIENCE_S", 1_000.0)
+    with FakeNode() as dead:
+        address = dead.address
+    with FakeNode() as node:
+        assert client_of([address, node.address], 2) == [1, 1]
+    assert node.kinds.count("hello") == 2
+
+
+@pytest.mark.parametrize("client_of", [by_threads_of, by_loop_of])
+def test_a_connection_that_ends_is_not_waited_for(
+    client_of: Callable[[list[str], int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that has taken a request and dies."""
+    monkeypatch.setattr("meterd.client.session.PATIENCE_S", 1_000.0)
+    with FakeNode() as node, socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def take_and_die() -> None:
+            connection, _ = listener.accept()
+            connection.recv(64)
+            listener.close()
+            connection.close()
+
+        thread = threading.Thread(target=take_and_die)
+        thread.start()
+        dying = f"127.0.0.1:{listener.getsockname()[1]}"
+        assert client_of([dying, node.address], 1) == [1]
+        thread.join()
 
 
 def test_events_of_each_leader_go_there() -> None:

@@ -407,3 +407,60 @@ def test_every_event_is_stored_once_whatever_the_network_does(
     assert stored <= {event.id for event in source.events}
     assert all(call.body == b"" for call in job.calls), "a finished call keeps no body"
     assert not session._pending or session._map_call is not None
+
+
+def test_what_a_lost_node_was_asked_goes_elsewhere() -> None:
+    session = session_of(HERE, THERE)
+    job = job_of()
+    session.start(0.0, job)
+    assert [send[0] for send in sent(session)] == [HERE]
+    session.on_lost(0.1, HERE)
+    session.on_lost(0.1, HERE)  # connecting anew has failed
+    wake = session.next_wake()
+    assert wake is not None
+    assert 0.1 < wake < 0.1 + session_module.PATIENCE_S / 2
+    session.on_tick(wake)
+    ((address, frames, _),) = sent(session)
+    assert address == THERE
+    session.on_answer(0.3, THERE, answer_to(frames))
+    assert job.done
+    # It is asked last until it answers.
+    later = job_of()
+    session.start(1.0, later)
+    assert [send[0] for send in sent(session)] == [THERE]
+
+
+def test_where_there_is_no_elsewhere_a_lost_node_is_waited_for() -> None:
+    session = session_of(HERE)
+    session.start(0.0, job_of())
+    assert len(sent(session)) == 1
+    wake = session.next_wake()
+    session.on_lost(0.1, HERE)
+    assert session.next_wake() == wake
+
+
+def test_who_loses_all_nodes_does_not_ask_without_end() -> None:
+    session = session_of(HERE, THERE, timeout_s=30.0)
+    job = job_of()
+    session.start(0.0, job)
+    now, attempts = 0.0, 0
+    while not job.done:
+        for address, *_ in sent(session):
+            attempts += 1
+            session.on_lost(now, address)
+        wake = session.next_wake()
+        assert wake is not None
+        now = max(now, wake)
+        session.on_tick(now)
+    assert attempts < 60
+    with pytest.raises(Unreachable):
+        job.calls[0].result()
+
+
+def test_what_is_about_a_node_itself_waits_for_it() -> None:
+    session = session_of(HERE, THERE)
+    session.start(0.0, job_of("health"))
+    assert [send[0] for send in sent(session)] == [HERE]
+    wake = session.next_wake()
+    session.on_lost(0.1, HERE)
+    assert session.next_wake() == wake
