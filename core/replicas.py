@@ -120,7 +120,7 @@ class Replicas:
         `heard`: of other members' logs, before this start.
         """
         settings = settings or Settings()
-        self.member = member
+        self.member, self._own = member, node_of(member)
         self._sequence, self._leader_time = sequence, leader_time
         self._moment = Moment(clock.now, sequence + 1)
         fields: dict[str, Any] = {
@@ -249,7 +249,7 @@ class Replicas:
 
     def leads_any(self, groups: Ints) -> bool:
         """Is one of these groups led by this node?"""
-        return bool((self.leaders[groups] == node_of(self.member)).any())
+        return np.count_nonzero(self.leaders[groups] == self._own) > 0
 
     def receive(self, envelope: Envelope, clock: Clock) -> Step:
         """Take what a peer has sent; bodies of its ops are `RecordSlice`s whose chain is right."""
