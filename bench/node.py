@@ -97,10 +97,14 @@ def node_directory(parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def meterd_node(directory: Path, settings: Mapping[str, str] | None = None) -> Iterator[Node]:
+def meterd_node(
+    directory: Path,
+    settings: Mapping[str, str] | None = None,
+    program: Path = CHECKOUT / "bin" / "meterd",
+) -> Iterator[Node]:
     """A node on a directory that may already have a history; ended afterwards."""
     port, http_port = free_ports(2)
-    command = [sys.executable, str(CHECKOUT / "bin" / "meterd")]
+    command = [sys.executable, str(program)]
     command += ["--data-dir", str(directory / "data"), "--port", str(port)]
     command += ["--http-port", str(http_port), "--log-level", "warning"]
     with notify_socket(directory) as (notify, path):
