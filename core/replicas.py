@@ -249,7 +249,7 @@ class Replicas:
 
     def leads_any(self, groups: Ints) -> bool:
         """Is one of these groups led by this node?"""
-        return np.count_nonzero(self.leaders[groups] == self._own) > 0
+        return bool(np.count_nonzero(self.leaders[groups] == self._own))
 
     def receive(self, envelope: Envelope, clock: Clock) -> Step:
         """Take what a peer has sent; bodies of its ops are `RecordSlice`s whose chain is right."""

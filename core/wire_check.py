@@ -34,7 +34,7 @@ FAULTS = (
 
 
 def check_envelope(envelope: Envelope, digest_at: DigestAt) -> Envelope:
-    """Return the envelope without ops of repair that cannot be checked here.
+    """Return the envelope without ops of repair that cannot be checked here, or do not belong here.
 
     Raises RemoteProtocolError when a content does not follow: its sender is broken.
     """
@@ -64,37 +64,53 @@ def _check_append(message: Append) -> None:
 
 
 def _checkable(message: RepairReply, digest_at: DigestAt) -> RepairReply:
+    """Leave out what does not follow this replica's own history.
+
+    That is not its sender's fault: another leader's ops may have taken the place of what was to be
+    repaired since this replica asked.
+    """
     ops = []
     for op in message.ops:
         before = digest_at(message.group, op.index - 1)
         if before is not None:
-            _check_op(message.group, op, before)
-            ops.append(op)
+            record = _record_of_op(message.group, op)
+            _check_rest(record)
+            if _broken(record, np.array([words(before)], np.uint64)) < 0:
+                ops.append(op)
     return message._replace(ops=tuple(ops))
 
 
 def _check_op(group: int, op: Op, before: int) -> None:
-    digest = np.array([words(before)], np.uint64)
+    check_record(_record_of_op(group, op), np.array([words(before)], np.uint64))
+
+
+def _record_of_op(group: int, op: Op) -> Record:
     if op.kind not in ENGINE_KINDS:
-        check_record(op.body.record, digest)
-        return
+        record: Record = op.body.record
+        return record
     table = np.array([(group, 0, 1, op.index, words(op.digest), op.term, 0)], SLICE)
     table.flags.writeable = False  # as what is read: the kernel is compiled for that
-    check_record(raft_records.engine_record(op.kind, op.body, table), digest)
+    return raft_records.engine_record(op.kind, op.body, table)
 
 
 def check_record(record: Record, before: Digests) -> None:
     """Check every slice against the digest before it, and what no digest covers."""
-    if record.kind == EVENTS:
-        _check_rest(record)
-    broken = first_broken(record, np.ones(len(record.slices), np.bool_), before)
+    _check_rest(record)
+    broken = _broken(record, before)
     if broken >= 0:
         group = int(record.slices["partition"][broken])
         raise RemoteProtocolError("malformed", f"the hash chain of group {group} is broken")
 
 
+def _broken(record: Record, before: Digests) -> int:
+    """Return the first slice that does not follow the digest before it, or -1."""
+    return first_broken(record, np.ones(len(record.slices), np.bool_), before)
+
+
 def _check_rest(record: Record) -> None:
     """Check what is in no digest: where entries of the heap end, and what lies between columns."""
+    if record.kind != EVENTS:
+        return
     rows, heap_size = record.row_count, record.heap_size
     layout = tuple(log_format.payload_layout(rows, heap_size))
     payload = np.frombuffer(record.payload, np.uint8)

@@ -306,9 +306,7 @@ def test_a_changed_record_with_right_checksums_does_not_follow(
     """Whoever changes a payload must change the digests, and all that come after them."""
     number = data.draw(st.integers(1, len(FRAMES[name]) - 1))
     at = data.draw(st.integers(0, len(FRAMES[name][number]) - 1))
-    frames = with_changed_payload(name, number, at, data.draw(st.integers(1, 255)))
-    with pytest.raises(RemoteProtocolError):
-        check_envelope(decode(frames), own_digest)
+    assert_not_taken(name, with_changed_payload(name, number, at, data.draw(st.integers(1, 255))))
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -316,9 +314,17 @@ def test_no_bit_of_a_record_may_differ(name: str) -> None:
     """Where an entry of the heap ends is in no digest; hypothesis moved such a border once."""
     for number in range(1, len(FRAMES[name])):
         for bit in range(8 * len(FRAMES[name][number])):
-            frames = with_changed_payload(name, number, bit // 8, 1 << bit % 8)
-            with pytest.raises(RemoteProtocolError):
-                check_envelope(decode(frames), own_digest)
+            assert_not_taken(name, with_changed_payload(name, number, bit // 8, 1 << bit % 8))
+
+
+def assert_not_taken(name: str, frames: list[bytes]) -> None:
+    """An envelope is refused; of a repair what does not follow may be left out instead."""
+    try:
+        found = check_envelope(decode(frames), own_digest)
+    except RemoteProtocolError:
+        return
+    assert name == "repair"
+    assert len(found.messages[1].ops) < 2
 
 
 def own_digest(group: int, index: int) -> int | None:
@@ -334,8 +340,9 @@ def test_repair_is_checked_against_the_own_log() -> None:
     assert len(checked.messages[1].ops) == 2
     unknown = check_envelope(arrived, lambda *_: None)
     assert unknown.messages[1].ops == ()
-    with pytest.raises(RemoteProtocolError):
-        check_envelope(arrived, lambda *_: 1)
+    # Since it asked another leader's ops may have taken the place of what was to be repaired.
+    elsewhere = check_envelope(arrived, lambda *_: 1)
+    assert elsewhere.messages[1].ops == ()
 
 
 def test_another_version_is_told_apart() -> None:
