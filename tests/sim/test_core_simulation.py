@@ -16,7 +16,7 @@ SEEDS, SEEDS_PER_TEST = 20, 5
 # Shorter than a seed of `make sim-core`, which has 3 to 6 s of faults.
 FAULT_MS = 1500
 # Seeds in which a rule was broken once.
-REGRESSIONS = [103, 306, 2074, 4000]
+REGRESSIONS = [103, 306, 2074, 2764, 4000]
 
 
 @pytest.mark.slow
