@@ -29,6 +29,7 @@ HEARTBEAT_TIMEOUT_MS = 6_000
 RECONNECT_MS = 50
 RECONNECT_MS_MAX = 200
 
+# What a monitor says: at most some two thousand words wait, which is what pairs of sockets hold.
 LOST = zmq.Event.DISCONNECTED | zmq.Event.CONNECT_RETRIED
 
 Socket = zmq.Socket[bytes]
@@ -144,6 +145,9 @@ class Connections:
         socket = self._sockets.pop(address)
         del self._addresses[socket]
         monitor = socket.get_monitor_socket()
+        # Two thousand words that nobody has heard (a client at rest, a node that is gone) hold up
+        # the thread that says them, and closing would wait for it for ever.
+        self._lost([monitor])
         del self._monitors[monitor]
         self._on_close(socket)
         self._on_close(monitor)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,9 +24,12 @@ from meterd.client import (
     UnknownMetric,
     Unreachable,
 )
+from meterd.client.connections import Connections
 from tests.support.fake_node import BEHAVIOURS, FakeNode, ModelNode
 
 PATIENCE_S = 0.03
+# In that time thousands of attempts to connect are refused, one a millisecond.
+FULL_SECONDS = 5.0
 
 
 @pytest.fixture(autouse=True)
@@ -214,6 +218,21 @@ def test_a_connection_that_ends_is_not_waited_for(
         dying = f"127.0.0.1:{listener.getsockname()[1]}"
         assert client_of([dying, node.address], 1) == [1]
         thread.join()
+
+
+def test_who_has_not_listened_for_long_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node is gone and its client at rest: what the monitor says fills its queue."""
+    monkeypatch.setattr("meterd.client.connections.RECONNECT_MS", 1)
+    monkeypatch.setattr("meterd.client.connections.RECONNECT_MS_MAX", 1)
+    with FakeNode() as dead:
+        address = dead.address
+    connections = Connections(lambda opened: None, lambda closed: None)
+    connections.send(address, [b"nobody hears it"])
+    time.sleep(FULL_SECONDS)
+    closing = threading.Thread(target=connections.close, daemon=True)
+    closing.start()
+    closing.join(20.0)
+    assert not closing.is_alive()
 
 
 def test_events_of_each_leader_go_there() -> None:
