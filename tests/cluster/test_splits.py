@@ -41,6 +41,12 @@ def cluster_of(node: ClusterNode) -> dict[str, Any]:
     return found
 
 
+def says_ready(node: ClusterNode) -> bool:
+    """Is it ready to write, and knows all leaders?"""
+    code, body = node.get("/readyz?for=write")
+    return code == 200 and bool(json.loads(body)["checks"]["quorum"]["status"] == "pass")
+
+
 def alone(node: ClusterNode, timeout: float) -> Client:
     """A client that sends everything to one node."""
     client = Client([node.address], timeout=timeout)
@@ -97,6 +103,8 @@ def started(count: int) -> Iterator[Cluster]:
         with made.client(timeout=SECONDS) as client:
             client.put_metric("calls", aggregation="sum")
             assert stored(client, "first", ACCOUNTS) == len(ACCOUNTS)
+        for one in made.nodes:  # what a node says of itself is up to a second old
+            eventually(lambda one=one: says_ready(one), "all say that they are ready", SECONDS)
         yield made
 
 
