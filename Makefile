@@ -27,11 +27,12 @@ cluster: setup  ## three nodes on this machine until Ctrl-C: make cluster [DIR=d
 demo: setup  ## meter this machine, kill the node in between, write a bill
 	$(BIN)/python examples/machine_bill.py
 
-test: setup  ## all tests
-	$(BIN)/python -m pytest
+test: setup  ## all tests; those with real nodes one at a time, they keep the processors busy
+	$(BIN)/python -m pytest -n 2 -m "not cluster"
+	$(BIN)/python -m pytest -m cluster
 
 test-fast: setup  ## only those that start no node
-	$(BIN)/python -m pytest -m "not cluster and not slow"
+	$(BIN)/python -m pytest -n 2 -m "not cluster and not slow"
 
 sim: setup  ## consensus under simulated faults, seeds not run before: make sim SEEDS=20000
 	$(BIN)/python -m tests.sim --seeds $(SEEDS) --tally $(TALLY)

@@ -40,21 +40,26 @@ def ask_members(session: Session) -> tuple[Row, dict[int, dict[str, Any]]]:
     """Ask every node of the cluster for its `cluster_status`.
 
     Returns the answer of whoever knows the newest members, and by node what `ask_nodes` gives.
+    Who was named may not know yet of a change that has just been committed: who leads does.
     """
     answers = ask_nodes(session, lambda client: ask(client, "cluster_status"))
     reached(answers)
     found = {one["answer"]["node"]: one for one in answers if "answer" in one}
-    newest = max((one["answer"] for one in found.values()), key=lambda one: one["members_version"])
-    others = {
-        one["client_address"]: one["node"]
-        for one in newest["members"]
-        if one["node"] not in found and one["client_address"]
-    }
-    if others:
+    asked: set[str] = set()
+    while True:
+        told = (one["answer"] for one in found.values() if "answer" in one)
+        newest = max(told, key=lambda one: one["members_version"])
+        others = {
+            one["client_address"]: one["node"]
+            for one in newest["members"]
+            if one["node"] not in found and one["client_address"] not in {"", *asked}
+        }
+        if not others:
+            return newest, found
+        asked |= others.keys()
         more = replace(session, nodes=tuple(others))
         for one in ask_nodes(more, lambda client: ask(client, "cluster_status")):
             found[others[one["address"]]] = one
-    return newest, found
 
 
 def _node(member: Row, found: Row | None) -> Row:

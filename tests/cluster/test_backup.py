@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from meterd import admin
 from meterd.client import Client, Event
 from meterd.protocol import backup_manifest
+from tests.support.meterctl import call
 from tests.support.node import ROOT, Node
 from tests.support.s3_server import BUCKET, S3Server
 from tests.support.steady_load import SteadyLoad, check_prefix, expected_totals, put_metrics
@@ -29,12 +29,8 @@ def program(*args):
 class Tool:
     """Runs meterctl in this process."""
 
-    def __init__(self, capsys):
-        self._capsys = capsys
-
     def run(self, *args, exit_code=0):
-        code = admin.run(args=["-o", "json", *map(str, args)])
-        out, self.errors = self._capsys.readouterr()
+        code, out, self.errors = call("-o", "json", *args)
         assert code == exit_code, (code, out, self.errors)
         return json.loads(out) if out else None
 
@@ -44,8 +40,8 @@ class Tool:
 
 
 @pytest.fixture
-def tool(capsys):
-    return Tool(capsys)
+def tool():
+    return Tool()
 
 
 @pytest.fixture(scope="module")

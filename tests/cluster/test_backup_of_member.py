@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,22 +16,17 @@ from meterd.client.results import IngestUndecided
 from meterd.exits import DaemonExit
 from tests.support.cluster import Cluster
 from tests.support.cluster_logs import read_ops
-from tests.support.node import ROOT, Node
+from tests.support.meterctl import good
+from tests.support.node import Node
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SECONDS = 120.0
+meterctl = partial(good, timeout=SECONDS)
+
 COMMITTED = 300
 NOW = time.time_ns()  # sent again, an event has the same
-
-
-def meterctl(node: Node, *arguments: str) -> Any:
-    command = [sys.executable, str(ROOT / "bin" / "meterctl"), "-n", node.address, "-o", "json"]
-    command += ["--timeout", "60", "--yes", *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert ended.returncode == 0, f"{arguments}: {ended.returncode} {ended.stdout} {ended.stderr}"
-    return json.loads(ended.stdout)
 
 
 def events(batch: str) -> list[Event]:

@@ -5,10 +5,7 @@ The disk is a tmpfs.  Limits are those of an ordinary node divided by about a hu
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +14,8 @@ import pytest
 
 from meterd.client import Event
 from tests.support.disk_campaign import BLIND, OPTIONS, Run
-from tests.support.node import ROOT, Node
+from tests.support.meterctl import run
+from tests.support.node import Node
 from tests.support.small_disk import MIB, Load, SmallDisk
 from tests.support.waiting import eventually
 
@@ -37,14 +35,11 @@ def disk() -> Iterator[SmallDisk]:
 
 def disk_status(node: Node) -> dict[str, Any]:
     """What an operator sees."""
-    command = [sys.executable, str(ROOT / "bin" / "meterctl"), "-n", node.address, "-o", "json"]
-    done = subprocess.run(
-        [*command, "disk", "status"], capture_output=True, timeout=60, check=False
-    )
-    assert done.returncode in (0, 1), done.stderr.decode()
-    (found,) = json.loads(done.stdout)["nodes"]
-    assert (done.returncode == 1) == (found["state"] in ("stop", "hard"))
-    return found
+    code, said = run(node, "disk", "status")
+    assert code in (0, 1), said
+    (found,) = said["nodes"]
+    assert (code == 1) == (found["state"] in ("stop", "hard"))
+    return dict(found)
 
 
 def total(node: Node) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +13,8 @@ import pytest
 
 from meterd.client import Event
 from meterd.protocol.errors import MeterdError
-from tests.support.node import ROOT, Node
+from tests.support.meterctl import call
+from tests.support.node import Node
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.cluster
@@ -31,10 +30,8 @@ def node():
 
 def admin(node: Node, *arguments: str, stdin: bytes = b"") -> tuple[int, Any, str]:
     """Exit code, document and errors of one command of meterctl."""
-    command = [sys.executable, str(ROOT / "bin" / "meterctl"), "-n", node.address, "-o", "json"]
-    done = subprocess.run([*command, *arguments], input=stdin, capture_output=True, timeout=60)
-    out = done.stdout.decode()
-    return done.returncode, json.loads(out) if done.returncode == 0 else None, done.stderr.decode()
+    ended = call("-n", node.address, "-o", "json", *arguments, stdin=stdin)
+    return ended.code, json.loads(ended.out) if ended.code == 0 else None, ended.errors
 
 
 def event(account: str, number: int, **more: Any) -> Event:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -15,6 +14,7 @@ from meterd.actors import start_checks
 from meterd.actors.catalog import ACTORS, FAMILIES, PREFIX
 from meterd.client import Event
 from tests.support.node import Node
+from tests.support.processes import is_gone
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -134,7 +134,7 @@ def test_it_stops_in_order_starts_quickly_and_remembers() -> None:
         pids = node.pids()
         assert node.stop(signal.SIGINT) == 0
         assert "graceful shutdown complete" in node.log()
-        assert not any(psutil.pid_exists(pid) for pid in pids.values())
+        assert all(map(is_gone, pids.values()))
         began = time.monotonic()
         node.start()
         assert time.monotonic() - began < START_SECONDS_MAX

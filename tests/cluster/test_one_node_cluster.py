@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support.node import ROOT, Node
+from tests.support.meterctl import run
+from tests.support.node import Node
 
 
 def meterctl(node: Node, *arguments: str, code: int = 0) -> Any:
-    """Run a command; return its JSON."""
-    command = [sys.executable, str(ROOT / "bin" / "meterctl"), "-n", node.address, "-o", "json"]
-    ended = subprocess.run(
-        [*command, "--yes", *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
-    ending = f"{arguments}: {ended.returncode}\n{ended.stdout}{ended.stderr}"
-    assert ended.returncode == code, ending
-    return json.loads(ended.stdout) if ended.stdout else ended.stderr
+    """Run a command; return its JSON, or its complaint."""
+    ended, found = run(node, *arguments)
+    assert ended == code, f"{arguments}: {ended} {found}"
+    return found
 
 
 def test_a_single_node_is_a_cluster_of_one(tmp_path: Path) -> None:

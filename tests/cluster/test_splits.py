@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +15,7 @@ from meterd.client.results import IngestUndecided
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_logs import disagreements, read_ops
 from tests.support.failover import is_calm
-from tests.support.node import ROOT
+from tests.support.meterctl import good, run
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -27,17 +25,9 @@ ACCOUNTS = [f"account-{n}" for n in range(300)]
 NOW = time.time_ns()  # sent again, an event has the same
 
 
-def meterctl(node: ClusterNode, *arguments: str) -> tuple[int, Any]:
-    """Run meterctl; return its exit code and its JSON."""
-    command = [sys.executable, str(ROOT / "bin" / "meterctl"), "-n", node.address, "-o", "json"]
-    command += ["--timeout", "20", *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    return ended.returncode, json.loads(ended.stdout) if ended.stdout else ended.stderr
-
-
 def cluster_of(node: ClusterNode) -> dict[str, Any]:
     """The cluster section of `meterctl status`."""
-    found: dict[str, Any] = meterctl(node, "status")[1]["cluster"]
+    found: dict[str, Any] = run(node, "status")[1]["cluster"]
     return found
 
 
@@ -125,7 +115,7 @@ def test_who_is_cut_off_commits_nothing_and_says_so(three: Cluster) -> None:
     body = json.loads(one.get("/readyz?for=write")[1])
     assert (body["checks"]["quorum"]["status"], body["ready"]["write"]) == ("fail", False)
     assert one.get("/livez")[0] == 200 and one.get("/readyz?for=read")[0] == 200
-    code, said = meterctl(one, "health")
+    code, said = run(one, "health")
     assert code == 1 and said["status"] == "fail"
     with alone(one, 4.0) as client:
         assert stored(client, "second", ACCOUNTS) == 0
@@ -133,17 +123,21 @@ def test_who_is_cut_off_commits_nothing_and_says_so(three: Cluster) -> None:
     eventually(lambda: is_led(two), "the others lead what it led", SECONDS)
     with alone(two, SECONDS) as client:
         assert stored(client, "second", ACCOUNTS[:200]) == 200
-    code, said = meterctl(two, "status")
+    code, said = run(two, "status")
     section = said["cluster"]
     assert code == 1 and section["under_replicated"] == 257
     assert (section["quorum"], section["meta_leader"] in (2, 3)) == ("ok", True)
     assert next(row for row in section["nodes"] if row["node"] == 1)["leads"] == 0
+    # Who asks it for the members is told of those that it has not heard of.
+    good(two, "node", "add", "4", "127.0.0.1:2001")
+    assert [row["node"] for row in run(one, "node")[1]["nodes"]] == [1, 2, 3, 4]
+    good(two, "node", "remove", "4")
     three.links.heal()
     eventually(lambda: one.get("/readyz?for=write")[0] == 200, "it is ready again", SECONDS)
     with alone(one, SECONDS) as client:
         assert stored(client, "second", ACCOUNTS) == len(ACCOUNTS)
         assert totals(client) == dict.fromkeys(ACCOUNTS, 2)
-    eventually(lambda: meterctl(one, "status")[0] == 0, "nothing is missing", SECONDS)
+    eventually(lambda: run(one, "status")[0] == 0, "nothing is missing", SECONDS)
     eventually(
         lambda: {row["lag_ops"] for row in cluster_of(one)["nodes"]} == {0}, "none lags", SECONDS
     )
@@ -151,7 +145,7 @@ def test_who_is_cut_off_commits_nothing_and_says_so(three: Cluster) -> None:
 
 def test_of_an_even_split_one_side_only_commits_what_an_account_sends(four: Cluster) -> None:
     """Two of four nodes: of a partition's three replicas two are on one of the sides."""
-    rows = meterctl(four.node(1), "topology", "--partitions")[1]["partitions"]
+    rows = run(four.node(1), "topology", "--partitions")[1]["partitions"]
     voters = {row["group"]: set(row["planned"]) for row in rows}
     sides = [{1, 2}, {3, 4}]
     of_side = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ import pytest
 from meterd.client import Event
 from meterd.protocol.errors import NotFound
 from meterd.protocol.log_format import full_name
-from tests.support.node import ROOT, Node
+from tests.support.meterctl import call
+from tests.support.node import Node
 from tests.support.s3_server import BUCKET, S3Server
 from tests.support.waiting import eventually
 
@@ -34,13 +34,9 @@ class Shell:
         self.node = node
 
     def run(self, *args: Any, exit_code: int = 0) -> str:
-        command = [sys.executable, str(ROOT / "bin" / "meterctl"), "-n", self.node.address]
-        done = subprocess.run(
-            [*command, *map(str, args)], capture_output=True, timeout=120, check=False
-        )
-        self.errors = done.stderr.decode()
-        assert done.returncode == exit_code, self.errors + self.node.log()
-        return done.stdout.decode()
+        code, out, self.errors = call("-n", self.node.address, *args)
+        assert code == exit_code, self.errors + self.node.log()
+        return out
 
     def json(self, *args: Any, exit_code: int = 0) -> Any:
         return json.loads(self.run("-o", "json", *args, exit_code=exit_code))

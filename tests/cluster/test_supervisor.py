@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from meterd.actors.supervisor import STOP_SECONDS
+from tests.support.processes import is_gone
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -83,20 +84,12 @@ def start() -> Iterator[Callable[..., ToyNode]]:
         node.remove()
 
 
-def gone(pid: int) -> bool:
-    """Is there no such process (a zombie of somebody else counts as gone)?"""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 def test_a_member_of_the_chain_takes_the_chain_with_it(start: Callable[..., ToyNode]) -> None:
     node = start()
     before = node.pids()
     os.kill(before["second"], signal.SIGKILL)
     node.restarted(before, {"first", "second"})
-    assert gone(before["first"])
+    assert is_gone(before["first"])
     assert node.running()["first"]["restarts"] == 1
     assert node.running()["alone"]["restarts"] == 0
 
@@ -142,7 +135,7 @@ def test_sigterm_stops_in_order_and_leaves_nobody(start: Callable[..., ToyNode])
     assert node.process.wait(20) == 0
     assert "graceful shutdown complete" in node.log()
     assert int((node.directory / "run" / "closed").read_text()) == pids["alone"]
-    assert all(gone(pid) for pid in pids.values())
+    assert all(is_gone(pid) for pid in pids.values())
 
 
 def test_who_does_not_stop_is_killed_and_named(start: Callable[..., ToyNode]) -> None:
@@ -153,7 +146,7 @@ def test_who_does_not_stop_is_killed_and_named(start: Callable[..., ToyNode]) ->
     assert "stopped; killed: router" in node.log()
     assert "graceful shutdown complete" not in node.log()
     assert (node.directory / "run" / "closed").exists()
-    assert all(gone(pid) for pid in pids.values())
+    assert all(is_gone(pid) for pid in pids.values())
 
 
 @pytest.mark.parametrize("behaviour", ["leads", "leads_on", "dies_leading"])
@@ -195,7 +188,7 @@ def test_nobody_outlives_a_killed_supervisor(start: Callable[..., ToyNode]) -> N
     pids = node.pids()
     node.process.kill()
     node.process.wait()
-    eventually(lambda: all(gone(pid) for pid in pids.values()), "the actors are gone")
+    eventually(lambda: all(is_gone(pid) for pid in pids.values()), "the actors are gone")
 
 
 def test_a_second_node_in_the_same_directory_is_told_who_holds_it(

@@ -25,11 +25,11 @@ from meterd.core.kernels.hashing import PARTITION_COUNT
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_logs import disagreements, read_ops
 from tests.support.cluster_strokes import Stroke, Strokes
-from tests.support.kill_campaign import is_gone
 from tests.support.kill_check import Check
 from tests.support.kill_ledger import Ledger, account_name, put_metrics
 from tests.support.kill_load import Load
 from tests.support.log_builder import partition
+from tests.support.processes import is_gone
 from tests.support.small_disk import SmallDisk
 from tests.support.waiting import eventually
 

@@ -17,7 +17,8 @@ from threading import Timer
 from typing import NamedTuple
 
 from tests.support.cluster import Cluster, ClusterNode
-from tests.support.kill_campaign import VICTIMS, is_gone
+from tests.support.kill_campaign import VICTIMS
+from tests.support.processes import is_gone
 from tests.support.small_disk import MIB, SmallDisk
 from tests.support.waiting import eventually
 

@@ -38,6 +38,7 @@ from tests.support.kill_check import Check
 from tests.support.kill_ledger import Ledger, put_metrics
 from tests.support.kill_load import Load, Watch
 from tests.support.node import Node
+from tests.support.processes import is_gone
 from tests.support.waiting import eventually
 
 UNIT_OF = {kind.name: tuple(member.name for member in unit) for unit in UNITS for kind in unit}
@@ -349,15 +350,6 @@ class Campaign:
         for process in psutil.process_iter(["pid", "cmdline"]):
             if str(self._node.data_dir) in (process.info["cmdline"] or ()):
                 self.report.violations.append(f"left behind: {process}")
-
-
-def is_gone(pid: int) -> bool:
-    """Is there no such process, or only what nobody has reaped yet?"""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state in "ZX"
 
 
 def check_log(data_dir: Path) -> dict[str, int]:

@@ -1,29 +1,65 @@
-"""Runs `bin/meterctl` against a node under test."""
+"""Runs meterctl against a node under test, in this process: a new one takes half a second to start.
+
+`tests/cluster/test_meterctl.py` runs the program as people do.
+"""
 
 from __future__ import annotations
 
+import io
 import json
-import subprocess
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, NamedTuple
 
-from tests.support.node import ROOT, Node
+from meterd import admin
+from tests.support.node import Node
 
 SHORT_SECONDS = 20.0
 
 
+class Ended(NamedTuple):
+    """What a command left: its exit code, and what it said."""
+
+    code: int
+    out: str
+    errors: str
+
+
+def call(*arguments: Any, stdin: bytes = b"") -> Ended:
+    """Run a command."""
+    out, errors = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with redirect_stdout(out), redirect_stderr(errors), reading(stdin):
+        code = admin.run(args=[str(argument) for argument in arguments])
+    return Ended(code, said(out), said(errors))
+
+
 def run(node: Node, *arguments: str, timeout: float = SHORT_SECONDS) -> tuple[int, Any]:
     """Run a command; return its exit code, and its JSON or its complaint."""
-    command = [sys.executable, str(ROOT / "bin" / "meterctl"), "-n", node.address, "-o", "json"]
-    command += ["--timeout", str(timeout), "--yes", *arguments]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout + 60, check=False
-    )
-    return ended.returncode, json.loads(ended.stdout) if ended.stdout else ended.stderr
+    options = ("-n", node.address, "-o", "json", "--timeout", timeout, "--yes")
+    ended = call(*options, *arguments)
+    return ended.code, json.loads(ended.out) if ended.out else ended.errors
 
 
 def good(node: Node, *arguments: str, timeout: float = SHORT_SECONDS) -> Any:
     """Run a command that must succeed; return its JSON."""
-    code, said = run(node, *arguments, timeout=timeout)
-    assert code == 0, f"{arguments}: {code} {said}"
-    return said
+    code, found = run(node, *arguments, timeout=timeout)
+    assert code == 0, f"{arguments}: {code} {found}"
+    return found
+
+
+def said(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    written = stream.detach()
+    assert isinstance(written, io.BytesIO)
+    return written.getvalue().decode()
+
+
+@contextmanager
+def reading(text: bytes) -> Iterator[None]:
+    """Let standard input say `text`."""
+    before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(text), encoding="utf-8")
+    try:
+        yield
+    finally:
+        sys.stdin = before

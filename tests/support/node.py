@@ -22,6 +22,7 @@ from typing import Any, Self
 import zmq
 
 from tests.support.ports import free_ports
+from tests.support.processes import group_is_gone
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -119,12 +120,7 @@ class Node:
         shutil.rmtree(self.other_run_dir, ignore_errors=True)
 
     def _is_gone(self) -> bool:
-        assert self.process is not None
-        try:
-            os.killpg(self.process.pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
+        return self.process is None or group_is_gone(self.process.pid)
 
     # Looking at it
 

@@ -1,4 +1,7 @@
-"""Polls with a deadline: tests wait for what they mean, never for a time."""
+"""Polls with a deadline: tests wait for what they mean, never for a time.
+
+Looking takes half of the time at most, so that what is waited for gets on.
+"""
 
 import time
 from collections.abc import Callable
@@ -12,9 +15,11 @@ def eventually(condition: Callable[[], T], what: str, seconds: float = 20.0) -> 
     """Return the first true result of `condition`; fail with `what` when time is up."""
     give_up = time.monotonic() + seconds
     while True:
+        began = time.monotonic()
         result = condition()
         if result:
             return result
-        if time.monotonic() > give_up:
+        ended = time.monotonic()
+        if ended > give_up:
             raise AssertionError(f"not within {seconds} s: {what}")
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(max(PAUSE_SECONDS, ended - began))
