@@ -103,7 +103,8 @@ TestGuarded = Guarded.TestCase
 TestGuarded.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
-@given(st.lists(st.tuples(jumps, st.integers(1, LIMIT // HOUR - 1)), max_size=20))
+# A jump of nothing is none: the clock would run evenly for longer than is said here.
+@given(st.lists(st.tuples(jumps.filter(bool), st.integers(1, LIMIT // HOUR - 1)), max_size=20))
 def test_a_running_node_never_expires_early(steps: list[tuple[int, int]]) -> None:
     guard, true, ahead = ClockGuard(LIMIT), BEGIN, 0
     guard.look(Moment(true, 0), 0)
