@@ -10,7 +10,7 @@ import pytest
 from meterd.client import Client, Event, questions
 from meterd.protocol.errors import MeterdError
 from tests.support.cluster import Cluster
-from tests.support.meterctl import good, run
+from tests.support.meterctl import good, run, topology
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -93,7 +93,7 @@ def test_a_cursor_holds_while_replicas_move() -> None:
         store(client, batches)
         for reader in readers:
             reader.read_all()
-        held = good(four, "topology", timeout=SECONDS)["nodes"]
+        held = topology(four, timeout=SECONDS)["nodes"]
         assert [node["planned"] for node in held] == [192] * 4
         expected = list(range(batches + 1))
         assert readers[0].wrong(ACCOUNTS, expected) == {}

@@ -19,7 +19,7 @@ from tests.support.cluster_logs import Ops, disagreements, read_ops
 from tests.support.kill_check import Check
 from tests.support.kill_ledger import Ledger, put_metrics
 from tests.support.kill_load import Load
-from tests.support.meterctl import good, run
+from tests.support.meterctl import good, run, topology
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -86,7 +86,7 @@ def state_of(asked: ClusterNode, number: int) -> str:
 
 def replicas(asked: ClusterNode) -> dict[int, list[int]]:
     """Return the voters of each group."""
-    rows = good(asked, "topology", "--partitions")["partitions"]
+    rows = topology(asked, "--partitions")["partitions"]
     return {row["group"]: row["replicas"] for row in rows}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from meterd.client import Client, Event
 from tests.support.cluster import Cluster
-from tests.support.meterctl import good, run
+from tests.support.meterctl import good, run, topology
 from tests.support.node import Node
 from tests.support.waiting import eventually
 
@@ -36,7 +36,7 @@ def total(client: Client) -> int:
 def test_one_list_makes_one_cluster_and_any_node_changes_it(cluster: Cluster) -> None:
     one, two, three = cluster.nodes
     good(one, "wait", "--for", "leader", timeout=SECONDS)
-    rows = good(three, "topology")["nodes"]
+    rows = topology(three)["nodes"]
     assert [(row["node"], row["state"], row["incarnation"]) for row in rows] == [
         (1, "voter", 1),
         (2, "voter", 1),
@@ -48,7 +48,7 @@ def test_one_list_makes_one_cluster_and_any_node_changes_it(cluster: Cluster) ->
         (1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2),
     }  # fmt: skip
     good(two, "leader", "transfer", "17", "meta", "--to", "3", timeout=SECONDS)
-    planned = {row["group"]: row for row in good(one, "topology", "--partitions")["partitions"]}
+    planned = {row["group"]: row for row in topology(one, "--partitions")["partitions"]}
     assert planned[17]["planned_leader"] == planned[256]["planned_leader"] == 3
     good(one, "drain", "2", timeout=SECONDS)
     eventually(lambda: _leads(one, 2) == 0, "a drained node leads nothing", SECONDS)
@@ -56,7 +56,7 @@ def test_one_list_makes_one_cluster_and_any_node_changes_it(cluster: Cluster) ->
 
 
 def _leads(asked: Node, number: int) -> int:
-    rows = run(asked, "topology")[1]["nodes"]
+    rows = topology(asked)["nodes"]
     return next(int(row["leads"]) for row in rows if row["node"] == number)
 
 
@@ -91,7 +91,7 @@ def test_a_lost_disk_is_refused_and_comes_back_as_a_new_incarnation(cluster: Clu
         assert good(two, "node", "recover", "3")["node"]["incarnation"] == 2
         three.start()
         good(one, "wait", "--for", "caught-up", timeout=SECONDS)
-        rows = good(one, "topology")["nodes"]
+        rows = topology(one)["nodes"]
         assert [row["incarnation"] for row in rows] == [1, 1, 2]
         assert client.ingest(events(3)).stored == 200
         one.kill9()

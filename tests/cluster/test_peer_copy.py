@@ -12,7 +12,7 @@ from meterd.client.results import Usage
 from tests.support.absence import COPIED, oldest_file
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_logs import disagreements, read_ops
-from tests.support.meterctl import good
+from tests.support.meterctl import good, run, topology
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -129,7 +129,7 @@ def test_an_empty_disk_is_filled_by_a_copy() -> None:
         good(two, "node", "recover", "3")
         take_copy(three, crashes=1)
         good(one, "wait", "--for", "caught-up", timeout=SECONDS)
-        rows = good(one, "topology")["nodes"]
+        rows = topology(one)["nodes"]
         assert [(row["incarnation"], row["state"]) for row in rows] == [
             (1, "voter"),
             (1, "voter"),

@@ -13,6 +13,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NamedTuple
 
 from meterd import admin
+from meterd.exits import AdminExit
 from tests.support.node import Node
 
 SHORT_SECONDS = 20.0
@@ -45,6 +46,13 @@ def good(node: Node, *arguments: str, timeout: float = SHORT_SECONDS) -> Any:
     """Run a command that must succeed; return its JSON."""
     code, found = run(node, *arguments, timeout=timeout)
     assert code == 0, f"{arguments}: {code} {found}"
+    return found
+
+
+def topology(node: Node, *options: str, timeout: float = SHORT_SECONDS) -> Any:
+    """Return what `topology` says, also while something is missing, as just after a change."""
+    code, found = run(node, "topology", *options, timeout=timeout)
+    assert code in (AdminExit.GOOD, AdminExit.NO), f"{code} {found}"
     return found
 
 
