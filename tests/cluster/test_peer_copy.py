@@ -12,7 +12,7 @@ from meterd.client.results import Usage
 from tests.support.absence import COPIED, oldest_file
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_logs import disagreements, read_ops
-from tests.support.meterctl import good, run, topology
+from tests.support.meterctl import good, topology
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
