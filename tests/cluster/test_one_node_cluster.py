@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.meterctl import run
 from tests.support.node import Node
+
+pytestmark = pytest.mark.cluster
 
 
 def meterctl(node: Node, *arguments: str, code: int = 0) -> Any:
