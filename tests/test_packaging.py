@@ -1,6 +1,7 @@
 """What is installed, and that both programs run from a checkout and from a wheel."""
 
 import configparser
+import importlib.util
 import os
 import subprocess
 import sys
@@ -83,6 +84,18 @@ def test_a_program_finds_the_interpreter_of_the_checkout(program: str, tmp_path:
         [str(link), "--version"], env=environment, capture_output=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_compiling_ahead_writes_the_bytecode_of_every_module() -> None:
+    """Also where Python itself writes none, and each start would compile all of them."""
+    modules = [path for layer in LAYERS for path in (ROOT / layer).rglob("*.py")]
+    compiled = [Path(importlib.util.cache_from_source(str(path))) for path in modules]
+    compiled[0].unlink(missing_ok=True)
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "meterd.compile"]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
+    assert [path for path in compiled if not path.exists()] == []
 
 
 def test_optimised_python_is_refused(tmp_path: Path) -> None:

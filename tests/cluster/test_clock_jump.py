@@ -12,7 +12,7 @@ import pytest
 from meterd.actors.wall_clock import VARIABLE
 from meterd.client import Client, Event
 from tests.support.cluster import Cluster
-from tests.support.meterctl import good, topology
+from tests.support.meterctl import good, run
 from tests.support.node import Node
 from tests.support.waiting import eventually
 
@@ -122,7 +122,7 @@ def test_neither_one_node_nor_all_that_jump_expire_anything(tmp_path: Path) -> N
             assert all(horizon(node) - before in (0, DAY) for node in cluster.nodes)
 
             def leads() -> bool:
-                nodes = topology(two)["nodes"]
+                nodes = run(two, "topology")[1]["nodes"]
                 return all(node["leads"] > 0 for node in nodes)
 
             eventually(leads, "all lead something again", 120)

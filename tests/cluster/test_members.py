@@ -56,7 +56,7 @@ def test_one_list_makes_one_cluster_and_any_node_changes_it(cluster: Cluster) ->
 
 
 def _leads(asked: Node, number: int) -> int:
-    rows = topology(asked)["nodes"]
+    rows = run(asked, "topology")[1]["nodes"]
     return next(int(row["leads"]) for row in rows if row["node"] == number)
 
 

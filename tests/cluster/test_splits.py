@@ -15,7 +15,7 @@ from meterd.client.results import IngestUndecided
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_logs import disagreements, read_ops
 from tests.support.failover import is_calm
-from tests.support.meterctl import good, run, topology
+from tests.support.meterctl import good, run
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -145,7 +145,7 @@ def test_who_is_cut_off_commits_nothing_and_says_so(three: Cluster) -> None:
 
 def test_of_an_even_split_one_side_only_commits_what_an_account_sends(four: Cluster) -> None:
     """Two of four nodes: of a partition's three replicas two are on one of the sides."""
-    rows = topology(four.node(1), "--partitions")["partitions"]
+    rows = run(four.node(1), "topology", "--partitions")[1]["partitions"]
     voters = {row["group"]: set(row["planned"]) for row in rows}
     sides = [{1, 2}, {3, 4}]
     of_side = [

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 from meterd import admin
 from meterd.exits import AdminExit
 from tests.support.node import Node
+from tests.support.waiting import eventually
 
 SHORT_SECONDS = 20.0
+WHOLE_SECONDS = 60.0
 
 
 class Ended(NamedTuple):
@@ -50,10 +52,14 @@ def good(node: Node, *arguments: str, timeout: float = SHORT_SECONDS) -> Any:
 
 
 def topology(node: Node, *options: str, timeout: float = SHORT_SECONDS) -> Any:
-    """Return what `topology` says, also while something is missing, as just after a change."""
-    code, found = run(node, "topology", *options, timeout=timeout)
-    assert code in (AdminExit.GOOD, AdminExit.NO), f"{code} {found}"
-    return found
+    """Return what `topology` says once nothing is missing; just after a change something may be."""
+
+    def whole() -> Any:
+        code, found = run(node, "topology", *options, timeout=timeout)
+        assert code in (AdminExit.GOOD, AdminExit.NO), f"{code} {found}"
+        return found if code == AdminExit.GOOD else None
+
+    return eventually(whole, "nothing is missing", WHOLE_SECONDS)
 
 
 def said(stream: io.TextIOWrapper) -> str:

@@ -1,6 +1,6 @@
 """Polls with a deadline: tests wait for what they mean, never for a time.
 
-Looking takes half of the time at most, so that what is waited for gets on.
+Quick looks take half of the time at most, so that what is waited for gets on.
 """
 
 import time
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-PAUSE_SECONDS = 0.01
+PAUSE_SECONDS, PAUSE_SECONDS_MAX = 0.01, 0.5
 
 
 def eventually(condition: Callable[[], T], what: str, seconds: float = 20.0) -> T:
@@ -22,4 +22,4 @@ def eventually(condition: Callable[[], T], what: str, seconds: float = 20.0) -> 
         ended = time.monotonic()
         if ended > give_up:
             raise AssertionError(f"not within {seconds} s: {what}")
-        time.sleep(max(PAUSE_SECONDS, ended - began))
+        time.sleep(min(max(PAUSE_SECONDS, ended - began), PAUSE_SECONDS_MAX))
