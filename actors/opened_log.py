@@ -21,15 +21,16 @@ def open_log(directory: str, number: int) -> tuple[str, int]:
     Raises FileNotFoundError, Corrupt.
     """
     for name in (full_name(number), ACTIVE_NAME, full_name(number)):
+        path = os.path.join(directory, name)
         try:
-            descriptor = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
         try:
             header, _ = parse_file_header(os.pread(descriptor, FILE_HEADER_SIZE, 0))
         except Damaged as damage:
             os.close(descriptor)
-            raise Corrupt(name, damage.offset, damage.reason) from damage
+            raise Corrupt(path, damage.offset, damage.reason) from damage
         if header.file_number == number:
             return name, descriptor
         os.close(descriptor)

@@ -6,7 +6,6 @@ then its records are read as they are applied, so that a long log is not held in
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from meterd.actors.mapped import map_descriptor
+from meterd.actors.opened_log import open_log
 from meterd.core.commit_queue import Location, Words, everything, find_cuts
 from meterd.core.log_scan import FileScan, Place
 from meterd.protocol import log_format
@@ -28,7 +29,6 @@ from meterd.protocol.log_format import (
     SLICE,
     Damaged,
     Record,
-    full_name,
 )
 
 if TYPE_CHECKING:
@@ -82,9 +82,7 @@ class LogReader:
         cuts: list[Cut] = []
         number, offset, sequence = *self._position[:2], 0
         while sequence < self._last:
-            path, active = self._file(number)
-            view = self._view(path)
-            self._check(path, view, number)
+            path, view, active = self._open(number)
             while sequence < self._last and offset < len(view):
                 try:
                     header, _ = log_format.parse_block(view, offset)
@@ -110,10 +108,8 @@ class LogReader:
         position, sequence = self._position, 0
         while sequence < self._last:
             number = position.file_number
-            path, active = self._file(number)
+            path, view, active = self._open(number)
             start = Place(*position[1:])
-            view = self._view(path)
-            self._check(path, view, number)
             scan = FileScan(str(path), view, active, start)
             for block in scan:
                 rows, row = [], block.header.first_row
@@ -129,28 +125,19 @@ class LogReader:
             first_block, crc = scan.end.block_seq, scan.end.previous_crc
             position = Position(number + 1, FILE_HEADER_SIZE, first_block, 0, crc)
 
-    def _check(self, path: Path, view: memoryview, number: int) -> None:
-        """Check that it is the file that belongs here."""
+    def _open(self, number: int) -> tuple[Path, memoryview, bool]:
+        """Return a file's path and bytes, and whether it is the active one, which may become full
+        at this moment.  Raises Corrupt.
+        """
         try:
-            found = log_format.parse_file_header(view)[0].file_number
-        except Damaged as damage:
-            raise Corrupt(str(path), damage.offset, damage.reason) from damage
-        if found != number:
-            raise Corrupt(str(path), 0, f"log file {found} where {number} belongs")
-
-    def _view(self, path: Path) -> memoryview:
-        """Return the bytes of a file."""
-        return _mapped(path)
-
-    def _file(self, number: int) -> tuple[Path, bool]:
-        """Return a file's path, and whether it is the active one."""
-        full = self._directory / full_name(number)
-        if full.exists():
-            return full, False
-        active = self._directory / ACTIVE_NAME
-        if not active.exists():
-            raise Corrupt(str(active), 0, f"log file {number} is missing")
-        return active, True
+            name, descriptor = open_log(str(self._directory), number)
+        except FileNotFoundError as gone:
+            path = self._directory / ACTIVE_NAME
+            raise Corrupt(str(path), 0, f"log file {number} is missing") from gone
+        try:
+            return self._directory / name, map_descriptor(descriptor).data, name == ACTIVE_NAME
+        finally:
+            os.close(descriptor)
 
 
 class Replay:
@@ -208,10 +195,3 @@ def replay(usage: Usage, last_sequence: int, committed: Words | None = None) -> 
     usage.queue.add_committed(*everything(work.last_index if committed is None else committed))
     work.turn(heard=True)
     return work.events
-
-
-def _mapped(path: Path) -> memoryview:
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -27,7 +27,7 @@ from meterd.core.questions import Question
 from meterd.core.refused_rows import RefusedRows
 from meterd.core.state import StateMachine
 from meterd.protocol import log_format
-from meterd.protocol.errors import REASONS, STATUSES, UNKNOWN
+from meterd.protocol.errors import REASONS, STATUSES, UNKNOWN, Corrupt
 from meterd.protocol.log_format import (
     ACTIVE_NAME,
     EVENTS,
@@ -77,14 +77,14 @@ class SimulatedReader(LogReader):
         super().__init__(Path(DIRECTORY), position, last)
         self._files = files
 
-    def _view(self, path: Path) -> memoryview:
-        return memoryview(bytes(self._files.content(str(path))))
-
-    def _file(self, number: int) -> tuple[Path, bool]:
-        names = self._files.names(DIRECTORY)
-        if full_name(number) in names:
-            return Path(DIRECTORY, full_name(number)), False
-        return Path(DIRECTORY, ACTIVE_NAME), True
+    def _open(self, number: int) -> tuple[Path, memoryview, bool]:
+        full = full_name(number) in self._files.names(DIRECTORY)
+        path = Path(DIRECTORY, full_name(number) if full else ACTIVE_NAME)
+        view = memoryview(bytes(self._files.content(str(path))))
+        found = log_format.parse_file_header(view)[0].file_number
+        if found != number:
+            raise Corrupt(str(path), 0, f"log file {found} where {number} belongs")
+        return path, view, not full
 
 
 class Usage:

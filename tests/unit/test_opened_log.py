@@ -12,7 +12,7 @@ from meterd.actors.opened_log import open_log
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import ACTIVE_NAME, full_name, parse_file_header
 from tests.support.log_builder import LoggedEvent
-from tests.support.log_directory import LogDirectory
+from tests.support.log_directory import LogDirectory, SealsMeanwhile
 
 
 def number_of(descriptor: int) -> int:
@@ -38,19 +38,7 @@ def test_one_that_becomes_full_between_two_looks_is_not_taken_for_the_next(
     log = LogDirectory(tmp_path)
     log.write([LoggedEvent("acme", "a", 0, 1, 1)])
 
-    class Seals:
-        """The module `os`, with a writer beside it that is done with file 1 in the wrong moment."""
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(os, name)
-
-        def open(self, path: str, flags: int) -> int:
-            if path.endswith(ACTIVE_NAME) and log.builder.file_number == 1:
-                log.seal(segmented=False)
-                log.write([LoggedEvent("acme", "b", 0, 1, 1)])
-            return os.open(path, flags)
-
-    monkeypatch.setattr(opened_log, "os", Seals())
+    monkeypatch.setattr(opened_log, "os", SealsMeanwhile(log))
     name, descriptor = open_log(str(tmp_path), 1)
     assert (name, number_of(descriptor)) == (full_name(1), 1)
 

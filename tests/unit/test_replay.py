@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from meterd.actors import identity
+from meterd.actors import identity, opened_log
 from meterd.actors.actor import Lifeline
 from meterd.actors.options import Options
 from meterd.actors.replay import replay
 from meterd.actors.usage import Usage
 from tests.support.log_builder import LoggedEvent
-from tests.support.log_directory import LogDirectory
+from tests.support.log_directory import LogDirectory, SealsMeanwhile
 
 BLOCKS = 6
 
@@ -59,3 +59,15 @@ def test_a_checkpoint_saved_on_the_way_begins_after_what_it_holds(
     assert replay(usage, last[-1]) == BLOCKS
     # All of a block was applied, and the next is expected.
     assert usage.__dict__["saved"] == [(one, place + 2) for place, one in enumerate(last)]
+
+
+def test_a_file_that_becomes_full_while_it_is_looked_for_is_found(
+    usage: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The WAL-writer goes on as soon as it has checked its log: a node halted with `Corrupt`."""
+    log = LogDirectory(tmp_path)
+    log.write([LoggedEvent("acme", "a", 0, 1, 1)])
+    last = log.builder.sequence - 1
+    monkeypatch.setattr(opened_log, "os", SealsMeanwhile(log))
+    assert replay(usage, last) == 1
+    assert log.builder.file_number == 2
