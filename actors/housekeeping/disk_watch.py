@@ -98,13 +98,14 @@ class DiskWatch(Service):
 
     def turn(self, now: float) -> None:
         self.look(now)
-        if self.standing.state == "hard":
-            self.release("the disk is full")
-        elif now >= self._ballast_due:
+        if self.standing.state != "hard" and now >= self._ballast_due:
             self._keep_ballast()
 
     def look(self, now: float) -> None:
-        """Look at the space, have events refused or taken again, set when to look next."""
+        """Look at the space, have events refused or taken again, set when to look next.
+
+        Whoever looks and finds the disk full gives the ballast back.
+        """
         options, telemetry = self.sweeper.options.disk, self.sweeper.telemetry
         before, free_before = self.standing, self.space.free
         seconds = now - self._looked_at
@@ -130,6 +131,8 @@ class DiskWatch(Service):
             rate,
             (options.check_interval_min, options.check_interval),
         )
+        if self.standing.state == "hard":
+            self.release("the disk is full")
         self._measure()
 
     def _count_stopped(self, seconds: float) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from meterd.actors.checkpoints import CURRENT
 from meterd.actors.registry_file import REGISTRY_FILE
+from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.actors.router import MAP_FILE, Router
 from meterd.actors.usage import Usage
 from meterd.core.zones import UTC
@@ -162,3 +163,19 @@ def test_the_router_opens_on_a_full_disk_and_writes_its_map_later(small, caplog)
     assert (small.data_dir / MAP_FILE).stat().st_ino == before
     assert caplog.text.count("it is written later") == 1
     router.close()
+
+
+def test_who_looks_and_finds_the_disk_full_gives_the_ballast_back(small):
+    """Also who looks out of turn: until the next turn there could be a second."""
+    sizes = {"ballast": MIB // 2, "warn_free": 4 * MIB, "stop_free": 2 * MIB, "hard_free": MIB}
+    sweeper = recorded(RetentionSweeper, small.data_dir, disk=sizes)
+    try:
+        ballast = small.data_dir / "ballast"
+        sweeper._disk.turn(time.monotonic())
+        assert ballast.stat().st_size == MIB // 2
+        small.fill()
+        sweeper._disk.handle([b"no_room", b"usage", b"1"])
+        assert (sweeper._disk.standing.state, ballast.exists()) == ("hard", False)
+    finally:
+        small.free_up()
+        sweeper.close()
