@@ -4,8 +4,9 @@ Two words for each group, in memory that the supervisor maps before it forks: un
 holds, and the index that must be applied before anything is answered by it.  replication writes
 them, usage reads them; 8 bytes that are aligned are read and written whole.
 
-The index is that of the first op of the leader's term.  Nothing that this node has acknowledged
-since is missing, because only usage acknowledges, and only what it has applied.
+The index is how far the group is committed, the first op of the leader's term included; it is
+written before anything leaves that tells other nodes so.  They may have applied that, and shown it,
+before this node has: a question that came afterwards waits for it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from meterd.protocol.log_format import GROUP_COUNT
 UNTIL, INDEX = range(2)
 # Nobody else can ever lead a group of one.
 FOREVER = (1 << 63) - 1
+NO_LEASE = -1
 
 Words = NDArray[np.int64]  # [257, 2]: CLOCK_MONOTONIC ns (0: no lease), index
 
@@ -41,11 +43,17 @@ def clear(words: Words) -> None:
     words[:, UNTIL] = 0
 
 
-def held(words: Words, groups: NDArray[np.intp], applied: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return for which groups the lease holds now and what it asks for is applied.
+def must_see(words: Words, groups: NDArray[np.intp]) -> NDArray[np.int64]:
+    """Return which index of each group an answer must hold, `NO_LEASE` where no lease holds now.
 
     The lease is read before the clock: then it held at that moment, whatever happens to this
     process in between.  What is read of the state afterwards is at least as new.
     """
     until, index = words[groups, UNTIL].copy(), words[groups, INDEX].copy()
-    return (time.monotonic_ns() < until) & (applied >= index)
+    return np.where(time.monotonic_ns() < until, index, NO_LEASE)
+
+
+def held(words: Words, groups: NDArray[np.intp], applied: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return for which groups the lease holds now and all that an answer must hold is applied."""
+    index = must_see(words, groups)
+    return (index != NO_LEASE) & (applied >= index)

@@ -1,7 +1,8 @@
 """Keeps the lease words true and holds read rounds, for the replication actor.
 
 A lease that has ended by itself needs nobody; one that ends early (another leader, a transfer) is
-ended here before anything of that leaves this node.
+ended here before anything of that leaves this node, and what has been committed is written here
+before any other node can know it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from meterd.core.raft.events import Read, ReadReady, Refused, RoleChanged
 from meterd.core.raft.node import Request
 from meterd.core.raft.reading import FOREVER
 from meterd.protocol.raft_messages import Envelope, TimeoutNow
+from meterd.protocol.raft_slices import Ints
 
 if TYPE_CHECKING:
     from meterd.actors.replication import Replication
@@ -58,6 +60,11 @@ class ReadRounds:
             if isinstance(one.cause, Cause):
                 self._actor.send("usage", [b"read_refused", one.cause.name])
 
+    def committed(self, groups: Ints, index: Ints) -> None:
+        """From now on an answer must hold this; to be said before other nodes can know it."""
+        seen = self._words[groups, lease_words.INDEX]
+        self._words[groups, lease_words.INDEX] = np.maximum(seen, index)
+
     def leaving(self, envelope: Envelope) -> None:
         """End the lease of every group whose next leader is asked to campaign by this."""
         for message in envelope.messages:
@@ -72,7 +79,7 @@ class ReadRounds:
         node = self._actor.replicas.node
         groups, term_start, sent_at = node.leases(now_ms)
         until = np.maximum(0, sent_at + node.settings.lease_ms) * MS
-        self._words[groups, lease_words.INDEX] = term_start
+        self.committed(groups, term_start)
         self._words[groups, lease_words.UNTIL] = np.where(
             sent_at == FOREVER, lease_words.FOREVER, until
         )

@@ -1,8 +1,9 @@
 """Sees to it that an answer holds all that was acknowledged before the question came.
 
-For what this node leads that is so while it has the lease (`lease_words.py`), else after a read
-round of its replication.  For what others lead their nodes are asked for an index, which is then
-waited for here: any node answers from its own replicas, and nothing it answers is old.
+For what this node leads that is so while it has the lease, once it has applied what is committed
+(`lease_words.py`), else after a read round of its replication.  For what others lead their nodes
+are asked for an index, which is then waited for here: any node answers from its own replicas, and
+nothing it answers is old.
 
 The lease is looked at once, before the answer is computed: what is computed later is from a state
 at least as new, so the answer was right at that moment, which is after the question came.
@@ -77,9 +78,10 @@ class Reads:
         wanted = np.array(groups, np.intp)
         nodes = leaders.nodes[wanted]
         mine = nodes == leaders.own
-        settled = mine.copy()
-        settled[mine] = lease_words.held(self._words, wanted[mine], self._applied[wanted[mine]])
-        if settled.all():
+        index = np.full(len(wanted), lease_words.NO_LEASE, np.int64)
+        index[mine] = lease_words.must_see(self._words, wanted[mine])
+        settled = index != lease_words.NO_LEASE
+        if settled.all() and (self._applied[wanted] >= index).all():
             waiting.ready()
         elif not nodes.all():
             waiting.failed(NotLeader("no leader is known at the moment: one is being elected"))
@@ -87,7 +89,7 @@ class Reads:
             waiting.failed(Overloaded())
         else:
             number = self._waits.add(waiting, wanted, until, time.monotonic())
-            self._waits.know(number, wanted[settled].tolist(), [0] * int(settled.sum()))
+            self._waits.know(number, wanted[settled].tolist(), index[settled].tolist())
             self._ask(number, wanted[~settled], nodes[~settled])
 
     def _ask(self, number: int, groups: NDArray[np.intp], nodes: NDArray[np.uint8]) -> None:

@@ -41,7 +41,7 @@ from meterd.core.cluster_report import Link
 from meterd.core.group_logs import unpack
 from meterd.core.proposals import Proposal
 from meterd.core.raft.events import OVERLOADED, ReadOps, Refused
-from meterd.core.raft.node import GoneBack, Node
+from meterd.core.raft.node import GoneBack, Node, Room
 from meterd.core.replicas import Clock, Replicas, Step
 from meterd.protocol.errors import BootFailed, InvariantViolation
 from meterd.protocol.log_format import GROUP_COUNT
@@ -94,6 +94,7 @@ class Replication(Actor):
             self._heard = HeardFile(node.data_dir)
             self._open_peers()
         self._held = HeldProposals()
+        self._room = True  # has the WAL-writer any?
         self._serving = False
         self._leaders_told = b""
         self._committed = np.zeros(GROUP_COUNT, np.int64)  # in this turn, where it has moved on
@@ -136,7 +137,8 @@ class Replication(Actor):
         return found
 
     def _digest_at(self, group: int, index: int) -> int | None:
-        return self.replicas.digest_at(group, index)
+        # What was sent to an earlier process may come before the log is open.
+        return None if self._replicas is None else self._replicas.digest_at(group, index)
 
     def send_bulk(self, node: int, frames: Sequence[Frame]) -> bool:
         """Send frames to another node; False when that cannot be done now."""
@@ -227,8 +229,19 @@ class Replication(Actor):
             self._requests.take_members(frames[1])
             if self._peers is not None:
                 self._peers.update(self._addresses())
+        elif kind == b"room":
+            self._take_room(frames[1] == b"1")
         elif kind == b"hello":
             self._leaders_told = b""  # somebody has started anew
+
+    def _take_room(self, there: bool) -> None:
+        """The WAL-writer says whether it has room for ops.
+
+        Without any this node hands over what it leads to those that have, and takes no ops.
+        """
+        if self._peers is not None and there != self._room:
+            self._room = there
+            self._carry_out(self.replicas.step(Room(there), _clock()))
 
     @property
     def _node(self) -> Node | None:
@@ -361,6 +374,9 @@ class Replication(Actor):
 
     def _carry_out(self, step: Step) -> None:
         """Do what a step leads to."""
+        groups, index = step.committed
+        if len(groups) and self._peers is not None:
+            self._reads.committed(groups, index)  # before an envelope says so
         for append in step.appends:
             sequence = append.sequence.to_bytes(8, "little")
             kind = b"append_commit" if append.commits else b"append"
@@ -371,7 +387,6 @@ class Replication(Actor):
         for peer, envelope in step.envelopes:
             self._reads.leaving(envelope)
             self._send_envelope(peer, envelope)
-        groups, index = step.committed
         if len(groups):
             self._begin_untold()
             self._committed[groups] = index  # it never goes back
@@ -442,10 +457,7 @@ class Replication(Actor):
         self._traffic.flush()
 
     def _act(self, action: Any) -> None:
-        """Do what the engine asks for besides.
-
-        Nothing yet: snapshots, reads.  Raises BootFailed.
-        """
+        """Do what the engine asks for besides.  Raises BootFailed."""
         if isinstance(action, ReadOps):
             if self._catching_up is not None:
                 self._catching_up.ask(action)
@@ -486,6 +498,7 @@ class Replication(Actor):
         clock = _clock()
         if clock.now >= self._replicas.deadline:
             self._carry_out(self._replicas.tick(clock))
+        self._take_held()  # what was under way may have been given up, without a message
         leaving = self._handing_over.leaving(now)
         self._requests.turn(self._replicas.node, clock.now, self.request, leaving)
         if self.leaving:

@@ -18,19 +18,24 @@ class Room:
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
-        self._full = False
+        self._full: bool | None = None  # what the router has been told; None: nothing
         self._waits = False  # has the sweeper been told that a checkpoint waits for space?
 
-    def forget_told(self) -> None:
+    def forget_waits(self) -> None:
         """The sweeper has started anew."""
         self._waits = False
+
+    def forget_full(self) -> None:
+        """The router has started anew."""
+        self._full = None
 
     def turn(self, fill: float, waits: bool) -> None:
         """Say how it stands: how full the fullest table is, and whether a checkpoint waits."""
         name = self._actor.name
-        if (fill > FILL_MAX) != self._full:
-            self._full = not self._full
-            code = "memory_full" if self._full else None
+        full = fill > FILL_MAX
+        if full != self._full:
+            self._full = full
+            code = "memory_full" if full else None
             said = {"source": name, "code": code, "retry_after_ms": FULL_RETRY_MS}
             self._actor.send("router", [b"admission", msgpack.packb(said)])
         self._actor.telemetry.set("checkpoint_waiting", int(waits))

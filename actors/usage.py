@@ -355,11 +355,12 @@ class Usage(Actor):
             self._standing.forget_told()
             self._standing.announce()
             self.horizons.tell()
-            self._room.forget_told()
+            self._room.forget_waits()
             self._announce_sealed_files()
         elif actor == "query":
             self._asking.forget_registry()
         elif actor == "router":
+            self._room.forget_full()
             self._members_told = -1
             self._announce_members()
 

@@ -122,6 +122,7 @@ class WalWriter(Actor):
         self._count_from(end)
         new = GroupLogs(who.member, None, who.beginning.configurations)
         self._announce(new if end is None else end.logs)
+        self._admit(None)  # an earlier process may have said something else
         self.ready()
 
     def make_disk(self) -> Disk:
@@ -251,6 +252,8 @@ class WalWriter(Actor):
         self.send("router", [b"admission", msgpack.packb(admission)])
         waits = b"0" if code is None else b"1"
         self.send("retention_sweeper", [b"no_room", self.name.encode(), waits])
+        if not self._alone:
+            self.send("replication", [b"room", b"0" if waits == b"1" else b"1"])
 
     def _measure(self) -> None:
         place, files = self._log.place, self._log.file_number - 1

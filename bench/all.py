@@ -1,4 +1,4 @@
-"""Runs every benchmark, one after the other: `python -m bench.all`.
+"""Compares with the peers, then measures one node in all scenarios: `python -m bench.all`.
 
 Takes about 40 minutes; nothing else should run on the machine meanwhile.
 """

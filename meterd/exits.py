@@ -14,7 +14,7 @@ class DaemonExit(IntEnum):
     CLEAN = 0  # stopped after checkpoint and flush
     USAGE = 64  # wrong flags
     CORRUPT = 65  # data is damaged: an operator must look
-    UNAVAILABLE = 69  # a peer or a directory that is needed is not there
+    UNAVAILABLE = 69  # a port that is needed cannot be bound
     INTERNAL = 70  # a bug
     CANNOT_CREATE = 73  # a file or directory could not be made
     IO_ERROR = 74  # reading or writing failed, a full disk at the start included

@@ -90,6 +90,7 @@ CODES: Mapping[str, WireCode] = {
     # The node cannot now: the same request, with the same event ids, is safe to send again.
     "overloaded": WireCode("later", "send less at once, or add a node"),
     "busy": WireCode("later", "wait for what runs: meterctl jobs list"),
+    "memory_full": WireCode("later", "delete metrics or groups that nobody asks for, or add nodes"),
     "disk_stop": WireCode("later", "free disk space; meterctl disk status shows how much"),
     "store_failed": WireCode("later", "check the target: address, credentials, space, rights"),
     "starting": WireCode("later", "the node is replaying its log"),
@@ -379,13 +380,6 @@ class StorageError(MeterdError):
 
     code = "storage"
     scope = "node"
-
-
-class TornTail(StorageError):
-    """The last block of the log was not written whole: never acknowledged, healed at start."""
-
-    code = "torn_tail"
-    hint = "nothing: the tail is cut at start"
 
 
 class Corrupt(StorageError):

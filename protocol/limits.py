@@ -21,8 +21,6 @@ DECOMPRESSED_SIZE_MAX = 16 * 1024 * 1024
 LZ4_RATIO_MAX = 255
 # One event costs about a microsecond; 10,000 keep the turn of an actor near 10 ms.
 EVENTS_MAX = 10_000
-# A request cannot name more metrics than it has events; must stay below 2^16 (index is u16).
-METRIC_CODES_MAX = EVENTS_MAX
 # Elements of all maps and lists of one body, each costing up to 150 bytes of memory once decoded
 # but as little as one on the wire. 10,000 plain events with every field and property make 430,000.
 ITEMS_MAX = 1_000_000

@@ -20,7 +20,6 @@ PAGE: Final = 4096
 # sizes and three CRCs · CRC of what comes before.
 _HEADER: Final = struct.Struct("<8sHBBI 4Q 3Q 3I I")
 _FRONT_SIZE: Final = _HEADER.size - 4
-KEY_BYTES_MAX: Final = 8
 LINE_SIZE: Final = 64
 
 

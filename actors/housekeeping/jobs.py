@@ -103,7 +103,7 @@ class Jobs(Service):
         super().__init__(sweeper)
         self._jobs: OrderedDict[int, Job] = OrderedDict()
         self._lanes: dict[str, deque[Job]] = {}  # the first of a lane is the one that runs
-        # A cursor of an earlier process must not name a job of this one.
+        # The number of a job of an earlier process must not name one of this.
         self._next_id = time.time_ns() // 1_000_000_000
         self.due = NEVER
 

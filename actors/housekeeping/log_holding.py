@@ -69,8 +69,9 @@ class LogHolding:
         self._crowded_by: tuple[str, ...] = ()
         # The oldest file that one of the kept checkpoints needs.
         self.first_needed = 0
-        # The oldest file that a follower may need; None: none is behind.
-        self.replicas_from: int | None = None
+        # The oldest file that a follower may need; None: none is behind.  Until replication has
+        # said so, within seconds, that may be any.
+        self.replicas_from: int | None = 0 if sweeper.options.node.peers else None
         # Files whose events a complete segment holds too, and since when (UTC ns).
         self.covered: Callable[[], Mapping[int, int]] = dict
         # The newest file of which a copy is safe; None: there is no archive.

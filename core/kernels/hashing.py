@@ -3,7 +3,7 @@
 * SipHash-1-3 with 128 bits of output (Aumasson and Bernstein 2012; the 128-bit variant of the
   reference code), over messages made of 64-bit words.  Texts enter as their length and then their
   bytes, zero-extended to whole words, so no two different messages have the same words.
-* XXH64 (Collet), seed 0, which the contract uses to place an account's root in a partition.
+* XXH64 (Collet), seed 0, which clients use, too, to place an account's root in a partition.
 
 `sip_words` and friends thread the four state words by hand: numba keeps them in registers.
 """

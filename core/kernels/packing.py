@@ -25,7 +25,6 @@ CHUNK = 128
 WIDTH_MAX = 56
 # A chunk takes at most so many bytes; eight more are written behind it and used again.
 CHUNK_SIZE_MAX = 2 + 8 + 8 * CHUNK
-COLUMN_SLACK = 8
 
 
 @njit(cache=True, forceinline=True, _nrt=False)

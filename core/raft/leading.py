@@ -303,12 +303,6 @@ def lacks_quorum(group: GroupState) -> bool:
     return reading.quorum_sent_at(group) < now - limit
 
 
-def is_calm(group: GroupState) -> bool:
-    """Whether a leader's tick finds nothing to do for its followers."""
-    states = [progress.state for progress in group.progress.values()]
-    return not lacks_quorum(group) and all(state == REPLICATE for state in states)
-
-
 def on_tick(group: GroupState) -> None:
     """Send again what seems lost."""
     now, settings = group.moment.now, group.settings

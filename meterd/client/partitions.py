@@ -1,6 +1,6 @@
 """Which partition an account belongs to, and which node leads it.
 
-A partition is XXH64(root of the account, seed 0) mod 256, as the contract with users says, so every
+A partition is XXH64(root of the account, seed 0) mod 256, as docs/PROTOCOL.md says, so every
 client and every node agrees without asking. The hash is plain Python: the client must not need a
 compiler, and it hashes each root once.
 

@@ -6,7 +6,7 @@ from typing import Any
 from meterd.commands.console import Row
 from meterd.commands.jobs import ask
 from meterd.commands.nodes import ask_nodes, reached
-from meterd.commands.session import AdminError, Session
+from meterd.commands.session import AdminError, Session, exit_with
 from meterd.exits import AdminExit
 
 META_GROUP = 256
@@ -155,7 +155,5 @@ def group_name(number: int) -> str:
 
 def end(document: Row, bad: bool) -> None:
     """Leave with the exit code of a look at the whole cluster."""
-    if bad:
-        raise SystemExit(AdminExit.NO)
-    if document["reachable"] < document["configured"]:
-        raise SystemExit(AdminExit.PARTLY)
+    partly = document["reachable"] < document["configured"]
+    exit_with([AdminExit.NO] * bad + [AdminExit.PARTLY] * partly)

@@ -5,9 +5,9 @@ from typing import Any
 import click
 
 from meterd.commands.console import Row, field_lines
-from meterd.commands.jobs import LISTING, ask, await_job, end_with, show_job
+from meterd.commands.jobs import LISTING, ask, await_job, exit_of_job, show_job
 from meterd.commands.moments import format_duration
-from meterd.commands.session import AdminGroup, Session, command
+from meterd.commands.session import AdminGroup, Session, command, exit_with
 from meterd.commands.storage import format_size
 from meterd.commands.tables import group_thousands
 
@@ -53,8 +53,8 @@ def run(
         session.console.show_listing(LISTING, jobs)
     else:
         show_job(session, jobs[0])
-    for job in jobs if not no_wait else ():
-        end_with(job)
+    if not no_wait:
+        exit_with(map(exit_of_job, jobs))
 
 
 @command("status", short_help="Show what there is to merge.")

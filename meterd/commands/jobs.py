@@ -10,7 +10,7 @@ import click
 
 from meterd.commands.console import Listing, Progress, Row, field_lines
 from meterd.commands.moments import format_duration, format_moment
-from meterd.commands.session import AdminError, AdminGroup, Session, command
+from meterd.commands.session import AdminError, AdminGroup, Session, command, exit_with
 from meterd.commands.tables import Column, group_thousands
 from meterd.exits import AdminExit
 from meterd.protocol.errors import MeterdError
@@ -117,11 +117,15 @@ def await_job(session: Session, job: Row, patience: float) -> dict[str, Any]:
     return dict(job)
 
 
+def exit_of_job(job: Row) -> AdminExit:
+    """The exit code that says why a job did not do its work, or that it did."""
+    code = job["error"]["code"] if job["error"] else ""
+    return AdminExit.GOOD if job["state"] == "done" else _EXIT_OF_ERROR.get(code, AdminExit.NO)
+
+
 def end_with(job: Row) -> None:
     """End the program with a code that says why, when the job did not do its work."""
-    code = job["error"]["code"] if job["error"] else ""
-    if job["state"] != "done":
-        raise SystemExit(_EXIT_OF_ERROR.get(code, AdminExit.NO))
+    exit_with([exit_of_job(job)])
 
 
 @command("list", short_help="List the jobs.")

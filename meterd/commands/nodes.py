@@ -16,7 +16,7 @@ import click
 import meterd
 from meterd.commands.console import Row, field_lines, warn
 from meterd.commands.moments import format_duration, format_moment
-from meterd.commands.session import AdminError, Session, admin_error_of, command
+from meterd.commands.session import AdminError, Session, admin_error_of, command, exit_with
 from meterd.commands.tables import Column, group_thousands, render
 from meterd.exits import AdminExit
 from meterd.protocol.errors import MeterdError
@@ -83,11 +83,9 @@ def status(session: Session) -> None:
         "cluster": section,
     }
     session.console.show(document, lambda: _status_lines(document))
-    if is_degraded(section):
-        raise SystemExit(AdminExit.NO)
     silent = 0 if section is None else section["configured"] - section["reachable"]
-    if silent or count < len(answers):
-        raise SystemExit(AdminExit.PARTLY)
+    partly = silent > 0 or count < len(answers)
+    exit_with([AdminExit.NO] * is_degraded(section) + [AdminExit.PARTLY] * partly)
 
 
 def _status_lines(document: Row) -> Iterator[str]:

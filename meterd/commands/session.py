@@ -6,14 +6,14 @@ a click command of class `AdminCommand` and takes the `Session` as its first arg
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from meterd.commands.console import OUTPUTS, Console
-from meterd.exits import AdminExit
+from meterd.exits import AdminExit, worst
 from meterd.protocol.errors import MeterdError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ _EXIT_OF_CODE = {
     "exists": AdminExit.REFUSED,
     "change_refused": AdminExit.REFUSED,
     "store_failed": AdminExit.UNREACHABLE,
+    "memory_full": AdminExit.NO_SPACE,
     "disk_stop": AdminExit.NO_SPACE,
     "disk_full": AdminExit.NO_SPACE,
     "refused": AdminExit.REFUSED,
@@ -124,6 +125,13 @@ def admin_error_of(error: MeterdError) -> AdminError:
     exit_code = exit_of(error.code)
     hint = _HINT_OF_CODE.get(error.code, error.hint)
     return AdminError(exit_code, error.code, error.message, hint)
+
+
+def exit_with(codes: Iterable[AdminExit]) -> None:
+    """End the program with the worst of these exit codes; go on when all are good."""
+    code = worst(codes)
+    if code is not AdminExit.GOOD:
+        raise SystemExit(code)
 
 
 def _parse_nodes(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Any:

@@ -31,7 +31,6 @@ from meterd.protocol.errors import REASONS, STATUSES, UNKNOWN, Corrupt
 from meterd.protocol.log_format import (
     ACTIVE_NAME,
     EVENTS,
-    META_GROUP,
     NOT_HERE,
     REPAIR,
     Record,
@@ -279,10 +278,6 @@ class Usage:
             msgpack.packb(self.applier.refused.to_map()), strict_map_key=False
         )
         return Saved(log, position, refused, state, arrays, identities)
-
-    @property
-    def registry_index(self) -> int:
-        return self.applied(META_GROUP)
 
 
 def read_again(

@@ -67,9 +67,6 @@ class Report:
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)  # victim, what was going on
     partitions: int = 0
 
-    def of_kind(self, kind: str) -> list[Struck]:
-        return [one for one in self.struck if one.stroke.kind == kind]
-
 
 class Campaign:
     """One cluster, its clients and what breaks it; `run` does all of it."""

@@ -71,8 +71,15 @@ def started(directory: Path, lifeline: Lifeline, disk: CrashDisk | None = None) 
 
 
 def opened(writer: Recorded) -> dict[str, Any]:
-    ((actor, kind, body, _),) = writer.taken()
+    (actor, kind, body, _), admission, no_room = writer.taken()
     assert (actor, kind) == ("replication", b"opened")
+    # An earlier process may have said that there was no room.
+    assert admission[:2] == ("router", b"admission") and no_room[1:] == (
+        b"no_room",
+        b"wal_writer",
+        b"0",
+    )
+    assert msgpack.unpackb(admission[2])["code"] is None
     end: dict[str, Any] = msgpack.unpackb(body, strict_map_key=False)
     return end
 
