@@ -104,6 +104,7 @@ class CatchingUp:
                 taken.events.append(Request(group, found))
                 if isinstance(found, Damaged):
                     logger.error("op %d of group %d has become unreadable", found.index, group)
+                    self._tell_gone(asked, taken)  # a copy of another node may have it
         return taken
 
     def close(self) -> None:

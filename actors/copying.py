@@ -275,9 +275,16 @@ class Copying:
 
 
 def lacks(own: GroupLogs, end: End) -> int | None:
-    """Return a group of which a copy has not all that the own log has; None: there is none."""
+    """Return a group of which a copy has not all that the own log has; None: there is none.
+
+    What the donor has applied is committed.  Where the own log has another op there, that and all
+    behind it never was.
+    """
     for group, index in enumerate(own.groups.index.tolist()):
         digest = own.groups.digest[group]
+        mark = int(end.logs.mark_index[group])
+        if own.contradicts(group, mark, end.logs.mark_digest[group]):
+            continue
         if index > end.logs.mark_index[group] and not end.logs.holds(group, index, digest):
             return group
     return None

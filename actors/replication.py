@@ -172,13 +172,14 @@ class Replication(Actor):
     def _fall_behind(self, node: int, frames: Sequence[Frame]) -> None:
         """A leader has no log files any more of what this node lacks: only a copy helps.
 
-        What it says may be late: then this node has those ops by now.  Raises BootFailed.
+        What it says may be late: then they are committed here by now.  (Not: in the log.  What is
+        there may be what the leader's log contradicts.)  Raises BootFailed.
         """
         place = bytes(frames[1]) if len(frames) == 2 else b""
         if len(place) != 10:
             return
         group, first = int.from_bytes(place[:2], "little"), int.from_bytes(place[2:], "little")
-        if group >= GROUP_COUNT or first <= self.replicas.node.view(group).last:
+        if group >= GROUP_COUNT or first <= self.replicas.node.view(group).commit:
             return
         peer_copy.note_behind(self.options.node.data_dir, node)
         raise BootFailed(

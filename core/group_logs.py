@@ -354,6 +354,17 @@ class GroupLogs:
         op = self._find(group, index)
         return op is not None and bool((op["digest"] == digest).all())
 
+    def contradicts(self, group: int, index: int, digest: NDArray[np.uint64]) -> bool:
+        """Whether the log holds another op than this one, at its mark or behind it."""
+        if not self.mark_index[group] <= index <= self.groups.index[group]:
+            return False
+        if index == self.mark_index[group]:
+            return bool((self.mark_digest[group] != digest).any())
+        if index == self.groups.index[group]:
+            return bool((self.groups.digest[group] != digest).any())
+        op = self._find(group, index)
+        return op is not None and bool((op["digest"] != digest).any())
+
     def _repair(self, record: Record, row: int, file_number: int) -> None:
         """The content of a damaged op lies here now, too."""
         op = _ops(record, np.array([row]), file_number)

@@ -196,6 +196,7 @@ def on_ops_gone(group: GroupState, event: OpsGone) -> None:
         return
     if (progress.state, progress.next) == (PROBE, event.first):
         progress.next = group.log.last + 1
+        progress.back = 0
 
 
 def on_append_reply(group: GroupState, sender: int, message: AppendReply) -> None:
@@ -250,8 +251,11 @@ def _on_refusal(group: GroupState, progress: Progress, message: AppendReply) -> 
     agreed = min(agreed, message.asked - 1)
     progress.match = min(progress.match, agreed)  # only who has lost its tail has less
     if message.asked < log.base.index and agreed > log.floor:
-        # Terms there are known to the disk only: go back by as much as one message sends again.
-        agreed = max(log.floor, agreed - group.settings.append_ops_max)
+        # Terms there are known to the disk only.  What a dead leader has alone is mostly an op or
+        # two, and files may reach back no further than that: go back by 1, 2, 4, up to as much as
+        # one message sends again.
+        progress.back = min(group.settings.append_ops_max, max(1, 2 * progress.back))
+        agreed = max(log.floor, min(agreed, message.asked - progress.back))
     progress.probe_from(agreed + 1)
 
 

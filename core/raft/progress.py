@@ -26,6 +26,7 @@ class Progress:
 
     __slots__ = (
         "accepted",
+        "back",
         "damaged",
         "flight_bytes",
         "flights",
@@ -45,6 +46,7 @@ class Progress:
         self.match = 0  # durable and undamaged there
         self.accepted = 0  # there, by its last word
         self.next = next_index  # first op not sent
+        self.back = 0  # by how much the last probe went back whose term only the disk knows
         self.sent_at = NEVER_SENT  # when something was last sent
         self.flights: deque[tuple[int, int]] = deque()  # last index and bytes of each append
         self.flight_bytes = 0
@@ -96,7 +98,7 @@ class Progress:
 
     def start_anew(self, index: int) -> None:
         """The follower has started: what it acked before counts when it says so again."""
-        self.match = self.accepted = 0
+        self.match = self.accepted = self.back = 0
         if self.state != SNAPSHOT:
             self.probe_from(index)
 
@@ -104,5 +106,5 @@ class Progress:
         """The logs agree up to `accepted`."""
         self.state = REPLICATE
         self.flights.clear()
-        self.flight_bytes = 0
+        self.flight_bytes = self.back = 0
         self.next = max(self.accepted, self.match) + 1

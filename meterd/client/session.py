@@ -54,6 +54,8 @@ STRETCH_MAX = 4
 # A listing or a range over old events reads files: asking again early would only double the work.
 PATIENCE_READING_S = 4.0
 READING_KINDS = frozenset({"usage", "accounts", "events", "feed", "rejected"})
+# What one node says no to for reasons of its own: another one may take the same request.
+OF_NODE = ("disk_stop", "memory_full", "starting")
 # Rest before an attempt after "retry now" or "elsewhere"; doubles, because it was not enough.
 REST_S = 0.02
 REST_S_MAX = 1.0
@@ -403,11 +405,12 @@ class Session:
         if call.resting or request_id != call.request_ids[-1]:
             return  # an older attempt's; the newer one decides
         call.last_error = error
-        if error.retry == "later":
+        of_node = error.code in OF_NODE and len(self.addresses) > 1
+        if error.retry == "later" and not of_node:
             rest = max(getattr(error, "retry_after_ms", 0) / 1000, REST_S)
         else:
             rest = min(REST_S * 2.0 ** (call.attempts_count - 1), REST_S_MAX)
-        if error.retry == "elsewhere" or isinstance(error, Undecided):
+        if of_node or error.retry == "elsewhere" or isinstance(error, Undecided):
             # Who does not know may be cut off from who does: the next attempt goes to another node.
             call.avoid = call.address
             self._ask_for_map(now)

@@ -10,15 +10,18 @@ from meterd.client import session as session_module
 from meterd.client.batches import EventSource, ingest_calls, ingest_result
 from meterd.client.events import Event
 from meterd.client.results import IngestUndecided
-from meterd.client.session import Call, Job, Session
+from meterd.client.session import OF_NODE, Call, Job, Session
 from meterd.protocol.body import pack
 from meterd.protocol.envelope import AnswerHeader, decode_request, encode_answer
 from meterd.protocol.errors import (
     DeadlineExceeded,
+    MeterdError,
     MetricConflict,
     NotLeader,
     Overloaded,
+    Refused,
     Restarting,
+    Starting,
     Unreachable,
     error_body,
 )
@@ -175,11 +178,14 @@ def test_a_silent_node_is_asked_last() -> None:
     assert sent(session)[-1][0] == THERE  # it answered last
 
 
-def test_elsewhere_means_another_node() -> None:
+@pytest.mark.parametrize(
+    "error", [NotLeader(), Starting(), *(Refused(c, "", "later", "") for c in OF_NODE)]
+)
+def test_elsewhere_means_another_node(error: MeterdError) -> None:
     session, job = session_of(HERE, THERE), job_of()
     session.start(0.0, job)
     [(_, frames, _)] = sent(session)
-    session.on_answer(0.1, HERE, answer_to(frames, NotLeader()))
+    session.on_answer(0.1, HERE, answer_to(frames, error))
     session.on_tick(session.next_wake())
     assert [address for address, _, _ in sent(session)] == [THERE]
 

@@ -18,8 +18,10 @@ from meterd.commands.tables import Column
 from meterd.exits import AdminExit, worst
 from meterd.protocol.errors import (
     CODES,
+    DeadlineExceeded,
     MetricConflict,
     Overloaded,
+    Refused,
     Unreachable,
 )
 
@@ -83,7 +85,10 @@ def test_a_configuration_is_checked_and_shown_without_a_node(tmp_path, monkeypat
     assert admin.run(args=["config", "show"]) == 0
     rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)["settings"]}
     assert rows["wal.retention_days"] == {
-        "key": "wal.retention_days", "value": "9", "default": "7", "reloads": True,
+        "key": "wal.retention_days",
+        "value": "9",
+        "default": "7",
+        "reloads": True,
     }
     path.write_text("[wal]\nretention_day = 9\n")
     assert admin.run(args=["config", "validate"]) == 78
@@ -94,6 +99,17 @@ def test_every_code_of_the_protocol_ends_with_a_known_exit_code():
     for code in CODES:
         error = type("Coded", (Overloaded,), {"code": code})("text")
         assert admin.admin_error_of(error).exit_code is not AdminExit.GOOD
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"), [("overloaded", 10), ("disk_stop", 11), ("not_leader", 10), (None, 3)]
+)
+def test_who_was_declined_until_time_was_over_ends_as_the_last_answer_says(
+    code: str | None, exit_code: int
+):
+    error = DeadlineExceeded("was not settled within 5 s")
+    error.__cause__ = None if code is None else Refused(code, "no", "later", "")
+    assert admin.admin_error_of(error).exit_code == exit_code
 
 
 @pytest.mark.parametrize(

@@ -171,5 +171,16 @@ def test_a_copy_must_hold_all_of_the_own_log(written: Path) -> None:
     # What the donor has applied is committed: an op of another history never was.
     end.logs.mark_index[group] = own.groups.index[group]
     assert lacks(own, end) is None
+    # So was what the own log contradicts, and then nothing behind that counts.
+    own, end = recover(written).logs, recover(written)
+    group = int(np.flatnonzero(own.groups.index >= 2)[0])
+    own.groups.digest[group, 0] ^= 1
+    end.logs.mark_index[group] = own.groups.index[group] - 1
+    mark = own._find(group, int(end.logs.mark_index[group]))
+    assert mark is not None
+    end.logs.mark_digest[group] = mark["digest"]
+    assert lacks(own, end) == group
+    end.logs.mark_digest[group, 0] ^= 1
+    assert lacks(own, end) is None
     nothing = GroupLogs(WHO.member, None, WHO.beginning.configurations)
     assert lacks(nothing, end) is None

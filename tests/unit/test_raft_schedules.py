@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from meterd.core.raft.events import Damaged, OpsGone, Tick
+from meterd.core.raft.events import Damaged, Forgotten, OpsGone, Tick
 from meterd.core.raft.log import Log
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.state import LEADER, Recovered
+from meterd.protocol.raft_messages import AppendReply
 from tests.support.raft_lab import Lab
 
 
@@ -98,3 +99,24 @@ def test_who_lacks_ops_that_are_gone_is_asked_again_where_its_log_ends() -> None
     assert progress.match == lab.groups[1].log.last
     lab.step(1, OpsGone(2, lab.groups[1].term, 2))  # late: it changes nothing
     assert progress.match == lab.groups[1].log.last == progress.next - 1
+
+
+def test_who_has_little_that_its_leader_has_not_is_asked_a_little_further_back() -> None:
+    """Files may reach back no further, and terms of what has left memory are not known."""
+    lab = led_by_1()
+    lab.propose(1, 40)
+    lab.flow()
+    group = lab.groups[1]
+    lab.step(1, Forgotten(group.commit))
+    progress = group.progress[2]
+    assert group.log.base.index > 30
+    progress.probe_from(31)
+    asked = []
+    for _ in range(4):
+        at = progress.next - 1
+        refused = AppendReply(group.group, group.term, at, 0, 0, at + 1, 1, 0, 0, True)
+        group.receive(2, refused)
+        asked.append(progress.next - 1)
+    assert asked == [29, 27, 23, 15]
+    lab.step(1, OpsGone(2, group.term, progress.next))
+    assert progress.back == 0
