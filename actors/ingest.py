@@ -64,8 +64,7 @@ class Ingest(Actor):
         self._stage = Stage(self.options.ingest.record_events_max, words, nodes)
         self._answers = Answers(self)
         self._requests: list[Request] = []
-        self._accepted: list[bytes] = []  # answers to `async` requests, as frames
-        self._async: list[int] = []  # which of the requests they belong to
+        self._accepted: list[bytes] = []  # answers to `async` requests, as frames; of a node alone
         self._patience = 0.0  # seconds that the most patient client of the requests waits
         self._leaders = LeaderMap(self.options)
         self._splitting = Splitting(self, self._leaders)
@@ -183,10 +182,10 @@ class Ingest(Actor):
             self._on_other_events(rid, header, body, certain)
             return
         count, durability = whole
-        if durability == "async":
-            self._accept(rid, _accepted(header, count, []))
+        if durability == "async" and self._leaders.alone:
+            self._accepted += [rid, *_accepted(header, count, [])]
             rid = b""
-        self._requests.append((rid, header.id, count, ()))
+        self._requests.append((rid, header.id, count, (), durability == "async"))
 
     def _on_other_events(
         self, rid: bytes, header: RequestHeader, body: Frame, certain: bool
@@ -212,17 +211,13 @@ class Ingest(Actor):
             self._count_rejected(columns.count, faults)
             answer = _accepted(header, columns.count, faults)
             self._answers.add([rid, *answer])
-        elif columns.durability == "async":
-            refused = faults + self._stage.refused_rows(len(self._requests))
-            self._accept(rid, _accepted(header, columns.count, refused))
-            self._requests.append((b"", header.id, columns.count, faults))
         else:
-            self._requests.append((rid, header.id, columns.count, faults))
-
-    def _accept(self, rid: bytes, answer: list[bytes]) -> None:
-        """Keep the answer to an `async` request, the next one, until its events are handed on."""
-        self._accepted += [rid, *answer]
-        self._async.append(len(self._requests))
+            accepts = columns.durability == "async"
+            if accepts and self._leaders.alone:
+                refused = faults + self._stage.refused_rows(len(self._requests))
+                self._accepted += [rid, *_accepted(header, columns.count, refused)]
+                rid = b""
+            self._requests.append((rid, header.id, columns.count, faults, accepts))
 
     def _count_rejected(self, count: int, faults: list[tuple[int, int]]) -> None:
         self.telemetry.add("events_received_total", count)
@@ -288,7 +283,7 @@ class Ingest(Actor):
             self._propose_whole(self._stage.pack())
         else:
             self._propose_by_leader(self._stage.pack_parts(self._leaders.nodes))
-        self._requests, self._accepted, self._async, self._patience = [], [], [], 0.0
+        self._requests, self._accepted, self._patience = [], [], 0.0
 
     def _propose_by_leader(self, parts: list[tuple[int, Packed]]) -> None:
         """Propose what this node leads, and hand on the rest."""
@@ -298,8 +293,6 @@ class Ingest(Actor):
             return
         meta = self._meta(packed)
         self._splitting.whole(self._began, self._requests, packed, meta, self._patience)
-        self._count_accepted()
-        self._answers.add(self._accepted)
 
     def _meta(self, packed: Packed) -> dict[str, Any]:
         return {
@@ -322,24 +315,9 @@ class Ingest(Actor):
             self.send("replication", [b"judge", origin])
 
     def _propose_parts(self, parts: list[tuple[int, Packed]]) -> None:
-        """Hand the parts on to their leaders.
-
-        `async` events of which nobody knows the leader are not accepted: their request is answered
-        like another, when it is known what became of the rest.
-        """
-        lost = {number for node, packed in parts if node == 0 for number in packed.requests()}
-        for place in reversed(range(len(self._async))):
-            number = self._async[place]
-            if number in lost:
-                _, request_id, count, faults = self._requests[number]
-                rid = self._accepted[3 * place]
-                self._requests[number] = rid, request_id, count, faults
-                del self._accepted[3 * place : 3 * place + 3]
-        self._splitting.events(
-            self._began, self._requests, parts, self._stage.registry_version, self._patience
-        )
-        self._count_accepted()
-        self._answers.add(self._accepted)
+        """Hand the parts on to their leaders."""
+        version = self._stage.registry_version
+        self._splitting.events(self._began, self._requests, parts, version, self._patience)
 
     def _count_accepted(self) -> None:
         if self._accepted:

@@ -48,7 +48,8 @@ class Origin(NamedTuple):
     """Where the rows of a proposal came from."""
 
     began: float  # monotonic seconds, when ingest took the first of them
-    requests: list[Any]  # (rid, request id, events, [(row, reason) without an identity])
+    # (rid, request id, events, [(row, reason) without an identity], is only `accepted` told?)
+    requests: list[Any]
     request_of_row: NDArray[np.uint16]
     row_of_row: NDArray[np.uint16]
     refusals: Refusals | None
@@ -140,8 +141,8 @@ def parse_command_origin(frame: Frame) -> tuple[Reply | None, list[Any]]:
 
 def results(
     origin: Origin, outcome: NDArray[np.uint8], judged: NDArray[np.uint8] | None
-) -> Iterator[tuple[bytes, int, IngestResult]]:
-    """Yield (rid, request id, result) of every request of a record."""
+) -> Iterator[tuple[bytes, int, bool, IngestResult]]:
+    """Yield (rid, request id, is only `accepted` told?, result) of every request of a record."""
     items: dict[int, list[Item]] = {}
     for i in outcome.nonzero()[0].tolist():
         number = int(origin.request_of_row[i])
@@ -150,11 +151,23 @@ def results(
         rows = origin.refusals.rows
         for i, (request, row) in enumerate(rows[:, [stage.REQUEST, stage.ROW]].tolist()):
             items.setdefault(request, []).append(_item(row, int(judged[i])))
-    for number, (rid, request_id, count, faults) in enumerate(origin.requests):
+    for number, (rid, request_id, count, faults, accepts) in enumerate(origin.requests):
         mine = items.get(number, [])
         if faults:
             mine += [(row, STATUSES[REJECTED], REASONS[reason]) for row, reason in faults]
-        yield rid, request_id, _result(count, mine)
+        yield rid, request_id, accepts, _result(count, mine)
+
+
+def as_accepted(result: IngestResult) -> IngestResult:
+    """Return what an `async` request is told: that events are taken, not what they are."""
+    items = [item for item in result.items if item[1] in ("rejected", "unknown")]
+    return IngestResult(
+        result.received,
+        rejected=result.rejected,
+        unknown=result.unknown,
+        accepted=result.stored + result.duplicate + result.conflict,
+        items=items,
+    )
 
 
 def _item(row: int, outcome: int) -> Item:

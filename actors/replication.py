@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgpack
@@ -21,6 +21,8 @@ import numpy as np
 
 from meterd.actors import boots, endings, identity, led_notes, peer_copy, peer_list, sockets
 from meterd.actors.actor import BEAT_SECONDS, Actor
+from meterd.actors.answering import error_frames
+from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.catching_up import CatchingUp
 from meterd.actors.cluster_requests import ClusterRequests
 from meterd.actors.durable_blocks import RECORD_FRAMES
@@ -43,7 +45,8 @@ from meterd.core.proposals import Proposal
 from meterd.core.raft.events import OVERLOADED, ReadOps, Refused
 from meterd.core.raft.node import GoneBack, Node, Room
 from meterd.core.replicas import Clock, Replicas, Step
-from meterd.protocol.errors import BootFailed, InvariantViolation
+from meterd.protocol.envelope import decode_answer_header
+from meterd.protocol.errors import BootFailed, InvariantViolation, Overloaded
 from meterd.protocol.log_format import GROUP_COUNT
 from meterd.protocol.raft_messages import Envelope, node_of
 
@@ -335,7 +338,8 @@ class Replication(Actor):
             refused = step.refused[0]
             self._refuse(proposal.kind, refused.reason, refused.leader, origin)
         if accepted:
-            self.send("router", [b"answers", *accepted])
+            answers = accepted if step.appends else bundle(list(_declined(accepted)))
+            self.send("router", [b"answers", *answers])
 
     def _refuse(self, kind: int, reason: str, leader: int, origin: bytes) -> None:
         """Have a proposal answered of which nothing was taken."""
@@ -539,6 +543,12 @@ class Replication(Actor):
 
     def drained(self) -> bool:
         return self._replicas is None or not (self._held or self._replicas.waiting)
+
+
+def _declined(accepted: Sequence[Frame]) -> Iterator[Frame]:
+    """Return what is said instead to `async` requests of which nothing was taken."""
+    for rid, header, _ in unbundle(accepted):
+        yield from (rid, *error_frames(decode_answer_header(header).id, "ingest", Overloaded()))
 
 
 def _clock() -> Clock:

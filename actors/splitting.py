@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 PART_SECONDS_MAX = 30.0
 
 # What a part needs to be sent: node, token, meta, payload, what belongs to refused rows.
-Request = tuple[bytes, int, int, Sequence[tuple[int, int]]]
+# `async` in a cluster: it is answered like others, and told how many events were accepted.
+Request = tuple[bytes, int, int, Sequence[tuple[int, int]], bool]
 
 
 class Splitting:

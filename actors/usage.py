@@ -38,6 +38,7 @@ from meterd.actors.leaders import Leaders
 from meterd.actors.outcomes import (
     NO_REQUESTS,
     Origin,
+    as_accepted,
     asked_of,
     in_order,
     parse_command_origin,
@@ -475,10 +476,11 @@ class Usage(Actor):
     def answer_requests(self, origin: Origin, outcome: Any, judged: Any) -> None:
         """Answer requests all of whose events are decided, and note what became of these."""
         counts = RequestCounts(origin.began)
-        for rid, request_id, result in results(origin, outcome, judged):
-            counts.add(result, synchronous=bool(rid))
+        for rid, request_id, accepts, result in results(origin, outcome, judged):
+            counts.add(result, synchronous=bool(rid) and not accepts)
             if rid:
-                self.answers.ingested(rid, request_id, encode_result(result))
+                told = as_accepted(result) if accepts else result
+                self.answers.ingested(rid, request_id, encode_result(told))
         self._answered.append(counts)
         self._decided.count += 1
 

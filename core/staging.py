@@ -53,13 +53,6 @@ class Packed(NamedTuple):
     row_of_row: NDArray[np.uint16]
     refusals: Refusals | None
 
-    def requests(self) -> set[int]:
-        """Return which requests have rows here, staged or refused."""
-        found = set(self.request_of_row.tolist())
-        if self.refusals is not None:
-            found.update(self.refusals.rows[:, kernels.REQUEST].tolist())
-        return found
-
 
 class Stage:
     """Rows of requests on their way into one record.  Changed only through its methods."""

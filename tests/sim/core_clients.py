@@ -252,7 +252,7 @@ class CoreClients(Clients):
             self._note_index(record)
             self._done(client, client.kind)
             return
-        ((_, _, result),) = results(ready.asked.origin, outcome, judged)
+        ((*_, result),) = results(ready.asked.origin, outcome, judged)
         require(result.received == sum(result[1:7]), "I17 counts of an answer", result)
         statuses = ["stored"] * result.received
         for row, status, reason in result.items:

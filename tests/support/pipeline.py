@@ -86,7 +86,7 @@ class Pipeline:
         if packed.row_count:
             outcome = self.state.apply_events(self._record(proposal_of(packed, self.stage), now))
         judged = None if origin.refusals is None else self.state.judge(origin.refusals)
-        found = {rid: result for rid, _, result in results(origin, outcome, judged)}
+        found = {rid: result for rid, *_, result in results(origin, outcome, judged)}
         return [found[b"%d" % number] for number in range(len(bodies))]
 
     def events(self, now: int, *requests: Sequence[dict[str, Any]]) -> list[IngestResult]:
@@ -132,5 +132,8 @@ def proposal_of(packed: Packed, stage: Stage) -> Proposal:
 
 
 def origin_of(packed: Packed, requests: list[Any]) -> Origin:
-    """Return the origin as usage reads it from the frame that ingest sends."""
-    return parse_origin(encode_origin(0.0, requests, packed))
+    """Return the origin as usage reads it from the frame that ingest sends.
+
+    requests: (rid, request id, events, faults), all `sync`.
+    """
+    return parse_origin(encode_origin(0.0, [(*one, False) for one in requests], packed))
