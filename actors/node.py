@@ -12,6 +12,7 @@ import gc
 import hashlib
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -73,6 +74,7 @@ logger = logging.getLogger(__name__)
 def run(options: Options, load: Callable[[], Options]) -> int:
     """Run a node to its end; return its exit code.  `load` reads the configuration again."""
     journal.open_journal("supervisor", options.log)
+    _listen_early()
     notifier = Notifier(dict(os.environ))
     try:
         run_dir = _prepare(options, notifier)
@@ -92,6 +94,17 @@ def run(options: Options, load: Callable[[], Options]) -> int:
         # The actors end with this process (PDEATHSIG); whoever started it sees that it was a bug.
         logger.exception("the supervisor ended by a bug")
         return endings.INTERNAL
+
+
+def _listen_early() -> None:
+    """Until the supervisor listens: a stop ends the start, and there is nothing to reload yet."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise founding.Stopped
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    signal.signal(signal.SIGHUP, lambda _number, _frame: None)
 
 
 def _prepare(options: Options, notifier: Notifier) -> str:

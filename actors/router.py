@@ -33,6 +33,7 @@ from meterd.protocol import body as bodies
 from meterd.protocol import checkpoint_format
 from meterd.protocol.envelope import RequestHeader, decode_request, with_map_version
 from meterd.protocol.errors import (
+    DeadlineExceeded,
     DiskFull,
     MeterdError,
     Overloaded,
@@ -48,8 +49,8 @@ from meterd.protocol.messages import kind_of
 # How long a client should wait before it sends again what was refused for want of room.
 OVERLOADED_RETRY_MS = 50
 RESTARTING_RETRY_MS = 100
-# A request whose client has stopped waiting is forgotten after this much more.
-EXPIRY_MARGIN = 5.0
+# Who answers for a request says what is undecided at its deadline; the router does, so much later.
+EXPIRY_MARGIN = 1.0
 EXPIRY_SECONDS = 1.0
 HALT_MESSAGE = "the node takes no events for the time being; questions are answered"
 # Requests passed on at once: few enough that the stages of the way overlap, and enough that the
@@ -307,7 +308,7 @@ class Router(Actor):
         self.tick_by(time.monotonic() + LOOK_QUIET_SECONDS)
 
     def tick(self, now: float) -> float:
-        """Forget requests whose clients have stopped waiting; look after the listener's memory."""
+        """Answer what is undecided at its deadline; look after the listener's memory."""
         if now >= self._expiry_due:
             self._expiry_due = now + EXPIRY_SECONDS
             if self._map_unsaved:
@@ -317,6 +318,8 @@ class Router(Actor):
                     del self._waiting[ticket]
                     self._waiting_bytes -= waiting[3]
                     self.telemetry.add("requests_forgotten_total")
+                    error = DeadlineExceeded("it is not decided yet, and may still happen")
+                    self._reply([waiting[0], *error_frames(waiting[1], waiting[2], error)])
             self._passing_on.forget(self._waiting)
         self.telemetry.set("inflight_requests", len(self._waiting))
         self.telemetry.set("inflight_bytes", self._waiting_bytes)

@@ -28,6 +28,8 @@ AGGREGATIONS_KNOWN_ONLY = ("time_weighted", "percentile")
 PERIOD_KINDS = ("hour", "day", "week", "month", "quarter", "year", "fixed")
 # Values come in millionths unless told otherwise.
 DECIMALS_DEFAULT = 6
+# There are no parts of one, and many of them.
+BYTES = "bytes"
 
 PERIOD_KEYS = ("kind", "anchor_day", "duration", "epoch", "timezone")
 # What the sender chooses, and what the node adds.
@@ -125,16 +127,17 @@ class MetricDefinition:
         unique_on = fields.get("unique_on")
         if unique_on is not None and aggregation != "unique":
             raise BadRequest("unique_on: only the aggregation unique has one")
+        unit = text(default(fields.get("unit"), ""), limits.UNIT_SIZE_MAX, "unit")
         return cls(
             metric_code(fields.get("code"), "code"),
             aggregation,
             integer(
-                default(fields.get("decimals"), DECIMALS_DEFAULT),
+                default(fields.get("decimals"), 0 if unit == BYTES else DECIMALS_DEFAULT),
                 0,
                 limits.DECIMALS_MAX,
                 "decimals",
             ),
-            text(default(fields.get("unit"), ""), limits.UNIT_SIZE_MAX, "unit"),
+            unit,
             text(
                 default(fields.get("description"), ""),
                 limits.DESCRIPTION_SIZE_MAX,

@@ -58,7 +58,7 @@ def _threshold(text: str) -> dict[str, str]:
 @click.option("--aggregation", required=True, metavar="NAME",
               help=f"How events become an answer: {', '.join(AGGREGATIONS)}.")
 @click.option("--decimals", type=click.IntRange(0, 9),
-              help="Digits after the point of values [default: 6].")
+              help="Digits after the point of values [default: 6; 0 for the unit bytes].")
 @click.option("--unit", default="", help="What is counted, as text: bytes, calls, seats.")
 @click.option("--description", default="", help="For people.")
 @click.option("--dimension", "dimensions", multiple=True, metavar="KEY",

@@ -114,3 +114,10 @@ def test_a_wrong_field_is_named(changed, named):
 def test_a_definition_is_a_map():
     with pytest.raises(BadRequest, match="map"):
         MetricDefinition.from_map([])
+
+
+@pytest.mark.parametrize(("unit", "decimals"), [("bytes", 0), ("calls", 6), ("", 6)])
+def test_bytes_have_no_parts(unit: str, decimals: int):
+    fields = {"code": "out", "aggregation": "sum", "unit": unit}
+    assert MetricDefinition.from_map(fields).decimals == decimals
+    assert MetricDefinition.from_map(fields | {"decimals": 3}).decimals == 3

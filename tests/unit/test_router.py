@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from meterd.actors.router import Router
@@ -60,3 +62,17 @@ def test_questions_are_asked_again_when_the_query_actor_starts(router):
         wait(router, number, kind)
     router.handle([b"hello", b"query"])
     assert restarting(router) == [1]
+
+
+def test_what_is_undecided_at_its_deadline_is_answered(router):
+    """Else who has no timeout of his own would wait for ever."""
+    router.handle([b"hello", b"ingest", b"100"])
+    now = time.monotonic()
+    router._waiting[b"0"] = (b"rid", 7, "ingest", 10, now - 0.1, 0)
+    wait(router, 1, "usage")
+    router.tick(now)
+    ((rid, *answer),) = router.replies
+    header, body = decode_answer(answer)
+    assert (rid, header.id) == (b"rid", 7)
+    assert exception_of(unpack_answer(body)).code == "deadline_exceeded"
+    assert list(router._waiting) == [b"1"]
