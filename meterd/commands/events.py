@@ -2,15 +2,21 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from meterd.commands.cluster import ask_members
 from meterd.commands.console import Listing, Row, to_json, to_row, warn
 from meterd.commands.moments import format_moment
-from meterd.commands.session import AdminGroup, Session, command
+from meterd.commands.nodes import ask_nodes
+from meterd.commands.session import AdminGroup, Session, command, exit_with
 from meterd.commands.tables import Column, group_thousands
 from meterd.commands.usage import consistency_option, fresh_as, parse_time
+from meterd.exits import AdminExit
 
 if TYPE_CHECKING:
     from meterd.client import Client
@@ -100,9 +106,20 @@ def list_events(session: Session, account: str, start: str | None, end: str | No
 @command("rejected", short_help="List refused events, with the reason.")
 @_limit_option
 def rejected(session: Session, limit: int) -> None:
-    """List the events that were refused, the newest first, each with its reason."""
-    with session.connect() as client:
-        session.console.show_listing(REFUSED, map(to_row, client.rejected(limit=limit)))
+    """List the events that were refused, the newest first, each with its reason.
+
+    Each node keeps those that it has judged: all nodes of a cluster are asked, and exit code 7
+    says that some did not answer.
+    """
+    _, found = ask_members(session)
+    reached = [one["address"] for one in found.values() if "answer" in one]
+    answers = ask_nodes(
+        replace(session, nodes=tuple(reached)), lambda client: list(client.rejected(limit=limit))
+    )
+    told = [one["answer"] for one in answers if "answer" in one]
+    rows = sorted(chain.from_iterable(told), key=attrgetter("time"), reverse=True)
+    session.console.show_listing(REFUSED, map(to_row, rows[:limit]))
+    exit_with([AdminExit.PARTLY] * (len(told) < len(found)))
 
 
 @command("tail", short_help="Show new events as they are stored.")
