@@ -10,12 +10,13 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from meterd.actors.mapped import map_descriptor
 from meterd.actors.opened_log import open_log
+from meterd.actors.sockets import Frame
 from meterd.core.commit_queue import Location, Words, everything, find_cuts
 from meterd.core.log_scan import FileScan, Place
 from meterd.protocol import log_format
@@ -60,6 +61,10 @@ class LoggedBlock(NamedTuple):
 
     records: Sequence[tuple[Location, Record]]
     end: Position
+
+
+# No index of any group is known to be committed.
+NOTHING: Final = bytes(8 * GROUP_COUNT)
 
 
 class LogReader:
@@ -143,8 +148,12 @@ class LogReader:
 class Replay:
     """A replay that is under way; call `turn` whenever more may be applied."""
 
-    def __init__(self, usage: Usage, last_sequence: int) -> None:
-        """Replay up to `last_sequence`, which must not be before the position.  Raises Corrupt."""
+    def __init__(self, usage: Usage, last_sequence: int, committed: Frame) -> None:
+        """Replay up to `last_sequence`, which must not be before the position.
+
+        committed: u64[257], what is known to be, of each group: what a checkpoint has applied.
+        Raises Corrupt.
+        """
         self._usage = usage
         self.events = 0
         self._blocks: Iterator[LoggedBlock] = iter(())
@@ -157,6 +166,7 @@ class Replay:
             self.last_index, self.cuts = reader.survey()
             self._blocks = reader.blocks()
         usage.queue.replay(last_sequence, self.last_index, self.cuts)
+        usage.queue.add_committed(*everything(np.frombuffer(committed, np.uint64)))
 
     def turn(self, heard: bool) -> bool:
         """Go on; return whether the log has been read to its end.
@@ -191,7 +201,7 @@ def replay(usage: Usage, last_sequence: int, committed: Words | None = None) -> 
 
     committed: u64[257], up to where each group is; None: all of it is.  Raises Corrupt.
     """
-    work = Replay(usage, last_sequence)
+    work = Replay(usage, last_sequence, NOTHING)
     usage.queue.add_committed(*everything(work.last_index if committed is None else committed))
     work.turn(heard=True)
     return work.events

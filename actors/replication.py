@@ -279,7 +279,8 @@ class Replication(Actor):
     def _on_opened(self, frames: list[bytes]) -> None:
         """The log is open: continue every group where it ends, and have usage replay it."""
         end = msgpack.unpackb(frames[1], strict_map_key=False)
-        starts = unpack(msgpack.unpackb(frames[2], strict_map_key=False))
+        logs = msgpack.unpackb(frames[2], strict_map_key=False)
+        starts = unpack(logs)
         self._replicas = Replicas(
             starts,
             _clock(),
@@ -292,7 +293,8 @@ class Replication(Actor):
             random=random.Random(),
             heard=self._heard.heard if self._heard is not None else None,
         )
-        self.send("usage", [b"replay", frames[1]])
+        # Usage may have fallen back to an older checkpoint than the one that these marks are of.
+        self.send("usage", [b"replay", frames[1], logs["marks"][0]])
         if self._peers is not None:
             directory = self.options.node.data_dir
             self._catching_up = CatchingUp(directory, end["file_number"], end["offset"])

@@ -304,7 +304,7 @@ class Usage(Actor):
         self._replay_began = time.monotonic()
         self.lifeline.say("status replaying the log")
         last = msgpack.unpackb(frames[1], strict_map_key=False)["sequence"]
-        self._start_sequence, self._replay = last, Replay(self, last)
+        self._start_sequence, self._replay = last, Replay(self, last, frames[2])
         self._go_on()
 
     def _go_on(self) -> None:

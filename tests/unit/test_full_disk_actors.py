@@ -12,6 +12,7 @@ import pytest
 
 from meterd.actors.checkpoints import CURRENT
 from meterd.actors.registry_file import REGISTRY_FILE
+from meterd.actors.replay import NOTHING
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.actors.router import MAP_FILE, Router
 from meterd.actors.usage import Usage
@@ -70,7 +71,7 @@ def test_a_registry_that_found_no_room_before_the_end_is_written_after_the_start
     path = small.data_dir / REGISTRY_FILE
     path.write_bytes(b"of an earlier version")
     usage.serving = False
-    usage.handle([b"replay", msgpack.packb({"sequence": 0})])
+    usage.handle([b"replay", msgpack.packb({"sequence": 0}), NOTHING])
     usage.handle([b"leaders", bytes(8), b"\1" * GROUP_COUNT])
     state = checkpoint_format.read_state(path.read_bytes())
     assert state["registry"] == usage.state.registry.to_bytes()
@@ -139,7 +140,7 @@ def test_the_log_is_replayed_on_a_full_disk(small, usage):
     small.fill()
     usage.state.registry.version = 1
     usage.serving = False
-    usage.handle([b"replay", msgpack.packb({"sequence": 1})])
+    usage.handle([b"replay", msgpack.packb({"sequence": 1}), NOTHING])
     usage.handle([b"leaders", bytes(8), b"\1" * GROUP_COUNT])
     every, index = np.arange(GROUP_COUNT, dtype=np.uint16), np.ones(GROUP_COUNT, np.uint64)
     usage.handle([b"committed", every.tobytes(), index.tobytes()])

@@ -11,7 +11,7 @@ import pytest
 from meterd.actors import identity, opened_log
 from meterd.actors.actor import Lifeline
 from meterd.actors.options import Options
-from meterd.actors.replay import replay
+from meterd.actors.replay import NOTHING, LogReader, Position, Replay, replay
 from meterd.actors.usage import Usage
 from tests.support.log_builder import LoggedEvent
 from tests.support.log_directory import LogDirectory, SealsMeanwhile
@@ -71,3 +71,18 @@ def test_a_file_that_becomes_full_while_it_is_looked_for_is_found(
     monkeypatch.setattr(opened_log, "os", SealsMeanwhile(log))
     assert replay(usage, last) == 1
     assert log.builder.file_number == 2
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_the_newest_checkpoint_has_applied_is_committed_for_an_older_one_too(
+    usage: Recorded, tmp_path: Path, told: bool
+) -> None:
+    """The engine begins at the newest one, and says nothing of what lies before: a usage actor that
+    had to take the older one waited for ever."""
+    log = LogDirectory(tmp_path)
+    log.write([LoggedEvent("acme", "a", 0, 1, 1)])
+    last = log.builder.sequence - 1
+    marks, _ = LogReader(str(tmp_path), Position(*usage.position), last).survey()
+    assert marks.any()
+    assert Replay(usage, last, marks.tobytes() if told else NOTHING).turn(heard=True)
+    assert usage.groups.index.tolist() == (marks if told else marks * 0).tolist()

@@ -17,6 +17,7 @@ import pytest
 
 from meterd.actors.bundle import bundle
 from meterd.actors.ingest import Ingest
+from meterd.actors.replay import NOTHING
 from meterd.actors.usage import Usage
 from meterd.actors.wal_writer import WalWriter
 from meterd.core.log_scan import Groups
@@ -46,7 +47,9 @@ class Member:
         self.replica = Replica(Groups.unpacked(self.end))
         self.heads: list[log_format.Record] = []
         self.held: list[Any] | None = None  # records that go with what makes them committed
-        self.usage.handle([b"replay", opened[1]])
+        self.usage.handle(
+            [b"replay", opened[1], msgpack.unpackb(opened[2], strict_map_key=False)["marks"][0]]
+        )
 
     def say_leaders(self, leaders: bytes = bytes([ME]) * GROUP_COUNT) -> None:
         self.usage.handle([b"leaders", bytes(8), leaders])
@@ -293,7 +296,7 @@ def test_a_start_goes_on_with_what_waited(tmp_path, saved):
         assert member.usage.position != member.usage.read_end
     shutil.copytree(tmp_path / "one", tmp_path / "two")  # as a crash leaves it
     again = recorded(Usage, tmp_path / "two", limits=LIMITS)
-    again.handle([b"replay", msgpack.packb({"sequence": member.heads[-1].sequence})])
+    again.handle([b"replay", msgpack.packb({"sequence": member.heads[-1].sequence}), NOTHING])
     assert not again.serving and again.state.stored == (stored if saved else 0)
     again.handle([b"leaders", bytes(8), bytes([ME]) * GROUP_COUNT])
     said = [dict.fromkeys(range(GROUP_COUNT), 1), groups, later, dict.fromkeys(range(256), 2)]
@@ -322,7 +325,7 @@ def test_a_node_of_a_cluster_serves_when_what_it_leads_is_applied(tmp_path):
     (mine, index), (theirs, _), *_ = slices_of(member).items()
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     again = recorded(Usage, tmp_path / "two", limits=LIMITS)
-    again.handle([b"replay", msgpack.packb({"sequence": member.heads[-1].sequence})])
+    again.handle([b"replay", msgpack.packb({"sequence": member.heads[-1].sequence}), NOTHING])
     leaders = np.full(GROUP_COUNT, OTHER, np.uint8)
     leaders[mine] = ME
     again.handle([b"leaders", bytes(8), leaders.tobytes()])
