@@ -9,6 +9,7 @@ import pytest
 from meterd.client import Event
 from meterd.exits import AdminExit
 from tests.support.cluster import Cluster
+from tests.support.failover import CALM_SECONDS, is_calm
 from tests.support.meterctl import good, run
 from tests.support.waiting import eventually
 
@@ -21,6 +22,7 @@ ACCOUNTS = 60  # so many that every node judges some
 def test_events_rejected_shows_what_all_nodes_have_refused() -> None:
     with Cluster(3) as cluster:
         first = cluster.nodes[0]
+        eventually(lambda: all(map(is_calm, cluster.nodes)), "every node leads", CALM_SECONDS)
         with cluster.client() as client:
             client.put_metric("calls", aggregation="count")
             events = [Event(f"account-{n}", "unknown") for n in range(ACCOUNTS)]
