@@ -30,6 +30,7 @@ from meterd.protocol.limits import REQUEST_ID_MAX
 
 # Nodes that are connected to at the same time: more than a cluster has.
 NODES_MAX = 256
+GONE = "node {} leads nothing any more"
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,10 @@ class PassingOn:
             return
         self._out[self._ids] = ticket, node, header
 
+    def leads_nothing(self, node: int, ticket: bytes, raw: Frame) -> None:
+        """Do not pass a question on that was meant for whoever led its account until now."""
+        self._refuse(ticket, decode_request_header(bytes(raw)), GONE.format(node))
+
     def _socket(self, node: int, address: str) -> zmq.Socket[bytes]:
         known = self._sockets.get(node)
         if known is not None and known[0] == address:
@@ -122,7 +127,7 @@ class PassingOn:
         for number, (ticket, node, header) in list(self._out.items()):
             if node not in nodes:
                 del self._out[number]
-                self._refuse(ticket, header, f"node {node} leads nothing any more")
+                self._refuse(ticket, header, GONE.format(node))
 
     def close(self) -> None:
         for node in list(self._sockets):

@@ -62,6 +62,8 @@ HALT_HINT = "meterctl health says what is short; what was sent is not stored and
 
 logger = logging.getLogger(__name__)
 
+# The next page is asked of whoever gave the one before, whatever that node leads.
+PAGED = ("accounts", "events", "feed")
 # What starts anew together with ingest.
 CHAIN = ("ingest", "replication")
 
@@ -261,7 +263,12 @@ class Router(Actor):
         _, nodes, *bundled = frames
         for node, (ticket, header, body) in zip(bytes(nodes), unbundle(bundled), strict=True):
             waiting = self._waiting.get(ticket)
-            if waiting is not None:
+            if waiting is None:
+                continue
+            if waiting[2] not in PAGED and not (self._leaders.nodes == node).any():
+                # Usage had not heard of it: nothing would end the wait for a node that is gone.
+                self._passing_on.leads_nothing(node, ticket, header)
+            else:
                 until = waiting[4] - EXPIRY_MARGIN
                 address = self._nodes().get(node)
                 self._passing_on.pass_on(node, address, ticket, until, (header, body))

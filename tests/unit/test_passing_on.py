@@ -133,3 +133,16 @@ def test_the_map_names_leaders_and_has_the_version_of_what_is_known(router: Any)
     version = router._map()["version"]
     assert version == 9 + router._members.version
     assert isinstance(router._members, Members)
+
+
+def test_a_question_for_who_has_just_lost_the_lead_is_not_passed_on(
+    router: Any, other: tuple[zmq.Socket[bytes], int]
+) -> None:
+    """Usage and router hear of it in any order; that node may be gone, and would never answer."""
+    router.handle([b"leaders", (10).to_bytes(8, "little"), bytes([3] * GROUP_COUNT)])
+    ask(router)
+    ((rid, *answer),) = router.replies
+    header, body = decode_answer(answer)
+    assert (rid, header.id) == (b"rid7", 7)
+    assert exception_of(unpack_answer(body)).code == "not_leader"
+    assert not other[0].poll(0)
