@@ -23,10 +23,10 @@ def test_a_leader_without_room_for_its_log_hands_over() -> None:
         first = cluster.nodes[0]
         with Client([first.address], timeout=TIMEOUT) as client:
             client.put_metric("calls", aggregation="count")
-            disk.fill(0)
             sent = 0
             while FULL in leaders_of(first).values():
                 assert sent < BATCH * BATCHES_MAX, "the full node leads on"
+                disk.fill(0)  # also what the node itself has just given back
                 batch = [Event(f"a{n % 997}", "calls", id=f"{sent + n}") for n in range(BATCH)]
                 result = client.ingest(batch)
                 sent += BATCH
