@@ -3,7 +3,8 @@
   * what the engine asks for (`ReadOps`) comes back as an event of it
   * an envelope with ops that the log held at the start (`OnDisk`) goes without those messages;
     each follows when its ops are read, as if the network had been slower
-  * ops that no file has any more are told once a while: only a snapshot helps there
+  * ops that no file has any more, or that cannot be read, are told once a while: only a copy of a
+    peer helps there
 
 Reading is done by a thread (`op_reader.py`), of what is durable.
 """
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Behind(NamedTuple):
-    """A node lacks ops of a group that no file has any more, from `first` on."""
+    """A node lacks ops of a group that cannot be read here any more, from `first` on."""
 
     node: int
     group: int
@@ -43,7 +44,7 @@ class Taken(NamedTuple):
 
     events: list[Request]
     envelopes: list[Envelope]
-    behind: list[Behind]  # who lacks ops that no file has any more; each now and then
+    behind: list[Behind]  # who lacks what cannot be read here; each now and then
 
 
 class CatchingUp:
@@ -104,22 +105,27 @@ class CatchingUp:
                 taken.events.append(Request(group, found))
                 if isinstance(found, Damaged):
                     logger.error("op %d of group %d has become unreadable", found.index, group)
-                    self._tell_gone(asked, taken)  # a copy of another node may have it
+                    self._tell_behind(asked, taken)  # a copy of another node may have it
         return taken
 
     def close(self) -> None:
         self._reader.close()
 
+    def _tell_behind(self, asked: Asked | Unfilled, taken: Taken) -> None:
+        """Say that a follower cannot have from here what it lacks."""
+        if isinstance(asked, Unfilled) or asked.wanted.term == FOR_REPAIR:
+            return
+        wanted = asked.wanted
+        taken.events.append(Request(wanted.group, OpsGone(wanted.to, wanted.term, wanted.first)))
+        node, now = node_of(wanted.to), time.monotonic()
+        if now - self._told.get(node, -NOTE_SECONDS) >= NOTE_SECONDS:
+            self._told[node] = now
+            taken.behind.append(Behind(node, wanted.group, wanted.first))
+
     def _tell_gone(self, asked: Asked | Unfilled, taken: Taken) -> None:
+        self._tell_behind(asked, taken)
         member = asked.wanted.to if isinstance(asked, Asked) else asked.envelope.target
         node, now = node_of(member), time.monotonic()
-        if isinstance(asked, Asked) and asked.wanted.term != FOR_REPAIR:
-            wanted = asked.wanted
-            gone = OpsGone(wanted.to, wanted.term, wanted.first)
-            taken.events.append(Request(wanted.group, gone))
-            if now - self._told.get(node, -NOTE_SECONDS) >= NOTE_SECONDS:
-                self._told[node] = now
-                taken.behind.append(Behind(node, wanted.group, wanted.first))
         if now - self._logged.get(node, -TELL_SECONDS) >= TELL_SECONDS:
             self._logged[node] = now
             logger.warning("node %d lacks ops that no log file has any more", node)

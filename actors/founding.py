@@ -168,36 +168,27 @@ def apart(options: Options, notifier: Notifier, name: str, work: Callable[[Say],
 
 
 class Stopped(Exception):
-    """The node was told to stop before it had an identity."""
+    """The node was told to stop while it was starting (`node.py` listens to the signals)."""
 
 
 def _follow(reading: int, notifier: Notifier) -> tuple[int, str]:
     """Pass on what the process says until it ends; return its exit code and reason."""
-
-    def stop(_number: int, _frame: object) -> None:
-        raise Stopped()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     rest, ending = b"", (endings.INTERNAL, "")
-    try:
-        while True:
-            notifier.beat(time.monotonic())
-            if not select.select([reading], [], [], 1.0)[0]:
-                continue
-            raw = os.read(reading, 65_536)
-            if not raw:
-                return ending
-            *lines, rest = (rest + raw).split(b"\n")
-            for line in lines:
-                word, _, text = line.decode("utf-8", "replace").partition(" ")
-                if word == "status":
-                    notifier.status(text, extend=True)
-                elif word == "ended":
-                    code, _, reason = text.partition(" ")
-                    ending = int(code), reason
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    while True:
+        notifier.beat(time.monotonic())
+        if not select.select([reading], [], [], 1.0)[0]:
+            continue
+        raw = os.read(reading, 65_536)
+        if not raw:
+            return ending
+        *lines, rest = (rest + raw).split(b"\n")
+        for line in lines:
+            word, _, text = line.decode("utf-8", "replace").partition(" ")
+            if word == "status":
+                notifier.status(text, extend=True)
+            elif word == "ended":
+                code, _, reason = text.partition(" ")
+                ending = int(code), reason
 
 
 def _live(

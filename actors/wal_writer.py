@@ -250,10 +250,10 @@ class WalWriter(Actor):
     def _admit(self, code: str | None) -> None:
         admission = {"source": self.name, "code": code, "retry_after_ms": RETRY_AFTER_MS}
         self.send("router", [b"admission", msgpack.packb(admission)])
-        waits = b"0" if code is None else b"1"
+        waits, room = (b"0", b"1") if code is None else (b"1", b"0")
         self.send("retention_sweeper", [b"no_room", self.name.encode(), waits])
         if not self._alone:
-            self.send("replication", [b"room", b"0" if waits == b"1" else b"1"])
+            self.send("replication", [b"room", room])
 
     def _measure(self) -> None:
         place, files = self._log.place, self._log.file_number - 1

@@ -23,8 +23,8 @@ from tests.support.attackers import KINDS
 CONNECTIONS = 1_000
 SECONDS_DEFAULT = 6.0
 CALM_SECONDS = 5.0
-# So much may all processes together grow.  Peers that begin as good
-# clients have earned as much again.
+# So much may all processes together grow.  Peers that begin as good clients have earned as much
+# again.
 GROWTH_MAX = 64 * 1024 * 1024
 TURNCOAT = "turncoat"
 ALONE = ("noise", "endless", "half_frame", "oversized_frame", "wrong_version")

@@ -357,13 +357,14 @@ class GroupLogs:
     def contradicts(self, group: int, index: int, digest: NDArray[np.uint64]) -> bool:
         """Whether the log holds another op than this one, at its mark or behind it."""
         if not self.mark_index[group] <= index <= self.groups.index[group]:
-            return False
-        if index == self.mark_index[group]:
-            return bool((self.mark_digest[group] != digest).any())
-        if index == self.groups.index[group]:
-            return bool((self.groups.digest[group] != digest).any())
+            return False  # what is kept behind the last was replaced
         op = self._find(group, index)
-        return op is not None and bool((op["digest"] != digest).any())
+        known = None if op is None else op["digest"]
+        if index == self.mark_index[group]:
+            known = self.mark_digest[group]
+        elif index == self.groups.index[group]:
+            known = self.groups.digest[group]
+        return known is not None and bool((known != digest).any())
 
     def _repair(self, record: Record, row: int, file_number: int) -> None:
         """The content of a damaged op lies here now, too."""

@@ -405,7 +405,8 @@ class Session:
         if call.resting or request_id != call.request_ids[-1]:
             return  # an older attempt's; the newer one decides
         call.last_error = error
-        of_node = error.code in OF_NODE and len(self.addresses) > 1
+        alone = len(self.addresses) == 1 or kind_of(call.kind).is_of_node
+        of_node = error.code in OF_NODE and not alone
         if error.retry == "later" and not of_node:
             rest = max(getattr(error, "retry_after_ms", 0) / 1000, REST_S)
         else:
