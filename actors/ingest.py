@@ -182,10 +182,7 @@ class Ingest(Actor):
             self._on_other_events(rid, header, body, certain)
             return
         count, durability = whole
-        if durability == "async" and self._leaders.alone:
-            self._accepted += [rid, *_accepted(header, count, [])]
-            rid = b""
-        self._requests.append((rid, header.id, count, (), durability == "async"))
+        self._add_request(rid, header, count, [], durability)
 
     def _on_other_events(
         self, rid: bytes, header: RequestHeader, body: Frame, certain: bool
@@ -212,12 +209,23 @@ class Ingest(Actor):
             answer = _accepted(header, columns.count, faults)
             self._answers.add([rid, *answer])
         else:
-            accepts = columns.durability == "async"
-            if accepts and self._leaders.alone:
-                refused = faults + self._stage.refused_rows(len(self._requests))
-                self._accepted += [rid, *_accepted(header, columns.count, refused)]
-                rid = b""
-            self._requests.append((rid, header.id, columns.count, faults, accepts))
+            self._add_request(rid, header, columns.count, faults, columns.durability)
+
+    def _add_request(
+        self,
+        rid: bytes,
+        header: RequestHeader,
+        count: int,
+        faults: list[tuple[int, int]],
+        durability: str,
+    ) -> None:
+        """Note whose rows have been staged; a node alone answers `async` before they are stored."""
+        accepts = durability == "async"
+        if accepts and self._leaders.alone:
+            refused = faults + self._stage.refused_rows(len(self._requests))
+            self._accepted += [rid, *_accepted(header, count, refused)]
+            rid = b""
+        self._requests.append((rid, header.id, count, faults, accepts))
 
     def _count_rejected(self, count: int, faults: list[tuple[int, int]]) -> None:
         self.telemetry.add("events_received_total", count)

@@ -477,7 +477,7 @@ class Usage(Actor):
         """Answer requests all of whose events are decided, and note what became of these."""
         counts = RequestCounts(origin.began)
         for rid, request_id, accepts, result in results(origin, outcome, judged):
-            counts.add(result, synchronous=bool(rid) and not accepts)
+            counts.add(result, "async" if accepts else "sync", waited_for=bool(rid))
             if rid:
                 told = as_accepted(result) if accepts else result
                 self.answers.ingested(rid, request_id, encode_result(told))
