@@ -39,7 +39,7 @@ def one_campaign(
     disks = {FULL_DISK_NODE: SmallDisk(FULL_DISK_SIZE)} if FULL_DISK in kinds else {}
     plan = [
         stroke._replace(node=FULL_DISK_NODE) if stroke.kind == FULL_DISK else stroke
-        for stroke in draw_plan(seed, dict.fromkeys(kinds, each), nodes)
+        for stroke in draw_plan(seed, {kind: each * kinds.count(kind) for kind in kinds}, nodes)
     ]
     data_dirs = {number: one.data_dir for number, one in disks.items()}
     try:
@@ -117,7 +117,7 @@ def document(progress: Progress) -> dict[str, Any]:
 @click.option("--each", default=2, show_default=True, help="strokes of each kind in a campaign")
 @click.option("--campaigns", default=1, show_default=True, help="so many more")
 @click.option("--minutes", default=float("inf"), help="begin no campaign after so long")
-@click.option("--kinds", default="", help="only these, with commas between")
+@click.option("--kinds", default="", help="only these, with commas between; one may be named again")
 @click.option("--checks", default=1, show_default=True, help="of everything, on the way")
 @click.option("--first", default=20_261_126, show_default=True, help="seed of the first campaign")
 @click.option("--progress", "path", type=click.Path(path_type=Path), help="note there; go on")
