@@ -34,6 +34,7 @@ UNITS: Mapping[str, Mapping[str, float]] = {
     "size": SIZE_UNITS,
     "duration": DURATION_UNITS,
 }
+SWITCHES = {"true": True, "false": False}
 # A command may have several lines.
 LINE_ENDS = str.maketrans("\n\t", "  ")
 
@@ -46,6 +47,10 @@ PORT_MAX = peer_list.PORT_MAX
 
 def _text(default: str, help: str, choices: tuple[str, ...] = (), **flags: bool) -> Any:
     return _key(default, "text", help, choices=choices, **flags)
+
+
+def _switch(default: bool, help: str, **flags: bool) -> Any:
+    return _key(default, "switch", help, **flags)
 
 
 def _count(default: int, help: str, low: int, high: int, **flags: bool) -> Any:
@@ -225,11 +230,8 @@ class Backup:
 class Compaction:
     """How small segments become large ones, in the background."""
 
-    enabled: str = _text(
-        "true",
-        "true: merge by itself; false: only when an operator asks",
-        choices=("true", "false"),
-        reloadable=True,
+    enabled: bool = _switch(
+        True, "true: merge by itself; false: only when an operator asks", reloadable=True
     )
     merge_interval: float = _duration(
         30.0, "look for segments to merge so often", 0.1, 86_400.0, reloadable=True
@@ -444,13 +446,9 @@ def parse_value(section: str, key: str, value: object) -> object:
     rules = field.metadata
     name = f"{section}.{key}"
     if rules["kind"] == "text":
-        if not isinstance(value, str):
-            raise _wrong(name, f"text was expected, not {value!r}")
-        if not value.translate(LINE_ENDS).isprintable():  # no path, host or command has others
-            raise _wrong(name, f"{value!r} has characters that nobody can see")
-        if rules["choices"] and value not in rules["choices"]:
-            raise _wrong(name, f"{value!r} is none of {', '.join(rules['choices'])}")
-        return value
+        return _printable(name, rules["choices"], value)
+    if rules["kind"] == "switch":
+        return _on_or_off(name, value)
     try:
         number = _number(name, rules["kind"], value)
     except (OverflowError, ValueError) as error:  # more digits than Python turns into a number
@@ -459,6 +457,24 @@ def parse_value(section: str, key: str, value: object) -> object:
         low, high = (format_value(rules["kind"], rules[end]) for end in ("low", "high"))
         raise _wrong(name, f"{value} is not between {low} and {high}")
     return number
+
+
+def _printable(name: str, choices: tuple[str, ...], value: object) -> str:
+    if not isinstance(value, str):
+        raise _wrong(name, f"text was expected, not {value!r}")
+    if not value.translate(LINE_ENDS).isprintable():  # no path, host or command has others
+        raise _wrong(name, f"{value!r} has characters that nobody can see")
+    if choices and value not in choices:
+        raise _wrong(name, f"{value!r} is none of {', '.join(choices)}")
+    return value
+
+
+def _on_or_off(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value in SWITCHES:
+        return SWITCHES[value]
+    raise _wrong(name, f"true or false was expected, not {value!r}")
 
 
 def _number(name: str, kind: str, value: Any) -> int | float:
@@ -490,6 +506,8 @@ def _examples(kind: str) -> str:
 
 def format_value(kind: str, value: float | str) -> str:
     """Write a value the way `parse_value` reads it, in the largest unit that is whole."""
+    if kind == "switch":
+        return "true" if value else "false"
     if kind in ("text", "count", "ratio") or isinstance(value, str):
         return str(value)
     units: Mapping[str, float] = SIZE_UNITS if kind == "size" else DURATION_UNITS

@@ -117,7 +117,7 @@ class Compaction(Service):
         if running is not None:
             return
         effort = Effort.ASKED if now >= self._thorough_due else Effort.USUAL
-        if options.enabled == "false" or self.sweeper.holds_still:
+        if not options.enabled or self.sweeper.holds_still:
             return
         erased = False
         if now >= self._thorough_due:
@@ -280,7 +280,7 @@ class Compaction(Service):
         running = self.sweeper.jobs.active(KIND)
         old = [one for one in complete if one not in chosen]
         return {
-            "enabled": self.sweeper.options.compaction.enabled == "true",
+            "enabled": self.sweeper.options.compaction.enabled,
             "segments": len(chosen),
             "bytes": sum(one.size for one in chosen),
             "events": sum(one.header.row_count for one in chosen),

@@ -55,7 +55,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "limits": dict.fromkeys(("accounts", "series", "cells"), 2_000),
     "storage": {"copy_grace": "0s", "checkpoint_events": 1_000_000, "checkpoint_interval": "1h"},
     "retention": {"days": 3_000, "totals_days": 3_650},
-    "compaction": {"enabled": "false", "io_limit": "64GiB"},
+    "compaction": {"enabled": False, "io_limit": "64GiB"},
     "backup": {"io_limit": "1TiB"},
     "disk": {"warn_free": 0, "warn_free_ratio": 0, "stop_free": 0, "hard_free": 0, "ballast": 0}
     | {"inode_warn": 0, "inode_warn_ratio": 0, "inode_stop": 0, "inode_resume": 0}

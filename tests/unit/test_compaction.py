@@ -90,7 +90,7 @@ class Sweeper:
     """A retention sweeper, and what can be seen of it."""
 
     def __init__(self, log: LogDirectory, **options: Any) -> None:
-        sections = {"compaction": {"enabled": "false"} | options}
+        sections = {"compaction": {"enabled": False} | options}
         sections["disk"] = {"warn_free": 0, "warn_free_ratio": 0.0, "stop_free": 0, "hard_free": 0}
         self.actor = recorded(RetentionSweeper, log.path, **sections)
 
@@ -183,7 +183,7 @@ def test_all_telemetry_is_known(log, start):
 
 
 def test_it_merges_by_itself_when_enough_wait(log, start):
-    sweeper = start(enabled="true", merge_interval="100ms")
+    sweeper = start(enabled=True, merge_interval="100ms")
 
     def merged() -> bool:
         sweeper.actor.tick(time.monotonic())
@@ -193,7 +193,7 @@ def test_it_merges_by_itself_when_enough_wait(log, start):
 
 
 def test_fewer_are_merged_once_a_day(log, start):
-    sweeper = start(enabled="true", merge_interval="100ms", min_files=5)
+    sweeper = start(enabled=True, merge_interval="100ms", min_files=5)
     (service,) = [one for one in sweeper.actor._services if isinstance(one, compaction.Compaction)]
     now = time.monotonic()
     service.turn(now)
@@ -207,7 +207,7 @@ def test_fewer_are_merged_once_a_day(log, start):
 
 
 def test_a_full_disk_holds_it_still(log, start, monkeypatch):
-    sweeper = start(enabled="true", merge_interval="100ms")
+    sweeper = start(enabled=True, merge_interval="100ms")
     (service,) = [one for one in sweeper.actor._services if isinstance(one, compaction.Compaction)]
     monkeypatch.setattr(RetentionSweeper, "holds_still", True)
     service.turn(time.monotonic())
@@ -460,7 +460,7 @@ def test_a_run_that_is_asked_for_leaves_no_row_of_an_erased_account(log, start):
 
 
 def test_a_usual_merge_leaves_them_out_too_and_the_daily_run_looks_for_more(log, start):
-    sweeper = start(enabled="true", merge_interval="1h", min_files=2)
+    sweeper = start(enabled=True, merge_interval="1h", min_files=2)
     (service,) = [one for one in sweeper.actor._services if isinstance(one, compaction.Compaction)]
     log.erase("a/3")
     sweeper.tell(NOW - 90 * DAY, erasures=log.erasures.to_lists())

@@ -98,6 +98,8 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
         ('[archive]\ntarget = "/a"\ncommand = "cp {path} /a"\n', {}, ["archive.command"]),
         ('[archive]\ncommand = "cp x /a"\n', {}, ["archive.command", "{path}"]),
         ('[archive]\nverify_command = "cat x"\n', {}, ["archive.verify_command", "{name}"]),
+        ("[compaction]\nenabled = 1\n", {}, ["compaction.enabled", "true or false"]),
+        ("", {"METERD__COMPACTION__ENABLED": "on"}, ["compaction.enabled", "'on'"]),
         ('[log]\nlevel = "loud"\n', {}, ["log.level", "debug"]),
         (f"[retention]\ndays = 1{400 * '0'}\n", {}, ["retention.days", "too large"]),
         (f"[retention]\nsweep_interval = 1{400 * '0'}\n", {}, ["sweep_interval", "too large"]),
@@ -118,6 +120,16 @@ def test_a_complaint_names_key_origin_and_a_way_out(
         load(tmp_path, toml, environment)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["true", '"true"', "false", '"false"'])
+def test_a_switch_is_written_as_toml_has_it_or_as_text(tmp_path: Path, written: str) -> None:
+    wanted = "true" in written
+    options = load(tmp_path, f"[compaction]\nenabled = {written}\n")
+    assert options.compaction.enabled is wanted
+    assert Options.from_json(options.to_json()) == options
+    variable = {"METERD__COMPACTION__ENABLED": written.strip('"')}
+    assert load(tmp_path, environment=variable).compaction.enabled is wanted
 
 
 def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
