@@ -84,15 +84,19 @@ class ClusterRequests:
         links: Mapping[int, Link],
         now: int,
         step: Step,
+        declining: Collection[int],
     ) -> None:
-        """Answer a message of requests; `node` is None until the log is open."""
+        """Answer a message of requests; `node` is None until the log is open.
+
+        `declining`: members that nothing is to be handed over to.
+        """
         for rid, raw_header, body in unbundle(frames[1:]):
-            self._on_request(rid, raw_header, body, (node, links, now, step))
+            self._on_request(rid, raw_header, body, (node, links, now, step, declining))
         self._answers.send()
 
     def _on_request(self, rid: bytes, raw_header: bytes, body: Frame, given: Any) -> None:
         header = decode_request_header(raw_header)  # the router has checked it
-        node, links, now, step = given
+        node, links, now, step, declining = given
         try:
             fields = check_request(header.kind, body, header.lz4_size)
             if node is None:
@@ -108,12 +112,14 @@ class ClusterRequests:
                     now,
                 )
             else:
-                result = self._transfer(node, fields, step)
+                result = self._transfer(node, fields, step, declining)
             self._answers.result(rid, header.id, header.kind, result)
         except MeterdError as error:
             self._answers.error(rid, header.id, header.kind, error)
 
-    def _transfer(self, node: Node, fields: Mapping[str, Any], step: Step) -> dict[str, Any]:
+    def _transfer(
+        self, node: Node, fields: Mapping[str, Any], step: Step, declining: Collection[int]
+    ) -> dict[str, Any]:
         """Begin to hand groups over."""
         wanted = self.members.nodes.get(fields["node"])
         target = wanted.member if wanted is not None else NOBODY
@@ -121,7 +127,8 @@ class ClusterRequests:
         begun = []
         for group in fields["groups"]:
             view = node.view(group)
-            if fields["node"] and (wanted is None or target == node.member):
+            unfit = wanted is None or target == node.member or target in declining
+            if fields["node"] and unfit:
                 refused[str(group)] = "unfit"
                 continue
             said = step(Request(group, TransferLeadership(target)))
@@ -137,7 +144,7 @@ class ClusterRequests:
     def turn(self, node: Node, now: int, step: Step, leaving: Collection[int]) -> None:
         """Carry the plan out, and tell telemetry how things are, when that is due.
 
-        `leaving`: members whose nodes are about to stop.
+        `leaving`: members whose nodes are about to stop, or late.
         """
         if now < self._plan_due:
             return

@@ -31,6 +31,7 @@ from meterd.actors.forwarding import KINDS, Forwarding
 from meterd.actors.handing_over import LEAVING, TURN_SECONDS, HandingOver
 from meterd.actors.heard_file import HeardFile
 from meterd.actors.held_proposals import HeldProposals
+from meterd.actors.lateness import Lateness
 from meterd.actors.link_faults import LinkFaults
 from meterd.actors.offspring import step_forward
 from meterd.actors.peers import Own, Peers
@@ -84,6 +85,7 @@ class Replication(Actor):
     _replicas: Replicas | None = None  # until the log is open
     _catching_up: CatchingUp | None = None  # of a node alone
     _heard: HeardFile | None = None  # the same
+    _lateness: Lateness | None = None  # the same
 
     def open(self) -> None:
         node = self.options.node
@@ -228,7 +230,9 @@ class Replication(Actor):
             self._on_opened(frames)
         elif kind == b"requests":
             node = self._node
-            self._requests.take(frames, node, self._links(), _clock().now, self.request)
+            declining = self._handing_over.leaving(time.monotonic())
+            links, now = self._links(), _clock().now
+            self._requests.take(frames, node, links, now, self.request, declining)
         elif kind == b"members":
             self._requests.take_members(frames[1])
             if self._peers is not None:
@@ -298,6 +302,7 @@ class Replication(Actor):
         if self._peers is not None:
             directory = self.options.node.data_dir
             self._catching_up = CatchingUp(directory, end["file_number"], end["offset"])
+            self._lateness = Lateness(time.monotonic())
             self.watch(self._catching_up.descriptor, self._on_read)
             self._needs = FollowerNeeds(self, self._replicas.node, end["file_number"])
         self._carry_out(self._replicas.tick(_clock()))
@@ -432,6 +437,8 @@ class Replication(Actor):
             index = self._committed[groups].astype(np.uint64)
             self._committed[groups] = 0
             self._commits = False
+            if self._lateness is not None:
+                self._lateness.commit(groups, index)
             said = [groups.astype(np.uint16), index, *self._blocks]
             records, self._records, self._blocks = self._records, [], []
             if records:
@@ -506,6 +513,8 @@ class Replication(Actor):
         if clock.now >= self._replicas.deadline:
             self._carry_out(self._replicas.tick(clock))
         self._take_held()  # what was under way may have been given up, without a message
+        if self._lateness is not None and self._lateness.look(self._requests.applied, now):
+            self._handing_over.decline(self._requests.members, now)
         leaving = self._handing_over.leaving(now)
         self._requests.turn(self._replicas.node, clock.now, self.request, leaving)
         if self.leaving:

@@ -71,6 +71,7 @@ class SplitAnswers:
         self._usage = usage
         self._table: SplitTable[Events | Commands] = SplitTable(SPLITS_MAX)
         self._promised: list[Promised] = []
+        self._leaders: Sequence[int] = ()  # by group, as they were said last
 
     def __len__(self) -> int:
         return len(self._table) + len(self._promised)
@@ -88,7 +89,7 @@ class SplitAnswers:
             asked = Events(parse_origin(frame), sizes)
         else:
             asked = Commands(*msgpack.unpackb(frame))
-        self._end(self._table.add(asked, parts, due))
+        self._wait(asked, parts, due)
         for part in parts:
             if part.node == 0:  # it was sent to nobody
                 self.settle(part.token, None)
@@ -100,7 +101,19 @@ class SplitAnswers:
         refused = 0 if asked.refusals is None else len(asked.refusals.rows)
         due, groups = asked.wait
         part = Part(asked.reply.token, self._usage.leader_map.own, groups)
-        self._end(self._table.add(Events(asked, [(rows, refused)]), [part], due))
+        self._wait(Events(asked, [(rows, refused)]), [part], due)
+
+    def _wait(self, asked: Events | Commands, parts: Sequence[Part], due: float) -> None:
+        """Wait for parts; not for long for those of who had lost the lead when they were split.
+
+        Ingest may hear of a new leader later than usage: nobody would end the wait then.
+        """
+        self._end(self._table.add(asked, parts, due))
+        stale = self._leaders and any(
+            self._leaders[group] != part.node for part in parts for group in part.groups
+        )
+        if stale:
+            self.led(self._leaders)
 
     def on_outcome(self, frames: Sequence[Frame]) -> None:
         """Take the outcome of a part that another node leads; without a body it was not sent."""
@@ -113,7 +126,8 @@ class SplitAnswers:
             self._end([ended])
 
     def led(self, leaders: Sequence[int]) -> None:
-        """Groups have other leaders now."""
+        """Groups have other leaders now: node numbers by group."""
+        self._leaders = leaders
         now = time.monotonic()
         self._table.led(leaders, now + GONE_SECONDS, now + HANDED_OVER_SECONDS)
 

@@ -99,8 +99,8 @@ class PlanKeeper:
         """Return what to ask the engine for at monotonic ms `now`.
 
         Call it once a second, and more often while something moves.  `leaving`: members whose
-        nodes are about to stop; they get nothing to lead.  `views`: the engine's, if they have
-        been asked for already.
+        nodes are about to stop, or late; they get nothing to lead.  `views`: the engine's, if
+        they have been asked for already.
         """
         led = {
             number: view
