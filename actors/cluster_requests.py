@@ -84,19 +84,19 @@ class ClusterRequests:
         links: Mapping[int, Link],
         now: int,
         step: Step,
-        declining: Collection[int],
+        leaving: Collection[int],
     ) -> None:
         """Answer a message of requests; `node` is None until the log is open.
 
-        `declining`: members that nothing is to be handed over to.
+        `leaving`: members whose nodes are about to stop, or late.
         """
         for rid, raw_header, body in unbundle(frames[1:]):
-            self._on_request(rid, raw_header, body, (node, links, now, step, declining))
+            self._on_request(rid, raw_header, body, (node, links, now, step, leaving))
         self._answers.send()
 
     def _on_request(self, rid: bytes, raw_header: bytes, body: Frame, given: Any) -> None:
         header = decode_request_header(raw_header)  # the router has checked it
-        node, links, now, step, declining = given
+        node, links, now, step, leaving = given
         try:
             fields = check_request(header.kind, body, header.lz4_size)
             if node is None:
@@ -112,13 +112,13 @@ class ClusterRequests:
                     now,
                 )
             else:
-                result = self._transfer(node, fields, step, declining)
+                result = self._transfer(node, fields, step, leaving)
             self._answers.result(rid, header.id, header.kind, result)
         except MeterdError as error:
             self._answers.error(rid, header.id, header.kind, error)
 
     def _transfer(
-        self, node: Node, fields: Mapping[str, Any], step: Step, declining: Collection[int]
+        self, node: Node, fields: Mapping[str, Any], step: Step, leaving: Collection[int]
     ) -> dict[str, Any]:
         """Begin to hand groups over."""
         wanted = self.members.nodes.get(fields["node"])
@@ -127,7 +127,7 @@ class ClusterRequests:
         begun = []
         for group in fields["groups"]:
             view = node.view(group)
-            unfit = wanted is None or target == node.member or target in declining
+            unfit = wanted is None or target == node.member or target in leaving
             if fields["node"] and unfit:
                 refused[str(group)] = "unfit"
                 continue

@@ -230,9 +230,9 @@ class Replication(Actor):
             self._on_opened(frames)
         elif kind == b"requests":
             node = self._node
-            declining = self._handing_over.leaving(time.monotonic())
+            leaving = self._handing_over.leaving(time.monotonic())
             links, now = self._links(), _clock().now
-            self._requests.take(frames, node, links, now, self.request, declining)
+            self._requests.take(frames, node, links, now, self.request, leaving)
         elif kind == b"members":
             self._requests.take_members(frames[1])
             if self._peers is not None:
