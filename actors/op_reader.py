@@ -28,7 +28,7 @@ from meterd.core.raft.events import Damaged, OpsRead, ReadOps
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import Record, full_name, number_of
-from meterd.protocol.raft_messages import Append, Envelope, Op, RepairReply
+from meterd.protocol.raft_messages import UNKNOWN, Append, Envelope, Op, RepairReply
 from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlice, engine_body
 
 # What one answer may hold; a single larger op is one, too.
@@ -49,11 +49,10 @@ logger = logging.getLogger(__name__)
 
 
 class Asked(NamedTuple):
-    """One request, and what the asker knows that the files may not."""
+    """One request, and how much of the files is to be read."""
 
     wanted: ReadOps
     end: Place  # where the durable part of the log ends
-    before: tuple[int, int] | None = None  # term and digest of the op before, if known
 
     @property
     def key(self) -> Key:
@@ -176,7 +175,7 @@ class OpReader:
             places = self._look_up(asked)
             if wanted.first not in places:
                 return None
-            before = asked.before or self._before(wanted, places)
+            before = self._before(wanted, places)
             return before if isinstance(before, Damaged) else self._ops(wanted, before, places)
         except Gone:
             return None
@@ -233,16 +232,16 @@ class OpReader:
         )
 
     def _before(self, wanted: ReadOps, places: dict[int, Place]) -> tuple[int, int] | Damaged:
-        """Return term and digest of the op before the first one.  Raises Gone."""
+        """Return term and digest of the op before the first one; none, or in no file: 0."""
         index = wanted.first - 1
-        if index == 0:
-            return 0, 0
         place = places.get(index)
         if place is None:
-            raise Gone
+            return UNKNOWN, 0
         try:
             record = self._files.record(place)
             row = record.slices[_slice_of(record, wanted.group, index)]
+        except Gone:
+            return UNKNOWN, 0
         except log_format.Damaged:
             return Damaged(index)
         return int(row["term"]), _digest_of(row)
@@ -253,7 +252,7 @@ class OpReader:
         Raises Gone.
         """
         wanted, end = asked.wanted, asked.end
-        first = wanted.first if asked.before or wanted.first == 1 else wanted.first - 1
+        first = max(1, wanted.first - 1)
         oldest = max(self._files.oldest(end.file_number), self._readable_from)
         self._places.gone(oldest)
         self._index(end.file_number, end.offset)

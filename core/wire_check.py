@@ -19,7 +19,7 @@ from meterd.core.log_scan import first_broken
 from meterd.protocol import log_format, raft_records
 from meterd.protocol.errors import RemoteProtocolError
 from meterd.protocol.log_format import EVENTS, SLICE, Record
-from meterd.protocol.raft_messages import Append, Envelope, Op, RepairReply
+from meterd.protocol.raft_messages import UNKNOWN, Append, Envelope, Op, RepairReply
 from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlices
 from meterd.protocol.raft_slices import AppendSlices, Digests, words
 
@@ -43,7 +43,7 @@ def check_envelope(envelope: Envelope, digest_at: DigestAt) -> Envelope:
         if isinstance(message, AppendSlices):
             check_record(_record_of(message), np.array(message.prev_digest))
         elif isinstance(message, Append):
-            _check_append(message)
+            message = _checked_append(message, digest_at)
         elif isinstance(message, RepairReply):
             message = _checkable(message, digest_at)
         messages.append(message)
@@ -56,11 +56,21 @@ def _record_of(message: AppendSlices) -> Record:
     return body.record
 
 
-def _check_append(message: Append) -> None:
-    before = message.prev_digest
-    for op in message.ops:
-        _check_op(message.group, op, before)
+def _checked_append(message: Append, digest_at: DigestAt) -> Append:
+    """Check the ops; fill in what its sender does not know, when they follow my own history.
+
+    A digest says everything before it, so the first op says what came before it, too.
+    """
+    group, before, ops = message.group, message.prev_digest, message.ops
+    if message.prev_term == UNKNOWN and message.prev_index and ops:
+        own = digest_at(group, message.prev_index)
+        if own is not None and _follows(group, ops[0], own):
+            message = message._replace(prev_digest=own)
+        before, ops = ops[0].digest, ops[1:]
+    for op in ops:
+        _check_op(group, op, before)
         before = op.digest
+    return message
 
 
 def _checkable(message: RepairReply, digest_at: DigestAt) -> RepairReply:
@@ -72,12 +82,16 @@ def _checkable(message: RepairReply, digest_at: DigestAt) -> RepairReply:
     ops = []
     for op in message.ops:
         before = digest_at(message.group, op.index - 1)
-        if before is not None:
-            record = _record_of_op(message.group, op)
-            _check_rest(record)
-            if _broken(record, np.array([words(before)], np.uint64)) < 0:
-                ops.append(op)
+        if before is not None and _follows(message.group, op, before):
+            ops.append(op)
     return message._replace(ops=tuple(ops))
+
+
+def _follows(group: int, op: Op, before: int) -> bool:
+    """Whether an op follows a digest of this replica's.  Raises RemoteProtocolError."""
+    record = _record_of_op(group, op)
+    _check_rest(record)
+    return _broken(record, np.array([words(before)], np.uint64)) < 0
 
 
 def _check_op(group: int, op: Op, before: int) -> None:

@@ -23,6 +23,8 @@ OPENS_TERM: Final = 1
 AFTER_TRANSFER: Final = 2
 TO_VOUCH: Final = 3  # for a follower that is uncertain
 
+UNKNOWN: Final = 0  # in place of the term of an op before, which the sender has no more; or none is
+
 NODE_BITS: Final = 8
 NOBODY: Final = 0  # no member has this id: nodes are numbered from 1
 # In a cluster nodes have numbers up to this; it stands for any other, of a node alone.
@@ -113,6 +115,12 @@ class VoteReply(NamedTuple):
 
 
 class Append(NamedTuple):
+    """Ops of a leader, and the one before them.
+
+    `prev_term` UNKNOWN: the leader's files begin with the first of these ops.  Then `prev_digest`
+    is 0, and becomes the receiver's own digest there if the first op follows from it.
+    """
+
     group: int
     term: int
     prev_index: int

@@ -106,7 +106,7 @@ class MetLeader(NamedTuple):
 
 
 class OpsRead(NamedTuple):
-    """The ops that ReadOps asked for, and what comes before them."""
+    """The ops that ReadOps asked for, and what comes before them (UNKNOWN and 0: not there)."""
 
     to: int
     term: int

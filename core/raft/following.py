@@ -15,7 +15,7 @@ from itertools import takewhile
 from meterd.core.raft import elections, leading, repair
 from meterd.core.raft.state import FOLLOWER, GroupState
 from meterd.protocol.errors import InvariantViolation
-from meterd.protocol.raft_messages import Append, AppendReply, Beat, BeatReply, Op
+from meterd.protocol.raft_messages import UNKNOWN, Append, AppendReply, Beat, BeatReply, Op
 
 
 def heed_leader(group: GroupState, term: int, leader: int) -> bool:
@@ -39,7 +39,7 @@ def on_append(group: GroupState, sender: int, message: Append) -> None:
         ops = ops[log.base.index - prev :]
         prev = log.base.index
     elif not _agrees(group, message):
-        at = log.last_of_term(message.prev_term, prev)
+        at = log.last_of_term(message.prev_term or log.last_term, prev)
         reply(group, sender, message.prev_index, at + 1, log.term_at(at))
         return
     new = bool(ops) and prev == log.last and group.moment.room and not log.holes
@@ -54,7 +54,11 @@ def on_append(group: GroupState, sender: int, message: Append) -> None:
 def _agrees(group: GroupState, message: Append) -> bool:
     """Whether my log holds the op before the first one sent.  Raises InvariantViolation."""
     log, prev = group.log, message.prev_index
-    if prev > log.last or log.term_at(prev) != message.prev_term:
+    if prev > log.last:
+        return False
+    if prev and message.prev_term == UNKNOWN:
+        return log.digest_at(prev) == message.prev_digest
+    if log.term_at(prev) != message.prev_term:
         return False
     if log.digest_at(prev) != message.prev_digest:
         raise InvariantViolation(

@@ -30,6 +30,7 @@ from meterd.protocol.raft_messages import (
     CONFIG,
     NOOP,
     OPENS_TERM,
+    UNKNOWN,
     Append,
     AppendReply,
     BeatReply,
@@ -185,7 +186,8 @@ def on_ops_read(group: GroupState, event: OpsRead) -> None:
         return
     ops = event.ops if progress.room else tuple(takewhile(fits_reserve, event.ops))
     before = (first - 1, event.prev_term, event.prev_digest)
-    group.send(event.to, Append(group.group, group.term, *before, ops, group.commit))
+    if ops or event.prev_term != UNKNOWN:  # else nothing says whether the logs agree there
+        group.send(event.to, Append(group.group, group.term, *before, ops, group.commit))
     progress.sent_at = group.moment.now
 
 
@@ -275,7 +277,12 @@ def _on_progress(group: GroupState, progress: Progress, message: AppendReply | B
     elif progress.state == REPLICATE and not message.room:
         progress.probe_from(max(message.accepted, progress.match) + 1)
         progress.sent_at = group.moment.now
-    elif progress.state == PROBE and isinstance(message, AppendReply) and message.accepted:
+    elif (
+        progress.state == PROBE
+        and isinstance(message, AppendReply)
+        # Less is the answer to something older: ops from there on may be in no file any more.
+        and message.accepted >= max(1, progress.next - 1)
+    ):
         if message.room:
             progress.replicate()
         else:

@@ -68,7 +68,7 @@ def _ask_until(session: Session, deadline: float) -> Row:
     """Ask until a node answers: one that starts, or has much to do, is worth another question."""
     while True:
         try:
-            return ask_cluster(session)
+            return ask_cluster(session.looking())
         except AdminError as error:
             if error.exit_code != AdminExit.UNREACHABLE or time.monotonic() >= deadline:
                 raise
@@ -141,7 +141,7 @@ def transfer(session: Session, partitions: tuple[str, ...], target: int) -> None
     node has no replica, 8 when it does not lead them all in time (--timeout).
     """
     groups = sorted({group_of(text) for text in partitions})
-    plan = ask_cluster(session)["plan"]
+    plan = ask_cluster(session.looking())["plan"]
     lacking = [group for group in groups if target not in plan[group][0]]
     if lacking:
         raise AdminError(
@@ -161,7 +161,7 @@ def balance(session: Session) -> None:
 
     Exit code 8 when that is not so in time (--timeout).
     """
-    document = ask_cluster(session)
+    document = ask_cluster(session.looking())
     members = members_of(document)
     moves = {group: [group, voters, to] for group, voters, to in balanced_leaders(members)}
     # Those that only have to come back to where the plan has them.

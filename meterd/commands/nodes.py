@@ -171,7 +171,8 @@ def await_healthy(session: Session, patience: float) -> dict[str, Any]:
                 f"the nodes were not all well within {patience:g} s",
                 "meterctl health shows which check fails",
             )
-        document = _health(replace(session, timeout=max(0.1, min(left, session.timeout))))
+        looking = session.looking()
+        document = _health(replace(looking, timeout=max(0.1, min(left, looking.timeout))))
         good_rounds = good_rounds + 1 if document["status"] != "fail" else 0
         if good_rounds >= GOOD_ROUNDS:
             return document

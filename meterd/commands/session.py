@@ -23,6 +23,7 @@ NODES_VARIABLE = "METERCTL_NODES"
 NODES_DEFAULT = "127.0.0.1:7001"
 TIMEOUT_DEFAULT = 5.0
 TIMEOUT_MAX = 3600.0
+LOOK_SECONDS = 2.0
 
 _EXIT_OF_CODE = {
     "unreachable": AdminExit.UNREACHABLE,
@@ -94,6 +95,10 @@ class Session:
     def patience(self, default: float) -> float:
         """The timeout of a command that waits longer than others unless told otherwise."""
         return self.timeout if self.timeout_given else default
+
+    def looking(self) -> "Session":
+        """The same for one look of a command that waits: who is dead must not take all its time."""
+        return replace(self, timeout=min(self.timeout, LOOK_SECONDS))
 
     def confirm(self, question: str) -> None:
         """Ask before something that cannot be undone, unless `--yes` was given."""

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from meterd.client import Client, Event, questions
+from meterd.client import Client, Event, partition_of, questions
 from meterd.client.results import Usage
 from tests.support.absence import COPIED, oldest_file
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_logs import disagreements, read_ops
+from tests.support.failover import leaders_of
 from tests.support.meterctl import good, topology
 from tests.support.waiting import eventually
 
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 SECONDS = 150.0
 ACCOUNTS, SIZE = 300, 6_000
-BEFORE, MISSED, AFTER = 2, 40, 2
+BEFORE, MISSED, AFTER, MOVED = 2, 40, 2, 5
 LITTLE_LOG = {
     "METERD__WAL__SEGMENT_SIZE": "4MiB",
     "METERD__WAL__RETENTION_DAYS": "0",
@@ -105,9 +106,16 @@ def test_who_is_behind_all_logs_takes_a_copy() -> None:
             ]
             assert sorted(local_ids(asked, "account-7")) == sorted(wanted)
         node.kill9()
+        # A new leader writes an op; the one before is in no file any more where nothing happened.
+        busy = {partition_of(f"account-{number}") for number in range(ACCOUNTS)}
+        led = {group for group, leader in leaders_of(others[0]).items() if leader == 1}
+        moved = [str(group) for group in sorted(led - busy)[:MOVED]]
+        good(others[0], "leader", "transfer", *moved, "--to", "2", timeout=SECONDS)
         node.start()
         with Client([node.address], timeout=SECONDS) as asked:
             eventually(lambda: local_total(asked) == total, "also after a start", SECONDS)
+        good(others[0], "wait", "--for", "caught-up", timeout=SECONDS)
+        assert node.log().count(COPIED) == 1
         for one in cluster.nodes:
             assert one.stop() == 0, one.log()
         logs = {one.number: read_ops(one.data_dir) for one in cluster.nodes}

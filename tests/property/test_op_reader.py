@@ -17,6 +17,7 @@ from meterd.core.op_places import OpPlaces, Place
 from meterd.core.raft.events import Damaged, OpsRead, ReadOps
 from meterd.core.record_cut import cut
 from meterd.protocol.log_format import ACTIVE_NAME, full_name
+from meterd.protocol.raft_messages import UNKNOWN
 from meterd.protocol.raft_records import head_of
 from tests.support.op_history import GROUPS, Known, OpHistory
 
@@ -117,12 +118,12 @@ def test_what_no_file_holds_any_more_is_said() -> None:
         os.unlink(f"{directory}/{full_name(1)}")
         gone = [n for n, op in enumerate(ops, 1) if op.file_number == 1]
         assert reader.read(asked(log, group, gone[-1], len(ops))) is None
-        assert reader.read(asked(log, group, gone[-1] + 1, len(ops))) is None
+        found = reader.read(asked(log, group, gone[-1] + 1, len(ops)))
+        assert isinstance(found, OpsRead)  # what came before is not known any more
+        assert (found.prev_term, found.prev_digest) == (UNKNOWN, 0)
         known = ops[gone[-1] - 1]
-        request = asked(log, group, gone[-1] + 1, len(ops))
-        found = reader.read(request._replace(before=(known.term, words(known.digest))))
-        assert isinstance(found, OpsRead)
-        check(found, ops, gone[-1] + 1)
+        before = {"prev_term": known.term, "prev_digest": words(known.digest)}
+        check(found._replace(**before), ops, gone[-1] + 1)
         assert isinstance(reader.read(asked(log, group, gone[-1] + 2, len(ops))), OpsRead)
 
 

@@ -25,6 +25,7 @@ from meterd.protocol.raft_frames import (
     parse_header,
 )
 from meterd.protocol.raft_messages import (
+    UNKNOWN,
     Append,
     AppendReply,
     Beat,
@@ -206,6 +207,23 @@ def test_ops_go_alone_where_the_engine_sends_them_alone(rows: dict[int, list[Log
         assert plain(message.ops[0][:5]) == plain(expanded[number].ops[0][:5])
         alone = cut(whole.ops.body[0].record, [number])
         assert bytes(message.ops[0].body.record.payload) == bytes(alone.payload)
+
+
+@given(contents)
+def test_ops_say_themselves_whether_they_follow(rows: dict[int, list[LoggedEvent]]) -> None:
+    """A leader whose files begin with an op does not know what came before it."""
+    sent = [
+        message._replace(prev_index=message.ops[0].index - 1, prev_term=UNKNOWN, prev_digest=0)
+        for message in Histories(4).slices(events_record(rows)).expanded()
+    ]
+    past = Histories(4)
+    (ready,) = ready_to_send(envelope(*sent))
+    arrived = decode(encode(ready.envelope))
+    same = check_envelope(arrived, lambda group, _: past.digest_at(group))
+    assert [m.prev_digest for m in same.messages] == [past.digest_at(m.group) for m in sent]
+    for other in (None, 1):
+        found = check_envelope(arrived, lambda *_: other)  # noqa: B023
+        assert [m.prev_digest for m in found.messages] == [0] * len(sent)
 
 
 def test_small_messages_go_by_themselves_and_large_ones_in_portions() -> None:

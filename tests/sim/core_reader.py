@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from meterd.actors.catching_up import CatchingUp
 from meterd.actors.op_reader import ANSWER_SIZE_MAX, Answer, Asked, OpReader, _Files
 from meterd.core.op_places import OpPlaces, Place
+from meterd.core.raft.events import Damaged, ReadOps
 from meterd.protocol import log_format
 from meterd.protocol.log_format import ACTIVE_NAME, full_name, number_of
+from meterd.protocol.raft_messages import UNKNOWN
 from tests.sim.core_usage import DIRECTORY
 from tests.support.crash_disk import CrashDisk
 
@@ -75,6 +77,14 @@ class SimulatedOps(OpReader):
             delay = machine.random.randint(*READ_US)
             machine.world.after(delay, machine, machine.ops_read, machine.boot, asked.key)
         self._waiting[asked.key] = asked
+
+    def _before(self, wanted: ReadOps, places: dict[int, Place]) -> tuple[int, int] | Damaged:
+        """Now and then what comes before is in a file that is gone."""
+        machine = self._machine
+        assert machine is not None
+        if machine.random.random() < 0.3:
+            return UNKNOWN, 0
+        return super()._before(wanted, places)
 
     def read_next(self, key: Any) -> None:
         """Read what was asked under a key."""

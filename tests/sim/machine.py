@@ -39,7 +39,14 @@ from meterd.core.raft.node import GoneBack, Node, NodeEvent, Output, Received, R
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.slices import AcceptedSlices, CommitSlices, WriteSlices
 from meterd.core.raft.state import LEADER
-from meterd.protocol.raft_messages import NOOP, OPENS_TERM, Op, member_id
+from meterd.protocol.raft_messages import (
+    NOOP,
+    OPENS_TERM,
+    UNKNOWN,
+    Append,
+    Op,
+    member_id,
+)
 from meterd.protocol.raft_slices import WORD, AckSlices, AppendSlices, Digests, Ints, words
 from tests.sim.disk import Disk, DiskGroup
 
@@ -230,6 +237,8 @@ class Machine:
         if node is None:
             return
         world = self.world
+        if type(event) is Received:
+            event = Received(self._filled_in(event.envelope))
         output = node.step(self.clock(), self.wall(), event)
         world.steps += 1
         world.checks.releases = type(event) is Durable
@@ -247,6 +256,21 @@ class Machine:
         if self.world.trace is not None:
             self.world.tell(f"deliver {self.number} {envelope}", mark="")
         self.step(Received(envelope))
+
+    def _filled_in(self, envelope: Any) -> Any:
+        """Say of ops whose sender does not know what came before whether they follow mine."""
+        messages = tuple([self._follows(message) for message in envelope.messages])
+        return envelope._replace(messages=messages)
+
+    def _follows(self, message: Any) -> Any:
+        if type(message) is not Append or message.prev_term != UNKNOWN or not message.ops:
+            return message
+        assert self.node is not None
+        own, first = self.node.digest_at(message.group, message.prev_index), message.ops[0]
+        if own is None or chain(own, first.term, first[0], first.kind, first.body) != first.digest:
+            return message
+        self.world.counts["follows"] += 1
+        return message._replace(prev_digest=own)
 
     def tick(self, boot: int) -> None:
         """It is time, unless an earlier tick was set, or a later one."""
@@ -392,6 +416,8 @@ class Machine:
             self.take_snapshot(boot, action.group)  # damaged: it is not needed then
         else:
             self.world.counts["read from disk"] += 1
+            if self.random.random() < 0.3:
+                found = (UNKNOWN, 0, found[2])  # that file is gone
             self.request(action.group, OpsRead(action.to, action.term, *found))
 
     def take_snapshot(self, boot: int, number: int) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from meterd.core.raft.events import Damaged, Forgotten, OpsGone, Tick
 from meterd.core.raft.log import Log
+from meterd.core.raft.progress import PROBE, REPLICATE
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.state import LEADER, Recovered
-from meterd.protocol.raft_messages import AppendReply
+from meterd.protocol.raft_messages import UNKNOWN, Append, AppendReply
 from tests.support.raft_lab import Lab
 
 
@@ -99,6 +102,45 @@ def test_who_lacks_ops_that_are_gone_is_asked_again_where_its_log_ends() -> None
     assert progress.match == lab.groups[1].log.last
     lab.step(1, OpsGone(2, lab.groups[1].term, 2))  # late: it changes nothing
     assert progress.match == lab.groups[1].log.last == progress.next - 1
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_ops_whose_leader_does_not_know_what_came_before(same: bool) -> None:
+    """The receiver has said whether they follow its own (`wire_check`); the engine heeds that."""
+    lab = led_by_1()
+    lab.propose(1, 5)
+    lab.flow()
+    lab.crash(2)
+    lab.propose(1, 3)
+    lab.flow()
+    ops = tuple(lab.groups[1].log.ops[6:])
+    lab.restart(2)
+    follower = lab.groups[2]
+    lab.drop()
+    before = follower.log.digest_at(6) if same else 0
+    message = Append(0, lab.groups[1].term, 6, UNKNOWN, before, ops, 6)
+    lab._done(2, follower.receive(1, message))
+    replies = [m for _, to, m in lab.messages if to == 1 and isinstance(m, AppendReply)]
+    assert follower.log.last == (9 if same else 6)
+    assert [m.conflict for m in replies] == [0 if same else 7]
+    lab.drop()
+    lab._done(2, follower.receive(1, message._replace(prev_index=12, ops=())))
+    (reply,) = [m for _, _, m in lab.messages]
+    assert (reply.conflict, reply.conflict_term) == (follower.log.last + 1, follower.log.last_term)
+
+
+def test_an_answer_to_something_older_does_not_say_where_to_go_on() -> None:
+    """What follows from there may be in no file any more; the probe's own answer is to come."""
+    lab = led_by_1()
+    lab.propose(1, 20)
+    lab.flow()
+    group = lab.groups[1]
+    progress, last = group.progress[2], group.log.last
+    progress.start_anew(last + 1)
+    group.receive(2, AppendReply(0, group.term, 4, 5, 5, 0, 0, 0, 0, True))
+    assert (progress.state, progress.next) == (PROBE, last + 1)
+    group.receive(2, AppendReply(0, group.term, last, last, last, 0, 0, 0, 0, True))
+    assert (progress.state, progress.next) == (REPLICATE, last + 1)
 
 
 def test_who_has_little_that_its_leader_has_not_is_asked_a_little_further_back() -> None:
