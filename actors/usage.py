@@ -287,10 +287,9 @@ class Usage(Actor):
         """Answer, then do what no client waits for."""
         self.answers.send()
         self._decided.tell(self.leader_map.alone)
-        if self._answered:
-            for counts in self._answered:
-                counts.tell(self.telemetry)
-            self._answered.clear()
+        for counts in self._answered:
+            counts.tell(self.telemetry)
+        self._answered.clear()
         if self._unlooked >= LOOK_EVENTS:
             self._unlooked = 0
             self.maybe_save()
@@ -406,6 +405,7 @@ class Usage(Actor):
         """Apply what is durable and committed."""
         before = self.queue.position[0]
         for ready in self.queue.ready():
+            self.beat()
             self._apply(ready)
             if ready.done:
                 for refused in self._judge_after.pop(ready.record.sequence, ()):

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,11 @@ Place = Sequence[int]
 Mask = NDArray[np.bool_]
 Words = NDArray[np.uint64]
 
+# Of more records that wait only those are looked at whose groups have moved on: a follower that
+# catches up holds tens of thousands.
+FEW = 64
+# Any group, as bits.
+EVERY = -1
 # Beyond so many blocks their places are no longer kept one by one.
 BLOCKS_MAX = 4_096
 NOTHING = np.zeros(GROUP_COUNT, np.uint64)
@@ -71,12 +76,13 @@ class _Block:
 class _Held(Generic[Asked]):
     """A durable record that waits, and the state of each of its slices."""
 
-    __slots__ = ("asked", "block", "location", "record", "seen", "states")
+    __slots__ = ("asked", "block", "groups", "location", "record", "seen", "states")
 
     def __init__(self, record: Record, asked: Asked, location: Location, block: _Block) -> None:
         self.record, self.asked, self.location, self.block = record, asked, location, block
         self.states = np.zeros(len(record.slices), np.uint8)
         self.seen = False  # has somebody been told of a part of it?
+        self.groups = EVERY  # those whose slices wait, as bits; EVERY: not looked at
 
 
 class CommitQueue(Generic[Asked]):
@@ -103,7 +109,7 @@ class CommitQueue(Generic[Asked]):
         self._last = groups.index.copy()  # of each group, when nothing is stale or unscanned
         self._stale = False
         self._cuts: dict[int, list[tuple[int, int]]] = {}  # group: (sequence, first index gone)
-        self._changed = False  # may anything that is held be taken now that could not be before?
+        self._moved = 0  # groups, as bits, of which more of what is held may be taken than before
         self._fresh: list[_Held[Asked]] = []  # held, and not looked at yet
 
     @property
@@ -163,7 +169,7 @@ class CommitQueue(Generic[Asked]):
         """
         self._scan()
         self.committed[groups] = np.maximum(self.committed[groups], index)
-        self._changed = True
+        self._moved = EVERY if len(self._held) <= FEW else self._moved | _bits(groups)
 
     def replay(self, last: int, last_index: Words, cuts: Iterable[tuple[int, int, int]]) -> None:
         """Records up to `last` will be added from the log (`add_logged`), then `end_replay`.
@@ -290,9 +296,10 @@ class CommitQueue(Generic[Asked]):
         When nothing has changed that is only what has come since: a replay holds thousands.
         """
         fresh, self._fresh = self._fresh, []
-        while self._changed or fresh:
-            over = list(self._held.values()) if self._changed else fresh
-            self._changed, fresh = False, []
+        while self._moved or fresh:
+            moved, self._moved = self._moved, 0
+            over = [one for one in self._held.values() if one.groups & moved] if moved else fresh
+            fresh = []
             for held in over:
                 version = self._registry()
                 ready = self._step(held)
@@ -301,7 +308,7 @@ class CommitQueue(Generic[Asked]):
                 if self._registry() != version:
                     # What has waited for it goes first: of an op and its repair behind it the op
                     # is taken, whether they came one by one or are replayed.
-                    self._changed = True
+                    self._moved = EVERY
                     break
 
     def _step(self, held: _Held[Asked]) -> Ready[Asked] | None:
@@ -318,13 +325,18 @@ class CommitQueue(Generic[Asked]):
         index = self.groups.index
         taken, waiting = waits.resolve(record.slices, states, index, self.committed, base, may)
         if taken == 0:
-            return self._told(held, done=True, whole=False) if waiting == 0 else None
+            if waiting == 0:
+                return self._told(held, done=True, whole=False)
+            if held.groups == EVERY and len(self._held) > FEW:
+                held.groups = _bits(record.slices["partition"][states == waits.WAITING])
+            return None
         whole = taken == len(states)
         slices = record.slices if whole else record.slices[states == waits.TAKEN]
         slices.setflags(write=False)  # as those of a buffer are: one type for the kernels
         self.groups.take(record, slices)
         # The slices behind a damaged one wait for its repair, which stands behind them.
-        self._changed |= bool((slices["flags"] & REPAIR).any())
+        if (slices["flags"] & REPAIR).any():
+            self._moved = EVERY
         return self._told(held, waiting == 0, whole and not held.seen)
 
     def _cut(self, held: _Held[Asked]) -> None:
@@ -373,7 +385,7 @@ class CommitQueue(Generic[Asked]):
                         " which is committed"
                     )
                 self._cuts.setdefault(group, []).append((record.sequence, index))
-                self._changed = True
+                self._moved = EVERY
         self._unscanned.clear()
 
 
@@ -384,6 +396,13 @@ def find_cuts(slices: NDArray[np.void], last_index: Words) -> list[tuple[int, in
     """
     count = waits.find_cuts(slices, last_index, _FOUND)
     return [(int(group), int(index)) for group, index in _FOUND[:count].tolist()] if count else []
+
+
+def _bits(groups: NDArray[Any]) -> int:
+    """Return groups as bits of a number."""
+    marks = np.zeros(GROUP_COUNT, np.bool_)
+    marks[groups] = True
+    return int.from_bytes(np.packbits(marks, bitorder="little").tobytes(), "little")
 
 
 def everything(last_index: Words) -> tuple[NDArray[np.intp], Words]:

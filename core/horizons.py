@@ -78,7 +78,11 @@ class Horizons:
                 yield chosen, self.times
             return
         times = self._rows[:, partitions][[EVENTS, FUTURE]]
-        for horizon, future_ns in np.unique(times[:, chosen], axis=1).T.tolist():
+        some = times[:, chosen]
+        if some.size and (some == some[:, :1]).all():
+            yield chosen, (int(some[0, 0]), int(some[1, 0]))
+            return
+        for horizon, future_ns in np.unique(some, axis=1).T.tolist():
             yield chosen & (times[0] == horizon) & (times[1] == future_ns), (horizon, future_ns)
 
     def packed(self) -> bytes:

@@ -8,6 +8,7 @@ to five groups; the node may start anew anywhere.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meterd.core import commit_queue
 from meterd.core.commit_queue import BLOCKS_MAX, CommitQueue, everything, find_cuts
 from meterd.core.log_scan import Groups
 from meterd.protocol import log_format
@@ -23,6 +25,14 @@ from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, NOT_HERE, REPAIR
 
 GROUPS = (0, 3, 7, 255, META_GROUP)
 FIRST = 7  # the log had a history
+
+
+@pytest.fixture(autouse=True, scope="module", params=[0, commit_queue.FEW])
+def few(request: Any) -> Iterator[None]:
+    """Whether only those are looked at whose groups have moved on changes no answer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commit_queue, "FEW", request.param)
+        yield
 
 
 def record_of(
@@ -451,3 +461,30 @@ def test_what_waits_is_looked_at_once_for_each_change() -> None:
     assert [ready.record.sequence for ready in queue.ready()] == list(range(1, count + 1))
     assert queue.empty
     assert looks < 10 * count
+
+
+def test_what_waits_for_other_groups_is_not_looked_at() -> None:
+    """A follower that catches up holds tens of thousands, and is told of commits all the time."""
+    looks = 0
+
+    def registry() -> int:
+        nonlocal looks
+        looks += 1
+        return 0
+
+    queue: CommitQueue[None] = CommitQueue(Groups(), [0], registry)
+    waiting, others = 300, 100
+    for sequence in range(1, waiting + others + 1):
+        slices = [(3, sequence, 1, 0)] if sequence <= waiting else [(7, sequence - waiting, 1, 0)]
+        queue.add_record(record_of(sequence, slices), None)
+        queue.add_commit([(sequence, 1, 64 * sequence, 0)], [sequence], False)
+        assert not list(queue.ready())
+    looks = 0
+    for index in range(1, others + 1):
+        queue.add_committed(np.array([7]), np.array([index], np.uint64))
+        assert [ready.record.sequence for ready in queue.ready()] == [waiting + index]
+    assert queue.unresolved == waiting
+    assert looks < waiting + 3 * sum(range(others + 1))  # all of one group, and once the others
+    queue.add_committed(np.array([3]), np.array([waiting], np.uint64))
+    assert len(list(queue.ready())) == waiting
+    assert queue.empty
