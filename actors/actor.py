@@ -91,7 +91,8 @@ class Actor:
         self._ring = rings.writer_of(self.name)
         self._puts: dict[str, sockets.Put] = {}  # of actors that read the ring
         self._wake = os.pipe()
-        self._tick_due = self._beat_due = 0.0
+        self._tick_due = 0.0
+        self._work_beat_due = 0.0
 
     # What an actor is made of
 
@@ -130,10 +131,13 @@ class Actor:
         self.lifeline.say("ready")
 
     def beat(self) -> None:
-        """Say, from within work that may take longer than a turn should, that it goes on."""
+        """Say, from within work that may take longer than a turn should, that it goes on.
+
+        The loop's own beat is due all the same: it reports, and sees whether the supervisor lives.
+        """
         now = time.monotonic()
-        if now >= self._beat_due:
-            self._beat_due = now + BEAT_SECONDS
+        if now >= self._work_beat_due:
+            self._work_beat_due = now + BEAT_SECONDS
             self.lifeline.say("beat")
 
     def listen(
@@ -204,14 +208,15 @@ class Actor:
         sockets.close()
 
     def _serve(self) -> None:
+        beat_due = 0.0
         while not (self.stopping and self.drained()):
             now = time.monotonic()
-            if now >= self._beat_due:
-                self._beat_due = now + BEAT_SECONDS
+            if now >= beat_due:
                 self._beat()
+                beat_due = now + BEAT_SECONDS
             if now >= self._tick_due:
                 self._tick_due = now + self.tick(now)
-            wait = max(0.0, min(self._beat_due, self._tick_due) - time.monotonic())
+            wait = max(0.0, min(beat_due, self._tick_due) - time.monotonic())
             if self.turn(int(wait * 1000) + 1):
                 self.busy_at = time.monotonic()
                 self.flush()

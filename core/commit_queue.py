@@ -13,6 +13,7 @@ there is none while leaders stay.  A log that is replayed is looked through for 
 Invariants:
   * the slices of a group are taken in the order of their indices, without a gap
   * nothing that a cut has removed is taken, and no cut removes what is committed
+  * of a group whose bit is not in `_moved` nothing that was looked at can be taken now
   * `position` is where the oldest block begins of which something is unresolved
 Bounded by what the router admits (records on their way) and by what the engine appends beyond the
 commit index (unresolved slices); blocks behind an unresolved one are merged beyond BLOCKS_MAX.

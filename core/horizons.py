@@ -79,6 +79,7 @@ class Horizons:
             return
         times = self._rows[:, partitions][[EVENTS, FUTURE]]
         some = times[:, chosen]
+        # Nearly always, and to find all there are takes 0.1 ms.
         if some.size and (some == some[:, :1]).all():
             yield chosen, (int(some[0, 0]), int(some[1, 0]))
             return

@@ -2,7 +2,8 @@
 
 A follower calls this before its engine sees an envelope, so it never writes what it has not
 checked.  The digest before comes with the message; whether it is this replica's own is for the
-engine to say.  For ops that repair damage it is this replica's own from the start.
+engine to say.  For ops that repair damage it is this replica's own from the start; so it is for
+those whose sender does not know it.
 
 Does not know: sockets, bytes, terms.
 """

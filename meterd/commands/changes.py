@@ -75,6 +75,11 @@ def _ask_until(session: Session, deadline: float) -> Row:
         time.sleep(POLL_SECONDS)
 
 
+def _look(session: Session) -> Row:
+    """Ask once, before a change that is then waited for."""
+    return _ask_until(session, time.monotonic() + session.timeout)
+
+
 def await_condition(session: Session, condition: str, patience: float) -> Row:
     """Wait for `leader` or `caught-up`. Raises AdminError when the time is over.
 
@@ -141,7 +146,7 @@ def transfer(session: Session, partitions: tuple[str, ...], target: int) -> None
     node has no replica, 8 when it does not lead them all in time (--timeout).
     """
     groups = sorted({group_of(text) for text in partitions})
-    plan = ask_cluster(session.looking())["plan"]
+    plan = _look(session)["plan"]
     lacking = [group for group in groups if target not in plan[group][0]]
     if lacking:
         raise AdminError(
@@ -161,7 +166,7 @@ def balance(session: Session) -> None:
 
     Exit code 8 when that is not so in time (--timeout).
     """
-    document = ask_cluster(session.looking())
+    document = _look(session)
     members = members_of(document)
     moves = {group: [group, voters, to] for group, voters, to in balanced_leaders(members)}
     # Those that only have to come back to where the plan has them.

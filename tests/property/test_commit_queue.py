@@ -439,52 +439,49 @@ def test_an_op_goes_before_its_repair_whenever_both_are_there() -> None:
     assert taken == [FIRST + 1, FIRST]
 
 
-def test_what_waits_is_looked_at_once_for_each_change() -> None:
-    """A replay holds thousands of records until it is said how far they are committed."""
-    looks = 0
+class Looks:
+    """Counts how often a queue looks at a record that waits."""
 
-    def registry() -> int:
-        nonlocal looks
-        looks += 1
+    count = 0
+
+    def registry(self) -> int:
+        self.count += 1
         return 0
 
-    count = 300
-    queue: CommitQueue[None] = CommitQueue(Groups(), [0], registry)
+
+def test_what_waits_is_looked_at_once_for_each_change() -> None:
+    """A replay holds thousands of records until it is said how far they are committed."""
+    looks, count = Looks(), 300
+    queue: CommitQueue[None] = CommitQueue(Groups(), [0], looks.registry)
     queue.replay(count, np.full(GROUP_COUNT, count, np.uint64), ())
     for sequence in range(1, count + 1):
         record = record_of(sequence, [(3, sequence, 1, 0)])
         queue.add_logged([((sequence, 1, 64 * sequence, 0), record)], [sequence], None)
         assert not list(queue.ready())
     assert queue.unresolved == count
-    assert looks < 5 * count
+    assert looks.count < 5 * count
     queue.add_committed(np.array([3]), np.array([count], np.uint64))
     assert [ready.record.sequence for ready in queue.ready()] == list(range(1, count + 1))
     assert queue.empty
-    assert looks < 10 * count
+    assert looks.count < 10 * count
 
 
 def test_what_waits_for_other_groups_is_not_looked_at() -> None:
     """A follower that catches up holds tens of thousands, and is told of commits all the time."""
-    looks = 0
-
-    def registry() -> int:
-        nonlocal looks
-        looks += 1
-        return 0
-
-    queue: CommitQueue[None] = CommitQueue(Groups(), [0], registry)
-    waiting, others = 300, 100
+    looks, waiting, others = Looks(), 300, 100
+    queue: CommitQueue[None] = CommitQueue(Groups(), [0], looks.registry)
     for sequence in range(1, waiting + others + 1):
         slices = [(3, sequence, 1, 0)] if sequence <= waiting else [(7, sequence - waiting, 1, 0)]
         queue.add_record(record_of(sequence, slices), None)
         queue.add_commit([(sequence, 1, 64 * sequence, 0)], [sequence], False)
         assert not list(queue.ready())
-    looks = 0
+    looks.count = 0
     for index in range(1, others + 1):
         queue.add_committed(np.array([7]), np.array([index], np.uint64))
         assert [ready.record.sequence for ready in queue.ready()] == [waiting + index]
     assert queue.unresolved == waiting
-    assert looks < waiting + 3 * sum(range(others + 1))  # all of one group, and once the others
+    # All of one group at most, and once what waits of the others.
+    assert looks.count < waiting + 3 * sum(range(others + 1))
     queue.add_committed(np.array([3]), np.array([waiting], np.uint64))
     assert len(list(queue.ready())) == waiting
     assert queue.empty

@@ -39,14 +39,7 @@ from meterd.core.raft.node import GoneBack, Node, NodeEvent, Output, Received, R
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.slices import AcceptedSlices, CommitSlices, WriteSlices
 from meterd.core.raft.state import LEADER
-from meterd.protocol.raft_messages import (
-    NOOP,
-    OPENS_TERM,
-    UNKNOWN,
-    Append,
-    Op,
-    member_id,
-)
+from meterd.protocol.raft_messages import NOOP, OPENS_TERM, UNKNOWN, Append, Op, member_id
 from meterd.protocol.raft_slices import WORD, AckSlices, AppendSlices, Digests, Ints, words
 from tests.sim.disk import Disk, DiskGroup
 
