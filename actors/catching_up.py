@@ -16,7 +16,7 @@ import time
 from typing import Any, Final, NamedTuple
 
 from meterd.actors.op_reader import Asked, OpReader, Unfilled
-from meterd.core.op_places import Place
+from meterd.core.op_places import OpPlace
 from meterd.core.raft.events import Damaged, OpsGone, OpsRead, ReadOps
 from meterd.core.raft.node import Request
 from meterd.core.raft.repair import FOR_REPAIR
@@ -52,7 +52,7 @@ class CatchingUp:
 
     def __init__(self, directory: str, file_number: int, offset: int) -> None:
         """The log is durable up to this place."""
-        self._end = Place(file_number, offset)
+        self._end = OpPlace(file_number, offset)
         self._reader = OpReader(directory)
         self._told: dict[int, float] = {}  # by node
         self._logged: dict[int, float] = {}
@@ -69,7 +69,7 @@ class CatchingUp:
 
     def durable(self, file_number: int, offset: int) -> None:
         """The log is durable up to here now."""
-        self._end = Place(file_number, offset)
+        self._end = OpPlace(file_number, offset)
 
     def ask(self, wanted: ReadOps) -> None:
         """Have ops read that the engine asks for."""
@@ -82,7 +82,7 @@ class CatchingUp:
             return envelope
         for message in unfilled:
             places = {
-                op.index: Place(op.body.file_number, op.body.offset)
+                op.index: OpPlace(op.body.file_number, op.body.offset)
                 for op in message.ops
                 if isinstance(op.body, OnDisk)
             }

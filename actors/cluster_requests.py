@@ -175,16 +175,16 @@ class ClusterRequests:
 
     def _tell(self, node: Node, now: int, views: Mapping[int, View]) -> None:
         """Tell telemetry how things are; `views`: as they were a moment ago."""
-        standing = cluster_report.standing(node, self.view_changes.tolist(), now, views)
+        summary = cluster_report.group_summary(node, self.view_changes.tolist(), now, views)
         telemetry = self._actor.telemetry
-        telemetry.set("partition_leader", standing.leads)
-        telemetry.set("groups_held", standing.members)
-        telemetry.set("partitions_without_leader", standing.leaderless)
-        telemetry.set("partitions_leader_silent", standing.unanswered)
-        telemetry.set("term", standing.term)
+        telemetry.set("partition_leader", summary.leads)
+        telemetry.set("groups_held", summary.members)
+        telemetry.set("partitions_without_leader", summary.leaderless)
+        telemetry.set("partitions_leader_silent", summary.unanswered)
+        telemetry.set("term", summary.term)
         telemetry.set("membership_version", self.members.version)
         telemetry.set("peers", len(self.members.present) - 1)
-        for number, lag in standing.lag_ops.items():
+        for number, lag in summary.lag_ops.items():
             telemetry.set(f'replication_lag_ops{{peer="{number}"}}', lag)
         self._tell_peers(node, now)
 

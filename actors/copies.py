@@ -29,7 +29,7 @@ from meterd.actors import endings, run_files
 from meterd.actors.disk import atomic_write, sync_data, sync_directory, write_all
 from meterd.actors.held_checkpoint import IN_TURN, PREFIX
 from meterd.core import inventory
-from meterd.core.log_scan import FileScan, Place
+from meterd.core.log_scan import FileScan, NextBlock
 from meterd.protocol import checkpoint_format, log_format
 from meterd.protocol.errors import BootFailed, Corrupt
 from meterd.protocol.log_format import (
@@ -54,7 +54,7 @@ class _Found(NamedTuple):
 
     name: str
     header: FileHeader
-    end: Place
+    end: NextBlock
     size: int
     sequence: int  # of its last record; 0 without one
 

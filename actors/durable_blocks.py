@@ -8,13 +8,15 @@ import numpy as np
 
 from meterd.actors.sockets import Frame
 from meterd.actors.wal_writer import COMMITTED
-from meterd.core.commit_queue import Location, Place
+from meterd.core.commit_queue import Location, LogPosition
 
 # What replication gives usage of each record: sequence, head, payload, origin.
 RECORD_FRAMES = 4
 
 
-def durable_blocks(frames: Sequence[Frame]) -> Iterator[tuple[Sequence[Location], Place, bool]]:
+def durable_blocks(
+    frames: Sequence[Frame],
+) -> Iterator[tuple[Sequence[Location], LogPosition, bool]]:
     """Yield records, the place of the next block, and whether all of it is committed, too.
 
     Frames: these three of each block, one after the other.

@@ -15,8 +15,8 @@ from meterd.core.gathering import find_matches
 from meterd.core.kernels.gather import ENTRY, NUMBER, POSITION, ROW
 from meterd.core.listing import (
     PAGE_BYTES_MAX,
+    FeedPlace,
     Matches,
-    Place,
     event_of,
     feed_cursor,
     parse_feed_cursor,
@@ -45,9 +45,9 @@ def read_feed(view: View, question: Question, registry: Registry, horizon: int) 
     Raises RangeExpired when the cursor's place is gone.
     """
     if question.after == "end":
-        end = Place(view.end_file, view.log_file(view.end_file).row_count)
+        end = FeedPlace(view.end_file, view.log_file(view.end_file).row_count)
         return {"events": [], "next": feed_cursor(end)}
-    oldest = Place(view.parts[0].first, 0)
+    oldest = FeedPlace(view.parts[0].first, 0)
     place = parse_feed_cursor(question.after) if question.after else oldest
     if place < oldest:
         raise RangeExpired(
@@ -63,10 +63,10 @@ def read_feed(view: View, question: Question, registry: Registry, horizon: int) 
 class Unread(Protocol):
     """Which of the rows in a feed's way were not read yet."""
 
-    def in_log(self, place: Place, file: LogFile, rows: Rows) -> Rows:
+    def in_log(self, place: FeedPlace, file: LogFile, rows: Rows) -> Rows:
         """Leave out rows of a log file, read from a place on."""
 
-    def in_segment(self, place: Place, reader: SegmentReader, pairs: Ints) -> Ints:
+    def in_segment(self, place: FeedPlace, reader: SegmentReader, pairs: Ints) -> Ints:
         """Leave out rows, (ordinal, row), of a segment."""
 
     def take(self, partition: int, position: int) -> bool:
@@ -105,14 +105,14 @@ class Feed:
         """Look at as many rows again."""
         self._rows_left = FEED_ROWS_MAX
 
-    def read(self, place: Place) -> Place:
+    def read(self, place: FeedPlace) -> FeedPlace:
         """Read on in one part of the log; return where to go on."""
         part = next(part for part in self._view.parts if part.last >= place.file_number)
         if part.segment is not None:
             return self._read_segment(part, self._view.segment(part.segment), place)
         return self._read_log(self._view.log_file(place.file_number), place)
 
-    def _read_log(self, file: LogFile, place: Place) -> Place:
+    def _read_log(self, file: LogFile, place: FeedPlace) -> FeedPlace:
         rows = self._rows(file, place.row)
         if self._unread is not None:
             rows = self._unread.in_log(place, file, rows)
@@ -128,14 +128,14 @@ class Feed:
         for match in matches.tolist():
             self._add(file.rows.data, match)
             if self._bytes_left <= 0:
-                return Place(place.file_number, match[ROW] + 1)
+                return FeedPlace(place.file_number, match[ROW] + 1)
         if looked_at < len(rows) or len(rows) == self._rows_left + looked_at:
             last = int(rows[looked_at - 1]) if looked_at else place.row - 1
-            return Place(place.file_number, last + 1)
+            return FeedPlace(place.file_number, last + 1)
         if place.file_number < self._view.end_file:
-            return Place(place.file_number + 1, 0)
+            return FeedPlace(place.file_number + 1, 0)
         self.at_end = True
-        return Place(place.file_number, file.row_count)
+        return FeedPlace(place.file_number, file.row_count)
 
     def _rows(self, file: LogFile, first: int) -> Rows:
         if not self._question.account:
@@ -143,7 +143,7 @@ class Feed:
         rows = file.rows_of(keys_of(self._view, self._question, []), I64_MIN, I64_MAX)
         return rows[rows.searchsorted(first) :]
 
-    def _read_segment(self, part: Part, reader: SegmentReader, place: Place) -> Place:
+    def _read_segment(self, part: Part, reader: SegmentReader, place: FeedPlace) -> FeedPlace:
         low = reader.ordinal_of(*place)
         high = min(low + self._rows_left, reader.header.ordinal_count)
         pieces = segment_listing.in_log_order(reader, self._wanted, low, high, self._view.orders)
@@ -160,12 +160,12 @@ class Feed:
                 step = min(max(self._room, 4 * step), ROWS_AT_ONCE)
                 last = self._add_rows(reader, matches, ordinals)
                 if last is not None:
-                    return Place(*reader.place_of(last + 1))
+                    return FeedPlace(*reader.place_of(last + 1))
             self._rows_left -= end - low
             low = end
         if high == reader.header.ordinal_count:
-            return Place(part.last + 1, 0)
-        return Place(*reader.place_of(high))
+            return FeedPlace(part.last + 1, 0)
+        return FeedPlace(*reader.place_of(high))
 
     @property
     def _room(self) -> int:

@@ -16,7 +16,7 @@ from meterd.actors import claims, erased_file, restored, totals_files
 from meterd.actors.mapped import map_file
 from meterd.actors.segment_files import SegmentFiles
 from meterd.core import inventory
-from meterd.core.log_scan import FileScan, Place
+from meterd.core.log_scan import FileScan, NextBlock
 from meterd.core.segment_check import damages, stray_byte
 from meterd.protocol import checkpoint_format, log_format, refused_format, run_format
 from meterd.protocol import segment_format as fmt
@@ -156,7 +156,7 @@ def _spare(path: Path) -> Iterator[Finding]:
 def log_files(directory: str) -> Iterator[Finding]:
     """Check every block and record of every log file, also behind damage."""
     found = sorted((number, name) for name in os.listdir(directory) if (number := number_of(name)))
-    last: Place | None = None
+    last: NextBlock | None = None
     last_number = 0
     for number, name in [*found, (0, ACTIVE_NAME)]:
         path = os.path.join(directory, name)
@@ -178,7 +178,9 @@ def log_files(directory: str) -> Iterator[Finding]:
         last = yield from _blocks(name, map_file(path).data, scan)
 
 
-def _blocks(name: str, data: memoryview, scan: FileScan) -> Generator[Finding, None, Place | None]:
+def _blocks(
+    name: str, data: memoryview, scan: FileScan
+) -> Generator[Finding, None, NextBlock | None]:
     """Check the blocks of a file; return its end, None when it is not known for damage."""
     whole = True
     while True:
@@ -195,7 +197,7 @@ def _blocks(name: str, data: memoryview, scan: FileScan) -> Generator[Finding, N
         scan = FileScan(name, data, scan.is_active, place)
 
 
-def _next_block(data: memoryview, scan: FileScan) -> Place | None:
+def _next_block(data: memoryview, scan: FileScan) -> NextBlock | None:
     """Return the place of the next block of a file behind damage."""
     magic = log_format.BLOCK_MAGIC.to_bytes(4, "little")
     for at in range(scan.end.offset + SECTOR_SIZE, len(data), SECTOR_SIZE):
@@ -206,7 +208,7 @@ def _next_block(data: memoryview, scan: FileScan) -> Place | None:
         except Damaged:
             continue
         if header.file_crc == scan.crc:
-            return Place(at, header.block_seq, header.first_row, header.previous_crc)
+            return NextBlock(at, header.block_seq, header.first_row, header.previous_crc)
     return None
 
 

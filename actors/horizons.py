@@ -127,7 +127,7 @@ class Horizons:
         if told == self._told:
             return
         self._told = told
-        usage.announce_standing()  # what is folded is folded by this
+        usage.announce_expiry()  # what is folded is folded by this
         usage.send("retention_sweeper", [b"retention", msgpack.packb(told)])
 
     @property

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from meterd.actors.opened_log import open_log
 from meterd.core.group_logs import sizes_of
 from meterd.core.kernels import scan
-from meterd.core.op_places import FileIndex, OpPlaces, Place
+from meterd.core.op_places import FileIndex, OpPlace, OpPlaces
 from meterd.core.raft.events import Damaged, OpsRead, ReadOps
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
@@ -52,7 +52,7 @@ class Asked(NamedTuple):
     """One request, and how much of the files is to be read."""
 
     wanted: ReadOps
-    end: Place  # where the durable part of the log ends
+    end: OpPlace  # where the durable part of the log ends
 
     @property
     def key(self) -> Key:
@@ -64,7 +64,7 @@ class Unfilled(NamedTuple):
 
     envelope: Envelope
     message: Append | RepairReply
-    places: dict[int, Place]  # by index
+    places: dict[int, OpPlace]  # by index
 
     @property
     def key(self) -> Key:
@@ -197,7 +197,7 @@ class OpReader:
         return message._replace(ops=tuple(ops))
 
     def _ops(
-        self, wanted: ReadOps, before: tuple[int, int], places: dict[int, Place]
+        self, wanted: ReadOps, before: tuple[int, int], places: dict[int, OpPlace]
     ) -> OpsRead | Damaged:
         ops: list[Op] = []
         size = 0
@@ -231,7 +231,7 @@ class OpReader:
             engine_body(record) if is_engines else RecordSlice(record, number),
         )
 
-    def _before(self, wanted: ReadOps, places: dict[int, Place]) -> tuple[int, int] | Damaged:
+    def _before(self, wanted: ReadOps, places: dict[int, OpPlace]) -> tuple[int, int] | Damaged:
         """Return term and digest of the op before the first one; none, or in no file: 0."""
         index = wanted.first - 1
         place = places.get(index)
@@ -246,7 +246,7 @@ class OpReader:
             return Damaged(index)
         return int(row["term"]), _digest_of(row)
 
-    def _look_up(self, asked: Asked) -> dict[int, Place]:
+    def _look_up(self, asked: Asked) -> dict[int, OpPlace]:
         """Return where the ops lie, and the one before; index files until that is known.
 
         Raises Gone.
@@ -263,7 +263,7 @@ class OpReader:
                 limit = end.offset if number == end.file_number else None
                 number = search.send(self._index(number, limit))
         except StopIteration as found:
-            places: dict[int, Place] = found.value
+            places: dict[int, OpPlace] = found.value
             return places
 
     def _index(self, file_number: int, end: int | None) -> FileIndex:
@@ -289,7 +289,7 @@ class _Files:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._open: OrderedDict[int, int] = OrderedDict()
-        self._records: OrderedDict[Place, Record] = OrderedDict()
+        self._records: OrderedDict[OpPlace, Record] = OrderedDict()
         self._size = 0
 
     def close(self) -> None:
@@ -320,7 +320,7 @@ class _Files:
                 raise Corrupt(full_name(number), begin, "no block of a log (places)")
             size *= 2
 
-    def record(self, place: Place) -> Record:
+    def record(self, place: OpPlace) -> Record:
         """Return a record, its checksums verified.  Raises Damaged."""
         record = self._records.get(place)
         if record is None:

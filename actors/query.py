@@ -276,8 +276,8 @@ class Query(Actor):
         if question.kind == "events":
             return (yield from reading.read_events(view, question, registry, horizon))
         if question.kind == "feed" and "applied" in context:
-            places, standing = self._places, stable_feed.standing(context)
-            steps = stable_feed.read_feed(view, question, registry, horizon, places, standing)
+            places, log = self._places, stable_feed.applied_log(context)
+            steps = stable_feed.read_feed(view, question, registry, horizon, places, log)
             return (yield from steps)
         if question.kind == "feed":
             return (yield from feed.read_feed(view, question, registry, horizon))

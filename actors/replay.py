@@ -18,7 +18,7 @@ from meterd.actors.mapped import map_descriptor
 from meterd.actors.opened_log import open_log
 from meterd.actors.sockets import Frame
 from meterd.core.commit_queue import Location, Words, everything, find_cuts
-from meterd.core.log_scan import FileScan, Place
+from meterd.core.log_scan import FileScan, NextBlock
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import (
@@ -114,7 +114,7 @@ class LogReader:
         while sequence < self._last:
             number = position.file_number
             path, view, active = self._open(number)
-            start = Place(*position[1:])
+            start = NextBlock(*position[1:])
             scan = FileScan(str(path), view, active, start)
             for block in scan:
                 rows, row = [], block.header.first_row

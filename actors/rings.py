@@ -40,7 +40,7 @@ READERS: Final[Mapping[str, tuple[str, ...]]] = {
     "replication": ("wal_writer", "usage"),
 }
 
-Place = tuple[int, int]  # position, size; a position counts all bytes that were ever before it
+RingPlace = tuple[int, int]  # position, size; a position counts all bytes that were ever before it
 
 
 class Ring(NamedTuple):
@@ -115,7 +115,7 @@ class Writer:
         """Is an actor a reader of this ring?"""
         return actor in self._readers
 
-    def put(self, reader: str, frame: Any) -> Place | None:
+    def put(self, reader: str, frame: Any) -> RingPlace | None:
         """Put a frame of bytes where a reader will look; None: it has to go by the socket."""
         number = self._readers[reader]
         size = len(frame) if type(frame) is bytes else memoryview(frame).nbytes

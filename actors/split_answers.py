@@ -150,7 +150,7 @@ class SplitAnswers:
         if result is None:
             self._tell(reply, None)
             return
-        # What the answer promises must hold here first: see `Standing`.
+        # What the answer promises must hold here first: see `ExpiryNotices`.
         version = self._usage.state.registry.version
         self._tell(reply, msgpack.packb({"result": result, "registry_version": version}))
 

@@ -25,7 +25,7 @@ from meterd.actors.log_files import LogFile, Part, View
 from meterd.actors.reading import Steps
 from meterd.core.feed_cursor import FeedCursor, Positions, parse
 from meterd.core.kernels.cells import POSITION_ROW_BITS
-from meterd.core.listing import Place
+from meterd.core.listing import FeedPlace
 from meterd.core.log_index import Rows
 from meterd.core.partition_sets import partition
 from meterd.core.questions import Question
@@ -47,16 +47,16 @@ EXPIRED: Final = "events behind this cursor have expired; begin again without a 
 Key = tuple[str, bytes, bytes]
 
 
-class Standing(NamedTuple):
+class AppliedLog(NamedTuple):
     """How far a node's log is applied when a page is asked for."""
 
     applied: bytes  # of each group, u64: the index
-    waits: Place  # nothing before it waits
+    waits: FeedPlace  # nothing before it waits
 
 
-def standing(context: Mapping[str, Any]) -> Standing:
+def applied_log(context: Mapping[str, Any]) -> AppliedLog:
     """Return what the usage actor said with a question."""
-    return Standing(context["applied"], Place(*context["waits"]))
+    return AppliedLog(context["applied"], FeedPlace(*context["waits"]))
 
 
 class Places:
@@ -64,12 +64,12 @@ class Places:
 
     def __init__(self) -> None:
         # Where a page ended, and up to where rows have to be looked at whether they were read.
-        self.ends: OrderedDict[Key, tuple[Place, Place]] = OrderedDict()
+        self.ends: OrderedDict[Key, tuple[FeedPlace, FeedPlace]] = OrderedDict()
         self._bounds: OrderedDict[tuple[int, int], tuple[Ints, Ints]] = OrderedDict()
         self._tables: OrderedDict[tuple[int, int], SlicePlaces] = OrderedDict()
         self._starts: OrderedDict[int, Ints] = OrderedDict()
 
-    def note_end(self, key: Key, end: Place, until: Place, waits: Place) -> None:
+    def note_end(self, key: Key, end: FeedPlace, until: FeedPlace, waits: FeedPlace) -> None:
         """Note where a page ended.  The next one begins before the first row that waits.
 
         When that lies in another file it is looked for again: it may wait for long.
@@ -129,18 +129,20 @@ def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
 class _Unread:
     """Which rows were not read yet, by the cursor, which moves on."""
 
-    def __init__(self, places: Places, positions: Positions, wanted: Mask, until: Place) -> None:
+    def __init__(
+        self, places: Places, positions: Positions, wanted: Mask, until: FeedPlace
+    ) -> None:
         self._places = places
         self._positions, self._wanted = positions, wanted
         self._until = until  # behind it nothing was read elsewhere
 
-    def in_log(self, place: Place, file: LogFile, rows: Rows) -> Rows:
+    def in_log(self, place: FeedPlace, file: LogFile, rows: Rows) -> Rows:
         if place >= self._until or not len(rows):
             return rows
         table, at = self._places.of_log(file), rows.astype(np.int64)
         return rows[table.unread(table.partitions(at), at, self._positions, self._wanted)]
 
-    def in_segment(self, place: Place, reader: SegmentReader, pairs: Ints) -> Ints:
+    def in_segment(self, place: FeedPlace, reader: SegmentReader, pairs: Ints) -> Ints:
         if place >= self._until or not len(pairs):
             return pairs
         starts = self._places.partition_starts(reader)
@@ -161,18 +163,18 @@ def read_feed(
     registry: Registry,
     horizon: int,
     places: Places,
-    standing: Standing,
+    log: AppliedLog,
 ) -> Steps:
     """Return a page; its events come in the order of this node's log.
 
     Raises RangeExpired when events behind the cursor have gone.
     """
-    unapplied = np.frombuffer(standing.applied, np.int64)[:PARTITION_COUNT] + 1 << POSITION_ROW_BITS
+    unapplied = np.frombuffer(log.applied, np.int64)[:PARTITION_COUNT] + 1 << POSITION_ROW_BITS
     if question.after == "end":
         return {"events": [], "next": str(FeedCursor(unapplied))}
     cursor = parse(question.after) if question.after else FeedCursor()
     wanted = _wanted(question)
-    end = Place(view.end_file, view.log_file(view.end_file).row_count)
+    end = FeedPlace(view.end_file, view.log_file(view.end_file).row_count)
     key = _ends_key(question, cursor.positions, wanted)
     begin, until = places.ends.get(key) or (
         _find(view, places, cursor.positions, wanted, unapplied),
@@ -187,13 +189,13 @@ def read_feed(
     while not feed.is_full and place.file_number <= view.end_file:
         place = feed.read(place)
         if not feed.events:
-            places.note_end(key, place, until, standing.waits)
+            places.note_end(key, place, until, log.waits)
             feed.look_on()
         yield
     if feed.at_end:
         cursor.positions[wanted] = np.maximum(cursor.positions, unapplied)[wanted]
     key = _ends_key(question, cursor.positions, wanted)
-    places.note_end(key, place, until, standing.waits)
+    places.note_end(key, place, until, log.waits)
     return {"events": feed.events, "next": str(cursor)}
 
 
@@ -212,7 +214,7 @@ def _ends_key(question: Question, positions: Positions, wanted: Mask) -> Key:
 
 def _find(
     view: View, places: Places, positions: Positions, wanted: Mask, unapplied: Positions
-) -> Place:
+) -> FeedPlace:
     """Return a place behind which all lies that comes next.  Raises RangeExpired."""
     following = positions >> POSITION_ROW_BITS
     wanted = wanted & (positions < unapplied)
@@ -229,7 +231,7 @@ def _find(
         raise RangeExpired(EXPIRED)
     place = None if found is None else places.table(view, found).begin(positions, wanted)
     if found is None or place is None:
-        return Place(view.end_file, view.log_file(view.end_file).row_count)
+        return FeedPlace(view.end_file, view.log_file(view.end_file).row_count)
     if found.segment is None:
-        return Place(found.first, place)
-    return Place(*view.segment(found.segment).place_of(place))
+        return FeedPlace(found.first, place)
+    return FeedPlace(*view.segment(found.segment).place_of(place))

@@ -30,6 +30,7 @@ from meterd.actors.checkpoints import Checkpoints
 from meterd.actors.cuts import Cuts
 from meterd.actors.decided import Decided
 from meterd.actors.durable_blocks import RECORD_FRAMES, durable_blocks
+from meterd.actors.expiry_notices import ExpiryNotices
 from meterd.actors.horizons import Horizons
 from meterd.actors.identity_store import IdentityStore
 from meterd.actors.journal import timed
@@ -54,7 +55,6 @@ from meterd.actors.room import Room
 from meterd.actors.sockets import Frame
 from meterd.actors.split_answers import LOOK_SECONDS, SplitAnswers
 from meterd.actors.splitting import Splitting, command_proposal
-from meterd.actors.standing import Standing
 from meterd.core.applier import Applier
 from meterd.core.commit_queue import CommitQueue, Ready
 from meterd.core.group_facts import GroupFacts
@@ -118,7 +118,7 @@ class Usage(Actor):
         self.applier.facts.begin(self.who.first_configurations)
         self._use_log(Groups(), replay.BEGINNING)
         self.answers = Answers(self)
-        self._standing = Standing(self)
+        self._expiry = ExpiryNotices(self)
         self.leader_map = LeaderMap(self.options)
         self._splits = SplitAnswers(self)
         self.horizons = Horizons(self, Splitting(self, self.leader_map))
@@ -189,7 +189,7 @@ class Usage(Actor):
 
     @property
     def answers_questions(self) -> bool:
-        return self.serving and not self._standing.missing
+        return self.serving and not self._expiry.missing
 
     # Messages
 
@@ -338,7 +338,7 @@ class Usage(Actor):
             # The end may have come before there was room for it.
             self._registry_file.save(self.state.registry)
         self.send("retention_sweeper", [b"hello", self.name.encode()])
-        self._standing.begin()
+        self._expiry.begin()
         self._announce_members()
         self._announce_registry([])
         self.answers.send()
@@ -352,8 +352,8 @@ class Usage(Actor):
             return
         if actor == "retention_sweeper":
             self.horizons.forget_told()
-            self._standing.forget_told()
-            self._standing.announce()
+            self._expiry.forget_told()
+            self._expiry.announce()
             self.horizons.tell()
             self._room.forget_waits()
             self._announce_sealed_files()
@@ -515,14 +515,14 @@ class Usage(Actor):
             if record.kind == log_format.EXPIRE:
                 self.horizons.tell()
             done = None if reply is None else partial(self._splits.command_done, reply, result)
-            self._standing.follow(command_answers.take(), done)
+            self._expiry.follow(command_answers.take(), done)
 
     def answer_commands(self, kind: str, answers: list[Frame]) -> None:
         """Let answers to commands go that other nodes have applied, when their promise holds."""
         if kind in REGISTRY_KINDS:
             self._announce_registry(answers)
         else:
-            self._standing.follow(answers)
+            self._expiry.follow(answers)
 
     # Housekeeping
 
@@ -534,7 +534,7 @@ class Usage(Actor):
         if not self.serving:
             return BEAT_SECONDS
         self.horizons.turn(now)
-        self._standing.turn()
+        self._expiry.turn()
         self._announce_members()
         self.maybe_save()
         self._checkpoint_requests.turn()
@@ -583,9 +583,9 @@ class Usage(Actor):
         kept = self._checkpoints.previous
         return 0 if kept is None else int(kept["log"]["file_number"])
 
-    def announce_standing(self) -> None:
+    def announce_expiry(self) -> None:
         """Tell the sweeper how far events have expired, and who is erased."""
-        self._standing.announce()
+        self._expiry.announce()
 
     def ask_checkpoint(self, rid: bytes = b"", request_id: int = 0) -> None:
         """Save a checkpoint now; the answer, if somebody waits, comes when it is durable."""
@@ -604,13 +604,13 @@ class Usage(Actor):
         due = self._events_unsaved >= storage.checkpoint_events
         due = due or self._records_unsaved >= CHECKPOINT_RECORDS or late
         # One that found no room is due although nothing has come since: events are refused.
-        unsaved = self._records_unsaved or self._checkpoints.waiting or self._standing.saves_due
-        due = due or self._checkpoints.waiting or self._standing.saves_due > 0
+        unsaved = self._records_unsaved or self._checkpoints.waiting or self._expiry.saves_due
+        due = due or self._checkpoints.waiting or self._expiry.saves_due > 0
         if self._disk_hard and self.serving:
             return  # the log has it all; once there is a little room it is done at once
         if due and unsaved and self.may_save:
             self.save()
-            self._standing.saved()
+            self._expiry.saved()
 
     def _take_saved(self, wait: bool) -> None:
         """Take over a checkpoint that was saved beside the loop."""

@@ -28,7 +28,7 @@ from meterd.actors.disk import Disk
 from meterd.actors.wal_recovery import End, Owner
 from meterd.actors.wal_spare import Spare
 from meterd.core.kernels import sectors
-from meterd.core.log_scan import Place
+from meterd.core.log_scan import NextBlock
 from meterd.protocol import log_format
 from meterd.protocol.errors import DiskFull, InvariantViolation
 from meterd.protocol.log_format import (
@@ -71,7 +71,7 @@ class Log:
     ) -> None:
         self.file_number = 0
         self.file_count = 0
-        self.place = Place(FILE_HEADER_SIZE, 1, 0, 0)
+        self.place = NextBlock(FILE_HEADER_SIZE, 1, 0, 0)
         self.protected = True  # no damage to the last record can pass for a torn tail
         self.bytes_written = 0
         self._disk = disk
@@ -134,7 +134,7 @@ class Log:
         self._write(block)
         self.bytes_written += block_size
         self.protected = not entries
-        self.place = Place(
+        self.place = NextBlock(
             self.place.offset + block_size,
             self.place.block_seq + 1,
             self.place.row + rows,

@@ -21,7 +21,7 @@ from meterd.actors.identity import Identity
 from meterd.core.block_headers import Surroundings, block_header
 from meterd.core.group_logs import GroupLogs
 from meterd.core.log_mending import Lost, mend
-from meterd.core.log_scan import FileScan, Groups, Place, Torn
+from meterd.core.log_scan import FileScan, Groups, NextBlock, Torn
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import (
@@ -83,7 +83,7 @@ class End(NamedTuple):
     file_crc: int
     file_version: int
     last_block: int  # where it begins in the active file; `place.offset` when it has none
-    place: Place
+    place: NextBlock
     logs: GroupLogs
     protected: bool  # no damage to the last record can pass for a torn tail
     file_count: int
@@ -215,7 +215,7 @@ class Recovery:
             self._protected = not block.records
             self._last_block = block.offset
 
-    def _go_on(self, descriptor: int, scan: FileScan, damage: Corrupt) -> Place | None:
+    def _go_on(self, descriptor: int, scan: FileScan, damage: Corrupt) -> NextBlock | None:
         """Return where to go on behind damage: at the block, mended, or, when it is only for
         readers, behind it.  None when this is not the way.
         """
@@ -237,7 +237,7 @@ class Recovery:
             self._damaged_blocks += 1
             if end == self._first_offset:
                 self._last_sequence = self._known_sequence
-            return Place(end, place.block_seq + 1, row, crc)
+            return NextBlock(end, place.block_seq + 1, row, crc)
         mended = mend(view, around, scan.fits)
         if mended is None or not all(map(self._may_lose, mended.lost)):
             return None
@@ -266,7 +266,7 @@ class Recovery:
             )
         if name not in (ACTIVE_NAME, full_name(number)):
             raise Corrupt(scan.path, 0, f"file {number} of the log has a wrong name")
-        expected = Place(scan.end.offset, 1, 0, 0) if last is None else last.end
+        expected = NextBlock(scan.end.offset, 1, 0, 0) if last is None else last.end
         if last is None and number > 1:
             return
         if (scan.end.block_seq, scan.end.previous_crc) != (

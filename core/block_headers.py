@@ -9,7 +9,7 @@ import numpy as np
 
 from meterd.core.checksum_repair import CRC_SIZE, corrections, forced
 from meterd.core.kernels import sectors
-from meterd.core.log_scan import Place, check_slices
+from meterd.core.log_scan import NextBlock, check_slices
 from meterd.protocol import log_format
 from meterd.protocol.log_format import (
     BLOCK_HEADER_SIZE,
@@ -29,7 +29,7 @@ _WRITTEN_AT: Final = 40
 class Surroundings(NamedTuple):
     """What is known of a block without looking into it."""
 
-    place: Place  # where it lies and what it must say
+    place: NextBlock  # where it lies and what it must say
     file_number: int
     file_crc: int
     last_sequence: int  # of the record before it

@@ -24,7 +24,7 @@ class Link(NamedTuple):
     in_flight_bytes: int
 
 
-class Standing(NamedTuple):
+class GroupSummary(NamedTuple):
     """A few numbers about all groups, for telemetry and health."""
 
     members: int  # groups of which this node has a replica
@@ -36,9 +36,9 @@ class Standing(NamedTuple):
     view_changes: int
 
 
-def standing(
+def group_summary(
     node: Node, view_changes: Sequence[int], now: int, views: Mapping[int, View] | None = None
-) -> Standing:
+) -> GroupSummary:
     """Return the numbers at monotonic ms `now`; cheap enough for every second.
 
     views: the engine's, if they are known already.
@@ -57,7 +57,7 @@ def standing(
         term = max(term, view.term)
         for member, match in view.matches.items():
             lag[node_of(member)] = lag.get(node_of(member), 0) + max(0, view.last - match)
-    return Standing(held, leads, leaderless, unanswered, term, lag, sum(view_changes))
+    return GroupSummary(held, leads, leaderless, unanswered, term, lag, sum(view_changes))
 
 
 def answers(node: Node, member: int, now: int) -> bool:

@@ -38,7 +38,7 @@ Asked = TypeVar("Asked")
 # Of a record: sequence, file number, offset in the file, first row in the file.
 Location = Sequence[int]
 # Where a block belongs: file number, offset, block_seq, row, previous_crc.
-Place = Sequence[int]
+LogPosition = Sequence[int]
 Mask = NDArray[np.bool_]
 Words = NDArray[np.uint64]
 
@@ -70,7 +70,7 @@ class _Block:
 
     __slots__ = ("end", "last", "unresolved")
 
-    def __init__(self, unresolved: int, last: int, end: Place) -> None:
+    def __init__(self, unresolved: int, last: int, end: LogPosition) -> None:
         self.unresolved, self.last, self.end = unresolved, last, end
 
 
@@ -89,7 +89,7 @@ class _Held(Generic[Asked]):
 class CommitQueue(Generic[Asked]):
     """`groups` is what is applied; it moves on as slices are taken from `ready`."""
 
-    def __init__(self, groups: Groups, position: Place, registry: Callable[[], int]) -> None:
+    def __init__(self, groups: Groups, position: LogPosition, registry: Callable[[], int]) -> None:
         """Begin with what a checkpoint says; `registry` returns the version that is applied."""
         self.groups = groups
         self.position = position
@@ -98,7 +98,7 @@ class CommitQueue(Generic[Asked]):
         self.committed = groups.index.copy()
         self._base = groups.index.copy()  # applied by the checkpoint
         self._coming: dict[int, tuple[Record, Asked]] = {}  # not durable yet, by sequence
-        self._commits: deque[tuple[Sequence[Location], Place, bool]] = deque()
+        self._commits: deque[tuple[Sequence[Location], LogPosition, bool]] = deque()
         self._noted = 0  # of these commits: so many have raised `committed`
         self._held: dict[int, _Held[Asked]] = {}  # in the order of the log
         self._blocks: deque[_Block] = deque()
@@ -151,7 +151,7 @@ class CommitQueue(Generic[Asked]):
         self._newest = record.sequence
         self._unscanned.append(record)
 
-    def add_commit(self, located: Sequence[Location], end: Place, committed: bool) -> None:
+    def add_commit(self, located: Sequence[Location], end: LogPosition, committed: bool) -> None:
         """Take a block that is durable now; `committed`: all that is here in it is committed, too.
 
         Raises InvariantViolation when it does not follow the last one.
@@ -190,7 +190,7 @@ class CommitQueue(Generic[Asked]):
             self._cuts.setdefault(group, []).append((sequence, index))
 
     def add_logged(
-        self, records: Sequence[tuple[Location, Record]], end: Place, asked: Asked
+        self, records: Sequence[tuple[Location, Record]], end: LogPosition, asked: Asked
     ) -> None:
         """Take the next block of the log that is replayed."""
         self._hold([(location, record, asked) for location, record in records], end)
@@ -211,7 +211,7 @@ class CommitQueue(Generic[Asked]):
             self._scan()
             yield from self._walk()
 
-    def _next_block(self) -> tuple[Sequence[Location], Place, bool] | None:
+    def _next_block(self) -> tuple[Sequence[Location], LogPosition, bool] | None:
         """Return the next durable block when all its records are here."""
         if not self._commits or self._commits[0][0][-1][0] > self._newest:
             return None
@@ -234,7 +234,7 @@ class CommitQueue(Generic[Asked]):
         self.add_committed(here["partition"].astype(np.intp), here["index"])
 
     def _enter(
-        self, located: Sequence[Location], end: Place, committed: bool
+        self, located: Sequence[Location], end: LogPosition, committed: bool
     ) -> Iterator[Ready[Asked]]:
         rows: list[tuple[Location, Record, Asked]] = []
         for location in located:
@@ -262,7 +262,7 @@ class CommitQueue(Generic[Asked]):
         return True
 
     def _hold(
-        self, rows: Sequence[tuple[Location, Record, Asked]], end: Place, last: int = 0
+        self, rows: Sequence[tuple[Location, Record, Asked]], end: LogPosition, last: int = 0
     ) -> None:
         """Hold records of a block that is durable; none: all of it is resolved."""
         if not last:  # a block of the log may be empty

@@ -90,7 +90,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class DiskStanding:
     """The state of a file system, and what is needed to leave it."""
 
     state: State = "ok"
@@ -99,13 +99,13 @@ class Standing:
 
 
 def next_standing(
-    before: Standing, space: Space, limits: Limits, no_room: bool, now: float
-) -> Standing:
+    before: DiskStanding, space: Space, limits: Limits, no_room: bool, now: float
+) -> DiskStanding:
     """Return how things stand; `no_room`: some writer waits for space, `now`: seconds."""
     cause = _cause(space, limits, no_room)
     refusing = before.state in ("stop", "hard")
     if cause is not None:
-        return Standing(_hard_or_stop(before, space, limits), cause)
+        return DiskStanding(_hard_or_stop(before, space, limits), cause)
     if refusing:
         since = before.good_since
         if not _is_comfortable(space, limits):
@@ -113,9 +113,9 @@ def next_standing(
         elif since is None:
             since = now
         if since is None or now - since < limits.resume_hold:
-            return Standing(_hard_or_stop(before, space, limits), before.cause, since)
+            return DiskStanding(_hard_or_stop(before, space, limits), before.cause, since)
     left = before.state != "ok"
-    return Standing("warn" if _is_scarce(space, limits, left) else "ok")
+    return DiskStanding("warn" if _is_scarce(space, limits, left) else "ok")
 
 
 def _cause(space: Space, limits: Limits, no_room: bool) -> Cause | None:
@@ -127,7 +127,7 @@ def _cause(space: Space, limits: Limits, no_room: bool) -> Cause | None:
     return "no_room" if no_room else None
 
 
-def _hard_or_stop(before: Standing, space: Space, limits: Limits) -> State:
+def _hard_or_stop(before: DiskStanding, space: Space, limits: Limits) -> State:
     times = 2 if before.state == "hard" else 1
     few = _has_inode_limit(space) and space.inodes_free < times * INODES_HARD
     return "hard" if space.free < times * limits.hard_at(space.size) or few else "stop"
@@ -155,7 +155,7 @@ def _has_inode_limit(space: Space) -> bool:
 
 
 def next_check(
-    standing: Standing, space: Space, limits: Limits, rate: float, interval: tuple[float, float]
+    standing: DiskStanding, space: Space, limits: Limits, rate: float, interval: tuple[float, float]
 ) -> float:
     """Return the seconds until the space must be looked at again, within `interval`.
 

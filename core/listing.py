@@ -31,7 +31,7 @@ Matches = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 
-class Place(NamedTuple):
+class FeedPlace(NamedTuple):
     """A place in a feed: the next row to look at."""
 
     file_number: int
@@ -108,15 +108,15 @@ def parse_page_cursor(text: str) -> tuple[int, int]:
     return timestamp, position
 
 
-def parse_feed_cursor(text: str) -> Place:
+def parse_feed_cursor(text: str) -> FeedPlace:
     """Return the place of a feed's cursor.  Raises BadRequest."""
     file_number, row = _numbers(text, "f")
     if file_number < 0 or row < 0:
         raise BadRequest("after: not a cursor of a feed")
-    return Place(file_number, row)
+    return FeedPlace(file_number, row)
 
 
-def feed_cursor(place: Place) -> str:
+def feed_cursor(place: FeedPlace) -> str:
     return f"f.{place.file_number}.{place.row}"
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from meterd.core.frozen import frozen
 from meterd.core.kernels import scan
 from meterd.core.kernels.scan import ACCOUNT_BITS, METRIC_BITS
-from meterd.core.log_scan import FileScan, Place
+from meterd.core.log_scan import FileScan, NextBlock
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import FILE_HEADER_SIZE
 
@@ -56,7 +56,7 @@ class OpenIndex:
     def __init__(self) -> None:
         self._state = np.zeros(5, np.int64)
         self._state[scan.BLOCK_END] = FILE_HEADER_SIZE
-        self._checked: Place | None = None  # behind the last block whose checksums were looked at
+        self._checked: NextBlock | None = None  # behind the last block that was checked
         self._records = 0
         self._keys = np.empty(0, np.uint64)
         self._timestamps = np.empty(0, np.int64)

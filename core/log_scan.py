@@ -46,7 +46,7 @@ SLICE_FAULTS = {
 }
 
 
-class Place(NamedTuple):
+class NextBlock(NamedTuple):
     """Where in a file the next block belongs, and what it must say to belong there."""
 
     offset: int
@@ -236,7 +236,7 @@ class FileScan:
         path: str,
         buffer: memoryview,
         active: bool = False,
-        start: Place | None = None,
+        start: NextBlock | None = None,
         copied: bool = False,
     ) -> None:
         """Read the header of the file; begin at its first block or at `start`.  Raises Corrupt.
@@ -251,7 +251,7 @@ class FileScan:
         first_block, previous_crc = self.header.first_block_seq, self.header.previous_crc
         self.path = path
         self.version = log_format.file_version(buffer)
-        self.end = start or Place(FILE_HEADER_SIZE, first_block, 0, previous_crc)
+        self.end = start or NextBlock(FILE_HEADER_SIZE, first_block, 0, previous_crc)
         self.torn: Torn | None = None
         self._buffer = buffer
         self.is_active = active or copied
@@ -267,7 +267,7 @@ class FileScan:
             except Damaged as damage:
                 self.torn = self._classify(offset, damage)
                 return
-            self.end = Place(
+            self.end = NextBlock(
                 offset + block.header.block_size,
                 self.end.block_seq + 1,
                 self.end.row + block.header.row_count,

@@ -50,7 +50,7 @@ PLACES: Final = [scan.AT, scan.BLOCK_END, scan.BLOCK_AT]
 Words = NDArray[np.uint64]
 
 
-class Place(NamedTuple):
+class OpPlace(NamedTuple):
     """Where an op lies: a file's number, and the offset of its record there."""
 
     file_number: int
@@ -180,13 +180,13 @@ class OpPlaces:
 
     def search(
         self, group: int, first: int, last: int, oldest: int, newest: int
-    ) -> Generator[int, FileIndex, dict[int, Place]]:
+    ) -> Generator[int, FileIndex, dict[int, OpPlace]]:
         """Return where ops first to last lie, those at least that follow `first` without a gap.
 
         Yields the number of each file that must be indexed meanwhile, and is sent its index.  What
         is in no file between `oldest` and `newest` is not in the answer.
         """
-        found: dict[int, Place] = {}
+        found: dict[int, OpPlace] = {}
         for number in range(newest, oldest - 1, -1):
             span, index = self._spans.get(number), self._indexes.get(number)
             if span is not None and not span.holds(group, first, last):
@@ -195,7 +195,7 @@ class OpPlaces:
                 index = yield number
             self._indexes.move_to_end(number)
             for at, offset in zip(*index.find(group, first, last), strict=True):
-                found.setdefault(at, Place(number, offset))
+                found.setdefault(at, OpPlace(number, offset))
             if first in found:
                 break
         return found

@@ -19,7 +19,7 @@ from meterd.protocol.segment_format import SegmentIndex
 Raw = NDArray[np.uint8]
 
 
-class Place(NamedTuple):
+class Damage(NamedTuple):
     """Where damage lies, and what it is."""
 
     suffix: str
@@ -41,7 +41,7 @@ def stray_byte(data: Raw, pieces: Iterable[tuple[int, int]]) -> int | None:
     return None
 
 
-def damages(index: SegmentIndex, idx: Raw, seg: Raw, props: Raw) -> Iterator[Place]:
+def damages(index: SegmentIndex, idx: Raw, seg: Raw, props: Raw) -> Iterator[Damage]:
     """Yield all damage in a segment whose index could be read (`parse_index`)."""
     places = index.places
     pages = _pieces(index.pages, "offset", "size", "crc", places["accounts"])
@@ -57,7 +57,7 @@ def damages(index: SegmentIndex, idx: Raw, seg: Raw, props: Raw) -> Iterator[Pla
     try:
         index.checked_digests()
     except Damaged as damage:
-        yield Place(".idx", damage.offset, damage.reason)
+        yield Damage(".idx", damage.offset, damage.reason)
     sections = [(places[name], getattr(index, name).nbytes) for name, _ in fmt.SECTIONS]
     known = {
         ".idx": (idx, [(0, fmt.INDEX_HEADER_SIZE), *sections]),
@@ -67,10 +67,10 @@ def damages(index: SegmentIndex, idx: Raw, seg: Raw, props: Raw) -> Iterator[Pla
     for suffix, (data, spans) in known.items():
         stray = stray_byte(data, spans)
         if stray is not None:
-            yield Place(suffix, stray, "a byte that belongs to nothing is not zero")
+            yield Damage(suffix, stray, "a byte that belongs to nothing is not zero")
     end = max(offset + padded(size) for offset, size in known[".idx"][1]) + fmt.TAIL_SIZE
     if len(idx) != end:
-        yield Place(".idx", min(len(idx), end), f"the index has {len(idx)} bytes, not {end}")
+        yield Damage(".idx", min(len(idx), end), f"the index has {len(idx)} bytes, not {end}")
 
 
 _Piece = tuple[int, int, int]
@@ -85,7 +85,7 @@ def _spans(pieces: list[_Piece]) -> list[tuple[int, int]]:
     return [(at, size) for at, size, _ in pieces]
 
 
-def _check(suffix: str, data: Raw, pieces: list[_Piece], what: str) -> Iterator[Place]:
+def _check(suffix: str, data: Raw, pieces: list[_Piece], what: str) -> Iterator[Damage]:
     for at, size, crc in pieces:
         if size and crc32c(data[at : at + size].data) != crc:
-            yield Place(suffix, at, f"checksum of a {what}")
+            yield Damage(suffix, at, f"checksum of a {what}")

@@ -18,7 +18,7 @@ from meterd.actors.ballast import Ballast
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.options import Disk
 from meterd.core import disk_state
-from meterd.core.disk_state import Limits, Space, Standing
+from meterd.core.disk_state import DiskStanding, Limits, Space
 
 if TYPE_CHECKING:
     from meterd.actors.housekeeping.log_retention import LogRetention
@@ -68,7 +68,7 @@ class DiskWatch(Service):
     def __init__(self, sweeper: RetentionSweeper, retention: LogRetention) -> None:
         super().__init__(sweeper)
         self._retention = retention
-        self.standing = Standing()
+        self.standing = DiskStanding()
         self.ballast = Ballast(self.directory)
         self._ballast_due = 0.0
         self._without_room: set[bytes] = set()  # actors that wait for space
@@ -159,7 +159,7 @@ class DiskWatch(Service):
         ):
             telemetry.set(f'disk_limit_bytes{{limit="{limit}"}}', size)
 
-    def _on_state(self, before: Standing) -> None:
+    def _on_state(self, before: DiskStanding) -> None:
         state, cause = self.standing.state, self.standing.cause
         fields = {
             "cause": cause or "-",

@@ -1,6 +1,6 @@
 """Keeps the totals files: folds segments before they go, merges, coarsens and rewrites the files.
 
-What is to be done follows from the files and from what the usage actor said last (`standing`), so
+What is to be done follows from the files and from what the usage actor said last (`expiry`), so
 a job that was interrupted is begun again and nothing is remembered.
 """
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 class Totals(Service):
     """See the module."""
 
-    messages = (b"standing",)
+    messages = (b"expiry",)
 
     def __init__(self, sweeper: RetentionSweeper) -> None:
         super().__init__(sweeper)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meterd.actors.op_reader import Asked, OpReader
-from meterd.core.op_places import OpPlaces, Place
+from meterd.core.op_places import OpPlace, OpPlaces
 from meterd.core.raft.events import Damaged, OpsRead, ReadOps
 from meterd.core.record_cut import cut
 from meterd.protocol.log_format import ACTIVE_NAME, full_name
@@ -41,7 +41,7 @@ def history(seed: int, blocks: int) -> Iterator[tuple[OpHistory, OpReader, str]]
 
 
 def asked(log: OpHistory, group: int, first: int, last: int, to: int = 2) -> Asked:
-    end = Place(log.log.file_number, log.log.place.offset)
+    end = OpPlace(log.log.file_number, log.log.place.offset)
     return Asked(ReadOps(group, to, 9, first, last), end)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from meterd.actors import stable_feed
 from meterd.core import feed_cursor
 from meterd.core.feed_cursor import FeedCursor, is_stable, parse
-from meterd.core.listing import Place
+from meterd.core.listing import FeedPlace
 from meterd.core.partition_sets import partition
 from meterd.core.questions import Question
 from meterd.protocol.errors import BadRequest, RangeExpired
@@ -41,7 +41,7 @@ class Held(NamedTuple):
 
     account: str
     index: int
-    start: Place
+    start: FeedPlace
     rows: list[int]  # in its file, of what is stored once it is applied
     ids: list[str]  # of these
 
@@ -99,7 +99,7 @@ class Replica:
             index = self.log.builder.indexes[partition(account)]
             own = [rows[id(event)] for event in stored]
             ids = [event.id for event in stored]
-            self.waiting.append(Held(account, index, Place(number, row), own, ids))
+            self.waiting.append(Held(account, index, FeedPlace(number, row), own, ids))
 
     def store(self, record: list[LoggedEvent]) -> None:
         """Write a record and apply it."""
@@ -119,8 +119,8 @@ class Replica:
             self.indexes[partition(held.account)] = held.index
 
     @property
-    def waits(self) -> Place:
-        here = Place(self.log.builder.file_number, self.log.builder.row)
+    def waits(self) -> FeedPlace:
+        here = FeedPlace(self.log.builder.file_number, self.log.builder.row)
         return min((held.start for held in self.waiting), default=here)
 
     def tidy(self, random: Any) -> None:
@@ -134,8 +134,8 @@ class Replica:
             self.places = stable_feed.Places()
 
     def page(self, question: Question) -> dict[str, Any]:
-        view, standing = self.log.view(), stable_feed.Standing(self.indexes.tobytes(), self.waits)
-        steps = stable_feed.read_feed(view, question, REGISTRY, I64_MIN, self.places, standing)
+        view, log = self.log.view(), stable_feed.AppliedLog(self.indexes.tobytes(), self.waits)
+        steps = stable_feed.read_feed(view, question, REGISTRY, I64_MIN, self.places, log)
         page: dict[str, Any] = finish(steps)
         return page
 

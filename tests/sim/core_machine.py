@@ -21,7 +21,7 @@ from meterd.actors.wal_log import Entry, Log, block_count
 from meterd.actors.wal_recovery import End, Owner, Recovery, Start
 from meterd.actors.wal_spare import Spare
 from meterd.core.group_logs import GroupLogs, unpack
-from meterd.core.op_places import Place
+from meterd.core.op_places import OpPlace
 from meterd.core.proposals import Proposal
 from meterd.core.raft.events import (
     Commit,
@@ -143,7 +143,7 @@ class CoreMachine(Machine):
             self.ops[number] = {op.index: op for op in image.ops}
             self._begin_group(number, starts[number].index)
         self.reader = SimulatedOps(self.files)
-        self.catching_up = self.reader.catching_up(self, Place(self.log.file_number, 0))
+        self.catching_up = self.reader.catching_up(self, OpPlace(self.log.file_number, 0))
         self._note_end()
         self.turn_at = 0
         self.told_applied = np.zeros(len(self.world.groups), np.int64)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from meterd.actors.catching_up import CatchingUp
 from meterd.actors.op_reader import ANSWER_SIZE_MAX, Answer, Asked, OpReader, _Files
-from meterd.core.op_places import OpPlaces, Place
+from meterd.core.op_places import OpPlace, OpPlaces
 from meterd.core.raft.events import Damaged, ReadOps
 from meterd.protocol import log_format
 from meterd.protocol.log_format import ACTIVE_NAME, full_name, number_of
@@ -63,7 +63,7 @@ class SimulatedOps(OpReader):
         self._answered: list[Answer] = []
         self._machine: CoreMachine | None = None
 
-    def catching_up(self, machine: CoreMachine, end: Place) -> CatchingUp:
+    def catching_up(self, machine: CoreMachine, end: OpPlace) -> CatchingUp:
         """Return who asks it."""
         self._machine = machine
         made = object.__new__(CatchingUp)
@@ -78,7 +78,7 @@ class SimulatedOps(OpReader):
             machine.world.after(delay, machine, machine.ops_read, machine.boot, asked.key)
         self._waiting[asked.key] = asked
 
-    def _before(self, wanted: ReadOps, places: dict[int, Place]) -> tuple[int, int] | Damaged:
+    def _before(self, wanted: ReadOps, places: dict[int, OpPlace]) -> tuple[int, int] | Damaged:
         """Now and then what comes before is in a file that is gone."""
         machine = self._machine
         assert machine is not None

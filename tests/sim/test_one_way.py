@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meterd.core.cluster_report import Standing, standing
+from meterd.core.cluster_report import GroupSummary, group_summary
 from tests.sim.failover import GROUPS, plan_of
 from tests.sim.world import World
 
@@ -27,9 +27,9 @@ def pass_by(world: World, ms: int) -> None:
     world.run(world.now + ms * 1000)
 
 
-def said(world: World, number: int) -> Standing:
+def said(world: World, number: int) -> GroupSummary:
     machine = world.machines[number]
-    return standing(machine.node, [0] * GROUPS, machine.clock())
+    return group_summary(machine.node, [0] * GROUPS, machine.clock())
 
 
 def whole(world: World, number: int) -> bool:

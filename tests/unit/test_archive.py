@@ -104,7 +104,7 @@ class Sweeper:
         """Say that the checkpoints need no file, and that every event has expired."""
         told = {"days": 90, "set": False, "horizon": time.time_ns(), "first_needed": 100}
         standing = {"horizon": told["horizon"], "totals_horizon": told["horizon"], "erasures": []}
-        self.actor.handle([b"standing", msgpack.packb(standing)])
+        self.actor.handle([b"expiry", msgpack.packb(standing)])
         self.actor.handle([b"retention", msgpack.packb(told)])
 
 

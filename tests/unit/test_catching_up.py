@@ -12,7 +12,7 @@ from meterd.actors import catching_up, peer_copy
 from meterd.actors.catching_up import Behind, CatchingUp
 from meterd.actors.op_reader import Answer, Asked
 from meterd.actors.replication import Replication
-from meterd.core.op_places import Place
+from meterd.core.op_places import OpPlace
 from meterd.core.raft.events import Damaged, OpsGone, ReadOps
 from meterd.core.raft.repair import FOR_REPAIR
 from meterd.protocol.errors import BootFailed
@@ -22,7 +22,7 @@ GROUP, TERM, FIRST, FOLLOWER = 3, 7, 50, 2
 
 def taken(monkeypatch: pytest.MonkeyPatch, term: int, found: Any) -> catching_up.Taken:
     """What comes of an answer of the reader."""
-    asked = Asked(ReadOps(GROUP, FOLLOWER, term, FIRST, FIRST + 5), Place(1, 4096))
+    asked = Asked(ReadOps(GROUP, FOLLOWER, term, FIRST, FIRST + 5), OpPlace(1, 4096))
     reader = SimpleNamespace(take=lambda: [Answer(asked, found)])
     monkeypatch.setattr(catching_up, "OpReader", lambda directory: reader)
     return CatchingUp("", 1, 4096).take()

@@ -125,7 +125,7 @@ class Sweeper:
 
     def tell(self, horizon: int, first_needed: int = 0, erasures: Any = ()) -> None:
         standing = {"horizon": horizon, "totals_horizon": horizon, "erasures": list(erasures)}
-        self.actor.handle([b"standing", msgpack.packb(standing)])
+        self.actor.handle([b"expiry", msgpack.packb(standing)])
         told = {"days": 90, "set": False, "horizon": horizon, "first_needed": first_needed}
         self.actor.handle([b"retention", msgpack.packb(told)])
 

@@ -12,9 +12,9 @@ from meterd.core.disk_state import (
     INODES_HARD,
     RATE_ASSUMED,
     STATES,
+    DiskStanding,
     Limits,
     Space,
-    Standing,
     next_check,
     next_standing,
 )
@@ -39,7 +39,7 @@ def space(free: int, inodes_free: int = 10**6, inodes: int = 10**6) -> Space:
     return Space(free, 10**6, inodes_free, inodes)
 
 
-def after(before: Standing, free: int, at: float, **more: object) -> Standing:
+def after(before: DiskStanding, free: int, at: float, **more: object) -> DiskStanding:
     return next_standing(before, space(free), LIMITS, bool(more.get("no_room")), at)
 
 
@@ -62,11 +62,11 @@ def after(before: Standing, free: int, at: float, **more: object) -> Standing:
     ],
 )
 def test_a_state_is_left_only_above_where_it_was_entered(before, free, then):
-    assert after(Standing(before), free, 0.0).state == then
+    assert after(DiskStanding(before), free, 0.0).state == then
 
 
 def test_events_are_taken_again_when_there_was_room_for_a_while():
-    standing = after(Standing(), 499, 0.0)
+    standing = after(DiskStanding(), 499, 0.0)
     assert (standing.state, standing.cause) == ("stop", "space")
     standing = after(standing, 799, 1.0)
     assert standing.good_since is None
@@ -80,7 +80,7 @@ def test_events_are_taken_again_when_there_was_room_for_a_while():
 
 
 def test_a_writer_without_room_stops_events_although_there_seems_to_be_some():
-    standing = after(Standing(), 10**5, 0.0, no_room=True)
+    standing = after(DiskStanding(), 10**5, 0.0, no_room=True)
     assert (standing.state, standing.cause) == ("stop", "no_room")
     standing = after(standing, 10**5, 100.0, no_room=True)
     standing = after(standing, 10**5, 101.0)
@@ -89,8 +89,8 @@ def test_a_writer_without_room_stops_events_although_there_seems_to_be_some():
 
 
 def test_inodes_count_like_space():
-    def state(before: str, inodes_free: int, at: float = 0.0) -> Standing:
-        return next_standing(Standing(before), space(10**6, inodes_free), LIMITS, False, at)
+    def state(before: str, inodes_free: int, at: float = 0.0) -> DiskStanding:
+        return next_standing(DiskStanding(before), space(10**6, inodes_free), LIMITS, False, at)
 
     assert state("ok", 9_999).state == "warn"
     assert (state("ok", 999).state, state("ok", 999).cause) == ("stop", "inodes")
@@ -101,7 +101,7 @@ def test_inodes_count_like_space():
 
 
 def test_a_file_system_without_inodes_has_no_limit_of_them():
-    assert next_standing(Standing(), space(10**6, 0, 0), LIMITS, False, 0.0).state == "ok"
+    assert next_standing(DiskStanding(), space(10**6, 0, 0), LIMITS, False, 0.0).state == "ok"
 
 
 def test_parts_of_the_file_system_count_where_they_are_more():
@@ -110,7 +110,7 @@ def test_parts_of_the_file_system_count_where_they_are_more():
     assert (limits.warn_at(large), limits.stop_at(large)) == (150_000, 20_000)
     assert (limits.warn_at(1_000), limits.stop_at(1_000)) == (2_000, 500)
     few = Space(large, large, 99_999, 10**6)
-    assert next_standing(Standing(), few, limits, False, 0.0).state == "warn"
+    assert next_standing(DiskStanding(), few, limits, False, 0.0).state == "warn"
 
 
 def test_limits_that_do_not_fit_a_small_file_system_are_lowered():
@@ -132,9 +132,9 @@ STEPS = st.lists(
 )
 
 
-def walk(steps: Iterable[tuple[int, int, bool, float]]) -> list[tuple[float, Standing]]:
+def walk(steps: Iterable[tuple[int, int, bool, float]]) -> list[tuple[float, DiskStanding]]:
     """The life of a disk: (time, standing) after each look."""
-    now, standing, found = 0.0, Standing(), []
+    now, standing, found = 0.0, DiskStanding(), []
     for free, inodes_free, no_room, seconds in steps:
         now += seconds
         standing = next_standing(standing, space(free, inodes_free), LIMITS, no_room, now)
@@ -142,7 +142,7 @@ def walk(steps: Iterable[tuple[int, int, bool, float]]) -> list[tuple[float, Sta
     return found
 
 
-def rank(standing: Standing) -> int:
+def rank(standing: DiskStanding) -> int:
     return STATES.index(standing.state)
 
 
@@ -187,7 +187,7 @@ def test_there_is_no_flapping(steps):
 def test_a_disk_at_the_limit_changes_its_state_once_at_most(frees: Sequence[int], step: float):
     """Free space that goes up and down between the limit and its margin."""
     for first in ("ok", "warn", "stop", "hard"):
-        standing, changes, now = Standing(first), 0, 0.0
+        standing, changes, now = DiskStanding(first), 0, 0.0
         for free in frees:
             now += step
             after_it = after(standing, free, now)
@@ -201,11 +201,11 @@ def test_nobody_can_fill_the_disk_between_two_looks(free, rate, longest, shortes
     """At the rate measured, or at any that is to be expected, a part of the way is left."""
     found = Space(free, 10**13, 0, 0)
     interval = (shortest, longest)
-    seconds = next_check(Standing(), found, LIMITS, rate, interval)
+    seconds = next_check(DiskStanding(), found, LIMITS, rate, interval)
     assert min(interval) <= seconds <= max(interval)
     if seconds > min(interval):
         assert free - seconds * max(rate, RATE_ASSUMED) > LIMITS.stop_free
     if free < LIMITS.stop_free:
         assert seconds == min(interval)
-    refusing = next_check(Standing("stop"), found, LIMITS, rate, interval)
+    refusing = next_check(DiskStanding("stop"), found, LIMITS, rate, interval)
     assert refusing <= min(seconds, 1.0)

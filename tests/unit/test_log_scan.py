@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from meterd.core.log_scan import Block, FileScan, Groups, Place, Torn, verify_chain
+from meterd.core.log_scan import Block, FileScan, Groups, NextBlock, Torn, verify_chain
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import BLOCK_HEADER_SIZE, BlockHeader, Damaged, FileHeader
@@ -81,12 +81,12 @@ def test_a_good_file_is_read_to_its_end(image: Image, active: bool) -> None:
     assert [block.offset for block in blocks] == [start for start, _ in image.blocks]
     assert [len(block.records) for block in blocks] == [2, 2]
     assert scan.torn is None
-    assert scan.end == Place(image.end, 3, 18, image.next.previous_crc)
+    assert scan.end == NextBlock(image.end, 3, 18, image.next.previous_crc)
 
 
 def test_a_file_without_blocks_ends_behind_its_header() -> None:
     blocks, scan = Image().scan()
-    assert (blocks, scan.torn, scan.end) == ([], None, Place(FIRST, 1, 0, 0))
+    assert (blocks, scan.torn, scan.end) == ([], None, NextBlock(FIRST, 1, 0, 0))
 
 
 def test_a_file_that_is_full_to_the_last_byte_is_read(image: Image) -> None:

@@ -159,7 +159,7 @@ def standing(sweeper, horizon: int = -(2**63), erasures: Erasures | None = None)
     """What the usage actor says of totals and erased accounts."""
     erasures = erasures or none_erased(sweeper.files.identity_key)
     said = {"horizon": horizon, "totals_horizon": horizon, "erasures": erasures.to_lists()}
-    sweeper.handle([b"standing", msgpack.packb(said)])
+    sweeper.handle([b"expiry", msgpack.packb(said)])
 
 
 def totals(log: LogDirectory) -> dict[Covered, int]:

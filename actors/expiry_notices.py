@@ -27,7 +27,7 @@ SAVES = 2
 logger = logging.getLogger(__name__)
 
 
-class Standing:
+class ExpiryNotices:
     """See the module."""
 
     def __init__(self, usage: Usage) -> None:
@@ -117,4 +117,4 @@ class Standing:
             "totals_horizon": state.totals_horizon,
             "erasures": state.erasures.to_lists(),
         }
-        self._usage.send("retention_sweeper", [b"standing", msgpack.packb(said)])
+        self._usage.send("retention_sweeper", [b"expiry", msgpack.packb(said)])
