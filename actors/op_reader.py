@@ -6,7 +6,8 @@ and the engine has it repaired.  (Who gets it checks the chain of digests, too.)
 any more is an answer, too: then only a snapshot helps.
 
 Groups that are behind together want slices of the same records, so records that were read are kept
-a while.  At most one request for each group and follower waits: who asks again means the newer one.
+a while.  At most one request for each group and follower waits: who asks again means the newer one,
+or, if it is the same, the answer that is to come.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class OpReader:
         self._size_max = answer_size_max
         self._readable_from = 0  # number of the first log file behind the last damaged one
         self._asked: OrderedDict[Key, Asked | Unfilled] = OrderedDict()
+        self._under_way: dict[Key, Asked | Unfilled] = {}  # being read, or not taken yet
         self._answers: list[Answer] = []
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
@@ -114,8 +116,9 @@ class OpReader:
     def ask(self, asked: Asked | Unfilled) -> None:
         """Have ops read; what was asked before for this group and follower is forgotten."""
         with self._changed:
-            self._asked[asked.key] = asked
-            self._changed.notify()
+            if not _is_same(asked, self._under_way.get(asked.key)):
+                self._asked[asked.key] = asked
+                self._changed.notify()
 
     def take(self) -> list[Answer]:
         """Return some of what was found, the rest at the next call.
@@ -132,6 +135,9 @@ class OpReader:
                 raise self._failure
             answers = self._answers[:TAKEN_MAX]
             del self._answers[:TAKEN_MAX]
+            for answer in answers:
+                if self._under_way.get(answer.asked.key) is answer.asked:
+                    del self._under_way[answer.asked.key]
             if self._answers:
                 os.write(self._wake[1], b"!")
         return answers
@@ -155,7 +161,8 @@ class OpReader:
                     self._changed.wait()
                 if self._closed:
                     return
-                _, asked = self._asked.popitem(last=False)
+                key, asked = self._asked.popitem(last=False)
+                self._under_way[key] = asked
             try:
                 found = self.read(asked) if isinstance(asked, Asked) else self.fill(asked)
                 answer = Answer(asked, found)
@@ -175,8 +182,7 @@ class OpReader:
             places = self._look_up(asked)
             if wanted.first not in places:
                 return None
-            before = self._before(wanted, places)
-            return before if isinstance(before, Damaged) else self._ops(wanted, before, places)
+            return self._ops(wanted, self._before(wanted, places), places)
         except Gone:
             return None
 
@@ -231,8 +237,8 @@ class OpReader:
             engine_body(record) if is_engines else RecordSlice(record, number),
         )
 
-    def _before(self, wanted: ReadOps, places: dict[int, OpPlace]) -> tuple[int, int] | Damaged:
-        """Return term and digest of the op before the first one; none, or in no file: 0."""
+    def _before(self, wanted: ReadOps, places: dict[int, OpPlace]) -> tuple[int, int]:
+        """Return term and digest of the op before the first one; not known: UNKNOWN."""
         index = wanted.first - 1
         place = places.get(index)
         if place is None:
@@ -240,23 +246,19 @@ class OpReader:
         try:
             record = self._files.record(place)
             row = record.slices[_slice_of(record, wanted.group, index)]
-        except Gone:
+        except (Gone, log_format.Damaged):
             return UNKNOWN, 0
-        except log_format.Damaged:
-            return Damaged(index)
         return int(row["term"]), _digest_of(row)
 
     def _look_up(self, asked: Asked) -> dict[int, OpPlace]:
-        """Return where the ops lie, and the one before; index files until that is known.
-
-        Raises Gone.
-        """
+        """Return where the ops lie; index files until the first is found.  Raises Gone."""
         wanted, end = asked.wanted, asked.end
-        first = max(1, wanted.first - 1)
         oldest = max(self._files.oldest(end.file_number), self._readable_from)
         self._places.gone(oldest)
         self._index(end.file_number, end.offset)
-        search = self._places.search(wanted.group, first, wanted.last, oldest, end.file_number)
+        search = self._places.search(
+            wanted.group, wanted.first, wanted.last, oldest, end.file_number
+        )
         try:
             number = next(search)
             while True:
@@ -362,6 +364,11 @@ class _Files:
             raise Gone from None
         except Corrupt as damage:
             raise log_format.Damaged(damage.offset, damage.reason) from damage
+
+
+def _is_same(asked: Asked | Unfilled, other: Asked | Unfilled | None) -> bool:
+    """Does the same follower wait for the same ops already?"""
+    return isinstance(asked, Asked) and isinstance(other, Asked) and asked.wanted == other.wanted
 
 
 def _slice_of(record: Record, group: int, index: int) -> int:

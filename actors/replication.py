@@ -19,7 +19,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from meterd.actors import boots, endings, identity, led_notes, peer_copy, peer_list, sockets
+from meterd.actors import behind_notes, boots, endings, identity, led_notes, peer_list, sockets
 from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import error_frames
 from meterd.actors.bundle import bundle, unbundle
@@ -43,7 +43,7 @@ from meterd.actors.wall_clock import wall_ns
 from meterd.core.cluster_report import Link
 from meterd.core.group_logs import unpack
 from meterd.core.proposals import Proposal
-from meterd.core.raft.events import OVERLOADED, ReadOps, Refused
+from meterd.core.raft.events import OVERLOADED, FollowerBehind, ReadOps, Refused
 from meterd.core.raft.node import GoneBack, Node, Room
 from meterd.core.replicas import Clock, Replicas, Step
 from meterd.protocol.envelope import decode_answer_header
@@ -53,9 +53,6 @@ from meterd.protocol.raft_messages import Envelope, node_of
 
 # I/O threads: a peer whose name is slow to resolve holds up those of its thread.
 IO_THREADS_MAX = 8
-
-# A note of a leader: you need a copy of a peer.
-BEHIND = b"behind"
 
 # A beat comes every 150 ms; what has been taken for so long is acted on before more is.
 TURN_SECONDS_MAX = 0.03
@@ -113,6 +110,7 @@ class Replication(Actor):
         self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
         self._reads = ReadRounds(self)
         self._led_notes = led_notes.LedNotes()
+        self._behind_notes = behind_notes.BehindNotes(node.data_dir, self.send_small)
         self._handing_over = HandingOver(self._who.member, self.send_small, self.lifeline.say)
 
     def _open_peers(self) -> None:
@@ -164,8 +162,8 @@ class Replication(Actor):
             return
         if isinstance(found, Envelope):
             self._carry_out(self._replicas.receive(found, _clock()))
-        elif found.frames and bytes(found.frames[0]) == BEHIND:
-            self._fall_behind(node_of(found.source), found.frames)
+        elif found.frames and bytes(found.frames[0]) == behind_notes.BEHIND:
+            self._behind_notes.take(node_of(found.source), found.frames, self._replicas.node)
         elif found.frames and bytes(found.frames[0]) == LEAVING:
             self._handing_over.take(found.source, time.monotonic())
         elif found.frames and bytes(found.frames[0]) == led_notes.LED:
@@ -173,23 +171,6 @@ class Replication(Actor):
                 self._carry_out(self._replicas.step(event, _clock()))
         elif found.frames and bytes(found.frames[0]) in KINDS:
             self.forwarding.on_peer(node_of(found.source), found.frames)
-
-    def _fall_behind(self, node: int, frames: Sequence[Frame]) -> None:
-        """A leader has no log files any more of what this node lacks: only a copy helps.
-
-        What it says may be late: then they are committed here by now.  (Not: in the log.  What is
-        there may be what the leader's log contradicts.)  Raises BootFailed.
-        """
-        place = bytes(frames[1]) if len(frames) == 2 else b""
-        if len(place) != 10:
-            return
-        group, first = int.from_bytes(place[:2], "little"), int.from_bytes(place[2:], "little")
-        if group >= GROUP_COUNT or first <= self.replicas.node.view(group).commit:
-            return
-        peer_copy.note_behind(self.options.node.data_dir, node)
-        raise BootFailed(
-            endings.TEMPORARY, f"this node lacks ops that no log has any more, says node {node}"
-        )
 
     @property
     def replicas(self) -> Replicas:
@@ -462,9 +443,6 @@ class Replication(Actor):
         taken = self._catching_up.take()
         for envelope in taken.envelopes:
             self._traffic.add(envelope)
-        for node, group, first in taken.behind:
-            place = group.to_bytes(2, "little") + first.to_bytes(8, "little")
-            self.send_small(node, [BEHIND, place])
         for event in taken.events:
             self._carry_out(self.replicas.step(event, _clock()))
         self._tell_committed()
@@ -475,6 +453,9 @@ class Replication(Actor):
         if isinstance(action, ReadOps):
             if self._catching_up is not None:
                 self._catching_up.ask(action)
+            return
+        if isinstance(action, FollowerBehind):
+            self._behind_notes.tell(action)
             return
         self._requests.note(action)
         self._reads.note(action)

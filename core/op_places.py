@@ -183,6 +183,7 @@ class OpPlaces:
     ) -> Generator[int, FileIndex, dict[int, OpPlace]]:
         """Return where ops first to last lie, those at least that follow `first` without a gap.
 
+        The op before `first` is in the answer if that needed no look into another file.
         Yields the number of each file that must be indexed meanwhile, and is sent its index.  What
         is in no file between `oldest` and `newest` is not in the answer.
         """
@@ -194,7 +195,7 @@ class OpPlaces:
             if index is None or (span is None and number < newest):
                 index = yield number
             self._indexes.move_to_end(number)
-            for at, offset in zip(*index.find(group, first, last), strict=True):
+            for at, offset in zip(*index.find(group, first - 1, last), strict=True):
                 found.setdefault(at, OpPlace(number, offset))
             if first in found:
                 break

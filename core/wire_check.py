@@ -65,8 +65,9 @@ def _checked_append(message: Append, digest_at: DigestAt) -> Append:
     group, before, ops = message.group, message.prev_digest, message.ops
     if message.prev_term == UNKNOWN and message.prev_index and ops:
         own = digest_at(group, message.prev_index)
-        if own is not None and _follows(group, ops[0], own):
-            message = message._replace(prev_digest=own)
+        if own is None or not _follows(group, ops[0], own):
+            own = 0
+        message = message._replace(prev_digest=own)
         before, ops = ops[0].digest, ops[1:]
     for op in ops:
         _check_op(group, op, before)

@@ -133,10 +133,7 @@ def campaign(group: GroupState, *, transfer: bool) -> None:
     The requests wait for that vote, and so for all ops before it: what a request says of the
     log's end is durable, too.
     """
-    group.term += 1
-    group.vote = group.member
-    group.verified = group.reported = group.leader_commit = 0
-    group.write_term()
+    group.begin_term(group.term + 1, group.member)
     group.enter(CANDIDATE, NOBODY)
     _try_again_later(group, group.settings.election_ms)
     log = group.log

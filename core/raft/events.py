@@ -222,7 +222,7 @@ class SendSnapshot(NamedTuple):
 class ReadOps(NamedTuple):
     """Read ops from `first` to `last` from disk and say OpsRead with the same `to` and `term`.
 
-    Less will do (a message's size, damage); when there is none, a snapshot helps (Compacted).
+    Less will do (a message's size, damage); when there is none, say OpsGone.
     """
 
     group: int
@@ -230,6 +230,14 @@ class ReadOps(NamedTuple):
     term: int
     first: int
     last: int
+
+
+class FollowerBehind(NamedTuple):
+    """A member lacks ops from `first` on that cannot be read here: only a copy of a peer helps."""
+
+    group: int
+    to: int
+    first: int
 
 
 class BeatSoon(NamedTuple):
@@ -281,6 +289,7 @@ Action = (
     | TakeSnapshot
     | SendSnapshot
     | ReadOps
+    | FollowerBehind
     | BeatSoon
     | Accepted
     | Refused

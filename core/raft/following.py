@@ -1,7 +1,8 @@
 """AppendEntries as its receiver sees it, and what a follower says it has.
 
-`verified` is the last index that was compared with the log of this term's leader: what lies
-behind it may differ, however long the own log is, so nothing behind it is acked or committed.
+`verified` is the last index that is known to be as this term's leader has it, because it was
+compared or is committed: what lies behind it may differ, however long the own log is, so nothing
+behind it is acked or committed.
 
 A follower answers an append whose ops are all new when they are durable, and any other at once: it
 says nothing that the leader does not learn from the next answer to a beat, and that never waits for
@@ -36,8 +37,10 @@ def on_append(group: GroupState, sender: int, message: Append) -> None:
     prev, ops = message.prev_index, message.ops
     if prev < log.base.index:
         # Up to the snapshot all is committed, so the leader has the same.
-        ops = ops[log.base.index - prev :]
-        prev = log.base.index
+        known = log.base.index - prev
+        if len(ops) >= known and ops[known - 1].digest != log.base.digest:
+            raise _two_histories(group, log.base.index, log.base.term)
+        ops, prev = ops[known:], log.base.index
     elif not _agrees(group, message):
         at = log.last_of_term(message.prev_term or log.last_term, prev)
         reply(group, sender, message.prev_index, at + 1, log.term_at(at))
@@ -61,10 +64,12 @@ def _agrees(group: GroupState, message: Append) -> bool:
     if log.term_at(prev) != message.prev_term:
         return False
     if log.digest_at(prev) != message.prev_digest:
-        raise InvariantViolation(
-            f"group {group.group}: op ({prev}, {message.prev_term}) has two histories"
-        )
+        raise _two_histories(group, prev, message.prev_term)
     return True
+
+
+def _two_histories(group: GroupState, index: int, term: int) -> InvariantViolation:
+    return InvariantViolation(f"group {group.group}: op ({index}, {term}) has two histories")
 
 
 def _take(group: GroupState, ops: tuple[Op, ...], prev: int) -> int:

@@ -91,7 +91,10 @@ class Group(GroupState):
                 leading.on_ops_read(self, event)
                 leavers.on_ops_read(self, event)
         elif isinstance(event, OpsGone):
-            leading.on_ops_gone(self, event)
+            if event.term == repair.FOR_REPAIR:
+                repair.on_ops_gone(self, event)
+            else:
+                leading.on_ops_gone(self, event)
         elif isinstance(event, Damaged):
             repair.on_damaged(self, event)
         return self._taken()

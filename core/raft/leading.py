@@ -18,13 +18,14 @@ from meterd.core.raft.events import (
     TRANSFERRING,
     UNFIT,
     Accepted,
+    FollowerBehind,
     OpsGone,
     OpsRead,
     Proposal,
     ReadOps,
     SendSnapshot,
 )
-from meterd.core.raft.progress import PROBE, REPLICATE, SNAPSHOT, Progress
+from meterd.core.raft.progress import ONE_BY_ONE, PROBE, REPLICATE, SNAPSHOT, Progress
 from meterd.core.raft.state import LEADER, GroupState
 from meterd.protocol.raft_messages import (
     CONFIG,
@@ -141,11 +142,14 @@ def send_appends(group: GroupState, member: int, progress: Progress) -> None:
         # Who has answered nothing since the last probe gets no ops: he is not there, and making
         # them ready for hundreds of groups would take the time of those that are.
         silent = progress.sent_at >= 0 and progress.round_sent_at < progress.sent_at
+        on_disk = progress.next <= log.base.index
+        if on_disk and silent:
+            return
         progress.sent_at = now
-        if progress.next > log.base.index:
-            _send_append(group, member, progress, bare=silent)
-        elif not silent:
+        if on_disk:
             group.actions.append(_read_ops(group, member, progress))
+        else:
+            _send_append(group, member, progress, bare=silent)
         return
     while (
         progress.next <= log.whole_to
@@ -192,13 +196,22 @@ def on_ops_read(group: GroupState, event: OpsRead) -> None:
 
 
 def on_ops_gone(group: GroupState, event: OpsGone) -> None:
-    """Ask the follower where its log ends: it may have more by now, by a copy of a peer."""
+    """Go back less far, if that may do; else only a copy of a peer helps."""
     progress = group.progress.get(event.to)
-    if progress is None or (group.role, group.term) != (LEADER, event.term):
+    if (group.role, group.term) != (LEADER, event.term):
         return
-    if (progress.state, progress.next) == (PROBE, event.first):
+    if progress is not None:
+        if (progress.state, progress.next) != (PROBE, event.first):
+            return
+        if event.first < progress.nearest:
+            progress.back = ONE_BY_ONE
+            progress.probe_from(progress.nearest)
+            send_appends(group, event.to, progress)
+            return
+        # It is asked again where its log ends: it will have more when it has the copy.
         progress.next = group.log.last + 1
-        progress.back = 0
+        progress.back = progress.nearest = 0
+    group.actions.append(FollowerBehind(group.group, event.to, event.first))
 
 
 def on_append_reply(group: GroupState, sender: int, message: AppendReply) -> None:
@@ -248,16 +261,18 @@ def _on_refusal(group: GroupState, progress: Progress, message: AppendReply) -> 
     if progress.state == REPLICATE and message.asked <= progress.match:
         return
     log = group.log
+    known = min(message.accepted, message.asked - 1)  # there they agree
     # It has an op of that term before `conflict`; mine of a newer term there cannot be the same.
     agreed = log.last_of_term(message.conflict_term, message.conflict - 1)
-    agreed = min(agreed, message.asked - 1)
+    agreed = max(known, min(agreed, message.asked - 1))
     progress.match = min(progress.match, agreed)  # only who has lost its tail has less
+    progress.nearest = agreed + 1
     if message.asked < log.base.index and agreed > log.floor:
         # Terms there are known to the disk only.  What a dead leader has alone is mostly an op or
         # two, and files may reach back no further than that: go back by 1, 2, 4, up to as much as
         # one message sends again.
-        progress.back = min(group.settings.append_ops_max, max(1, 2 * progress.back))
-        agreed = max(log.floor, min(agreed, message.asked - progress.back))
+        step = progress.step_back(group.settings.append_ops_max)
+        agreed = max(known, log.floor, min(agreed, message.asked - step))
     progress.probe_from(agreed + 1)
 
 

@@ -19,6 +19,7 @@ PROBE: Final = 0
 REPLICATE: Final = 1
 SNAPSHOT: Final = 2
 NEVER_SENT: Final = -(1 << 60)
+ONE_BY_ONE: Final = -1
 
 
 class Progress:
@@ -32,6 +33,7 @@ class Progress:
         "flights",
         "known_at",
         "match",
+        "nearest",
         "next",
         "room",
         "round",
@@ -46,7 +48,9 @@ class Progress:
         self.match = 0  # durable and undamaged there
         self.accepted = 0  # there, by its last word
         self.next = next_index  # first op not sent
-        self.back = 0  # by how much the last probe went back whose term only the disk knows
+        # By how much the last probe went back whose term only the disk knows, and where the logs
+        # may agree at best; ONE_BY_ONE: files reach back no further than a few ops from there.
+        self.back = self.nearest = 0
         self.sent_at = NEVER_SENT  # when something was last sent
         self.flights: deque[tuple[int, int]] = deque()  # last index and bytes of each append
         self.flight_bytes = 0
@@ -98,13 +102,19 @@ class Progress:
 
     def start_anew(self, index: int) -> None:
         """The follower has started: what it acked before counts when it says so again."""
-        self.match = self.accepted = self.back = 0
+        self.match = self.accepted = self.back = self.nearest = 0
         if self.state != SNAPSHOT:
             self.probe_from(index)
+
+    def step_back(self, most: int) -> int:
+        """Return by how much the next probe goes back: 1, 2, 4…, or 1 each time."""
+        if self.back != ONE_BY_ONE:
+            self.back = min(most, max(1, 2 * self.back))
+        return abs(self.back)
 
     def replicate(self) -> None:
         """The logs agree up to `accepted`."""
         self.state = REPLICATE
         self.flights.clear()
-        self.flight_bytes = self.back = 0
+        self.flight_bytes = self.back = self.nearest = 0
         self.next = max(self.accepted, self.match) + 1

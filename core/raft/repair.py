@@ -10,7 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from meterd.core.raft.events import Damaged, OpsRead, ReadOps, TakeSnapshot, WriteRepair
+from meterd.core.raft.events import (
+    Damaged,
+    FollowerBehind,
+    OpsGone,
+    OpsRead,
+    ReadOps,
+    TakeSnapshot,
+    WriteRepair,
+)
 from meterd.core.raft.state import LEADER, GroupState
 from meterd.protocol.raft_messages import NOBODY, Op, Repair, RepairReply
 
@@ -52,6 +60,12 @@ def on_repair(group: GroupState, sender: int, message: Repair) -> None:
 def on_ops_read(group: GroupState, event: OpsRead) -> None:
     """Give what was read from disk; who asked takes what is his."""
     group.send(event.to, RepairReply(group.group, event.ops))
+
+
+def on_ops_gone(group: GroupState, event: OpsGone) -> None:
+    """Say so if this replica leads: who asked may have asked everybody."""
+    if group.role == LEADER:
+        group.actions.append(FollowerBehind(group.group, event.to, event.first))
 
 
 def on_repair_reply(group: GroupState, message: RepairReply) -> None:

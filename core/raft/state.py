@@ -104,7 +104,8 @@ class GroupState:
         self.leader = NOBODY
         self.commit = self.log.base.index
         self.applicable = self.commit  # committed and whole: what may be applied
-        self.verified = 0  # last index compared with the log of this term's leader
+        # Last index that is as this term's leader has it: compared, or committed.
+        self.verified = self.commit
         self.reported = 0  # last match told to it
         self.leader_commit = 0  # last commit index heard from it
 
@@ -243,10 +244,15 @@ class GroupState:
             self.actions.append(Refused(self.group, read.cause, NOT_LEADER, leader))
         self.reads.clear()
 
+    def begin_term(self, term: int, vote: int) -> None:
+        """Be in a term of whose leader nothing is known but that it has what is committed."""
+        self.term, self.vote = term, vote
+        self.verified = self.reported = self.commit
+        self.leader_commit = 0
+        self.write_term()
+
     def become_follower(self, term: int, leader: int) -> None:
         """Follow `leader` (NOBODY: not known) in `term` >= the present one."""
         if term > self.term:
-            self.term, self.vote = term, NOBODY
-            self.verified = self.reported = self.leader_commit = 0
-            self.write_term()
+            self.begin_term(term, NOBODY)
         self.enter(FOLLOWER, leader)

@@ -33,6 +33,8 @@ def history(seed: int, blocks: int) -> Iterator[tuple[OpHistory, OpReader, str]]
             log.block()
             if log.random.random() < 0.1:
                 log.replace_some()
+            if log.random.random() < 0.1 and any(log.ops.values()):
+                log.repair_one()
         try:
             yield log, reader, directory
         finally:
@@ -46,10 +48,15 @@ def asked(log: OpHistory, group: int, first: int, last: int, to: int = 2) -> Ask
 
 
 def check(found: OpsRead, ops: list[Known], first: int) -> None:
-    """What was found is what the log holds from `first` on."""
+    """What was found is what the log holds from `first` on.
+
+    What came before is said if that needs no look into an older file.
+    """
     before = ops[first - 2] if first > 1 else None
-    assert found.prev_term == (before.term if before else 0)
-    assert found.prev_digest == (words(before.digest) if before else 0)
+    if before is None or before.file_number < ops[first - 1].file_number:
+        assert (found.prev_term, found.prev_digest) == (UNKNOWN, 0)
+    else:
+        assert (found.prev_term, found.prev_digest) == (before.term, words(before.digest))
     assert found.ops
     for at, op in enumerate(found.ops):
         known = ops[first - 1 + at]
@@ -100,7 +107,6 @@ def test_a_damaged_op_is_reported_and_never_sent(seed: int, where: int) -> None:
         while first < index:
             found = reader.read(asked(log, group, first, len(ops)))
             if found is not None and isinstance(found, Damaged):
-                # Another op of this group lies in the same record, or the one before does.
                 assert ops[found.index - 1].offset == known.offset
                 break
             assert isinstance(found, OpsRead)
@@ -119,11 +125,8 @@ def test_what_no_file_holds_any_more_is_said() -> None:
         gone = [n for n, op in enumerate(ops, 1) if op.file_number == 1]
         assert reader.read(asked(log, group, gone[-1], len(ops))) is None
         found = reader.read(asked(log, group, gone[-1] + 1, len(ops)))
-        assert isinstance(found, OpsRead)  # what came before is not known any more
-        assert (found.prev_term, found.prev_digest) == (UNKNOWN, 0)
-        known = ops[gone[-1] - 1]
-        before = {"prev_term": known.term, "prev_digest": words(known.digest)}
-        check(found._replace(**before), ops, gone[-1] + 1)
+        assert isinstance(found, OpsRead)
+        check(found, ops, gone[-1] + 1)
         assert isinstance(reader.read(asked(log, group, gone[-1] + 2, len(ops))), OpsRead)
 
 
@@ -172,3 +175,49 @@ def test_answers_come_through_the_descriptor_and_the_newest_request_counts() -> 
                 check(answer.found, log.ops[group], answer.asked.wanted.first)
                 seen[group, answer.found.to] = answer.asked.wanted.first
         assert reader.take() == []
+
+
+def test_what_came_before_is_not_looked_for_where_nothing_can_be_read() -> None:
+    """The file before is damaged: what is asked for is whole, and goes."""
+    with history(6, 150) as (log, reader, directory):
+        with open(f"{directory}/{full_name(2)}", "r+b") as file:
+            file.seek(4096)
+            file.write(b"damage")
+        seen = 0
+        for group in GROUPS:
+            ops = log.ops[group]
+            for first in range(2, len(ops) + 1):
+                if ops[first - 2].file_number == 2 < ops[first - 1].file_number:
+                    found = reader.read(asked(log, group, first, len(ops)))
+                    assert isinstance(found, OpsRead)
+                    check(found, ops, first)
+                    seen += 1
+        assert seen
+
+
+def test_an_op_that_was_repaired_does_not_hide_what_follows_it() -> None:
+    with history(9, 30) as (log, reader, _):
+        for _ in range(40):
+            log.repair_one()
+            log.block()
+        for group in GROUPS:
+            ops = log.ops[group]
+            for first in range(1, len(ops) + 1):
+                found = reader.read(asked(log, group, first, len(ops)))
+                assert isinstance(found, OpsRead)
+                check(found, ops, first)
+
+
+def test_what_is_asked_again_while_it_is_read_is_read_once() -> None:
+    with history(8, 20) as (log, reader, _):
+        group = GROUPS[0]
+        wanted = asked(log, group, 1, 3)
+        for _ in range(50):
+            reader.ask(wanted)
+            select.select([reader.descriptor], [], [], 0.01)
+        answers = reader.take()
+        assert [answer.asked for answer in answers] == [wanted]
+        assert not reader._under_way and not reader._answers
+        reader.ask(wanted)
+        assert select.select([reader.descriptor], [], [], 30)[0], "no answer"
+        assert len(reader.take()) == 1

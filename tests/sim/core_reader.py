@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from meterd.actors.catching_up import CatchingUp
 from meterd.actors.op_reader import ANSWER_SIZE_MAX, Answer, Asked, OpReader, _Files
 from meterd.core.op_places import OpPlace, OpPlaces
-from meterd.core.raft.events import Damaged, ReadOps
+from meterd.core.raft.events import ReadOps
 from meterd.protocol import log_format
 from meterd.protocol.log_format import ACTIVE_NAME, full_name, number_of
 from meterd.protocol.raft_messages import UNKNOWN
@@ -67,7 +67,7 @@ class SimulatedOps(OpReader):
         """Return who asks it."""
         self._machine = machine
         made = object.__new__(CatchingUp)
-        made._end, made._reader, made._told, made._logged = end, self, {}, {}
+        made._end, made._reader = end, self
         return made
 
     def ask(self, asked: Any) -> None:
@@ -78,7 +78,7 @@ class SimulatedOps(OpReader):
             machine.world.after(delay, machine, machine.ops_read, machine.boot, asked.key)
         self._waiting[asked.key] = asked
 
-    def _before(self, wanted: ReadOps, places: dict[int, OpPlace]) -> tuple[int, int] | Damaged:
+    def _before(self, wanted: ReadOps, places: dict[int, OpPlace]) -> tuple[int, int]:
         """Now and then what comes before is in a file that is gone."""
         machine = self._machine
         assert machine is not None
@@ -89,7 +89,11 @@ class SimulatedOps(OpReader):
     def read_next(self, key: Any) -> None:
         """Read what was asked under a key."""
         asked = self._waiting.pop(key)
-        found = self.read(asked) if isinstance(asked, Asked) else self.fill(asked)
+        assert self._machine is not None
+        if self._machine.random.random() < 0.05:
+            found = None  # it cannot be opened just now
+        else:
+            found = self.read(asked) if isinstance(asked, Asked) else self.fill(asked)
         self._answered.append(Answer(asked, found))
 
     def take(self) -> list[Answer]:

@@ -18,6 +18,7 @@ from meterd.core.raft.events import (
     Durable,
     Event,
     Moment,
+    OpsGone,
     OpsRead,
     ReadOps,
     ReadReady,
@@ -405,7 +406,9 @@ class Machine:
         if self.node is None or boot != self.boot:
             return
         found = self.disk.groups[action.group].read(action.first, action.last)
-        if found is None:
+        if self.random.random() < 0.05:  # it cannot be opened just now
+            self.request(action.group, OpsGone(action.to, action.term, action.first))
+        elif found is None:
             self.take_snapshot(boot, action.group)  # damaged: it is not needed then
         else:
             self.world.counts["read from disk"] += 1

@@ -54,12 +54,23 @@ class OpHistory:
     def block(self) -> None:
         """Append a block of a few records."""
         records = [self._record() for _ in range(self.random.choice((1, 1, 3)))]
+        self._append(records)
+
+    def _append(self, records: list[tuple[Entry, list[Known]]]) -> None:
         entries = [entry for entry, _ in records]
         places = np.frombuffer(self.log.append(entries), np.uint64).reshape(-1, 4)
         for (entry, known), place in zip(records, places.tolist(), strict=True):
             for one in known:
                 one.file_number, one.offset = place[1], place[2]
                 one.record_size = len(entry.head) + len(entry.payload)
+
+    def repair_one(self) -> None:
+        """Some op was damaged and is written again, by itself: that is where it lies now."""
+        known = self.random.choice([op for ops in self.ops.values() for op in ops])
+        record = log_format.parse_frames(known.head, known.payload)
+        repaired = record._replace(slices=record.slices.copy())
+        repaired.slices["flags"] = log_format.REPAIR
+        self._append([(Entry(record.sequence, head_of(repaired), known.payload), [known])])
 
     def replace_some(self) -> None:
         """A new term begins: the last ops of some groups are gone, as what follows says."""

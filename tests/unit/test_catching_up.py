@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from meterd.actors import catching_up, peer_copy
-from meterd.actors.catching_up import Behind, CatchingUp
+from meterd.actors import behind_notes, catching_up, peer_copy
+from meterd.actors.behind_notes import BehindNotes
+from meterd.actors.catching_up import CatchingUp
 from meterd.actors.op_reader import Answer, Asked
-from meterd.actors.replication import Replication
 from meterd.core.op_places import OpPlace
-from meterd.core.raft.events import Damaged, OpsGone, ReadOps
+from meterd.core.raft.events import Damaged, FollowerBehind, OpsGone, ReadOps
 from meterd.core.raft.repair import FOR_REPAIR
 from meterd.protocol.errors import BootFailed
 
@@ -28,38 +28,83 @@ def taken(monkeypatch: pytest.MonkeyPatch, term: int, found: Any) -> catching_up
     return CatchingUp("", 1, 4096).take()
 
 
+@pytest.mark.parametrize("term", [TERM, FOR_REPAIR])
 @pytest.mark.parametrize("found", [None, Damaged(FIRST)])
-def test_who_lacks_what_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
-    told = taken(monkeypatch, TERM, found)
-    assert told.behind == [Behind(FOLLOWER, GROUP, FIRST)]
-    assert told.events[-1].event == OpsGone(FOLLOWER, TERM, FIRST)
-    assert len(told.events) == (1 if found is None else 2)  # the engine hears of the damage, too
-
-
-def test_a_repair_that_is_not_there_says_nothing_of_who_asked(
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_engine_hears_what_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, term: int, found: Any
 ) -> None:
-    told = taken(monkeypatch, FOR_REPAIR, Damaged(FIRST))
-    assert not told.behind
-    assert [one.event for one in told.events] == [Damaged(FIRST)]
+    told = [one.event for one in taken(monkeypatch, term, found).events]
+    damage = [] if found is None else [found]
+    assert told == [*damage, OpsGone(FOLLOWER, term, FIRST)]
+
+
+class Clock:
+    """A clock that is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1_000.0
+        monkeypatch.setattr(behind_notes.time, "monotonic", lambda: self.now)
+
+
+def test_who_is_behind_is_told_once_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, sent = Clock(monkeypatch), []
+    notes = BehindNotes("", lambda node, frames: sent.append((node, frames)) is None)
+    for _ in range(30):
+        notes.tell(FollowerBehind(GROUP, FOLLOWER, FIRST))
+        clock.now += 0.1
+    place = GROUP.to_bytes(2, "little") + FIRST.to_bytes(8, "little")
+    assert sent == [(FOLLOWER, [b"behind", place])] * 3
+
+
+def node(commit: int, first_hole: int) -> Any:
+    log = SimpleNamespace(first_hole=first_hole)
+    view = SimpleNamespace(last=60, commit=commit)
+    return SimpleNamespace(groups={GROUP: SimpleNamespace(log=log)}, view=lambda group: view)
+
+
+def note(group: int, first: int) -> list[bytes]:
+    return [b"behind", group.to_bytes(2, "little") + first.to_bytes(8, "little")]
 
 
 @pytest.mark.parametrize(("first", "late"), [(49, True), (50, False), (61, False)])
-def test_a_log_that_is_longer_does_not_make_it_late(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, late: bool
-) -> None:
+def test_a_log_that_is_longer_does_not_make_it_late(tmp_path: Path, first: int, late: bool) -> None:
     """Its end may be what its leader contradicts: what counts is what is committed."""
-    view = SimpleNamespace(last=60, commit=49)
-    replicas = SimpleNamespace(node=SimpleNamespace(view=lambda group: view))
-    monkeypatch.setattr(Replication, "replicas", replicas)
-    replication = object.__new__(Replication)
-    replication.options = SimpleNamespace(  # type: ignore[assignment]
-        node=SimpleNamespace(data_dir=str(tmp_path))
-    )
-    place = GROUP.to_bytes(2, "little") + first.to_bytes(8, "little")
+    notes = BehindNotes(str(tmp_path), lambda *_: True)
     if late:
-        replication._fall_behind(1, [b"behind", place])
+        notes.take(1, note(GROUP, first), node(49, 0))
     else:
         with pytest.raises(BootFailed):
-            replication._fall_behind(1, [b"behind", place])
+            notes.take(1, note(GROUP, first), node(49, 0))
     assert peer_copy.behind_whom(str(tmp_path)) == (0 if late else 1)
+
+
+@pytest.mark.parametrize("commit", [40, 49])
+def test_damage_waits_until_all_were_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit: int
+) -> None:
+    """Though what is damaged here is committed: it is not applied."""
+    clock = Clock(monkeypatch)
+    notes = BehindNotes(str(tmp_path), lambda *_: True)
+    with pytest.raises(BootFailed):
+        for _ in range(30):
+            notes.take(1, note(GROUP, 45), node(commit, 45))
+            clock.now += 0.2
+    assert 1_003.0 <= clock.now < 1_003.5
+
+
+def test_damage_of_another_day_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    notes = BehindNotes(str(tmp_path), lambda *_: True)
+    for _ in range(3):
+        notes.take(1, note(GROUP, 45), node(49, 45))
+        clock.now += 1_000.0
+    assert peer_copy.behind_whom(str(tmp_path)) == 0
+
+
+def test_a_note_that_is_none_of_ours_is_dropped(tmp_path: Path) -> None:
+    notes = BehindNotes(str(tmp_path), lambda *_: True)
+    for frames in ([b"behind"], [b"behind", b"short"], note(GROUP + 1, 99)):
+        notes.take(1, frames, node(49, 0))
+    assert peer_copy.behind_whom(str(tmp_path)) == 0
