@@ -50,4 +50,4 @@ def _warm_pulse(columns: Any, flags: Any, numbers: Any, masks: Any) -> None:
     said, own = (0, 0, 0, 0), (times, marks, rounds)
     pulse.take_answers(1, said, columns, flags, numbers, masks, *own, seven, left)
     pulse.leases(0, pulse.NEVER, columns, flags, masks, times, rounds, three)
-    pulse.tick(said, True, columns, flags, masks, *own, left)
+    pulse.tick((*said, 1), True, columns, flags, masks, *own, left)

@@ -45,7 +45,7 @@ TIMES = 8
     TERM_START,
     LEASE_FROM,
 ) = range(TIMES)
-READS, REPLICATES = range(2)
+READS, SETTLED = range(2)
 ROUND, ROUND_SENT_AT, MEMBER_SENT_AT = range(3)
 
 NEVER = 1 << 60
@@ -266,10 +266,11 @@ def tick(
 ) -> int:
     """Move on the clocks of groups to which nothing happens.
 
-    said  now, how much earlier a tick may come, a beat's length, how long a quorum may be silent
+    said  now, how much earlier a tick may come, a beat's length, how long a quorum, and how long a
+          follower may be silent
     left  int64[groups]: the groups that need a tick; returns how many there are
     """
-    now, slack, beat, limit = said
+    now, slack, beat, limit, silent = said
     more = 0
     for g in range(flags.shape[1]):
         if now + slack < times[DUE, g]:
@@ -277,9 +278,13 @@ def tick(
         if flags[PARKED, g] and not flags[LEADS, g] and now < times[ELECTION_AT, g]:
             times[DUE, g] = times[ELECTION_AT, g]
             continue
-        leads = flags[PARKED, g] and flags[LEADS, g] and marks[REPLICATES, g] and fit
+        leads = flags[PARKED, g] and flags[LEADS, g] and marks[SETTLED, g] and fit
         if leads and now - times[LED_SINCE, g] >= limit:
             leads = _quorum_sent_at(g, now, columns, masks, rounds) >= now - limit
+        if leads and now - times[LED_SINCE, g] >= silent:
+            for member in range(MEMBERS_MAX):
+                if masks[STREAMS, g, member]:
+                    leads = leads and rounds[ROUND_SENT_AT, g, member] > now - silent
         if not leads:
             left[more] = g
             more += 1

@@ -137,19 +137,14 @@ def send_appends(group: GroupState, member: int, progress: Progress) -> None:
     if progress.next <= log.base.index and progress.state == REPLICATE:
         progress.probe_from(progress.next)  # from disk: one message at a time
     if progress.state == PROBE:
-        if now - progress.sent_at < settings.retransmit_ms:
-            return
-        # Who has answered nothing since the last probe gets no ops: he is not there, and making
-        # them ready for hundreds of groups would take the time of those that are.
-        silent = progress.sent_at >= 0 and progress.round_sent_at < progress.sent_at
-        on_disk = progress.next <= log.base.index
-        if on_disk and silent:
+        # Who has answered no beat since the last probe is not there; his next answer brings one.
+        if now - progress.sent_at < settings.retransmit_ms or progress.is_silent:
             return
         progress.sent_at = now
-        if on_disk:
+        if progress.next <= log.base.index:
             group.actions.append(_read_ops(group, member, progress))
         else:
-            _send_append(group, member, progress, bare=silent)
+            _send_append(group, member, progress)
         return
     while (
         progress.next <= log.whole_to
@@ -160,13 +155,11 @@ def send_appends(group: GroupState, member: int, progress: Progress) -> None:
         progress.take_off(ops[-1].index, sum([op.size for op in ops]), now)
 
 
-def _send_append(
-    group: GroupState, member: int, progress: Progress, bare: bool = False
-) -> tuple[Op, ...]:
+def _send_append(group: GroupState, member: int, progress: Progress) -> tuple[Op, ...]:
     log, settings = group.log, group.settings
     prev = progress.next - 1
     ops: tuple[Op, ...] = ()
-    if prev < log.last and not bare:
+    if prev < log.last:
         ops = log.read(progress.next, settings.append_ops_max, settings.append_bytes_max)
     if not progress.room:
         ops = tuple(takewhile(fits_reserve, ops))
@@ -330,11 +323,18 @@ def lacks_quorum(group: GroupState) -> bool:
 
 
 def on_tick(group: GroupState) -> None:
-    """Send again what seems lost."""
+    """Send again what seems lost; expect nothing more of who has long been silent.
+
+    A group one of whose followers has too much under way is none for the fast path.
+    """
     now, settings = group.moment.now, group.settings
     group.deadline = next_tick(group)
     for member, progress in group.progress.items():
         if progress.state == SNAPSHOT and now - progress.sent_at >= settings.snapshot_retry_ms:
             progress.probe_from(group.log.floor)
+        heard_at = max(progress.round_sent_at, group.led_since)
+        if progress.state == REPLICATE and now - heard_at >= settings.silent_ms:
+            progress.probe_from(max(progress.accepted, progress.match) + 1)
+            progress.sent_at = now  # nothing before it answers
         if progress.state == PROBE:
             send_appends(group, member, progress)

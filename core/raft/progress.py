@@ -77,6 +77,11 @@ class Progress:
         """When that round was sent."""
         return NEVER_SENT if self.uncertain_since else self.round_sent_at
 
+    @property
+    def is_silent(self) -> bool:
+        """Has it answered no beat that was sent after the last append?"""
+        return self.sent_at >= 0 and self.round_sent_at < self.sent_at
+
     def take_off(self, last_index: int, size: int, now: int) -> None:
         """An append was sent."""
         self.next = last_index + 1

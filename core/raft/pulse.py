@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from meterd.core.kernels import pulse as kernels
 from meterd.core.kernels.steady import MEMBERS_MAX
 from meterd.core.raft.group import Group
-from meterd.core.raft.progress import REPLICATE
+from meterd.core.raft.progress import PROBE, REPLICATE
 from meterd.core.raft.reading import FOREVER, Leases
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.slices import CommitSlices
@@ -56,7 +56,7 @@ class Pulse:
         self._led_since, self._term_start = times[kernels.LED_SINCE], times[kernels.TERM_START]
         self._lease_from = times[kernels.LEASE_FROM]
         self._reads = self._marks[kernels.READS]  # do reads wait for a round?
-        self._replicates = self._marks[kernels.REPLICATES]  # every follower streams
+        self._settled = self._marks[kernels.SETTLED]  # every follower streams, or is silent
         self._round = self._rounds[kernels.ROUND]
         self._round_sent_at = self._rounds[kernels.ROUND_SENT_AT]
         self._sent_at = self._rounds[kernels.MEMBER_SENT_AT]
@@ -76,8 +76,11 @@ class Pulse:
         self._led_since[g] = group.led_since
         self._term_start[g], self._lease_from[g] = group.term_start, group.lease_from
         self._reads[g] = bool(group.reads)
-        states = [progress.state for progress in group.progress.values()]
-        self._replicates[g] = all(state == REPLICATE for state in states)
+        floor = group.log.floor
+        self._settled[g] = all(
+            one.state == REPLICATE or (one.state == PROBE and one.is_silent and one.next > floor)
+            for one in group.progress.values()
+        )
         self._round_sent_at[g] = -NEVER
         for column, progress in enumerate(group.progress.values(), 1):
             self._round[g, column] = progress.round
@@ -156,7 +159,8 @@ class Pulse:
     def tick(self, now: int, slack: int, fit: bool) -> list[int]:
         """Move on the clocks of groups to which nothing happens; return those that need a tick."""
         columns, flags, _, masks = self._steady.state
-        said = now, slack, self._settings.beat_ms, self._settings.check_quorum_ms
+        settings = self._settings
+        said = now, slack, settings.beat_ms, settings.check_quorum_ms, settings.silent_ms
         own = self._times, self._marks, self._rounds
         left = np.empty(len(self.due), np.int64)
         count = kernels.tick(said, fit, columns, flags, masks, *own, left)

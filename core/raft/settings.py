@@ -27,6 +27,8 @@ class Settings:
     check_quorum_ms: int = 1500
     # From the time a beat was *sent*; shorter than sticky_ms by more than clocks may drift.
     lease_ms: int = 600
+    # A follower that answers no beat for so long is sent nothing more until it does.
+    silent_ms: int = 2000
     transfer_ms: int = 900
     # What was sent and is not there after so long is sent again.
     retransmit_ms: int = 300

@@ -191,7 +191,7 @@ class Steady:
             self.accepted[g, column] = progress.accepted
             if progress.state == PROBE and progress.next <= group.log.floor:
                 due = -NEVER  # it gets a snapshot with the next op
-            elif progress.state == PROBE:
+            elif progress.state == PROBE and not progress.is_silent:
                 due = min(due, progress.sent_at + settings.retransmit_ms)
         self._probe_at[g] = due
 

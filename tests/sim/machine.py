@@ -65,6 +65,7 @@ FAST = replace(
     retransmit_ms=100,
     snapshot_retry_ms=1000,
     repair_retry_ms=70,
+    silent_ms=700,
 )
 NOOP_LIKE = 16
 TICK = Tick()
