@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from meterd.core.frozen import frozen
+from meterd.core.kernels.row_columns import cut_slices
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EVENTS, RECORD_HEADER_SIZE, SLICE, Record
 
@@ -36,30 +37,12 @@ def cut(record: Record, numbers: Sequence[int]) -> Record:
 
 
 def _payload(record: Record, numbers: Sequence[int], rows: int, heap_size: int) -> bytes:
-    columns = log_format.columns(record)
+    source = log_format.payload_layout(record.row_count, record.heap_size)
     layout = log_format.payload_layout(rows, heap_size)
-    row_ends = np.cumsum(record.slices["count"], dtype=np.int64)
-    byte_ends = np.cumsum(record.slices["heap_size"], dtype=np.int64)
-    payload = np.zeros(layout.size, np.uint8)
-    row = byte = 0
-    for number in numbers:
-        last, heap_last = int(row_ends[number]), int(byte_ends[number])
-        first = last - int(record.slices["count"][number])
-        heap_first = heap_last - int(record.slices["heap_size"][number])
-        ends = columns.heap_end[first:last] - np.uint32(heap_first) + np.uint32(byte)
-        for at, width, part in (
-            (layout.timestamp, 8, columns.timestamp[first:last]),
-            (layout.value, 8, columns.value[first:last]),
-            (layout.heap_end, 4, ends),
-            (layout.metric, 2, columns.metric[first:last]),
-            (layout.operation, 1, columns.operation[first:last]),
-        ):
-            _put(payload, at + width * row, part)
-        _put(payload, layout.heap + byte, columns.heap[heap_first:heap_last])
-        row += last - first
-        byte += heap_last - heap_first
-    return payload.tobytes()
-
-
-def _put(payload: NDArray[np.uint8], at: int, part: NDArray[np.generic]) -> None:
-    payload[at : at + part.nbytes] = np.ascontiguousarray(part).view(np.uint8)
+    payload = np.frombuffer(record.payload, np.uint8)
+    found = np.zeros(layout.size, np.uint8)
+    wanted = np.asarray(numbers, np.int64)
+    cut_slices(
+        frozen(record.slices), frozen(payload), tuple(source), wanted, found, tuple(layout)
+    )
+    return found.tobytes()
