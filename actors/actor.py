@@ -164,6 +164,11 @@ class Actor:
         self._watched[descriptor] = handler
         self._epoll.register(descriptor, select.EPOLLIN)
 
+    def unwatch(self, descriptor: int) -> None:
+        """Do not do that any more."""
+        del self._watched[descriptor]
+        self._epoll.unregister(descriptor)
+
     def unlisten(self, socket: zmq.Socket[bytes]) -> None:
         """Stop serving `socket`, which is still open."""
         descriptor = sockets.descriptor(socket)

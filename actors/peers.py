@@ -204,14 +204,14 @@ class Peers:
         peer = self._peers.get(node)
         return peer is not None and peer.has_room(time.monotonic())
 
-    def congested(self) -> bool:
-        """Whether a peer that keeps up has as much on its way to it as it should.
+    def congested(self, count: int = CONGESTED) -> bool:
+        """Whether a peer that keeps up has so many envelopes on their way to it.
 
         Who has said nothing of what was sent `SLOW_SECONDS` ago does not hold up the others.
         """
         now = time.monotonic()
         return any(
-            len(peer.on_way) >= CONGESTED and now - peer.on_way[0][2] < SLOW_SECONDS
+            len(peer.on_way) >= count and now - peer.on_way[0][2] < SLOW_SECONDS
             for peer in self._peers.values()
         )
 

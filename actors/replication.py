@@ -61,6 +61,14 @@ TURN_SECONDS_MAX = 0.03
 # in the engine, where who cannot keep up is served one group at a time.
 FLIGHTS_MAX = 6
 
+# While clients write, ops that were read for who is behind take at most this share of the time, and
+# leave room for what is written on the way to each peer.
+CATCH_UP_SHARE = 0.25
+CATCH_UP_ENVELOPES = 2
+CATCH_UP_REST_SECONDS = 0.005
+BUSY_SECONDS = 1.0
+NEVER = float("inf")
+
 # Usage is told at once what a client of this node may wait for: what is committed of groups that
 # are led here.  All else (what is durable, and followed groups, whose records become committed in
 # parts, as their leader speaks of other groups) when so much is not told yet, or for so long.
@@ -108,6 +116,8 @@ class Replication(Actor):
         self._untold_due = 0.0  # when to tell it of both at the latest
         self._flushed_at = 0.0
         self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
+        self._proposed_at = -BUSY_SECONDS
+        self._read_due = NEVER  # when to look for ops that were read, if they do not say so
         self._reads = ReadRounds(self)
         self._led_notes = led_notes.LedNotes()
         self._behind_notes = behind_notes.BehindNotes(node.data_dir, self.send_small)
@@ -316,6 +326,7 @@ class Replication(Actor):
 
     def _on_propose(self, frames: list[bytes]) -> None:
         """Order one proposal; its frames are named in docs/ARCHITECTURE.md."""
+        self._proposed_at = time.monotonic()
         _, meta, payload, origin, *accepted = frames
         fields = msgpack.unpackb(meta)
         fields["slices"] = bytearray(fields["slices"])
@@ -438,9 +449,21 @@ class Replication(Actor):
                 self._traffic.add(now)
 
     def _on_read(self) -> None:
-        """Ops that are only on disk have been read."""
+        """Ops that are only on disk have been read: send some, then do other things first."""
         assert self._catching_up is not None
-        taken = self._catching_up.take()
+        assert self._peers is not None
+        began, rest = time.monotonic(), CATCH_UP_REST_SECONDS
+        is_busy = began - self._proposed_at < BUSY_SECONDS
+        if not is_busy or not self._peers.congested(CATCH_UP_ENVELOPES):
+            self._send_what_was_read(self._catching_up)
+            rest = (time.monotonic() - began) * (1 / CATCH_UP_SHARE - 1)
+        if is_busy:
+            self.unwatch(self._catching_up.descriptor)
+            self._read_due = time.monotonic() + rest
+            self.tick_by(self._read_due)
+
+    def _send_what_was_read(self, catching_up: CatchingUp) -> None:
+        taken = catching_up.take()
         for envelope in taken.envelopes:
             self._traffic.add(envelope)
         for event in taken.events:
@@ -507,6 +530,9 @@ class Replication(Actor):
         self._renew_leases()
         if self._catching_up is not None:
             self._needs.turn(now, self._catching_up.file_number)
+            if now >= self._read_due:
+                self._read_due = NEVER
+                self.watch(self._catching_up.descriptor, self._on_read)
         if self._heard is not None:
             self._heard.turn(now, self._replicas.node.standing.heard)
         due = self._replicas.deadline / 1000
@@ -517,6 +543,7 @@ class Replication(Actor):
             due = min(due, self._peers.tell_due)
         if self._untold:
             due = min(due, self._untold_due)
+        due = min(due, self._read_due)
         return min(wait, max(0.0, due - clock.now / 1000))
 
     def _renew_leases(self) -> None:

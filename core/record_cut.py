@@ -24,11 +24,14 @@ def cut(record: Record, numbers: Sequence[int]) -> Record:
 
     A payload that need not be cut is not copied.
     """
-    slices = record.slices[np.asarray(numbers)].copy()
+    if len(numbers) == 1:  # as for each op that a follower catches up by
+        slices = record.slices[numbers[0] : numbers[0] + 1].copy()
+    else:
+        slices = record.slices[np.asarray(numbers)]
     slices["flags"] = 0
     rows, heap_size, payload = record.row_count, record.heap_size, record.payload
     if record.kind == EVENTS and len(numbers) < len(record.slices):
-        rows, heap_size = int(slices["count"].sum()), int(slices["heap_size"].sum())
+        rows, heap_size = sum(slices["count"].tolist()), sum(slices["heap_size"].tolist())
         payload = memoryview(_payload(record, numbers, rows, heap_size))
     size = RECORD_HEADER_SIZE + SLICE.itemsize * len(slices) + len(payload)
     return record._replace(
