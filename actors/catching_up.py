@@ -38,6 +38,7 @@ class CatchingUp:
         """The log is durable up to this place."""
         self._end = OpPlace(file_number, offset)
         self._reader = OpReader(directory)
+        self._has_asked = False
 
     @property
     def descriptor(self) -> int:
@@ -54,8 +55,15 @@ class CatchingUp:
         self._end = OpPlace(file_number, offset)
 
     def ask(self, wanted: ReadOps) -> None:
-        """Have ops read that the engine asks for."""
+        """Have ops read that the engine asks for; `go` comes soon."""
         self._reader.ask(Asked(wanted, self._end))
+        self._has_asked = True
+
+    def go(self) -> None:
+        """All is asked for that can be read together."""
+        if self._has_asked:
+            self._has_asked = False
+            self._reader.go()
 
     def hold(self, envelope: Envelope) -> Envelope:
         """Return what of an envelope can go at once; the rest follows."""
@@ -69,6 +77,7 @@ class CatchingUp:
                 if isinstance(op.body, OnDisk)
             }
             self._reader.ask(Unfilled(envelope._replace(messages=()), message, places))
+        self._has_asked = True
         rest = tuple([one for one in envelope.messages if not _is_unfilled(one)])
         return envelope._replace(messages=rest)
 

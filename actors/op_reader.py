@@ -5,9 +5,10 @@ readable.  Checksums are checked again: what does not check is not sent, but rep
 and the engine has it repaired.  (Who gets it checks the chain of digests, too.)  What is in no file
 any more is an answer, too: then only a snapshot helps.
 
-Groups that are behind together want slices of the same records, so records that were read are kept
-a while.  At most one request for each group and follower waits: who asks again means the newer one,
-or, if it is the same, the answer that is to come.
+Groups that are behind together want slices of the same records.  So what waits for one follower is
+answered together, from one stretch of the log, and records that were read are kept a while.  At
+most one request for each group and follower waits: who asks again means the newer one, or, if it is
+the same, the answer that is to come.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlice, engine_body
 
 # What one answer may hold; a single larger op is one, too.
 ANSWER_SIZE_MAX: Final = 2 * 1024 * 1024
+# Of how much of the log answers that are given together may be: sending that takes some 20 ms.
+STRETCH_SIZE: Final = 1024 * 1024
 # Records kept, by their bytes: what 257 groups want at once lies in a few hundred records.
 RECORDS_SIZE_MAX: Final = 32 * 1024 * 1024
 # A file is indexed in pieces of this size, or of its largest block.
 WINDOW_SIZE: Final = 4 * 1024 * 1024
 OPEN_FILES_MAX: Final = 8
-# Answers that the loop takes at once: sending one takes some 5 ms.
-TAKEN_MAX: Final = 2
-
+NO_LIMIT: Final = OpPlace(1 << 62, 0)
 
 # What waits: kind of request, group, follower.
 Key = tuple[str, int, int]
@@ -98,7 +99,7 @@ class OpReader:
         self._readable_from = 0  # number of the first log file behind the last damaged one
         self._asked: OrderedDict[Key, Asked | Unfilled] = OrderedDict()
         self._under_way: dict[Key, Asked | Unfilled] = {}  # being read, or not taken yet
-        self._answers: list[Answer] = []
+        self._answers: list[list[Answer]] = []  # those that are given together
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
         self._closed = False
@@ -114,17 +115,24 @@ class OpReader:
         return self._wake[0]
 
     def ask(self, asked: Asked | Unfilled) -> None:
-        """Have ops read; what was asked before for this group and follower is forgotten."""
+        """Have ops read, at the latest after `go`.
+
+        What was asked before for this group and follower is forgotten.
+        """
         with self._changed:
             if not _is_same(asked, self._under_way.get(asked.key)):
                 self._asked[asked.key] = asked
+
+    def go(self) -> None:
+        """All is asked that can be answered together."""
+        with self._changed:
+            if self._asked:
                 self._changed.notify()
 
     def take(self) -> list[Answer]:
-        """Return some of what was found, the rest at the next call.
+        """Return what was found for one follower, the rest at the next call.
 
-        A few answers at a time, because the loop that takes them has other things to do.  Raises
-        what has ended the thread.
+        Raises what has ended the thread.
         """
         try:
             os.read(self._wake[0], 4096)
@@ -133,8 +141,7 @@ class OpReader:
         with self._changed:
             if self._failure is not None:
                 raise self._failure
-            answers = self._answers[:TAKEN_MAX]
-            del self._answers[:TAKEN_MAX]
+            answers = self._answers.pop(0) if self._answers else []
             for answer in answers:
                 if self._under_way.get(answer.asked.key) is answer.asked:
                     del self._under_way[answer.asked.key]
@@ -161,28 +168,73 @@ class OpReader:
                     self._changed.wait()
                 if self._closed:
                     return
-                key, asked = self._asked.popitem(last=False)
-                self._under_way[key] = asked
+                together = self._next()
             try:
-                found = self.read(asked) if isinstance(asked, Asked) else self.fill(asked)
-                answer = Answer(asked, found)
+                answers = self._answer(together)
             except BaseException as error:  # handed to the actor's loop
                 self._failure = error
                 os.write(self._wake[1], b"!")
                 return
             with self._changed:
+                for asked in together[len(answers) :]:
+                    del self._under_way[asked.key]
+                    self._asked.setdefault(asked.key, asked)
                 if not self._answers:
                     os.write(self._wake[1], b"!")
-                self._answers.append(answer)
+                self._answers.append(answers)
+
+    def _next(self) -> list[Asked | Unfilled]:
+        """Take what waits for one follower, if it is to be looked for."""
+        _, first = self._asked.popitem(last=False)
+        together = [first]
+        if isinstance(first, Asked):
+            for key in [key for key in self._asked if key[0] == "ops" and key[2] == first.key[2]]:
+                together.append(self._asked.pop(key))
+        self._under_way.update({asked.key: asked for asked in together})
+        return together
+
+    def _answer(self, together: list[Asked | Unfilled]) -> list[Answer]:
+        """Answer at least the first of these, and put those first that are answered."""
+        first = together[0]
+        if not isinstance(first, Asked):
+            return [Answer(first, self.fill(first))]
+        found, answers, far = [], [], []
+        for asked in together:
+            assert isinstance(asked, Asked)
+            places = self._places_of(asked)
+            if places is None:
+                answers.append(Answer(asked, None))
+            else:
+                found.append((places[asked.wanted.first], asked, places))
+        begin = min([place for place, _, _ in found], default=NO_LIMIT)
+        limit = OpPlace(begin.file_number, begin.offset + STRETCH_SIZE)
+        for place, asked, places in found:
+            if place < limit:
+                answers.append(Answer(asked, self._read(asked.wanted, places, limit)))
+            else:
+                far.append(asked)
+        together[:] = [*[answer.asked for answer in answers], *far]
+        return answers
 
     def read(self, asked: Asked) -> OpsRead | Damaged | None:
         """Return the ops wanted, at least the first; or which is damaged; None: no file has it."""
-        wanted = asked.wanted
+        places = self._places_of(asked)
+        return None if places is None else self._read(asked.wanted, places, NO_LIMIT)
+
+    def _places_of(self, asked: Asked) -> dict[int, OpPlace] | None:
+        """Return where the ops lie, at least the first; None: no file has it."""
         try:
             places = self._look_up(asked)
-            if wanted.first not in places:
-                return None
-            return self._ops(wanted, self._before(wanted, places), places)
+        except Gone:
+            return None
+        return places if asked.wanted.first in places else None
+
+    def _read(
+        self, wanted: ReadOps, places: dict[int, OpPlace], limit: OpPlace
+    ) -> OpsRead | Damaged | None:
+        """Read what lies before `limit`, at least the first op."""
+        try:
+            return self._ops(wanted, self._before(wanted, places), places, limit)
         except Gone:
             return None
 
@@ -194,7 +246,7 @@ class OpReader:
             place = unfilled.places.get(op.index)
             try:
                 if place is not None:
-                    op = self._op(message.group, op.index, self._files.record(place))
+                    op = self._files.op(place, message.group, op.index)
             except log_format.Damaged:
                 return Damaged(op.index)
             except Gone:
@@ -203,16 +255,20 @@ class OpReader:
         return message._replace(ops=tuple(ops))
 
     def _ops(
-        self, wanted: ReadOps, before: tuple[int, int], places: dict[int, OpPlace]
+        self,
+        wanted: ReadOps,
+        before: tuple[int, int],
+        places: dict[int, OpPlace],
+        limit: OpPlace,
     ) -> OpsRead | Damaged:
         ops: list[Op] = []
         size = 0
         for index in range(wanted.first, wanted.last + 1):
             place = places.get(index)
-            if place is None:
+            if place is None or (ops and place >= limit):
                 break
             try:
-                op = self._op(wanted.group, index, self._files.record(place))
+                op = self._files.op(place, wanted.group, index)
             except log_format.Damaged:
                 if not ops:
                     return Damaged(index)
@@ -223,20 +279,6 @@ class OpReader:
             ops.append(op)
         return OpsRead(wanted.to, wanted.term, *before, tuple(ops))
 
-    def _op(self, group: int, index: int, record: Record) -> Op:
-        """Return an op of a record.  Raises Damaged when it is not there."""
-        number = _slice_of(record, group, index)
-        row = record.slices[number]
-        is_engines = record.kind in ENGINE_KINDS
-        return Op(
-            index,
-            int(row["term"]),
-            _digest_of(row),
-            record.kind,
-            int(sizes_of(record)[number]),
-            engine_body(record) if is_engines else RecordSlice(record, number),
-        )
-
     def _before(self, wanted: ReadOps, places: dict[int, OpPlace]) -> tuple[int, int]:
         """Return term and digest of the op before the first one; not known: UNKNOWN."""
         index = wanted.first - 1
@@ -244,11 +286,10 @@ class OpReader:
         if place is None:
             return UNKNOWN, 0
         try:
-            record = self._files.record(place)
-            row = record.slices[_slice_of(record, wanted.group, index)]
+            op = self._files.op(place, wanted.group, index)
         except (Gone, log_format.Damaged):
             return UNKNOWN, 0
-        return int(row["term"]), _digest_of(row)
+        return op.term, op.digest
 
     def _look_up(self, asked: Asked) -> dict[int, OpPlace]:
         """Return where the ops lie; index files until the first is found.  Raises Gone."""
@@ -291,7 +332,7 @@ class _Files:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._open: OrderedDict[int, int] = OrderedDict()
-        self._records: OrderedDict[OpPlace, Record] = OrderedDict()
+        self._records: OrderedDict[OpPlace, _Ops] = OrderedDict()
         self._size = 0
 
     def close(self) -> None:
@@ -322,21 +363,20 @@ class _Files:
                 raise Corrupt(full_name(number), begin, "no block of a log (places)")
             size *= 2
 
-    def record(self, place: OpPlace) -> Record:
-        """Return a record, its checksums verified.  Raises Damaged."""
-        record = self._records.get(place)
-        if record is None:
+    def op(self, place: OpPlace, group: int, index: int) -> Op:
+        """Return an op, its record's checksums verified.  Raises Damaged."""
+        ops = self._records.get(place)
+        if ops is None:
             sizes = self._read(place.file_number, place.offset, log_format.RECORD_HEADER_SIZE)
             size = log_format.record_sizes(sizes)[0]
             if not log_format.RECORD_HEADER_SIZE <= size <= log_format.RECORD_SIZE_MAX:
                 raise log_format.Damaged(place.offset, f"record size {size} is not valid")
-            record = log_format.parse_record(self._read(*place, size))
-            self._records[place] = record
-            self._size += record.size
+            ops = self._records[place] = _Ops(log_format.parse_record(self._read(*place, size)))
+            self._size += size
             while self._size > RECORDS_SIZE_MAX and len(self._records) > 1:
-                self._size -= self._records.popitem(last=False)[1].size
+                self._size -= self._records.popitem(last=False)[1].record.size
         self._records.move_to_end(place)
-        return record
+        return ops.op(group, index)
 
     def _read(self, number: int, offset: int, size: int) -> bytes:
         """Raises Damaged when the disk cannot read it, or there is less."""
@@ -371,15 +411,24 @@ def _is_same(asked: Asked | Unfilled, other: Asked | Unfilled | None) -> bool:
     return isinstance(asked, Asked) and isinstance(other, Asked) and asked.wanted == other.wanted
 
 
-def _slice_of(record: Record, group: int, index: int) -> int:
-    """Return which slice of a record is an op.  Raises Damaged when none is."""
-    slices = record.slices
-    found = np.flatnonzero((slices["partition"] == group) & (slices["index"] == index))
-    if len(found) != 1:
-        raise log_format.Damaged(record.offset, f"no op {index} of group {group}")
-    return int(found[0])
+class _Ops:
+    """The ops of a record."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        slices = record.slices
+        columns = [slices[name].tolist() for name in ("partition", "index", "term", "digest")]
+        rows = zip(*columns, sizes_of(record).tolist(), strict=True)
+        self._rows = {row[0]: (number, *row[1:]) for number, row in enumerate(rows)}
+
+    def op(self, group: int, index: int) -> Op:
+        """Raises Damaged when it is not there."""
+        number, found, term, (low, high), size = self._rows.get(group, _NONE)
+        if found != index:
+            raise log_format.Damaged(self.record.offset, f"no op {index} of group {group}")
+        is_engines = self.record.kind in ENGINE_KINDS
+        body = engine_body(self.record) if is_engines else RecordSlice(self.record, number)
+        return Op(index, term, low | high << 64, self.record.kind, size, body)
 
 
-def _digest_of(row: np.void) -> int:
-    low, high = row["digest"].tolist()
-    return int(low | high << 64)
+_NONE: Final = (0, 0, 0, (0, 0), 0)

@@ -399,6 +399,8 @@ class Replication(Actor):
                 self._untold_due = 0.0
         for action in step.actions:
             self._act(action)
+        if self._catching_up is not None:
+            self._catching_up.go()
 
     def _give_record(self, record: list[Frame]) -> None:
         """Give usage a record: a large one now, for it takes time to unpack, others soon."""

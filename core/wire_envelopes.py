@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from meterd.core.record_cut import cut
+from meterd.core.weaving import weave
 from meterd.protocol.log_format import Record
 from meterd.protocol.raft_messages import Append, Envelope, Install, Op, RepairReply
 from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlice, RecordSlices
@@ -44,7 +45,7 @@ def ready_to_send(envelope: Envelope) -> Iterator[Ready]:
         yield Ready(False, 0, envelope._replace(messages=some))
     some_bulk: list[Any] = []
     size = ops = 0
-    for message in envelope.messages:
+    for message in weave(envelope.messages):
         if not isinstance(message, BULK):
             continue
         whole, message_size, message_ops = _as_records(message)

@@ -165,6 +165,7 @@ def test_answers_come_through_the_descriptor_and_the_newest_request_counts() -> 
                     first = 1 + round_ + to
                     wanted[group, to] = first
                     reader.ask(asked(log, group, first, len(log.ops[group]), to))
+            reader.go()
         seen: dict[tuple[int, int], int] = {}
         while seen != wanted:
             assert select.select([reader.descriptor], [], [], 30)[0], "no answer"
@@ -214,10 +215,12 @@ def test_what_is_asked_again_while_it_is_read_is_read_once() -> None:
         wanted = asked(log, group, 1, 3)
         for _ in range(50):
             reader.ask(wanted)
+            reader.go()
             select.select([reader.descriptor], [], [], 0.01)
         answers = reader.take()
         assert [answer.asked for answer in answers] == [wanted]
         assert not reader._under_way and not reader._answers
         reader.ask(wanted)
+        reader.go()
         assert select.select([reader.descriptor], [], [], 30)[0], "no answer"
         assert len(reader.take()) == 1

@@ -197,16 +197,17 @@ def test_what_is_cut_out_of_a_record_follows_as_before(
 
 
 @given(contents)
-def test_ops_go_alone_where_the_engine_sends_them_alone(rows: dict[int, list[LoggedEvent]]) -> None:
+def test_an_op_goes_alone_where_the_engine_sends_it_alone(
+    rows: dict[int, list[LoggedEvent]],
+) -> None:
     whole = Histories(4).slices(events_record(rows))
-    expanded = whole.expanded()
-    (ready,) = ready_to_send(envelope(*expanded))
-    arrived = check_envelope(decode(encode(ready.envelope)), lambda *_: None)
-    assert [m._replace(ops=()) for m in arrived.messages] == [m._replace(ops=()) for m in expanded]
-    for number, message in enumerate(arrived.messages):
-        assert plain(message.ops[0][:5]) == plain(expanded[number].ops[0][:5])
+    for number, one in enumerate(whole.expanded()):
+        (ready,) = ready_to_send(envelope(one))
+        (arrived,) = check_envelope(decode(encode(ready.envelope)), lambda *_: None).messages
+        assert arrived._replace(ops=()) == one._replace(ops=())
+        assert plain(arrived.ops[0][:5]) == plain(one.ops[0][:5])
         alone = cut(whole.ops.body[0].record, [number])
-        assert bytes(message.ops[0].body.record.payload) == bytes(alone.payload)
+        assert bytes(arrived.ops[0].body.record.payload) == bytes(alone.payload)
 
 
 @given(contents)

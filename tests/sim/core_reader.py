@@ -67,7 +67,7 @@ class SimulatedOps(OpReader):
         """Return who asks it."""
         self._machine = machine
         made = object.__new__(CatchingUp)
-        made._end, made._reader = end, self
+        made._end, made._reader, made._has_asked = end, self, False
         return made
 
     def ask(self, asked: Any) -> None:
