@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from meterd.actors.opened_log import open_log
 from meterd.core.group_logs import sizes_of
 from meterd.core.kernels import scan
-from meterd.core.op_places import FileIndex, OpPlace, OpPlaces
+from meterd.core.op_places import FileIndex, Found, OpPlace, OpPlaces
 from meterd.core.raft.events import Damaged, OpsRead, ReadOps
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
@@ -97,6 +97,7 @@ class OpReader:
         self._places = OpPlaces()
         self._size_max = answer_size_max
         self._readable_from = 0  # number of the first log file behind the last damaged one
+        self._oldest = 0  # number of the oldest log file, when it was last looked at
         self._asked: OrderedDict[Key, Asked | Unfilled] = OrderedDict()
         self._under_way: dict[Key, Asked | Unfilled] = {}  # being read, or not taken yet
         self._answers: list[list[Answer]] = []  # those that are given together
@@ -199,13 +200,16 @@ class OpReader:
         if not isinstance(first, Asked):
             return [Answer(first, self.fill(first))]
         found, answers, far = [], [], []
+        end = max(asked.end for asked in together if isinstance(asked, Asked))
+        is_there = self._look_at(end)
         for asked in together:
             assert isinstance(asked, Asked)
-            places = self._places_of(asked)
-            if places is None:
+            places = self._places_of(asked, end) if is_there else None
+            place = places.get(asked.wanted.first) if places is not None else None
+            if places is None or place is None:
                 answers.append(Answer(asked, None))
             else:
-                found.append((places[asked.wanted.first], asked, places))
+                found.append((place, asked, places))
         begin = min([place for place, _, _ in found], default=NO_LIMIT)
         limit = OpPlace(begin.file_number, begin.offset + STRETCH_SIZE)
         for place, asked, places in found:
@@ -218,20 +222,12 @@ class OpReader:
 
     def read(self, asked: Asked) -> OpsRead | Damaged | None:
         """Return the ops wanted, at least the first; or which is damaged; None: no file has it."""
-        places = self._places_of(asked)
-        return None if places is None else self._read(asked.wanted, places, NO_LIMIT)
-
-    def _places_of(self, asked: Asked) -> dict[int, OpPlace] | None:
-        """Return where the ops lie, at least the first; None: no file has it."""
-        try:
-            places = self._look_up(asked)
-        except Gone:
+        places = self._places_of(asked, asked.end) if self._look_at(asked.end) else None
+        if places is None or places.get(asked.wanted.first) is None:
             return None
-        return places if asked.wanted.first in places else None
+        return self._read(asked.wanted, places, NO_LIMIT)
 
-    def _read(
-        self, wanted: ReadOps, places: dict[int, OpPlace], limit: OpPlace
-    ) -> OpsRead | Damaged | None:
+    def _read(self, wanted: ReadOps, places: Found, limit: OpPlace) -> OpsRead | Damaged | None:
         """Read what lies before `limit`, at least the first op."""
         try:
             return self._ops(wanted, self._before(wanted, places), places, limit)
@@ -258,7 +254,7 @@ class OpReader:
         self,
         wanted: ReadOps,
         before: tuple[int, int],
-        places: dict[int, OpPlace],
+        places: Found,
         limit: OpPlace,
     ) -> OpsRead | Damaged:
         ops: list[Op] = []
@@ -279,7 +275,7 @@ class OpReader:
             ops.append(op)
         return OpsRead(wanted.to, wanted.term, *before, tuple(ops))
 
-    def _before(self, wanted: ReadOps, places: dict[int, OpPlace]) -> tuple[int, int]:
+    def _before(self, wanted: ReadOps, places: Found) -> tuple[int, int]:
         """Return term and digest of the op before the first one; not known: UNKNOWN."""
         index = wanted.first - 1
         place = places.get(index)
@@ -291,14 +287,21 @@ class OpReader:
             return UNKNOWN, 0
         return op.term, op.digest
 
-    def _look_up(self, asked: Asked) -> dict[int, OpPlace]:
-        """Return where the ops lie; index files until the first is found.  Raises Gone."""
-        wanted, end = asked.wanted, asked.end
-        oldest = max(self._files.oldest(end.file_number), self._readable_from)
-        self._places.gone(oldest)
-        self._index(end.file_number, end.offset)
+    def _look_at(self, end: OpPlace) -> bool:
+        """See which files there are, and what is new in the newest; return whether it is there."""
+        try:
+            self._oldest = max(self._files.oldest(end.file_number), self._readable_from)
+            self._places.gone(self._oldest)
+            self._index(end.file_number, end.offset)
+        except Gone:
+            return False
+        return True
+
+    def _places_of(self, asked: Asked, end: OpPlace) -> Found | None:
+        """Return where the ops lie; index files until the first is found.  None: one has gone."""
+        wanted = asked.wanted
         search = self._places.search(
-            wanted.group, wanted.first, wanted.last, oldest, end.file_number
+            wanted.group, wanted.first, wanted.last, self._oldest, end.file_number
         )
         try:
             number = next(search)
@@ -306,8 +309,10 @@ class OpReader:
                 limit = end.offset if number == end.file_number else None
                 number = search.send(self._index(number, limit))
         except StopIteration as found:
-            places: dict[int, OpPlace] = found.value
+            places: Found = found.value
             return places
+        except Gone:
+            return None
 
     def _index(self, file_number: int, end: int | None) -> FileIndex:
         """Index a file up to `end`, or all of a full one.  Raises Gone at damage."""

@@ -57,6 +57,24 @@ class OpPlace(NamedTuple):
     offset: int
 
 
+class Found:
+    """Where ops of a group lie."""
+
+    def __init__(self) -> None:
+        self._files: list[tuple[int, dict[int, int]]] = []  # number, offsets by index; newest first
+
+    def add(self, file_number: int, offsets: dict[int, int]) -> None:
+        """Add those of an older file."""
+        self._files.append((file_number, offsets))
+
+    def get(self, index: int) -> OpPlace | None:
+        """Return the newest place of an op."""
+        for number, offsets in self._files:
+            if index in offsets:
+                return OpPlace(number, offsets[index])
+        return None
+
+
 class FileIndex:
     """Where the ops of one log file lie; `take` for each window of it, in order."""
 
@@ -180,14 +198,14 @@ class OpPlaces:
 
     def search(
         self, group: int, first: int, last: int, oldest: int, newest: int
-    ) -> Generator[int, FileIndex, dict[int, OpPlace]]:
+    ) -> Generator[int, FileIndex, Found]:
         """Return where ops first to last lie, those at least that follow `first` without a gap.
 
         The op before `first` is in the answer if that needed no look into another file.
         Yields the number of each file that must be indexed meanwhile, and is sent its index.  What
         is in no file between `oldest` and `newest` is not in the answer.
         """
-        found: dict[int, OpPlace] = {}
+        found = Found()
         for number in range(newest, oldest - 1, -1):
             span, index = self._spans.get(number), self._indexes.get(number)
             if span is not None and not span.holds(group, first, last):
@@ -195,8 +213,8 @@ class OpPlaces:
             if index is None or (span is None and number < newest):
                 index = yield number
             self._indexes.move_to_end(number)
-            for at, offset in zip(*index.find(group, first - 1, last), strict=True):
-                found.setdefault(at, OpPlace(number, offset))
-            if first in found:
+            offsets = dict(zip(*index.find(group, first - 1, last), strict=True))
+            found.add(number, offsets)
+            if first in offsets:
                 break
         return found

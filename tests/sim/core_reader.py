@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from meterd.actors.catching_up import CatchingUp
 from meterd.actors.op_reader import ANSWER_SIZE_MAX, Answer, Asked, OpReader, _Files
-from meterd.core.op_places import OpPlace, OpPlaces
+from meterd.core.op_places import Found, OpPlace, OpPlaces
 from meterd.core.raft.events import ReadOps
 from meterd.protocol import log_format
 from meterd.protocol.log_format import ACTIVE_NAME, full_name, number_of
@@ -58,7 +58,7 @@ class SimulatedOps(OpReader):
         self._files = SimulatedFiles(files)
         self._places = OpPlaces()
         self._size_max = ANSWER_SIZE_MAX
-        self._readable_from = 0
+        self._readable_from = self._oldest = 0
         self._waiting: OrderedDict[Any, Any] = OrderedDict()
         self._answered: list[Answer] = []
         self._machine: CoreMachine | None = None
@@ -78,7 +78,7 @@ class SimulatedOps(OpReader):
             machine.world.after(delay, machine, machine.ops_read, machine.boot, asked.key)
         self._waiting[asked.key] = asked
 
-    def _before(self, wanted: ReadOps, places: dict[int, OpPlace]) -> tuple[int, int]:
+    def _before(self, wanted: ReadOps, places: Found) -> tuple[int, int]:
         """Now and then what comes before is in a file that is gone."""
         machine = self._machine
         assert machine is not None
