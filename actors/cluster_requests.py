@@ -164,14 +164,14 @@ class ClusterRequests:
                 logger.debug("group %d: %s", one.group, one.reason)
         self._tell(node, now, views)
         rest = node.rest if self._keeper.is_settled else None
-        self._rest = None if rest is None else (rest, self.members, _there(node, now))
+        self._rest = None if rest is None else (rest, self.members, there(node, now))
 
     def _rests(self, node: Node, now: int, leaving: Collection[int]) -> bool:
         """Is everything as it was when there was nothing to do?"""
         known = self._rest
         if known is None or leaving or known[1] is not self.members:
             return False
-        return known[0] == node.rest and known[2] == _there(node, now)
+        return known[0] == node.rest and known[2] == there(node, now)
 
     def _tell(self, node: Node, now: int, views: Mapping[int, View]) -> None:
         """Tell telemetry how things are; `views`: as they were a moment ago."""
@@ -201,6 +201,6 @@ class ClusterRequests:
                 telemetry.set(f'clock_offset_seconds{{peer="{number}"}}', offset / 1000)
 
 
-def _there(node: Node, now: int) -> list[bool]:
+def there(node: Node, now: int) -> list[bool]:
     """Return which peers have answered lately."""
     return [cluster_report.answers(node, member, now) for member in node.peers]

@@ -24,7 +24,7 @@ from meterd.actors.actor import BEAT_SECONDS, Actor
 from meterd.actors.answering import error_frames
 from meterd.actors.bundle import bundle, unbundle
 from meterd.actors.catching_up import CatchingUp
-from meterd.actors.cluster_requests import ClusterRequests
+from meterd.actors.cluster_requests import ClusterRequests, there
 from meterd.actors.durable_blocks import RECORD_FRAMES
 from meterd.actors.follower_needs import FollowerNeeds
 from meterd.actors.forwarding import KINDS, Forwarding
@@ -62,7 +62,8 @@ TURN_SECONDS_MAX = 0.03
 FLIGHTS_MAX = 6
 
 # While clients write, ops that were read for who is behind take at most this share of the time, and
-# leave room for what is written on the way to each peer.
+# leave room for what is written on the way to each peer.  When a peer is away it may be who is
+# behind that a majority waits for.
 CATCH_UP_SHARE = 0.25
 CATCH_UP_ENVELOPES = 2
 CATCH_UP_REST_SECONDS = 0.005
@@ -455,14 +456,19 @@ class Replication(Actor):
         assert self._catching_up is not None
         assert self._peers is not None
         began, rest = time.monotonic(), CATCH_UP_REST_SECONDS
-        is_busy = began - self._proposed_at < BUSY_SECONDS
-        if not is_busy or not self._peers.congested(CATCH_UP_ENVELOPES):
+        gives_way = self._gives_way(began)
+        if not gives_way or not self._peers.congested(CATCH_UP_ENVELOPES):
             self._send_what_was_read(self._catching_up)
             rest = (time.monotonic() - began) * (1 / CATCH_UP_SHARE - 1)
-        if is_busy:
+        if gives_way:
             self.unwatch(self._catching_up.descriptor)
             self._read_due = time.monotonic() + rest
             self.tick_by(self._read_due)
+
+    def _gives_way(self, now: float) -> bool:
+        """Do clients write, and can it be committed without those that are behind?"""
+        is_busy = now - self._proposed_at < BUSY_SECONDS
+        return is_busy and all(there(self.replicas.node, int(now * 1000)))
 
     def _send_what_was_read(self, catching_up: CatchingUp) -> None:
         taken = catching_up.take()
