@@ -92,6 +92,8 @@ class Replication(Actor):
     _catching_up: CatchingUp | None = None  # of a node alone
     _heard: HeardFile | None = None  # the same
     _lateness: Lateness | None = None  # the same
+    _proposed_at = -BUSY_SECONDS  # when a proposal came last
+    _read_due = NEVER  # when to look for ops that were read, if they do not say so
 
     def open(self) -> None:
         node = self.options.node
@@ -117,8 +119,6 @@ class Replication(Actor):
         self._untold_due = 0.0  # when to tell it of both at the latest
         self._flushed_at = 0.0
         self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
-        self._proposed_at = -BUSY_SECONDS
-        self._read_due = NEVER  # when to look for ops that were read, if they do not say so
         self._reads = ReadRounds(self)
         self._led_notes = led_notes.LedNotes()
         self._behind_notes = behind_notes.BehindNotes(node.data_dir, self.send_small)
