@@ -35,8 +35,11 @@ from meterd.protocol.raft_records import ENGINE_KINDS, RecordSlice, engine_body
 
 # What one answer may hold; a single larger op is one, too.
 ANSWER_SIZE_MAX: Final = 2 * 1024 * 1024
-# Of how much of the log answers that are given together may be: sending that takes some 20 ms.
+# Of how much of the log answers for so many groups may be that are given together: sending that
+# takes some 20 ms.  Those for fewer groups are of more, and those for a few of all there is.
 STRETCH_SIZE: Final = 1024 * 1024
+STRETCH_GROUPS: Final = 128
+FEW: Final = 8
 # Records kept, by their bytes: what 257 groups want at once lies in a few hundred records.
 RECORDS_SIZE_MAX: Final = 32 * 1024 * 1024
 # A file is indexed in pieces of this size, or of its largest block.
@@ -210,8 +213,7 @@ class OpReader:
                 answers.append(Answer(asked, None))
             else:
                 found.append((place, asked, places))
-        begin = min([place for place, _, _ in found], default=NO_LIMIT)
-        limit = OpPlace(begin.file_number, begin.offset + STRETCH_SIZE)
+        limit = _limit([place for place, _, _ in found])
         for place, asked, places in found:
             if place < limit:
                 answers.append(Answer(asked, self._read(asked.wanted, places, limit)))
@@ -409,6 +411,15 @@ class _Files:
             raise Gone from None
         except Corrupt as damage:
             raise log_format.Damaged(damage.offset, damage.reason) from damage
+
+
+def _limit(firsts: list[OpPlace]) -> OpPlace:
+    """Return the end of the stretch of the log that answers together come from."""
+    if len(firsts) <= FEW:
+        return NO_LIMIT
+    begin = min(firsts)
+    size = STRETCH_SIZE * max(1, STRETCH_GROUPS // len(firsts))
+    return OpPlace(begin.file_number, begin.offset + size)
 
 
 def _is_same(asked: Asked | Unfilled, other: Asked | Unfilled | None) -> bool:

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.actors.op_reader import Asked, OpReader
+from meterd.actors import op_reader
+from meterd.actors.op_reader import Answer, Asked, OpReader
 from meterd.core.op_places import OpPlace, OpPlaces
 from meterd.core.raft.events import Damaged, OpsRead, ReadOps
 from meterd.core.record_cut import cut
@@ -224,3 +226,37 @@ def test_what_is_asked_again_while_it_is_read_is_read_once() -> None:
         reader.go()
         assert select.select([reader.descriptor], [], [], 30)[0], "no answer"
         assert len(reader.take()) == 1
+
+
+def answers_of(reader: OpReader, count: int) -> list[Answer]:
+    found: list[Answer] = []
+    while len(found) < count:
+        assert select.select([reader.descriptor], [], [], 30)[0], "no answer"
+        found += reader.take()
+    return found
+
+
+def test_many_groups_are_answered_from_one_stretch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that begin further on are answered after the others, and all with what is right."""
+    monkeypatch.setattr(op_reader, "FEW", 2)
+    monkeypatch.setattr(op_reader, "STRETCH_GROUPS", 1)
+    monkeypatch.setattr(op_reader, "STRETCH_SIZE", 8 * 1024)
+    with history(8, 120) as (log, reader, _):
+        firsts = dict.fromkeys(GROUPS[:-1], 1) | {GROUPS[-1]: len(log.ops[GROUPS[-1]])}
+        for group, first in firsts.items():
+            reader.ask(asked(log, group, first, len(log.ops[group])))
+        reader.go()
+        together = answers_of(reader, len(GROUPS) - 1)
+        late = answers_of(reader, 1)
+        places = []
+        for answer in together + late:
+            assert isinstance(answer.asked, Asked)
+            assert isinstance(answer.found, OpsRead)
+            group = answer.asked.wanted.group
+            check(answer.found, log.ops[group], firsts[group])
+            known = [log.ops[group][op.index - 1] for op in answer.found.ops]
+            places += [(one.file_number, one.offset) for one in known]
+        assert [answer.asked.wanted.group for answer in late] == [GROUPS[-1]]  # type: ignore[union-attr]
+        begin = min(places)
+        limit = (begin[0], begin[1] + 8 * 1024)
+        assert all(place < limit for place in places[:-1]) and len(places) > len(GROUPS)
