@@ -35,16 +35,8 @@ class _Row(NamedTuple):
 
 def weave(messages: tuple[Any, ...]) -> Iterator[Any]:
     """Yield messages that say the same, in an order that says it as well."""
-    by_record: dict[int, tuple[Record, list[_Row]]] = {}
-    count = 0
-    for message in messages:
-        if type(message) is Append:
-            for row in _sharable(message):
-                record = row.op.body.record
-                by_record.setdefault(id(record), (record, []))[1].append(row)
-                count += 1
-    records = sorted(by_record.values(), key=_sequence)
-    if count < SHARED_MIN * len(records) or not records or not _ascend(records):
+    records = _by_record(messages)
+    if not records or not _ascend(records):
         yield from messages
         return
     for message in messages:
@@ -56,6 +48,22 @@ def weave(messages: tuple[Any, ...]) -> Iterator[Any]:
             yield message
     for record, rows in records:
         yield _slices(record, rows)
+
+
+def _by_record(messages: tuple[Any, ...]) -> list[tuple[Record, list[_Row]]]:
+    """Return the records of a log that ops lie in, in its order; none when too few share one."""
+    found: dict[int, tuple[Record, list[_Row]]] = {}
+    count = 0
+    for message in messages:
+        if type(message) is Append:
+            for row in _sharable(message):
+                own = row.op.body.record
+                record, rows = found.setdefault(own.sequence, (own, []))
+                if record is not own:
+                    return []
+                rows.append(row)
+                count += 1
+    return [found[number] for number in sorted(found)] if count >= SHARED_MIN * len(found) else []
 
 
 def _sharable(message: Append) -> list[_Row]:
@@ -74,10 +82,6 @@ def _sharable(message: Append) -> list[_Row]:
         rows.append(_Row(op, *before, message))
         before = (op.term, op.digest)
     return rows
-
-
-def _sequence(found: tuple[Record, list[_Row]]) -> int:
-    return found[0].sequence
 
 
 def _ascend(records: list[tuple[Record, list[_Row]]]) -> bool:
