@@ -64,7 +64,8 @@ class BehindNotes:
         group, first = int.from_bytes(place[:2], "little"), int.from_bytes(place[2:], "little")
         if group not in node.groups:
             return
-        if first == node.groups[group].log.first_hole:
+        hole = node.groups[group].log.first_hole  # 0: there is none
+        if hole and first == hole:
             if not self._others_were_asked(time.monotonic()):
                 return
         elif first <= node.view(group).commit:

@@ -3,7 +3,7 @@
 The loop asks with what the engine wants (`ReadOps`) and takes what was found when `descriptor` is
 readable.  Checksums are checked again: what does not check is not sent, but reported (`Damaged`),
 and the engine has it repaired.  (Who gets it checks the chain of digests, too.)  What is in no file
-any more is an answer, too: then only a snapshot helps.
+any more is an answer, too: then only a copy of a peer helps.
 
 Groups that are behind together want slices of the same records.  So what waits for one follower is
 answered together, from one stretch of the log, and records that were read are kept a while.  At

@@ -62,11 +62,13 @@ TURN_SECONDS_MAX = 0.03
 FLIGHTS_MAX = 6
 
 # While clients write, ops that were read for who is behind take at most this share of the time, and
-# leave room for what is written on the way to each peer.  When a peer is away it may be who is
-# behind that a majority waits for.
+# leave room for what is written on the way to each peer; but they wait no longer for that room than
+# this, or nobody would ever catch up under full load.  When a peer is away it may be who is behind
+# that a majority waits for.
 CATCH_UP_SHARE = 0.25
 CATCH_UP_ENVELOPES = 2
 CATCH_UP_REST_SECONDS = 0.005
+CATCH_UP_WAIT_SECONDS = 0.1
 BUSY_SECONDS = 1.0
 NEVER = float("inf")
 
@@ -93,6 +95,7 @@ class Replication(Actor):
     _heard: HeardFile | None = None  # the same
     _lateness: Lateness | None = None  # the same
     _proposed_at = -BUSY_SECONDS  # when a proposal came last
+    _caught_up_at = 0.0  # when something that was read was sent last
     _read_due = NEVER  # when to look for ops that were read, if they do not say so
 
     def open(self) -> None:
@@ -457,9 +460,11 @@ class Replication(Actor):
         assert self._peers is not None
         began, rest = time.monotonic(), CATCH_UP_REST_SECONDS
         gives_way = self._gives_way(began)
-        if not gives_way or not self._peers.congested(CATCH_UP_ENVELOPES):
+        waits = gives_way and self._peers.congested(CATCH_UP_ENVELOPES)
+        if not waits or began - self._caught_up_at >= CATCH_UP_WAIT_SECONDS:
             self._send_what_was_read(self._catching_up)
-            rest = (time.monotonic() - began) * (1 / CATCH_UP_SHARE - 1)
+            self._caught_up_at = time.monotonic()
+            rest = (self._caught_up_at - began) * (1 / CATCH_UP_SHARE - 1)
         if gives_way:
             self.unwatch(self._catching_up.descriptor)
             self._read_due = time.monotonic() + rest

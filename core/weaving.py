@@ -40,11 +40,11 @@ def weave(messages: tuple[Any, ...]) -> Iterator[Any]:
         yield from messages
         return
     for message in messages:
-        if type(message) is Append:
-            left = len(message.ops) - len(_sharable(message))
-            if left or not message.ops:
-                yield message._replace(ops=message.ops[:left])
-        else:
+        if type(message) is not Append:
+            yield message
+        elif left := message.ops[: _first_shared(message)]:
+            yield message._replace(ops=left)
+        elif not message.ops:
             yield message
     for record, rows in records:
         yield _slices(record, rows)
@@ -56,7 +56,7 @@ def _by_record(messages: tuple[Any, ...]) -> list[tuple[Record, list[_Row]]]:
     count = 0
     for message in messages:
         if type(message) is Append:
-            for row in _sharable(message):
+            for row in _shared(message):
                 own = row.op.body.record
                 record, rows = found.setdefault(own.sequence, (own, []))
                 if record is not own:
@@ -66,22 +66,25 @@ def _by_record(messages: tuple[Any, ...]) -> list[tuple[Record, list[_Row]]]:
     return [found[number] for number in sorted(found)] if count >= SHARED_MIN * len(found) else []
 
 
-def _sharable(message: Append) -> list[_Row]:
-    """Return the end of what is appended that lies in records which other groups may share."""
+def _first_shared(message: Append) -> int:
+    """Return which op is the first from which on all lie in records that groups may share."""
     first = 0
     for at, op in enumerate(message.ops, 1):
         if op.kind in ENGINE_KINDS or type(op.body) is not RecordSlice:
             first = at
-    if first == 0 and message.prev_index and message.prev_term == UNKNOWN:
-        first = 1  # only an Append can say that
-    rows = []
+    if message.prev_index and message.prev_term == UNKNOWN:
+        first = max(first, 1)  # only an Append can say that
+    return first
+
+
+def _shared(message: Append) -> Iterator[_Row]:
+    """Yield the ops from there on."""
+    first = _first_shared(message)
     before = (message.prev_term, message.prev_digest)
-    if 0 < first <= len(message.ops):
-        before = (message.ops[first - 1].term, message.ops[first - 1].digest)
-    for op in message.ops[first:]:
-        rows.append(_Row(op, *before, message))
+    for at, op in enumerate(message.ops):
+        if at >= first:
+            yield _Row(op, *before, message)
         before = (op.term, op.digest)
-    return rows
 
 
 def _ascend(records: list[tuple[Record, list[_Row]]]) -> bool:

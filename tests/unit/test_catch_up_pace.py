@@ -42,6 +42,7 @@ class Paced(Replication):
         self.watched = True
         self.ticked_by: list[float] = []
         self._proposed_at, self._read_due = clock.now - 0.1, replication.NEVER
+        self._caught_up_at = clock.now
         self._catching_up: Any = SimpleNamespace(descriptor=DESCRIPTOR)
         self._peers: Any = SimpleNamespace(congested=lambda count: congested)
         monkeypatch.setattr(Replication, "replicas", SimpleNamespace(node=None))
@@ -73,6 +74,14 @@ def test_it_leaves_room_on_the_way(monkeypatch: pytest.MonkeyPatch, clock: Clock
     actor._on_read()
     assert (actor.sent, actor.watched) == (0, False)
     assert actor._read_due == clock.now + CATCH_UP_REST_SECONDS
+
+
+def test_it_does_not_wait_for_room_for_ever(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    actor = Paced(monkeypatch, clock, [True, True], congested=True)
+    for _ in range(100):
+        clock.now += CATCH_UP_REST_SECONDS
+        actor._on_read()
+    assert actor.sent == pytest.approx(0.5 / replication.CATCH_UP_WAIT_SECONDS, abs=1)
 
 
 @pytest.mark.parametrize(("there", "idle"), [([True, False], False), ([True, True], True)])

@@ -105,6 +105,6 @@ def test_damage_of_another_day_does_not_count(
 
 def test_a_note_that_is_none_of_ours_is_dropped(tmp_path: Path) -> None:
     notes = BehindNotes(str(tmp_path), lambda *_: True)
-    for frames in ([b"behind"], [b"behind", b"short"], note(GROUP + 1, 99)):
+    for frames in ([b"behind"], [b"behind", b"short"], note(GROUP + 1, 99), note(GROUP, 0)):
         notes.take(1, frames, node(49, 0))
     assert peer_copy.behind_whom(str(tmp_path)) == 0
