@@ -1,8 +1,9 @@
 """Decides which nodes take part in an answer about all accounts, for the usage actor.
 
-A node answers for the partitions of which the plan gives it a replica.  Where that is not all, the
-rest is asked of others: of the leaders for usage, because they answer at once; for a feed of few
-nodes that have replicas, those first that come next by its cursor.
+A node answers for what it leads, and for partitions of which it has a replica that counts: by the
+plan and by their configuration as it is applied here.  (The plan alone says what is to be: a
+replica that is on its way would keep the question waiting.)  The rest is asked of the leaders, who
+have it for certain and answer at once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from meterd.core import feed_cursor, partition_sets
-from meterd.core.members import VOTER, Members
+from meterd.core.group_facts import ALONE
+from meterd.core.members import Members
 from meterd.protocol.errors import NotLeader
 from meterd.protocol.limits import PARTITION_COUNT
 
@@ -29,24 +31,32 @@ def share(usage: Usage, kind: str, fields: dict[str, Any]) -> tuple[Sequence[int
 
     `fields` say afterwards which partitions are this node's.  Raises MeterdError.
     """
-    members, own = usage.state.members, usage.leader_map.own
-    held = members.held(own)
+    own, turn = usage.leader_map.own, 0
+    held = _held(usage)
     asked, cursor = fields["partitions"], fields["after"]
     if asked is not None:
         _check_held(asked, held)
         return asked, []
     if len(held) == PARTITION_COUNT:
         return EVERY_PARTITION, []
+    fields["partitions"] = tuple(held)
+    parts = _of_leaders(usage, held)
     if kind == "feed":
-        parts = _for_feed(members, own, set(usage.leader_map.nodes.tolist()))
+        parts += [[own, "", partition_sets.pack(held)]] if held else []
         turn = feed_cursor.parse(cursor).turn if feed_cursor.is_stable(cursor) else 0
-        parts.sort(key=lambda part: (part[0] <= turn, part[0]))
-    else:
-        parts = _for_usage(members, held, usage.leader_map.nodes.tolist())
-    mine = [one for part in parts if not part[1] for one in partition_sets.unpack(part[2])]
-    mine = sorted(mine) if kind == "feed" else held
-    fields["partitions"] = tuple(mine)
-    return mine, parts
+    return held, sorted(parts, key=lambda part: (part[0] <= turn, part[0]))
+
+
+def _held(usage: Usage) -> list[int]:
+    """Return the partitions that this node answers for, ascending."""
+    plan, own = usage.state.members.plan, usage.leader_map.own
+    now, leaders = usage.applier.facts.configurations, usage.leader_map.nodes.tolist()
+    return [
+        group
+        for group in EVERY_PARTITION
+        if leaders[group] == own
+        or (own in plan[group].voters and usage.who.member in now.get(group, ALONE).voters)
+    ]
 
 
 def _check_held(wanted: Sequence[int], held: Collection[int]) -> None:
@@ -56,28 +66,14 @@ def _check_held(wanted: Sequence[int], held: Collection[int]) -> None:
         raise NotLeader(f"this node has no replica of partition {missing[0]}")
 
 
-def _for_usage(members: Members, held: Collection[int], leaders: Sequence[int]) -> list[Part]:
+def _of_leaders(usage: Usage, held: Collection[int]) -> list[Part]:
+    leaders = usage.leader_map.nodes.tolist()
     by_leader: dict[int, list[int]] = {}
     for partition in sorted(set(EVERY_PARTITION) - set(held)):
         by_leader.setdefault(leaders[partition], []).append(partition)
     if 0 in by_leader:
         raise NotLeader("no leader is known at the moment: one is being elected")
-    return [_part(members, node, by_leader[node]) for node in sorted(by_leader)]
-
-
-def _for_feed(members: Members, own: int, leading: set[int]) -> list[Part]:
-    """Share partitions among this node and few others, those first that lead something."""
-    voters = {one.node for one in members.present if one.state == VOTER and one.node != own}
-    mine = members.held(own)
-    shares: dict[int, list[int]] = {}
-    left = sorted(set(EVERY_PARTITION) - set(mine))
-    for able in (voters & leading, voters - leading):
-        found, left = partition_sets.cover(left, {node: members.held(node) for node in able})
-        shares |= found
-    if left:
-        raise NotLeader(f"no node that could be asked has a replica of partition {left[0]}")
-    parts = [_part(members, node, shares[node]) for node in sorted(shares)]
-    return [[own, "", partition_sets.pack(mine)], *parts] if mine else parts
+    return [_part(usage.state.members, node, by_leader[node]) for node in by_leader]
 
 
 def _part(members: Members, node: int, partitions: Sequence[int]) -> Part:

@@ -1,11 +1,11 @@
-"""Sets of partitions: as bytes on the wire, whose accounts are in them, which nodes have them.
+"""Sets of partitions: as bytes on the wire, and whose accounts are in them.
 
 A set travels as 32 bytes: bit p % 8 of byte p // 8 is partition p.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,23 +41,3 @@ def lie_in(accounts: Sequence[str], partitions: Collection[int]) -> NDArray[np.b
     wanted[list(partitions)] = True
     found = np.fromiter(map(partition, accounts), np.intp, len(accounts))
     return wanted[found]
-
-
-def cover(
-    wanted: Iterable[int], held: Mapping[int, Collection[int]]
-) -> tuple[dict[int, list[int]], list[int]]:
-    """Share partitions among nodes, few of them, and none twice.
-
-    held: what each node has.  Returns the partitions of each node that gets some, ascending, and
-    those that nobody has.  The same input gives the same answer.
-    """
-    left = set(wanted)
-    shares: dict[int, list[int]] = {}
-    while left:
-        node = max(sorted(held), key=lambda one: len(left & set(held[one])), default=0)
-        share = left & set(held.get(node, ()))
-        if not share:
-            break
-        shares[node] = sorted(share)
-        left -= share
-    return shares, sorted(left)

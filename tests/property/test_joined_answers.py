@@ -23,6 +23,7 @@ from meterd.core.members import Seat, first
 from meterd.core.questions import Question
 from meterd.protocol.errors import NotLeader
 from meterd.protocol.limits import PARTITION_COUNT
+from meterd.protocol.raft_messages import Configuration, member_id
 
 EVERY = range(PARTITION_COUNT)
 accounts = st.text("abc/é", min_size=1, max_size=6).filter(lambda name: not name.startswith("/"))
@@ -48,14 +49,6 @@ def test_accounts_are_found_by_the_partition_that_clients_compute(names, chosen)
     expected = [client_partitions.partition_of(name) in chosen for name in names]
     assert partition_sets.lie_in(names, chosen).tolist() == expected
 
-
-@given(sets, st.dictionaries(st.integers(1, 7), sets))
-def test_a_cover_takes_each_partition_once(wanted, held):
-    shares, missing = partition_sets.cover(wanted, held)
-    given = [one for share_ in shares.values() for one in share_]
-    assert sorted(given + missing) == sorted(wanted)
-    assert all(set(share_) <= held[node] for node, share_ in shares.items())
-    assert set(missing) == wanted - set().union(*held.values())
 
 
 rows = st.dictionaries(
@@ -194,8 +187,11 @@ def usage_of(own: int, nodes: int, leaders: dict[int, int] | None = None) -> Any
     led = [seat.leader for seat in members.plan]
     for group, leader in (leaders or {}).items():
         led[group] = leader
+    now = {group: members.configuration(group) for group in EVERY}
     return SimpleNamespace(
+        who=SimpleNamespace(member=member_id(own, 0)),
         state=SimpleNamespace(members=members),
+        applier=SimpleNamespace(facts=SimpleNamespace(configurations=now)),
         leader_map=SimpleNamespace(own=own, nodes=np.array(led, np.uint8)),
     )
 
@@ -227,6 +223,27 @@ def test_who_asks_for_partitions_gets_them_from_their_replicas_or_an_error():
         share(usage, "accounts", {"partitions": (min(lacking),), "after": None})
 
 
+@pytest.mark.parametrize("kind", ["accounts", "feed"])
+def test_a_replica_on_its_way_answers_nothing(kind):
+    usage = usage_of(1, 5)
+    group = next(g for g in usage.state.members.held(1) if usage.leader_map.nodes[g] != 1)
+    now = usage.applier.facts.configurations
+    now[group] = Configuration(now[group].voters[1:], (member_id(1, 0),))  # it learns
+    mine, parts = share(usage, kind, {"partitions": None, "after": None})
+    assert group not in mine
+    (asked,) = [node for node, _, packed in parts if group in partition_sets.unpack(packed)]
+    assert asked == usage.leader_map.nodes[group]
+    with pytest.raises(NotLeader):
+        share(usage, kind, {"partitions": (group,), "after": None})
+
+
+def test_who_leads_what_is_about_to_move_answers_for_it():
+    usage = usage_of(1, 5)
+    group = next(g for g in EVERY if usage.leader_map.nodes[g] == 1)
+    usage.state.members.plan[group] = Seat((2, 3, 4), 2)
+    assert share(usage, "feed", {"partitions": (group,), "after": None}) == ((group,), [])
+
+
 def test_without_a_leader_nothing_is_guessed():
     lacking = min(set(EVERY) - set(usage_of(1, 5).state.members.held(1)))
     usage = usage_of(1, 5, {lacking: 0})
@@ -243,6 +260,6 @@ def test_a_cursor_of_a_feed_holds_whoever_has_what_it_names():
     assert again[0][0] > parts[1][0] or again[0] == parts[0]
     for group in range(PARTITION_COUNT):  # everything has moved
         usage.state.members.plan[group] = Seat((2, 4, 5), 4)
+        usage.leader_map.nodes[group] = 4
     mine, moved = share(usage, "feed", {"partitions": None, "after": cursor})
     assert mine == [] and sum(len(partition_sets.unpack(part[2])) for part in moved) == 256
-
