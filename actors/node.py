@@ -123,13 +123,14 @@ def _prepare(options: Options, notifier: Notifier) -> str:
     _make_room(options)
     run_dir = directory.make_run_dir(node.data_dir)
     notifier.status("loading kernels (the first start compiles them)", extend=True)
+    gc.disable()
     with timed("kernels loaded"):
         warm_kernels()
     lease_words.shared()  # before the fork
     rings.make_rings()
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # before the fork: what is there by now stays, and its pages are shared
+    gc.enable()
     clean_pages.give_back()
     return run_dir
 

@@ -6,6 +6,7 @@ Heavy modules are imported only by the command that serves, so `--version`, `--h
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -97,8 +98,11 @@ def serve(load: Callable[[], Options]) -> int:
     options = load()
     for name in SINGLE_THREADED:
         os.environ.setdefault(name, "1")
+    gc.disable()  # modules stay: looking for garbage among them would only take time
     from meterd.actors import node
 
+    gc.freeze()
+    gc.enable()
     return node.run(options, load)
 
 
