@@ -8,21 +8,18 @@ identities of the other first nodes.  Both are durable before anything that depe
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import secrets
 from pathlib import Path
 
-from crc32c import crc32c
-
 from meterd.actors import disk, endings
+from meterd.actors.sealed_json import SIZE_MAX, seal, unseal
 from meterd.protocol.errors import BootFailed, StorageError
 
 CLAIM_FILE = "claim.json"
 GRANTS_FILE = "grants.json"
 ID_SIZE = 16
-FILE_SIZE_MAX = 64 * 1024
 
 logger = logging.getLogger(__name__)
 
@@ -84,25 +81,18 @@ class Grants:
 
 
 def _write(path: Path, fields: dict[str, str]) -> None:
-    text = json.dumps({**fields, "crc32c": _checksum(fields)}, indent=1)
-    disk.atomic_write(path, text.encode() + b"\n")
+    disk.atomic_write(path, seal(fields))
 
 
 def _read(path: Path) -> dict[str, str]:
     """Read what `_write` wrote; nothing where there is no file.  Raises BootFailed."""
     try:
         with path.open("rb") as file:
-            fields = json.loads(file.read(FILE_SIZE_MAX))
-        if fields.pop("crc32c") != _checksum(fields):
-            raise ValueError("its checksum does not match")
+            fields = unseal(file.read(SIZE_MAX))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise BootFailed(endings.IO_ERROR, f"cannot read {path}: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise BootFailed(endings.CORRUPT, f"{path} at offset 0: it is damaged: {error}") from error
     return {str(key): str(value) for key, value in fields.items()}
-
-
-def _checksum(fields: dict[str, str]) -> int:
-    return crc32c(json.dumps(fields, sort_keys=True).encode())

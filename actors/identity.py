@@ -17,9 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from crc32c import crc32c
-
 from meterd.actors import disk, endings
+from meterd.actors.sealed_json import SIZE_MAX, seal, unseal
 from meterd.core import members
 from meterd.core.members import Members
 from meterd.protocol.errors import BootFailed, StorageError
@@ -28,7 +27,6 @@ from meterd.protocol.raft_messages import Configuration, member_id
 MAGIC = "meterd node"
 STORAGE_VERSION = 2
 FILE_NAME = "node.json"
-FILE_SIZE_MAX = 64 * 1024
 KEY_SIZE = 16
 
 # Files that show that a directory has a history.
@@ -202,7 +200,7 @@ def read(data_dir: str) -> Identity:
     path = Path(data_dir) / FILE_NAME
     try:
         with path.open("rb") as file:
-            raw = file.read(FILE_SIZE_MAX)
+            raw = file.read(SIZE_MAX)
     except OSError as error:
         raise BootFailed(endings.IO_ERROR, f"cannot read {path}: {error}") from error
     return decode(raw, str(path))
@@ -210,15 +208,14 @@ def read(data_dir: str) -> Identity:
 
 def encode(identity: Identity) -> bytes:
     """Make the bytes of `node.json`."""
-    body = {"magic": MAGIC, **asdict(identity)}
-    return json.dumps({**body, "crc32c": _checksum(body)}, indent=1).encode() + b"\n"
+    return seal({"magic": MAGIC, **asdict(identity)})
 
 
 def decode(raw: bytes, path: str) -> Identity:
     """Read the bytes of `node.json`.  Raises BootFailed."""
     try:
         body = json.loads(raw)
-        if body.pop("magic") != MAGIC:
+        if body["magic"] != MAGIC:
             raise ValueError("it is no identity of a meterd node")
         version = body["storage_version"]
         if isinstance(version, int) and version > STORAGE_VERSION:
@@ -227,15 +224,11 @@ def decode(raw: bytes, path: str) -> Identity:
                 f"{path} was written by a newer version (storage version {version}, this one"
                 f" knows {STORAGE_VERSION}); install that version",
             )
-        if body.pop("crc32c") != _checksum({"magic": MAGIC, **body}):
-            raise ValueError("its checksum does not match")
+        body = unseal(raw)
+        del body["magic"]
         body["first_members"] = _first_members(body.get("first_members", ()))
         identity = Identity(**body)
         _check(identity)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BootFailed(endings.CORRUPT, f"{path} at offset 0: it is damaged: {error}") from error
     return identity
-
-
-def _checksum(body: dict[str, object]) -> int:
-    return crc32c(json.dumps(body, sort_keys=True).encode())

@@ -7,19 +7,16 @@ file is deleted.  A shorter grace (reloadable) releases it.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from crc32c import crc32c
-
 from meterd.actors.disk import atomic_write
+from meterd.actors.sealed_json import SIZE_MAX, seal, unseal
 from meterd.protocol.errors import Corrupt
 
 FILE_NAME = "restored.json"
 MAGIC = "meterd restored"
-SIZE_MAX = 64 * 1024
 NS = 1_000_000_000
 
 
@@ -36,8 +33,7 @@ class Restored:
 def write(directory: str, restored: Restored) -> None:
     """Say that a directory was restored.  Raises DiskFull, FsyncFailed, OSError."""
     body = {"magic": MAGIC, **asdict(restored)}
-    raw = json.dumps({**body, "crc32c": _checksum(body)}, indent=1).encode() + b"\n"
-    atomic_write(os.path.join(directory, FILE_NAME), raw)
+    atomic_write(os.path.join(directory, FILE_NAME), seal(body))
 
 
 def read(directory: str) -> Restored | None:
@@ -45,15 +41,13 @@ def read(directory: str) -> Restored | None:
     path = Path(directory, FILE_NAME)
     try:
         with path.open("rb") as file:
-            body = json.loads(file.read(SIZE_MAX))
-        crc = body.pop("crc32c")
-        if body.get("magic") != MAGIC or crc != _checksum(body):
-            raise ValueError("its checksum does not match")
-        del body["magic"]
+            body = unseal(file.read(SIZE_MAX))
+        if body.pop("magic") != MAGIC:
+            raise ValueError("it says nothing of a restore")
         return Restored(**body)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(str(path), 0, str(error)) from error
 
 
@@ -70,7 +64,3 @@ def held_until(directory: str, grace: float) -> int:
     """
     begun = moment(directory)
     return begun + int(grace * NS) if begun else 0
-
-
-def _checksum(body: dict[str, object]) -> int:
-    return crc32c(json.dumps(body, sort_keys=True).encode())
