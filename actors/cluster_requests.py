@@ -34,7 +34,7 @@ from meterd.protocol.raft_messages import NOBODY, node_of
 RETRY_AFTER_MS = 100
 # How often the plan is looked at, and telemetry renewed.
 PLAN_SECONDS = 1.0
-# And while replicas or leaders move.
+# And while replicas or leaders move; when nothing is to be done, after twice as long each time.
 MOVING_SECONDS = 0.1
 # A term's first leader of a new group is no change.
 FIRST_TERM = 1
@@ -57,6 +57,7 @@ class ClusterRequests:
         self._keeper = PlanKeeper()
         self._answers = Answers(actor)
         self._plan_due = 0.0
+        self._pause = PLAN_SECONDS
         # How everything was when there was nothing to do: then there is nothing to do again.
         self._rest: tuple[int, Members, list[bool]] | None = None
         self.view_changes = np.zeros(GROUP_COUNT, np.int64)
@@ -157,7 +158,8 @@ class ClusterRequests:
         requests = self._keeper.due(node, self.members, now, leaving, views)
         changes = any(isinstance(request.event, ProposeChange) for request in requests)
         moving = changes or self._keeper.is_moving
-        self._plan_due = now + (MOVING_SECONDS if moving else PLAN_SECONDS) * 1000
+        self._pause = MOVING_SECONDS if moving else min(2 * self._pause, PLAN_SECONDS)
+        self._plan_due = now + self._pause * 1000
         for request in requests:
             refused = step(request)
             for one in refused:

@@ -2,8 +2,9 @@
 
 A change is one step of the engine: learners come and go freely, voters one at a time.  New ones
 come before old ones go, so a group never has fewer replicas than it had.  A leader that is to go,
-or that should not lead, hands over first.  Groups in want of a snapshot cost much, so only a few
-move at once (`CHANGES_AT_ONCE`); the meta group comes before all others: it says what the plan is.
+or that should not lead, hands over first.  Groups that move at once catch up from the same records
+of the log, which is read once for all of them; but only some do (`CHANGES_AT_ONCE`), so that each
+is soon done.  The meta group comes before all others: it says what the plan is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from meterd.protocol.log_format import META_GROUP
 from meterd.protocol.raft_messages import Configuration, node_of
 
 # Partitions that get or lose replicas at once on the word of one leader.
-CHANGES_AT_ONCE: Final = 2
+CHANGES_AT_ONCE: Final = 16
 
 
 class Led(NamedTuple):
