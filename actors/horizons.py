@@ -18,6 +18,7 @@ from meterd.actors.outcomes import NO_REQUESTS
 from meterd.actors.splitting import PART_SECONDS_MAX, Splitting, command_proposal
 from meterd.actors.wall_clock import NS, running_ns, wall_ns
 from meterd.core.clock_guard import ClockGuard, Moment
+from meterd.core.held_partitions import HeldPartitions
 from meterd.core.state import DAY_NS
 from meterd.protocol import log_format
 
@@ -46,11 +47,13 @@ class Horizons:
         self._held: dict[str, int] | None = None  # what the clock showed when it was not believed
         self._restored = restored.moment(usage.options.node.data_dir)
         self._told: dict[str, Any] | None = None
+        self._held_partitions = HeldPartitions()
 
     def turn(self, now: float) -> None:
         """Expire what is old, from time to time, and tell what has changed."""
         if now >= self._clock_due:
             self._clock_due = now + CLOCK_SECONDS
+            self._hold(now)
             was_held = self._held is not None
             self._time()
             if was_held and self._held is None:
@@ -59,6 +62,16 @@ class Horizons:
             self.expire()
             self._due = now + self._options.sweep_interval
         self.tell()
+
+    def _hold(self, now: float) -> None:
+        """Have what is dropped go by the partitions that this node holds."""
+        usage = self._usage
+        if not usage.leader_map.alone:
+            members, now_in = usage.state.members, usage.applier.facts.configurations
+            found = self._held_partitions.look(
+                usage.who.member, members, now_in, usage.groups.index, now
+            )
+            usage.state.horizons.hold(found)
 
     def expire(self) -> None:
         """Propose to move the horizons of what this node leads to where the retention has them."""
@@ -115,7 +128,10 @@ class Horizons:
         self._told = None
 
     def tell(self) -> None:
-        """Tell the sweeper what it may delete, if that has changed; nothing of it goes back."""
+        """Tell the sweeper what it may delete, if that has changed.
+
+        It goes back when a partition comes whose horizon is older.
+        """
         usage = self._usage
         told = {
             "days": self._days,

@@ -198,8 +198,10 @@ def write(directory: str, covered: Covered, making: Making, parts: Iterable[Fold
 def rewrite(directory: str, files: Sequence[TotalsFile], making: Making) -> None:
     """Make one totals file of neighbours: merged, coarsened, without erased accounts.
 
+    What was an opening state stays one, also when a partition has come whose horizon is older.
     Raises StorageError when it would count more or less than they do.
     """
+    making = making._replace(horizon=max(making.horizon, *(file.horizon for file in files)))
     covered = Covered(files[0].first, files[-1].last)
     dropped = [0]
     parts = _merged_parts(files, making, dropped)

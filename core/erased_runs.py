@@ -8,13 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meterd.core.erasures import Erasures
-from meterd.core.kernels.cells import POSITION_ROW_BITS
 from meterd.core.kernels.gather import ENTRY, POSITION, Wanted
-from meterd.core.kernels.segment_match import ACCOUNT, Accounts
+from meterd.core.kernels.segment_match import ACCOUNT, Accounts, Slices
 from meterd.core.segment_data import Runs
 from meterd.core.segment_reader import EVERYTHING, SegmentReader
+from meterd.protocol.log_format import GROUP_COUNT
 
 Ints = NDArray[np.int64]
+# Of each account the position before which it is erased, or 0; its partition; slices of those.
+Rules = tuple[Ints, Ints, Slices]
+_NONE = np.zeros(0, np.int64)
 
 
 def touched(runs: Runs, erasures: Erasures) -> bool:
@@ -48,23 +51,19 @@ def holds_erased(reader: SegmentReader, erasures: Erasures) -> bool:
     return False
 
 
-def first_left(reader: SegmentReader, accounts: Accounts, erasures: Erasures | None) -> Ints:
-    """Return the first ordinal of each account that is not erased; 0: nothing of it is.
-
-    A floor is where an entry of the partition's log begins, so no slice lies on both sides of it.
-    """
-    left = np.zeros(len(accounts.text_end), np.int64)
-    if not erasures or not len(left):
-        return left
-    text = np.concatenate([accounts.text, np.zeros(8, np.uint8)])
-    floors = erasures.floors(text, accounts.text_end, 0, len(left))
-    for number in np.flatnonzero(floors).tolist():
-        partition = int(accounts.partition[number])
-        slices = reader.slices(partition, partition)
-        place = int(slices.index.searchsorted(floors[number] >> POSITION_ROW_BITS))
-        firsts = np.append(slices.first, reader.header.ordinal_count)
-        left[number] = firsts[place]
-    return left
+def erased_rules(reader: SegmentReader, accounts: Accounts, erasures: Erasures | None) -> Rules:
+    """Return what tells which rows of a segment are erased, by position."""
+    floors = np.zeros(len(accounts.text_end), np.int64)
+    if erasures and len(floors):
+        text = np.concatenate([accounts.text, np.zeros(8, np.uint8)])
+        floors[:] = erasures.floors(text, accounts.text_end, 0, len(floors))
+    starts, parts = np.zeros(GROUP_COUNT + 1, np.int64), [(_NONE, _NONE, _NONE)]
+    for partition in np.unique(accounts.partition[floors > 0]).tolist():
+        found = reader.slices(partition, partition)
+        parts.append((found.first, found.index, found.term))
+        starts[partition + 1] = len(found.first)
+    first, index, term = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return floors, accounts.partition, Slices(first, index, term, np.cumsum(starts))
 
 
 def _floors(runs: Runs, erasures: Erasures) -> tuple[int, Ints]:

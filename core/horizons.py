@@ -2,11 +2,12 @@
 
 A partition's own log moves them, so what an event is judged by does not depend on other partitions.
 What is dropped for all partitions together (identities, segments, cells of totals files) goes by
-the least.
+the least of those that the node holds (`held_partitions.py`): the others' logs do not come here.
 
-Horizons are beginnings of days (identities know the day of their event) and never move back; that
-of totals is never in front of that of events.  Beside them stands the newest time that a leader has
-expired by: nothing is judged by it, but who starts compares its clock with it (`clock_guard.py`).
+Horizons are beginnings of days (identities know the day of their event) and never move back, though
+the least of them may when a partition comes; that of totals is never in front of that of events.
+Beside them stands the newest time that a leader has expired by: nothing is judged by it, but who
+starts compares its clock with it (`clock_guard.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meterd.core.kernels.tables import DAY_NS
-from meterd.protocol.limits import I64_MIN
+from meterd.protocol.limits import I64_MAX, I64_MIN
 from meterd.protocol.log_format import META_GROUP, Damaged
 
 Mask = NDArray[np.bool_]
@@ -30,20 +31,30 @@ TIME_STEP_NS = DAY_NS // 4
 
 
 class Horizons:
-    """Change it only through `move` and `restore`."""
+    """Change it only through `move`, `hold` and `restore`."""
 
     def __init__(self) -> None:
         self._rows = np.full((4, META_GROUP), BEGINNING, np.int64)
         self._rows[FUTURE] = DAY_NS
         self._rows[TIME] = 0  # not known
+        self._held = np.ones(META_GROUP, np.bool_)
         self._renew()
+
+    def hold(self, held: Mask) -> None:
+        """Go by these partitions from now on; before it is said, by all."""
+        if not np.array_equal(held, self._held):
+            self._held = held.copy()
+            self._renew()
 
     def _renew(self) -> None:
         rows = self._rows
-        self.events, self.totals = int(rows[EVENTS].min()), int(rows[TOTALS].min())
+        least = rows[:, self._held].min(axis=1, initial=I64_MAX).tolist()
+        has_any = bool(self._held.any())
+        self.events = least[EVENTS] if has_any else BEGINNING
+        self.totals = least[TOTALS] if has_any else BEGINNING
         self.future_ns = int(rows[FUTURE].max())
         self.time = int(rows[TIME].max())  # the newest that expiry went by; 0: not known
-        self.times = (self.events, int(rows[FUTURE].min()))  # of every partition, when alike
+        self.times = (int(rows[EVENTS, 0]), int(rows[FUTURE, 0]))  # of every one, when alike
         self.alike = bool((rows[[EVENTS, FUTURE]] == rows[[EVENTS, FUTURE], :1]).all())
 
     def move(self, groups: NDArray[np.unsignedinteger[Any]], command: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.core.erased_runs import first_left
+from meterd.core.erased_runs import erased_rules
 from meterd.core.erasures import Erasures
 from meterd.core.kernels import segment_merge as kernels
 from meterd.core.kernels.index import make_index
@@ -147,7 +147,7 @@ class Merge:
                 self._accounts.ranks[number],
                 self._accounts.hashes,
                 self._offsets[number],
-                self._accounts.first_left[number],
+                self._accounts.erased[number],
             ),
             self._columns,
             (
@@ -178,15 +178,14 @@ class Merge:
 
 
 class _Accounts:
-    """The accounts of all segments, the rank of each segment's own among them, and what is left."""
+    """The accounts of all segments, the rank of each one's own among them, and what is erased."""
 
     def __init__(
         self, readers: Sequence[SegmentReader], key: Words, erasures: Erasures | None
     ) -> None:
         parts = [reader.all_accounts() for reader in readers]
-        # Of each segment's accounts the first ordinal that is not erased.
-        self.first_left = [
-            first_left(reader, part, erasures) for reader, part in zip(readers, parts, strict=True)
+        self.erased = [
+            erased_rules(reader, one, erasures) for reader, one in zip(readers, parts, strict=True)
         ]
         text, ends = _joined_texts(parts)
         hashes = np.empty((len(ends), 2), np.uint64)

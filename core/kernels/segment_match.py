@@ -139,7 +139,7 @@ def mark_blocks(runs: Array, times: Array, start: int, end: int, members: bool, 
 
 
 @njit(cache=True, forceinline=True)
-def _slice_of(slices: Any, partition: int, ordinal: int, last: int) -> Any:
+def slice_of(slices: Any, partition: int, ordinal: int, last: int) -> Any:
     """Return the slice of a partition in which an ordinal lies; `last` is a guess."""
     low, high = slices.group[partition], slices.group[partition + 1]
     if low <= last < high and slices.first[last] <= ordinal:
@@ -197,7 +197,7 @@ def match_runs(
                 timestamp, operation = scratch[AT, i], scratch[OPERATION, i]
                 if timestamp < end and (timestamp >= start or (operation != 0 and not not_unique)):
                     ordinal = scratch[ORDINAL, i]
-                    s = _slice_of(slices, partition, ordinal, state[SLICE])
+                    s = slice_of(slices, partition, ordinal, state[SLICE])
                     state[SLICE] = s
                     match = matches[found]
                     match[gather.TIMESTAMP] = timestamp
@@ -269,7 +269,7 @@ def fold_runs(
                 i = _fold(scratch, i, stop, edges[window + 1], cells, part)
                 for k in (first, i - 1):
                     ordinal = scratch[ORDINAL, k]
-                    s = _slice_of(slices, partition, ordinal, state[SLICE])
+                    s = slice_of(slices, partition, ordinal, state[SLICE])
                     state[SLICE] = s
                     position = slices.index[s] << POSITION_ROW_BITS | (ordinal - slices.first[s])
                     if k == first:

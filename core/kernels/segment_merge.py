@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from meterd.core.kernels.cells import POSITION_ROW_BITS
 from meterd.core.kernels.hashing import load_u32, load_u64, partition_of, sip_text
 from meterd.core.kernels.index import MISSING, find, insert, payload_at
 from meterd.core.kernels.segment_blocks import (
@@ -27,6 +28,7 @@ from meterd.core.kernels.segment_blocks import (
     decode_block,
     read_varint,
 )
+from meterd.core.kernels.segment_match import slice_of
 from meterd.core.kernels.segment_rows import (
     ID_0,
     ID_1,
@@ -128,7 +130,9 @@ def take_blocks(
     some of these are text.  pages: (bytes u8, where each begins int64[p], cursor int64[5]) of the
     index.  sets: (numbers int64 of the segment's sets, hashes u64 of all).  rules: (key u64[2],
     ranks int64[a] of the segment's accounts, hashes of accounts by rank u64[r, 2], offset of
-    ordinals, first ordinal left of each account int64[a]).  columns: int64[6, rows of a block].
+    ordinals, erased).  erased: (of each account the position before which it is erased int64[a] or
+    0, partition of each int64[a], slices of those that have one).  columns: int64[6, rows of a
+    block].
     window: (rows int64[n, 6], text u8, where it begins in the text of all windows, facts int64[8]).
     """
     _, _, _, facts = window
@@ -189,9 +193,9 @@ def _take_run(
     """Take the rows of one run; return where the window's rows, their text and the ids end."""
     first, last, id_at, sizes_at, has_text = span
     set_numbers, set_hashes = sets
-    key, ranks, accounts, offset, first_left = rules
+    key, ranks, accounts, offset, (floors, partitions, slices) = rules
     rows, text, text_base, facts = window
-    rank, left = ranks[account], first_left[account]
+    rank, floor, at = ranks[account], floors[account], np.int64(-1)
     of_account = accounts[rank, 0]
     digest = _U64(facts[DIGEST])
     for i in range(first, last):
@@ -199,9 +203,13 @@ def _take_run(
         id_start = id_at
         id_at += size if size else np.int64(16)
         ordinal = columns[ORDINAL, i]
-        if ordinal < left:
-            facts[ERASED] += 1
-            continue
+        if floor != 0:
+            # By its position: a slice that was taken for no group has no index, and a repair stands
+            # behind ops that are newer, so neither ordinals nor indices alone tell.
+            at = slice_of(slices, partitions[account], ordinal, at)
+            if slices.index[at] << POSITION_ROW_BITS | (ordinal - slices.first[at]) < floor:
+                facts[ERASED] += 1
+                continue
         ordinal += offset
         row = rows[kept]
         timestamp, value = columns[AT, i], columns[AMOUNT, i]

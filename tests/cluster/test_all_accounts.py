@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 from meterd.client import Client, Event
 from meterd.protocol.errors import MeterdError
 from tests.support.cluster import Cluster
+from tests.support.meterctl import good
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SECONDS = 240.0
+DAY_NS = 86_400_000_000_000
 ACCOUNTS = [f"account-{n:03}" for n in range(150)]
 VALUES = {name: n % 40 + 1 for n, name in enumerate(ACCOUNTS)}
 
@@ -132,3 +135,15 @@ def test_it_goes_on_without_a_node_and_a_cursor_holds(cluster: Cluster) -> None:
     cluster.node(gone).start()
     with alone(cluster, gone) as client:  # it has what came before, too
         assert ask(client, "feed", after=cursor, limit=200)["events"] == []
+
+
+def test_every_node_expires_although_it_has_not_all_partitions(cluster):
+    good(cluster.node(1), "retention", "set", "30", "--yes", timeout=SECONDS)
+    oldest = (time.time_ns() // DAY_NS - 31) * DAY_NS
+    for node in cluster.nodes:
+        with alone(cluster, node.number) as client:
+            eventually(
+                lambda asked=client: ask(asked, "status")["horizon"] >= oldest,
+                f"node {node.number} expires",
+                SECONDS,
+            )

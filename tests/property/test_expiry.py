@@ -160,12 +160,18 @@ class Expiry(RuleBasedStateMachine):
     @precondition(lambda self: self.through)
     @rule(data=st.data(), tidy=st.booleans())
     def rewrite(self, data: st.DataObject, tidy: bool) -> None:
-        """Any neighbours become one file, and what they supersede may stay for long."""
+        """Any neighbours become one file, and what they supersede may stay for long.
+
+        The horizon may have gone back: a partition has come whose own is older.
+        """
         files = self.files()
         first = data.draw(st.integers(0, len(files) - 1))
         last = data.draw(st.integers(first, len(files) - 1))
-        making = self.log.making(self.horizon)
+        making = self.log.making(data.draw(st.sampled_from([self.horizon, NOW, I64_MIN])))
         totals_files.rewrite(str(self.path), files[first : last + 1], making)
+        known = max(file.horizon for file in files[first : last + 1])
+        made = TotalsFiles(str(self.path)).snapshot(os.listdir(self.path))[first]
+        assert made.horizon == max(known, making.horizon)
         if tidy:
             stand = [Covered(one.first, one.last) for one in self.files()]
             totals_files.remove_superseded(str(self.path), stand, 0.0)

@@ -18,6 +18,7 @@ from meterd.core.questions import Question
 from meterd.protocol.limits import I64_MAX
 from meterd.protocol.segment_format import SUFFIXES, SegmentName
 from tests.property.test_segments import ACCOUNTS, EVER, TIMES, answers, events, pages
+from tests.support.log_builder import LoggedEvent
 from tests.support.log_directory import LogDirectory
 
 logs = st.lists(
@@ -106,7 +107,8 @@ def test_what_is_erased_leaves_the_segments_and_nothing_else_does(written, data,
                     left = [event for event in left if not is_below(event.account, step)]
                     continue
                 refused = {place for place, (_, is_refused) in enumerate(step) if is_refused}
-                placed = log.write([replace(event) for event, _ in step], refused)
+                absent = data.draw(st.sampled_from([False, False, True]))
+                placed = log.write([replace(event) for event, _ in step], refused, absent)
                 rows = log.refused.get(log.builder.file_number, set())
                 left += [place.event for place in placed if place.row not in rows]
             log.seal(segmented=True)
@@ -134,3 +136,29 @@ def test_what_is_erased_leaves_the_segments_and_nothing_else_does(written, data,
             header = read_segment(path, name).header
             accounts = {event.account for event in left}
             assert header.account_count <= len(accounts)
+
+
+def test_what_came_after_an_erasure_stays_beside_slices_that_no_group_has_taken():
+    account, made = ACCOUNTS[0], 0
+
+    def event() -> LoggedEvent:
+        nonlocal made
+        made += 1
+        return LoggedEvent(account, f"id-{made}", 1, 1, 1_000 + made)
+
+    with tempfile.TemporaryDirectory() as path:
+        log = LogDirectory(Path(path))
+        log.write([event()])
+        log.erase(account)
+        kept = event()
+        log.write([kept])
+        log.write([event()], absent=True)  # its slice has no index
+        last = event()
+        log.write([last])
+        log.seal(segmented=True)
+        merged = SegmentMerger(path).merge([SegmentName(1, 1)], log.erasures, freely)
+        log.files.refresh()
+        remove(log, [SegmentName(1, 1)])
+        assert not holds_erased(read_segment(path, merged.name), log.erasures)
+        found = pages(log, Question("feed", limit=5, **EVER), feed.read_feed)
+        assert [one["id"] for one in found] == [kept.id, last.id]

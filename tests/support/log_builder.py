@@ -19,6 +19,7 @@ from meterd.protocol import log_format
 from meterd.protocol.log_format import (
     EVENTS,
     NOOP,
+    NOT_HERE,
     SLICE,
     BlockHeader,
     FileHeader,
@@ -59,6 +60,7 @@ class LogBuilder:
     def __init__(self, file_number: int = 1) -> None:
         self.file_number = file_number
         self.noops = False  # does every third block begin with an op without rows?
+        self.absent = False  # are the slices of what comes those of a record taken for no group?
         self.indexes: dict[int, int] = {}
         self.block_seq = 1
         self.previous_crc = 0
@@ -133,10 +135,13 @@ class LogBuilder:
         rows: list[LoggedEvent] = []
         slices = np.zeros(len(by_partition), SLICE)
         for at, number in enumerate(sorted(by_partition)):
-            index = self.indexes[number] = self.indexes.get(number, 0) + 1
-            within = by_partition[number]
+            index, within = 0, by_partition[number]
             slices[at]["partition"], slices[at]["count"] = number, len(within)
-            slices[at]["index"], slices[at]["term"] = index, 1
+            if self.absent:
+                slices[at]["flags"] = NOT_HERE
+            else:
+                index = self.indexes[number] = self.indexes.get(number, 0) + 1
+                slices[at]["index"], slices[at]["term"] = index, 1
             slices[at]["heap_size"] = sum(len(entry(event)) for event in within)
             for row, event in enumerate(within):
                 place = Placed(

@@ -43,9 +43,16 @@ class LogDirectory:
         self.erasures = none_erased(self.files.identity_key)
         self._save_active()
 
-    def write(self, events: list[LoggedEvent], refused: set[int] = frozenset()) -> list[Placed]:
-        """Append a block with one record; `refused` are positions in `events` not stored."""
+    def write(
+        self, events: list[LoggedEvent], refused: set[int] = frozenset(), absent: bool = False
+    ) -> list[Placed]:
+        """Append a block with one record; `refused` are positions in `events` not stored.
+
+        absent: none is, because no group has taken its slice.
+        """
+        self.builder.absent = absent
         placed = self.builder.block([events])
+        refused = set(range(len(events))) if absent else refused
         of_event = {id(place.event): place for place in placed}
         number = self.builder.file_number
         rows = {of_event[id(events[position])].row for position in refused}
