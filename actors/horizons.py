@@ -142,6 +142,8 @@ class Horizons:
         }
         if told == self._told:
             return
+        if self._told is not None and self._told["days"] != told["days"]:
+            self._due = 0.0  # what is led here moves now, whoever was asked
         self._told = told
         usage.announce_expiry()  # what is folded is folded by this
         usage.send("retention_sweeper", [b"retention", msgpack.packb(told)])
