@@ -53,7 +53,7 @@ class Horizons:
         """Expire what is old, from time to time, and tell what has changed."""
         if now >= self._clock_due:
             self._clock_due = now + CLOCK_SECONDS
-            self._hold(now)
+            self._look_at_replicas(now)
             was_held = self._held is not None
             self._time()
             if was_held and self._held is None:
@@ -63,7 +63,7 @@ class Horizons:
             self._due = now + self._options.sweep_interval
         self.tell()
 
-    def _hold(self, now: float) -> None:
+    def _look_at_replicas(self, now: float) -> None:
         """Have what is dropped go by the partitions that this node holds."""
         usage = self._usage
         if not usage.leader_map.alone:

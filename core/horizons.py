@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meterd.core.kernels.tables import DAY_NS
-from meterd.protocol.limits import I64_MAX, I64_MIN
+from meterd.protocol.limits import I64_MIN
 from meterd.protocol.log_format import META_GROUP, Damaged
 
 Mask = NDArray[np.bool_]
@@ -48,10 +48,8 @@ class Horizons:
 
     def _renew(self) -> None:
         rows = self._rows
-        least = rows[:, self._held].min(axis=1, initial=I64_MAX).tolist()
-        has_any = bool(self._held.any())
-        self.events = least[EVENTS] if has_any else BEGINNING
-        self.totals = least[TOTALS] if has_any else BEGINNING
+        held = rows[:, self._held] if self._held.any() else np.full((4, 1), BEGINNING)
+        self.events, self.totals = held[[EVENTS, TOTALS]].min(axis=1).tolist()
         self.future_ns = int(rows[FUTURE].max())
         self.time = int(rows[TIME].max())  # the newest that expiry went by; 0: not known
         self.times = (int(rows[EVENTS, 0]), int(rows[FUTURE, 0]))  # of every one, when alike
