@@ -13,19 +13,26 @@ from contextlib import ExitStack
 FIRST, LAST = 10_000, 32_000
 TRIES_MAX = 1_000
 
+# A port that was given and that nobody listens on yet is still somebody's.
+_given: set[int] = set()
+
 
 def free_ports(count: int, *, beside: int = 0) -> list[int]:
-    """Return different ports that nobody has; those `beside` higher are free, too."""
+    """Return ports that nobody has or was given; those `beside` higher are free, too."""
     found: list[int] = []
     with ExitStack() as held:
         for _ in range(TRIES_MAX):
             if len(found) == count:
                 return found
             port = random.randrange(FIRST, LAST - beside)
+            wanted = {port, port + beside}
+            if wanted & _given:
+                continue
             try:
-                for one in sorted({port, port + beside}):
+                for one in sorted(wanted):
                     held.enter_context(socket.create_server(("127.0.0.1", one)))
             except OSError:
                 continue
+            _given.update(wanted)
             found.append(port)
     raise RuntimeError(f"no {count} free ports")

@@ -26,6 +26,7 @@ from meterd.protocol.result import decode_result
 from tests.support.node import Node
 
 MIB = 1 << 20
+PAGE = 4096
 BATCH = 40
 ANSWER_MS = 5_000
 PAUSE_SECONDS = 0.02
@@ -60,10 +61,18 @@ class SmallDisk:
         return found.f_bavail * found.f_frsize
 
     def fill(self, left: int = 0) -> None:
-        """Take space until so many bytes are free."""
-        with self._filler.open("ab") as file, contextlib.suppress(OSError):
-            while (room := self.free - left) > 0:
-                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), min(room, 64 * MIB))
+        """Take space until so many bytes are free.
+
+        The node takes some meanwhile: what there is no room for any more is tried in smaller parts.
+        """
+        part = 64 * MIB
+        with self._filler.open("ab") as file:
+            while part >= PAGE and (room := self.free - left) > 0:
+                try:
+                    end = file.seek(0, os.SEEK_END)
+                    os.posix_fallocate(file.fileno(), end, min(room, part))
+                except OSError:
+                    part //= 2
 
     def fill_inodes(self) -> None:
         """Make empty files until there is no inode left."""
