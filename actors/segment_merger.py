@@ -5,7 +5,7 @@ and nothing in between.  The parts stay where they are; others delete them later
 (cancelled, no room, damage) leaves no file behind; what a crash leaves is litter without `.idx`.
 
 Rows of erased accounts are left out.  One segment alone is written again for that, as its next
-generation.
+generation; and so, in another directory, without rows of some groups or with no others.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from meterd.actors.direct_file import PIECE_SIZE, Staging
 from meterd.actors.disk import atomic_write
 from meterd.actors.mapped import map_file
 from meterd.core.erasures import Erasures
-from meterd.core.segment_encoder import SegmentEncoder
-from meterd.core.segment_merging import Facts, Merge, joined_log, same_log
+from meterd.core.segment_encoder import SegmentEncoder, SegmentLog
+from meterd.core.segment_merging import Facts, Merge, joined_log, log_of_groups, same_log
 from meterd.core.segment_reader import SegmentReader
 from meterd.protocol.errors import Corrupt, InvariantViolation
 from meterd.protocol.log_format import Bytes, Damaged
@@ -32,6 +33,7 @@ from meterd.protocol.segment_format import FileHeader, SegmentName, parse_index
 
 # How much of the work is done when the whole is written, and its proof begins.
 WRITTEN = 0.75
+COMPANIONS = (".seg", ".props")
 
 # Told how much is done, 0 to 1, and how many bytes were read and written since it was told last;
 # may wait, and ends the work by raising.
@@ -52,8 +54,9 @@ class Merged(NamedTuple):
 class SegmentMerger:
     """Merges segments of one directory, one merge at a time; may be used in a thread of its own."""
 
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
+    def __init__(self, directory: str, target: str | None = None) -> None:
+        """`target`: the directory to write to, by default the same."""
+        self._directory, self._target = directory, target or directory
         self._staging = Staging()
 
     def merge(self, names: Sequence[SegmentName], erasures: Erasures | None, pace: Pace) -> Merged:
@@ -69,25 +72,59 @@ class SegmentMerger:
         if any(a.last + 1 != b.first for a, b in pairwise(names)):
             raise InvariantViolation("segments that are merged do not follow each other")
         parts = [self._open(one) for one in names]
-        key = np.frombuffer(os.urandom(16), np.uint64).copy()
+        log = joined_log([part.log() for part in parts])
+        return self._write(name, Merge(parts, _key(), erasures), parts, log, pace)
+
+    def choose(
+        self,
+        names: Sequence[SegmentName],
+        groups: NDArray[np.bool_],
+        erasures: Erasures | None,
+        name: SegmentName,
+        files: NDArray[np.void] | None = None,
+    ) -> Merged:
+        """Write what complete segments hold of some groups (bool[257]) as a segment, durably.
+
+        files: of the log that it says it covers (segment_format.FILE); by default those of `names`.
+        Raises Corrupt, DiskFull, FsyncFailed, OSError.
+        """
+        parts = [self._open(one) for one in names]
+        log = log_of_groups(joined_log([part.log() for part in parts]), groups)
+        if files is not None:
+            log = log._replace(files=files)
+        merge = Merge(parts, _key(), erasures, groups)
+        return self._write(name, merge, parts, log, lambda _done, _moved: None)
+
+    def _write(
+        self,
+        name: SegmentName,
+        merge: Merge,
+        parts: list[SegmentReader],
+        log: SegmentLog,
+        pace: Pace,
+    ) -> Merged:
+        """Write the three files; what is given up leaves none, for the space may be needed."""
         try:
-            return self._write(name, Merge(parts, key, erasures), parts, pace)
+            return self._write_files(name, merge, parts, log, pace)
         except BaseException:
-            # Nothing named them yet, and the space may be needed.
-            if not os.path.exists(self._path(name, ".idx")):
-                for suffix in (".seg", ".props"):
+            if not os.path.exists(self._path(name, ".idx")):  # nothing named them yet
+                for suffix in COMPANIONS:
                     with suppress(FileNotFoundError):
                         os.unlink(self._path(name, suffix))
             raise
 
-    def _write(
-        self, name: SegmentName, merge: Merge, parts: list[SegmentReader], pace: Pace
+    def _write_files(
+        self,
+        name: SegmentName,
+        merge: Merge,
+        parts: list[SegmentReader],
+        log: SegmentLog,
+        pace: Pace,
     ) -> Merged:
-        """Write the three files, `.idx` when the others have proved good."""
+        """Write `.idx` when the others have proved good."""
         set_id = int.from_bytes(os.urandom(8), "little")
         header = FileHeader(set_id, name.first, name.last, time.time_ns())
         encoder = SegmentEncoder(header, name.generation)
-        log = joined_log([part.log() for part in parts])
         self._replace(name, ".seg", _paced(merge, encoder, pace))
         facts = merge.facts()
         has_erased = facts.erased > 0 or any(part.header.has_erased for part in parts)
@@ -96,7 +133,7 @@ class SegmentMerger:
         if facts.rows + facts.erased != merge.row_count or encoded.header.row_count != facts.rows:
             raise InvariantViolation("rows were lost in a merge of segments")
         index = b"".join(encoded.idx)
-        whole = self._read(name, index)
+        whole = self._read(self._target, name, index)
         if not same_log(whole.log(), log):
             raise Corrupt(self._path(name, ".idx"), 0, "it does not keep the log of its parts")
         read = self._prove(Merge([whole], merge.key), facts, pace)
@@ -117,12 +154,13 @@ class SegmentMerger:
         return whole.bytes_read
 
     def _open(self, name: SegmentName) -> SegmentReader:
-        return self._read(name, map_file(self._path(name, ".idx")).data)
+        path = os.path.join(self._directory, name.file(".idx"))
+        return self._read(self._directory, name, map_file(path).data)
 
-    def _read(self, name: SegmentName, index: Bytes) -> SegmentReader:
-        path = self._path(name, ".idx")
+    def _read(self, directory: str, name: SegmentName, index: Bytes) -> SegmentReader:
+        path, *others = (os.path.join(directory, name.file(one)) for one in (".idx", *COMPANIONS))
         try:
-            seg, props = (map_file(self._path(name, suffix)) for suffix in (".seg", ".props"))
+            seg, props = map(map_file, others)
             return SegmentReader(parse_index(index), seg, props)
         except Damaged as damage:
             raise Corrupt(path, damage.offset, damage.reason) from damage
@@ -131,7 +169,12 @@ class SegmentMerger:
         atomic_write(self._path(name, suffix), data, self._staging)
 
     def _path(self, name: SegmentName, suffix: str) -> str:
-        return os.path.join(self._directory, name.file(suffix))
+        return os.path.join(self._target, name.file(suffix))
+
+
+def _key() -> NDArray[np.uint64]:
+    """Return a random key: nobody can foresee the hashes of a merge."""
+    return np.frombuffer(os.urandom(16), np.uint64).copy()
 
 
 def _slowly(pieces: Iterable[Bytes], done: float, pace: Pace) -> Iterator[Bytes]:

@@ -36,6 +36,7 @@ from meterd.core.folded import (
 from meterd.core.folded_cells import Cuts, joined, partial_of
 from meterd.core.kernels import cells as cell_rows
 from meterd.core.kernels.cells import CELL_WORDS, POSITION_ROW_BITS
+from meterd.core.kernels.hashing import partition_of
 from meterd.core.kernels.reduce import ADD
 from meterd.core.partial_cells import PartialCells
 from meterd.core.questions import Question
@@ -52,7 +53,7 @@ ARRAYS: Final = ("keys", "cells", "member_cell", "members", "seats", "seat_membe
 
 
 class Balances:
-    """All balances.  Changed only through `take`, `erase` and `restore`."""
+    """All balances.  Changed only through `take`, `erase`, `adopt` and `restore`."""
 
     def __init__(self) -> None:
         self._parts = [nothing()]  # each at least twice as large as the next, so merging is cheap
@@ -96,6 +97,21 @@ class Balances:
         """Forget the balances of some accounts; that they were imported stays known."""
         self._parts = [part.without(is_gone) for part in self._parts]
 
+    def adopt(self, other: Balances, partitions: NDArray[np.bool_]) -> None:
+        """Have what another node has of some partitions (bool[256]), instead of what is here."""
+
+        def is_theirs(account: str) -> bool:
+            return bool(partitions[_partition_of(account)])
+
+        kept = [part.without(is_theirs) for part in self._parts]
+        taken = [part.without(lambda account: not is_theirs(account)) for part in other._parts]
+        self._parts = [merged([*kept, *taken])]
+        imports = {name: one for name, one in self._imports.items() if not partitions[name[0]]}
+        imports |= {name: one for name, one in other._imports.items() if partitions[name[0]]}
+        self._imports, self._taken = {}, {}
+        for name, (digest, rows) in imports.items():
+            self._remember(name, digest, rows)
+
     def partial(self, question: Question, entries: Sequence[MetricEntry]) -> PartialCells | None:
         """Return the cells that a question of kind usage or accounts is about, or None."""
         numbers = [entry.number for entry in entries]
@@ -125,6 +141,11 @@ class Balances:
         for partition, name, digest, *rows in state["imports"]:
             # Earlier versions did not say how many rows there were.
             self._remember((partition, name), digest, rows[0] if rows else 0)
+
+
+def _partition_of(account: str) -> int:
+    text = np.frombuffer(account.encode(), np.uint8)
+    return int(partition_of(text, 0, len(text)))
 
 
 def _asked(part: Folded, question: Question) -> Folded | None:

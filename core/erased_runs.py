@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from meterd.core.erasures import Erasures
 from meterd.core.kernels.gather import ENTRY, POSITION, Wanted
 from meterd.core.kernels.segment_match import ACCOUNT, Accounts, Slices
+from meterd.core.kernels.segment_merge import EVERYTHING_GONE
 from meterd.core.segment_data import Runs
 from meterd.core.segment_reader import EVERYTHING, SegmentReader
 from meterd.protocol.log_format import GROUP_COUNT
@@ -51,14 +52,25 @@ def holds_erased(reader: SegmentReader, erasures: Erasures) -> bool:
     return False
 
 
-def erased_rules(reader: SegmentReader, accounts: Accounts, erasures: Erasures | None) -> Rules:
-    """Return what tells which rows of a segment are erased, by position."""
+def erased_rules(
+    reader: SegmentReader,
+    accounts: Accounts,
+    erasures: Erasures | None,
+    groups: NDArray[np.bool_] | None = None,
+) -> Rules:
+    """Return what tells which rows of a segment are erased, by position.
+
+    groups bool[257]: of others all are; by default of none.
+    """
     floors = np.zeros(len(accounts.text_end), np.int64)
     if erasures and len(floors):
         text = np.concatenate([accounts.text, np.zeros(8, np.uint8)])
         floors[:] = erasures.floors(text, accounts.text_end, 0, len(floors))
+    if groups is not None:
+        floors[~groups[accounts.partition]] = EVERYTHING_GONE
     starts, parts = np.zeros(GROUP_COUNT + 1, np.int64), [(_NONE, _NONE, _NONE)]
-    for partition in np.unique(accounts.partition[floors > 0]).tolist():
+    by_position = (floors > 0) & (floors < EVERYTHING_GONE)
+    for partition in np.unique(accounts.partition[by_position]).tolist():
         found = reader.slices(partition, partition)
         parts.append((found.first, found.index, found.term))
         starts[partition + 1] = len(found.first)

@@ -29,7 +29,7 @@ ALONE = Configuration(())
 
 
 class GroupFacts:
-    """Change it only through `begin`, `open_term`, `configure` and `note_terms`.
+    """Change it only through `begin`, `open_term`, `configure`, `adopt` and `note_terms`.
 
     Those of a group come in its order, `begin` before them or behind a checkpoint.
     """
@@ -65,6 +65,14 @@ class GroupFacts:
         """Apply a configuration."""
         voters, learners = tuple(body["voters"]), tuple(body["learners"])
         self.configurations[group] = Configuration(voters, learners)
+
+    def adopt(self, other: GroupFacts, group: int) -> None:
+        """Take what another replica has applied of a group; term and vote are a node's own."""
+        self.configurations[group] = other.configurations[group]
+        self._openers.pop(group, None)
+        if group in other._openers:
+            self._openers[group] = other._openers[group]
+        self.view_changes[group] = other.view_changes[group]
 
     def note_terms(self, record: Record) -> None:
         """Take note of what a record of terms says of some groups."""

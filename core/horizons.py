@@ -31,7 +31,7 @@ TIME_STEP_NS = DAY_NS // 4
 
 
 class Horizons:
-    """Change it only through `move`, `hold` and `restore`."""
+    """Change it only through `move`, `hold`, `adopt` and `restore`."""
 
     def __init__(self) -> None:
         self._rows = np.full((4, META_GROUP), BEGINNING, np.int64)
@@ -67,6 +67,11 @@ class Horizons:
         if "future_ns" in command:
             rows[FUTURE, at] = command["future_ns"]
         rows[TIME, at] = np.maximum(rows[TIME, at], command.get("time", 0))
+        self._renew()
+
+    def adopt(self, other: Horizons, partitions: Mask) -> None:
+        """Take those of some partitions (bool[256]) from another node's."""
+        self._rows[:, partitions] = other._rows[:, partitions]
         self._renew()
 
     def behind(self, partitions: NDArray[np.intp], command: Mapping[str, Any]) -> NDArray[np.intp]:

@@ -74,7 +74,7 @@ class Torn(NamedTuple):
 class Groups:
     """The last term, index, digest and time of each group, and the last record's time and number.
 
-    Changes only through `follow` and `take`.
+    Changes only through `follow`, `take` and `adopt`.
     """
 
     def __init__(self) -> None:
@@ -148,10 +148,19 @@ class Groups:
         """Do so with all slices of a record; False, and nothing moves, when one has a flag."""
         return self._take(record, record.slices, plain=True)
 
+    def adopt(self, other: Groups, group: int) -> None:
+        """Go on with a group where another replica of it is."""
+        for mine, theirs in zip(self._columns, other._columns, strict=True):
+            mine[group] = theirs[group]
+        self.leader_time = max(self.leader_time, int(other.time[group]))
+
+    @property
+    def _columns(self) -> tuple[NDArray[Any], ...]:
+        return self.term, self.index, self.digest, self.time
+
     def _take(self, record: Record, slices: NDArray[np.void], plain: bool) -> bool:
         timed = record.kind in TIMED
-        groups = self.term, self.index, self.digest, self.time
-        fault = sectors.take_slices(slices, plain, groups, timed, record.leader_time)
+        fault = sectors.take_slices(slices, plain, self._columns, timed, record.leader_time)
         if fault == sectors.FLAGGED:
             return False
         if fault:

@@ -2,9 +2,9 @@
 
 `Merge.batches` reads each segment once, from front to back, and gives what `SegmentEncoder.add`
 takes; `joined_log` adds up what the segments keep of the log.  Rows of erased accounts are left
-out.  `read_all` takes the rows of the result as those of the parts were taken; when the facts are
-the same, so are the rows.  Memory: a batch, some blocks of each segment, the texts of the accounts,
-and 40 bytes for each property set.
+out, and so are those of groups that are not wanted.  `read_all` takes the rows of the result as
+those of the parts were taken; when the facts are the same, so are the rows.  Memory: a batch, some
+blocks of each segment, the texts of the accounts, and 40 bytes for each property set.
 
 Does not know: files, when to merge (`core/compaction_plan.py`).
 """
@@ -33,6 +33,7 @@ from meterd.protocol.segment_format import BLOCK_ROWS, SET_BLOCK_COUNT, SegmentN
 Ints = NDArray[np.int64]
 Raw = NDArray[np.uint8]
 Words = NDArray[np.uint64]
+Mask = NDArray[np.bool_]
 
 # Rows of a batch: whole groups of blocks.
 BATCH_ROWS: Final = GROUP_ROWS
@@ -58,17 +59,18 @@ class Merge:
         readers: Sequence[SegmentReader],
         key: Words,
         erasures: Erasures | None = None,
+        groups: Mask | None = None,
     ) -> None:
         """`readers`: of segments that follow each other.  What is erased is left out.
 
-        Raises Corrupt.
+        groups bool[257]: those whose rows are taken; by default all.  Raises Corrupt.
         """
         self._readers = readers
         self.key = key
         self.bytes_read = 0
         # Rows of the segments, erased ones included.
         self.row_count = sum(reader.header.row_count for reader in readers)
-        self._accounts = _Accounts(readers, key, erasures)
+        self._accounts = _Accounts(readers, key, erasures, groups)
         self._sets = _Sets(readers, key)
         offsets = np.cumsum([0, *(reader.header.ordinal_count for reader in readers)])
         self._offsets = offsets.tolist()
@@ -181,11 +183,16 @@ class _Accounts:
     """The accounts of all segments, the rank of each one's own among them, and what is erased."""
 
     def __init__(
-        self, readers: Sequence[SegmentReader], key: Words, erasures: Erasures | None
+        self,
+        readers: Sequence[SegmentReader],
+        key: Words,
+        erasures: Erasures | None,
+        groups: Mask | None,
     ) -> None:
         parts = [reader.all_accounts() for reader in readers]
         self.erased = [
-            erased_rules(reader, one, erasures) for reader, one in zip(readers, parts, strict=True)
+            erased_rules(reader, one, erasures, groups)
+            for reader, one in zip(readers, parts, strict=True)
         ]
         text, ends = _joined_texts(parts)
         hashes = np.empty((len(ends), 2), np.uint64)
@@ -269,6 +276,12 @@ def joined_log(logs: Sequence[SegmentLog]) -> SegmentLog:
         offset += log.ordinal_count
     digests = np.concatenate([log.digests for log in logs])
     return SegmentLog(np.concatenate(files), offset, np.concatenate(slices), digests)
+
+
+def log_of_groups(log: SegmentLog, groups: Mask) -> SegmentLog:
+    """Return what a segment keeps of some groups' logs (bool[257]); ordinals stay."""
+    kept = groups[log.slices[:, 0]]
+    return log._replace(slices=log.slices[kept], digests=log.digests[kept])
 
 
 def same_log(one: SegmentLog, two: SegmentLog) -> bool:

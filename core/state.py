@@ -4,8 +4,8 @@ Identities, totals, the metric registry and the horizon change here and nowhere 
 Nothing outside the log decides anything: a record brings its leader's time, the number of each
 event's metric version, and the time zone transitions of a definition.
 
-Changed only through `apply_events`, `apply_command`, `judge`, `restore`, `evict` and what moves
-identities from memory to runs (`begin_flush`, `use_runs`, `end_flush`, `use_filter`).
+Changed only through `apply_events`, `apply_command`, `judge`, `adopt`, `restore`, `evict` and what
+moves identities from memory to runs (`begin_flush`, `use_runs`, `end_flush`, `use_filter`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from meterd.core.erasures import ERASURES_MAX, Erasure, Erasures, erasure_of, no
 from meterd.core.frozen import frozen
 from meterd.core.horizons import BEGINNING, Horizons
 from meterd.core.identity_runs import Entries, Run, handle_of_runs
+from meterd.core.kernels import adopt as adopting
 from meterd.core.kernels import apply as kernels
 from meterd.core.kernels import erased as erased_kernels
 from meterd.core.kernels import runs as run_kernels
@@ -45,7 +46,7 @@ from meterd.protocol.errors import (
     error_body,
 )
 from meterd.protocol.limits import ACCOUNT_SIZE_MAX
-from meterd.protocol.log_format import Record
+from meterd.protocol.log_format import META_GROUP, Record
 from meterd.protocol.metric import MetricDefinition
 
 # The largest record: a full one and one request more (core/staging.py).
@@ -273,6 +274,50 @@ class StateMachine:
 
     def _renew_book(self) -> None:
         self._book = make_book(self.registry, self.leader_time, self.future_ns, self._key_pair)
+
+    def adopt(self, other: StateMachine, groups: NDArray[np.bool_]) -> None:
+        """Have what another node's has of some groups (bool[257]) instead of what is here.
+
+        Identities are not among it.  Both go by the same keys; no snapshot may be under way.
+        Raises InvariantViolation when there is no room; nothing has changed then.
+        """
+        chosen, partitions = groups.view(np.uint8), groups[:META_GROUP]
+        mine, theirs = self._accounts_in(chosen), other._accounts_in(chosen)
+        self._check_room_for(other, chosen, theirs)
+        for number in mine:
+            erased_kernels.erase_account(self.handle, number)
+        adopting.adopt(self.handle, other.handle, chosen)
+        self.horizons.adopt(other.horizons, partitions)
+        self.balances.adopt(other.balances, partitions)
+        for erasure in other.erasures:
+            if groups[erasure.partition] and not self.erasures.knows(erasure.id):
+                self.erasures = self.erasures.with_erasure(erasure)
+        if groups[META_GROUP]:
+            self.registry, self.members = other.registry, other.members
+            self.retention_days = other.retention_days
+        self.leader_time = max(self.leader_time, other.leader_time)
+        self.newest_event = max(self.newest_event, other.newest_event)
+        self._room, self._evicted = -1, None
+        self._renew_book()
+
+    def _accounts_in(self, groups: NDArray[np.uint8]) -> list[int]:
+        """Return the numbers of all accounts of some groups."""
+        marks = np.zeros(int(self.tables.counters[table_kernels.ACCOUNTS]), np.uint8)
+        adopting.mark_accounts(self.handle, groups, marks)
+        found: list[int] = np.flatnonzero(marks).tolist()
+        return found
+
+    def _check_room_for(
+        self, other: StateMachine, groups: NDArray[np.uint8], accounts: list[int]
+    ) -> None:
+        text = int(other.tables.accounts[accounts, table_kernels.TEXT_SIZE].sum())
+        more = np.zeros(4, np.int64)
+        adopting.measure(other.handle, groups, more)
+        counters = self.tables.counters
+        added = (len(accounts), text, *more.tolist())
+        for (used, free, capacity, key, _), count in zip(self._fills, added, strict=True):
+            if int(counters[used] - counters[free]) + count > capacity:
+                raise InvariantViolation(f"the tables have no room for more; raise limits.{key}")
 
     # Housekeeping
 

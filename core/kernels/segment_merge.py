@@ -55,6 +55,8 @@ PAGE_ACCOUNTS = 64
 NEXT, END, MORE = range(3)
 # What leaves (int64[4]): rows and bytes of text ids in the batch, distinct sets in it, batches.
 OUT_ROWS, OUT_TEXT, OUT_SETS, OUT_BATCH = range(4)
+# The floor of accounts none of whose rows is taken.
+EVERYTHING_GONE = 2**63 - 1
 # What `merge` returns instead of the number of a window that is used up.
 FULL, DONE = -1, -2
 
@@ -203,6 +205,9 @@ def _take_run(
         id_start = id_at
         id_at += size if size else np.int64(16)
         ordinal = columns[ORDINAL, i]
+        if floor == EVERYTHING_GONE:
+            facts[ERASED] += 1
+            continue
         if floor != 0:
             # By its position: a slice that was taken for no group has no index, and a repair stands
             # behind ops that are newer, so neither ordinals nor indices alone tell.
