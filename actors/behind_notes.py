@@ -70,7 +70,7 @@ class BehindNotes:
                 return
         elif first <= node.view(group).commit:
             return
-        peer_copy.note_behind(self._directory, source)
+        peer_copy.note_behind(self._directory, source, group)
         raise BootFailed(
             endings.TEMPORARY, f"this node lacks ops that no log has any more, says node {source}"
         )

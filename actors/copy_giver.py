@@ -31,15 +31,20 @@ class CopyGiver:
         self._root = Path(data_dir)
         self._who = who
 
-    def answer(self, question: Mapping[str, Any], members: Members | None) -> dict[str, Any] | None:
-        """Return the fields of an answer; None: whoever asks gets none."""
+    def answer(
+        self, question: Mapping[str, Any], members: Members | None, applied: bytes
+    ) -> dict[str, Any] | None:
+        """Return the fields of an answer; None: whoever asks gets none.
+
+        applied: u64[257], up to where each group is applied here.
+        """
         if not self._is_member(question, members):
             return None
         reply: dict[str, Any] = {"copy": question["copy"], "id": question.get("id")}
         try:
             if question["copy"] == "list":
                 donors = [self._who.node_id, *peer_copy.copied_from(str(self._root))]
-                return reply | {"donors": donors, "files": self._files()}
+                return reply | {"donors": donors, "files": self._files(), "applied": applied}
             name, offset = question.get("name"), question.get("offset")
             if question["copy"] == "read" and type(name) is str and type(offset) is int:
                 return reply | self._piece(name, offset)

@@ -21,6 +21,7 @@ import zmq
 from crc32c import crc32c
 
 from meterd.actors import copies, identity, peer_copy, sockets, start_checks
+from meterd.actors.adopting import adopt, loaded
 from meterd.actors.disk import LocalDisk, full_disk_told
 from meterd.actors.founding import BOOTSTRAP, VERSION, apart, pack
 from meterd.actors.notify import Notifier
@@ -28,10 +29,10 @@ from meterd.actors.options import Options
 from meterd.actors.wal_log import Entry, Log
 from meterd.actors.wal_recovery import End, Owner, Recovery
 from meterd.actors.wal_spare import Spare
-from meterd.core.group_logs import GroupLogs, promises, unpack
+from meterd.core.group_logs import GroupLogs
 from meterd.protocol import log_facts
 from meterd.protocol.errors import BootFailed, Corrupt, DiskFull, MeterdError
-from meterd.protocol.log_format import ACTIVE_NAME, number_of
+from meterd.protocol.log_format import ACTIVE_NAME, GROUP_COUNT, number_of
 
 ANSWER_SECONDS: Final = 2.0
 ATTEMPTS: Final = 5  # of one question, then the next donor
@@ -40,6 +41,7 @@ AGAIN_MAX: Final = 20  # pieces of one file that did not check, or belonged to a
 RETRY_SECONDS: Final = 1.0
 ANSWER_SIZE_MAX: Final = 16 * 1024 * 1024
 PART = ".partial"
+NOTHING: Final = np.zeros(GROUP_COUNT, np.uint64)
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,10 @@ def catch_up(options: Options, notifier: Notifier) -> None:
 
 class NoCopy(Exception):
     """This donor cannot help now."""
+
+
+class NoGroup(Exception):
+    """This donor has nothing that is lacking."""
 
 
 class _OwnLog(NamedTuple):
@@ -78,27 +84,73 @@ class Copying:
         self._addresses = {p.node: p.address for p in node.cluster_nodes if p.node != node.id}
         self._asked = 0
         self._donors_of: list[int] = []  # whose log files the donor has
+        self._applied = NOTHING  # u64[257]: up to where the donor has applied each group
         self._bytes = 0
         self._said_at = 0.0
 
     def run(self) -> None:
-        """Return when the copy counts.  Raises BootFailed, DiskFull, FsyncFailed, OSError."""
-        own = self._own_log()
-        for donor in self._donors():
+        """Return when the copy counts, or nobody can help now.
+
+        Raises BootFailed, DiskFull, FsyncFailed, OSError.
+        """
+        for tried, donor in enumerate(self._donors()):
             try:
                 self._fetch(donor)
-                try:
-                    self._try_on(donor, own)
-                except NoCopy:
-                    peer_copy.reject(self._data_dir)
-                    raise
+                self._use(donor)
+            except NoGroup as why:
+                if tried >= len(self._addresses):
+                    logger.warning("no peer has what this node lacks now: %s", why)
+                    peer_copy.forget_behind(self._data_dir)
+                    return
             except (NoCopy, DiskFull) as why:
                 logger.warning("no copy of node %d yet: %s", donor, why)
                 self._say(f"status waiting for a copy of a peer: {why}")
                 time.sleep(RETRY_SECONDS)
-                continue
+            else:
+                return
+
+    def _use(self, donor: int) -> None:
+        """Have the copy that was fetched count.  Raises NoCopy, NoGroup, DiskFull, OSError."""
+        directory = str(self._incoming)
+        peer_copy.write_copied(directory, {donor, *self._donors_of})
+        # It is changed by looking at it: when this ends early nothing of it is used again.
+        peer_copy.reject(self._data_dir)
+        try:
+            copies.settle(directory)
+        except (BootFailed, MeterdError) as error:
+            raise NoCopy(str(error)) from error
+        if adopt.has_all(directory, self._who.node_id, donor):
+            self._try_on(self._own_log())
             peer_copy.complete(self._data_dir)
-            return
+        else:
+            self._adopt(donor)
+
+    def _adopt(self, donor: int) -> None:
+        """Take over what this node lacks and the donor has; all else stays as it is here."""
+        node, log_size = self._who.node_id, self._options.wal.segment_size
+        limits = self._options.limits
+        try:
+            own = loaded.load(self._data_dir, self._who, node, limits, self._report)
+        except Corrupt as corrupt:
+            raise BootFailed(65, f"{corrupt}; {corrupt.hint}") from corrupt
+        try:
+            found = loaded.load(str(self._incoming), self._who, donor, limits, self._report)
+            loaded.bring_up(found, self._applied)
+            wanted = adopt.lacking(own, found, node)
+            noted = peer_copy.behind_in(self._data_dir)
+            if noted is not None:
+                wanted[noted] = True
+            groups = adopt.adoptable(own, found, wanted)
+            if not groups[wanted].any():
+                raise NoGroup(f"node {donor} has nothing of what this node lacks")
+            target = peer_copy.begin_adopted(self._data_dir)
+            done = adopt.adopt(own, found, groups, self._who, log_size, target, self._report)
+        except (BootFailed, MeterdError) as error:
+            raise NoCopy(str(error)) from error
+        peer_copy.complete_adopted(self._data_dir, done.names)
+        logger.warning(
+            "took %d partitions with %d events over from node %d", done.groups, done.events, donor
+        )
 
     def _donors(self) -> Iterator[int]:
         first = peer_copy.behind_whom(self._data_dir)
@@ -188,6 +240,8 @@ class Copying:
         reply = self._ask(way, copy="list")
         try:
             self._donors_of = [int(node) for node in reply["donors"]]
+            applied = np.frombuffer(reply.get("applied", b""), np.uint64)
+            self._applied = applied if len(applied) == GROUP_COUNT else NOTHING
             found = [(str(name), int(size)) for name, size in reply["files"]]
         except (KeyError, TypeError, ValueError) as error:
             raise NoCopy("its list cannot be read") from error
@@ -241,13 +295,11 @@ class Copying:
 
     # Trying on
 
-    def _try_on(self, donor: int, own: _OwnLog) -> None:
+    def _try_on(self, own: _OwnLog) -> None:
         """Check the copy, and make it this node's.  Raises NoCopy, DiskFull, OSError."""
         directory = str(self._incoming)
-        peer_copy.write_copied(directory, {donor, *self._donors_of})
         owner = Owner.of(self._who, directory)
         try:
-            copies.settle(directory)
             start = start_checks.check_checkpoints(self._disk, directory)
             end = Recovery(self._disk, directory, owner, start, self._report, self._who).run()
             start_checks.check_segments(self._disk, directory, owner, start)
@@ -262,7 +314,7 @@ class Copying:
 
     def _promise(self, own: _OwnLog, end: End, owner: Owner) -> None:
         """Put this node's own terms and votes behind the donor's log."""
-        rows = promises_of(own.logs)
+        rows = own.logs.promised()
         sequence = max(own.sequence, end.groups.sequence) + 1
         head, payload = log_facts.encode_terms(rows, sequence)
         directory = str(self._incoming)
@@ -288,16 +340,6 @@ def lacks(own: GroupLogs, end: End) -> int | None:
         if index > end.logs.mark_index[group] and not end.logs.holds(group, index, digest):
             return group
     return None
-
-
-def promises_of(logs: GroupLogs) -> np.ndarray[Any, np.dtype[np.void]]:
-    """Return term, vote and doubt of all groups of the own log."""
-    found = unpack(logs.packed())
-    return promises(
-        np.array([one.term for one in found], np.uint32),
-        np.array([one.vote for one in found], np.uint64),
-        np.array([one.uncertain for one in found], np.bool_),
-    )
 
 
 def _unpacked(frames: list[bytes]) -> dict[str, Any] | None:

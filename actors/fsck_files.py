@@ -295,7 +295,7 @@ def coverage(directory: str, named: list[dict[str, Any]]) -> Iterator[Finding]:
             said = "neither the log file nor a segment or totals file that covers it is there"
             yield Finding(DAMAGE, full_name(number), 0, said)
     deleted = first - 1
-    if deleted:
+    if deleted > 0:
         said = f"no totals file says what log files up to {deleted} held"
         yield Finding(DAMAGE, full_name(deleted), 0, said)
     yield from _unknown_rows(directory, named, _in_segments(found, files))

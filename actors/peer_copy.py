@@ -18,11 +18,13 @@ from typing import Any
 
 from meterd.actors import disk
 from meterd.protocol.errors import Corrupt
+from meterd.protocol.log_format import GROUP_COUNT
 
 BEHIND = "behind.json"  # a peer says that no log has any more what this node lacks
 INCOMING = "incoming"
 COMPLETE = "complete.json"
 DONOR = "donor.json"  # whose files lie in `incoming/`
+ADOPTED = "adopted"  # in `incoming/`: what was made of it
 COPIED = "copied.json"  # whose log files this directory may hold
 
 # What a copy is made of; everything else is the node's own, or made anew.
@@ -41,9 +43,28 @@ def is_taken(name: str) -> bool:
     return _TAKEN.fullmatch(name) is not None
 
 
-def note_behind(data_dir: str, node: int) -> None:
-    """Write down that this node needs a copy, and who says so.  Raises DiskFull, OSError."""
-    disk.atomic_write(Path(data_dir, BEHIND), json.dumps({"node": node}).encode() + b"\n")
+def note_behind(data_dir: str, node: int, group: int) -> None:
+    """Write down that this node needs a copy, of which group, and who says so.
+
+    Raises DiskFull, OSError.
+    """
+    said = {"node": node, "group": group}
+    disk.atomic_write(Path(data_dir, BEHIND), json.dumps(said).encode() + b"\n")
+
+
+def behind_in(data_dir: str) -> int | None:
+    """Return the group that this node needs a copy for; None: any."""
+    try:
+        found = json.loads(Path(data_dir, BEHIND).read_bytes()).get("group")
+    except (FileNotFoundError, ValueError, AttributeError):
+        return None
+    return found if type(found) is int and 0 <= found < GROUP_COUNT else None
+
+
+def forget_behind(data_dir: str) -> None:
+    """Nobody can give a copy now; if one is still needed then, a leader says so again."""
+    Path(data_dir, BEHIND).unlink(missing_ok=True)
+    shutil.rmtree(Path(data_dir, INCOMING), ignore_errors=True)
 
 
 def behind_whom(data_dir: str) -> int:
@@ -62,7 +83,9 @@ def begin(data_dir: str, donor: int) -> Path:
         incoming.mkdir(mode=0o750)
         disk.atomic_write(incoming / DONOR, json.dumps({"node": donor}).encode() + b"\n")
     for name in os.listdir(incoming):
-        if name != DONOR and not is_taken(name):  # of an attempt that was not finished
+        if name == ADOPTED:  # of an attempt that was not finished, as is what nobody takes
+            shutil.rmtree(incoming / name)
+        elif name != DONOR and not is_taken(name):
             (incoming / name).unlink()
     return incoming
 
@@ -93,14 +116,39 @@ def complete(data_dir: str) -> None:
     """Have the copy count from now on.  Raises DiskFull, FsyncFailed, OSError."""
     incoming = Path(data_dir, INCOMING)
     names = sorted(n for n in os.listdir(incoming) if is_taken(n) or n == COPIED)
-    for name in names:
-        descriptor = os.open(incoming / name, os.O_RDONLY | os.O_CLOEXEC)
+    _complete(incoming, "", names)
+
+
+def begin_adopted(data_dir: str) -> str:
+    """Return an empty directory in `incoming/` for what is made of the copy.  Raises OSError."""
+    path = Path(data_dir, INCOMING, ADOPTED)
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(mode=0o750)
+    return str(path)
+
+
+def complete_adopted(data_dir: str, names: Iterable[str]) -> None:
+    """Have what was made of the copy count from now on, and of the old files those named.
+
+    Raises DiskFull, FsyncFailed, OSError.
+    """
+    _complete(Path(data_dir, INCOMING), ADOPTED, sorted(names))
+
+
+def _complete(incoming: Path, folder: str, names: list[str]) -> None:
+    source = incoming / folder
+    for name in os.listdir(source):
+        if name not in names:
+            continue
+        descriptor = os.open(source / name, os.O_RDONLY | os.O_CLOEXEC)
         try:
             disk.sync_data(descriptor)
         finally:
             os.close(descriptor)
+    disk.sync_directory(str(source))
     disk.sync_directory(str(incoming))
-    disk.atomic_write(incoming / COMPLETE, json.dumps({"names": names}).encode() + b"\n")
+    said = {"names": names, "folder": folder}
+    disk.atomic_write(incoming / COMPLETE, json.dumps(said).encode() + b"\n")
 
 
 def finish(data_dir: str) -> bool:
@@ -110,23 +158,27 @@ def finish(data_dir: str) -> bool:
     """
     root, incoming = Path(data_dir), Path(data_dir, INCOMING)
     try:
-        names = set(_names(incoming / COMPLETE))
+        listed, folder = _said(incoming / COMPLETE)
     except FileNotFoundError:
         return False
+    names, source = set(listed), incoming / folder
     for name in os.listdir(root):
         if (is_taken(name) or _STALE.fullmatch(name)) and name not in names:
             (root / name).unlink()
     for name in sorted(names):
-        if (incoming / name).exists():
-            os.replace(incoming / name, root / name)
+        if (source / name).exists():
+            os.replace(source / name, root / name)
     (root / BEHIND).unlink(missing_ok=True)
-    disk.sync_directory(str(incoming))
+    disk.sync_directory(str(source))
     disk.sync_directory(data_dir)
     # It must be gone before anything is written that it does not name.
     (incoming / COMPLETE).unlink()
     disk.sync_directory(str(incoming))
     shutil.rmtree(incoming)
-    logger.warning("this directory is a copy of a peer now; its own log was too far behind")
+    if folder:
+        logger.warning("partitions of a peer are in this directory now; its log lacked their past")
+    else:
+        logger.warning("this directory is a copy of a peer now; its own log was too far behind")
     return True
 
 
@@ -138,9 +190,10 @@ def _node_in(path: Path) -> int:
         return 0
 
 
-def _names(path: Path) -> list[str]:
+def _said(path: Path) -> tuple[list[str], str]:
+    """Return the names of a complete copy's files, and the folder that they lie in."""
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
-        return [str(name) for name in found["names"]]
+        return [str(name) for name in found["names"]], found.get("folder", "")
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(str(path), 0, f"it cannot be read: {error}") from error

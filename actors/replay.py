@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from meterd.actors.mapped import map_descriptor
 from meterd.actors.opened_log import open_log
@@ -26,6 +27,7 @@ from meterd.protocol.log_format import (
     BLOCK_HEADER_SIZE,
     FILE_HEADER_SIZE,
     GROUP_COUNT,
+    NOT_HERE,
     RECORD_HEADER_SIZE,
     SLICE,
     Damaged,
@@ -65,6 +67,8 @@ class LoggedBlock(NamedTuple):
 
 # No index of any group is known to be committed.
 NOTHING: Final = bytes(8 * GROUP_COUNT)
+# An index that no op has.
+NEVER: Final = 2**64 - 1
 
 
 class LogReader:
@@ -85,6 +89,23 @@ class LogReader:
         """
         last_index = np.zeros(GROUP_COUNT, np.uint64)
         cuts: list[Cut] = []
+        for sequence, slices in self._tables():
+            found = find_cuts(slices, last_index)
+            cuts += [(group, sequence, index) for group, index in found]
+        return last_index, cuts
+
+    def first_index(self) -> Words:
+        """Return each group's least index there (u64[257]; 0: none).  Raises Corrupt."""
+        least = np.full(GROUP_COUNT, NEVER, np.uint64)
+        for _, slices in self._tables():
+            here = slices[slices["flags"] & NOT_HERE == 0]
+            groups = here["partition"]
+            least[groups] = np.minimum(least[groups], here["index"])
+        least[least == NEVER] = 0
+        return least
+
+    def _tables(self) -> Iterator[tuple[int, NDArray[np.void]]]:
+        """Yield sequence and slice table of each record that has one.  Raises Corrupt."""
         number, offset, sequence = *self._position[:2], 0
         while sequence < self._last:
             path, view, active = self._open(number)
@@ -98,15 +119,12 @@ class LogReader:
                     size, count, _ = log_format.record_sizes(view[at : at + RECORD_HEADER_SIZE])
                     sequence = log_format.record_sequence(view, at)
                     if count:
-                        slices = np.frombuffer(view, SLICE, count, at + RECORD_HEADER_SIZE)
-                        found = find_cuts(slices, last_index)
-                        cuts += [(group, sequence, index) for group, index in found]
+                        yield sequence, np.frombuffer(view, SLICE, count, at + RECORD_HEADER_SIZE)
                     at += size
                 offset += header.block_size
             if active and sequence < self._last:
                 raise Corrupt(str(path), offset, f"ends before record {self._last}")
             number, offset = number + 1, FILE_HEADER_SIZE
-        return last_index, cuts
 
     def blocks(self) -> Iterator[LoggedBlock]:
         """Yield the blocks.  Raises Corrupt."""

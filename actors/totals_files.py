@@ -2,6 +2,7 @@
 
 `totals-<a>-<b>.tot` covers log files a to b.  Those that stand cover one unbroken run from log file
 1 on, which is then read from them and not from the log; a file within another one is superseded.
+Log file 0, before the first, stands for what was taken over of peers (`adopting/`).
 Every change is one atomic write of one name, so there is nothing to recover.
 """
 
@@ -30,6 +31,8 @@ from meterd.protocol.log_format import Damaged
 from meterd.protocol.segment_format import SegmentName
 
 _NAME = re.compile(r"totals-(\d{12})-(\d{12})\.tot")
+# The log file that stands for what was taken over of peers.
+ADOPTED = 0
 # Rows folded in one go.
 FOLD_ROWS = 1 << 18
 # Files of about the same size that become one, and what a file may grow to.
@@ -91,7 +94,7 @@ class TotalsFiles:
         stand = standing(names)
         opened: dict[Covered, tuple[int, TotalsFile]] = {}
         files = []
-        expected = 1
+        expected = ADOPTED if stand and stand[0].first == ADOPTED else 1
         for covered in stand:
             if covered.first != expected:
                 raise Internal(f"no totals file covers log file {expected}")
@@ -195,39 +198,57 @@ def write(directory: str, covered: Covered, making: Making, parts: Iterable[Fold
     return writer.events
 
 
+class Source(NamedTuple):
+    """A totals file of which a new one is made, and what is left out of it."""
+
+    file: TotalsFile
+    newer: Erasures  # that are not applied to it yet
+    leaves_out: Callable[[str], bool] | None = None  # which accounts besides
+
+
 def rewrite(directory: str, files: Sequence[TotalsFile], making: Making) -> None:
     """Make one totals file of neighbours: merged, coarsened, without erased accounts.
+
+    Raises StorageError when it would count more or less than they do.
+    """
+    sources = [Source(file, making.erasures.since(file.erasures)) for file in files]
+    join(directory, Covered(files[0].first, files[-1].last), sources, making)
+
+
+def join(directory: str, covered: Covered, sources: Sequence[Source], making: Making) -> int:
+    """Make one totals file of others, durably; return its events.
 
     What was an opening state stays one, also when a partition has come whose horizon is older.
     Raises StorageError when it would count more or less than they do.
     """
+    files = [source.file for source in sources]
     making = making._replace(horizon=max(making.horizon, *(file.horizon for file in files)))
-    covered = Covered(files[0].first, files[-1].last)
     dropped = [0]
-    parts = _merged_parts(files, making, dropped)
     writer = TotalsWriter(*covered, making.horizon, len(making.erasures))
-    for part in parts:
+    for part in _joined_parts(sources, making, dropped):
         writer.add(part)
     if writer.events + dropped[0] != sum(file.events for file in files):
         raise StorageError(f"{covered.name} would not count what its parts do")
     path = os.path.join(directory, covered.name)
     atomic_write(path, checkpoint_format.encode(*writer.finish()))
+    return writer.events
 
 
-def _merged_parts(
-    files: Sequence[TotalsFile], making: Making, dropped: list[int]
+def _joined_parts(
+    sources: Sequence[Source], making: Making, dropped: list[int]
 ) -> Iterator[Folded]:
     """Yield what files hold, by ranges of accounts that take a bounded memory."""
-    for low, high in _account_ranges(files):
+    for low, high in _account_ranges([source.file for source in sources]):
         parts = []
-        for file in files:
+        for file, newer, leaves_out in sources:
             span = (file.place_of(low), file.account_count if high is None else file.place_of(high))
             part = file.read(span)
-            newer = making.erasures.since(file.erasures)
+            before = part.count
             if len(newer):
-                before = part.count
                 part = part.without(newer.touches)
-                dropped[0] += before - part.count
+            if leaves_out is not None:
+                part = part.without(leaves_out)
+            dropped[0] += before - part.count
             parts.append(part)
         yield merged(parts).coarsened(making.horizon)
 

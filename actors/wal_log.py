@@ -64,7 +64,7 @@ class Entry(NamedTuple):
 
 
 class Log:
-    """The log of one node.  Change it only through `open`, `append`, `protect`, `close`."""
+    """The log of one node.  Change it only through its public methods."""
 
     def __init__(
         self, disk: Disk, directory: str, spare: Spare, owner: Owner, now: Callable[[], int]
@@ -199,6 +199,10 @@ class Log:
             # The file was allocated whole, so this is no shortage that waiting can mend.
             raise OSError(errno.EIO, f"no room in an allocated file: {full}") from full
         self._disk.sync(self._descriptor)
+
+    def begin_file(self) -> None:
+        """Seal the active file, and begin the next.  Raises DiskFull, and can be repeated then."""
+        self._next_file(0)
 
     def protect(self) -> None:
         """See to it that no damage to the last record can pass for a torn tail.

@@ -424,9 +424,8 @@ class GroupLogs:
 
     def packed(self) -> dict[str, Any]:
         """Return everything as plain values, for a message; `unpack` takes them."""
-        self._settle()
         return {
-            "promises": promises(self.term, self.vote, self.uncertain | (self._gaps > 0)).tobytes(),
+            "promises": self.promised().tobytes(),
             "marks": [
                 self.mark_index.tobytes(),
                 self.mark_term.tobytes(),
@@ -438,6 +437,11 @@ class GroupLogs:
             },
             "ops": self.ops().tobytes(),
         }
+
+    def promised(self) -> NDArray[np.void]:
+        """Return term, vote and doubt of all groups as rows of a TERMS record."""
+        self._settle()
+        return promises(self.term, self.vote, self.uncertain | (self._gaps > 0))
 
     def _settle(self) -> None:
         """Of a group that is alone the mark is the end; a term is at least that of the last op."""

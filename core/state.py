@@ -42,6 +42,7 @@ from meterd.protocol.errors import (
     UNKNOWN,
     InvariantViolation,
     MeterdError,
+    StorageError,
     TooManyErasures,
     error_body,
 )
@@ -279,7 +280,7 @@ class StateMachine:
         """Have what another node's has of some groups (bool[257]) instead of what is here.
 
         Identities are not among it.  Both go by the same keys; no snapshot may be under way.
-        Raises InvariantViolation when there is no room; nothing has changed then.
+        Raises StorageError when there is no room; nothing has changed then.
         """
         chosen, partitions = groups.view(np.uint8), groups[:META_GROUP]
         mine, theirs = self._accounts_in(chosen), other._accounts_in(chosen)
@@ -317,7 +318,7 @@ class StateMachine:
         added = (len(accounts), text, *more.tolist())
         for (used, free, capacity, key, _), count in zip(self._fills, added, strict=True):
             if int(counters[used] - counters[free]) + count > capacity:
-                raise InvariantViolation(f"the tables have no room for more; raise limits.{key}")
+                raise StorageError(f"the tables have no room for more; raise limits.{key}")
 
     # Housekeeping
 

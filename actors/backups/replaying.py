@@ -18,6 +18,7 @@ from meterd.actors.backups.counting import Counting
 from meterd.actors.backups.reading import Memory
 from meterd.actors.checkpoints import Checkpoints
 from meterd.actors.disk import LocalDisk
+from meterd.actors.identity import Identity
 from meterd.actors.identity_store import IdentityStore
 from meterd.actors.options import Limits
 from meterd.actors.start_checks import check_checkpoints
@@ -52,13 +53,14 @@ class Replayed(NamedTuple):
 class Replayer:
     """As much of the usage actor as a replay needs."""
 
-    def __init__(self, directory: str, say: Say) -> None:
+    def __init__(
+        self, directory: str, say: Say, who: Identity, limits: Limits | None = None
+    ) -> None:
         self.options = SimpleNamespace(node=SimpleNamespace(data_dir=directory))
         self.lifeline = SimpleNamespace(say=say)
-        who = identity.read(directory)
         key = who.identity_key
         words = (int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little"))
-        limits = Limits()
+        limits = limits or Limits()
         capacity = Capacity(
             recent=RECENT_MAX,
             accounts=limits.accounts,
@@ -68,6 +70,9 @@ class Replayer:
         )
         self.state = StateMachine(words, capacity, who.beginning)
         self.applier = Applier(self.state)
+        self.applier.facts.begin(who.first_configurations)
+        self._first = who.first_configurations
+        self.identities: dict[str, Any] = {"runs": [], "parts": []}  # files that are in use
         self._use_log(Groups(), replay.BEGINNING)
         self._identities = IdentityStore(directory, self.state, RECENT_FLUSH)
         Checkpoints(directory, self._identities).load(self._restore)
@@ -76,6 +81,8 @@ class Replayer:
         self.state.restore(state, arrays)
         self.applier.refused = RefusedRows.from_map(state["refused"])
         self.applier.facts = GroupFacts.unpacked(state["log"])
+        self.applier.facts.begin(self._first)
+        self.identities = {kind: state[kind] for kind in self.identities}
         self._use_log(Groups.unpacked(state["log"]), replay.Position(*state["position"]))
 
     def _use_log(self, groups: Groups, position: replay.Position) -> None:
@@ -123,7 +130,7 @@ def replay_directory(
         raise Corrupt(directory, 0, "there is no log")
     if end.torn is not None:
         raise Corrupt(directory, end.torn.start, "the log's last block is torn")
-    replayer: Any = Replayer(directory, say)
+    replayer: Any = Replayer(directory, say, who)
     last, wanted = end.groups.sequence, np.zeros(GROUP_COUNT, np.uint64)
     for group, index in (committed or {}).items():
         wanted[group] = index

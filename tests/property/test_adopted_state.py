@@ -15,7 +15,7 @@ from meterd.core.kernels.tables import Capacity
 from meterd.core.partition_sets import partition
 from meterd.core.state import StateMachine
 from meterd.protocol import log_format
-from meterd.protocol.errors import InvariantViolation
+from meterd.protocol.errors import StorageError
 from tests.property.test_snapshot import contents
 from tests.support.periods import HOUR
 from tests.support.pipeline import Pipeline, apply
@@ -143,6 +143,6 @@ def test_without_room_nothing_changes():
     for append in log.appended[: len(DEFINITIONS)]:
         apply(taker, append)
     everything = np.ones(log_format.GROUP_COUNT, np.bool_)
-    with pytest.raises(InvariantViolation, match=r"limits\.series"):
+    with pytest.raises(StorageError, match=r"limits\.series"):
         taker.adopt(log.state, everything)
     assert contents(taker) == {}

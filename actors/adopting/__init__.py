@@ -1,0 +1,1 @@
+"""A node takes some partitions of a peer's copy over, offline (docs/PARTITION_COPY.md)."""

@@ -1,0 +1,218 @@
+"""Adopts partitions: makes, beside a node's directory, the files with which it has them.
+
+The node's own directory and a copy of a peer's go in.  Out come, in a third one, the files that
+change; `peer_copy.complete` has them all count in one step.  What it is made of, and why, is in
+docs/PARTITION_COPY.md.
+
+Invariants:
+  * of an adopted group everything is the peer's, up to the peer's last applied op; nothing of what
+    the node had of it before is left
+  * of every other group nothing changes
+  * a group is adopted only when the node's own log has no op of it behind that
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meterd.actors import disk, identity_store, run_files
+from meterd.actors.adopting import rows, totals
+from meterd.actors.adopting.loaded import Loaded, Say, first_ops
+from meterd.actors.adopting.rows import Mask, Sealed
+from meterd.actors.checkpoints import CURRENT
+from meterd.actors.erased_file import carry_over
+from meterd.actors.identity import Identity
+from meterd.actors.peer_copy import is_taken
+from meterd.actors.segment_files import read_segment
+from meterd.actors.start_checks import CHECKPOINTS
+from meterd.actors.wal_log import Entry, Log
+from meterd.actors.wal_recovery import Owner
+from meterd.actors.wal_spare import Spare
+from meterd.core import identity_runs
+from meterd.core.identity_rebuild import IdentityRebuild, rows_of_segment
+from meterd.core.identity_runs import memory_source
+from meterd.core.members import Members
+from meterd.protocol import checkpoint_format, log_facts
+from meterd.protocol.limits import I64_MAX, PARTITION_COUNT
+from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, Damaged
+from meterd.protocol.segment_format import SegmentName
+
+
+class Adopted(NamedTuple):
+    """What became of it."""
+
+    groups: int
+    events: int  # stored, of these groups
+    names: list[str]  # of all files that the directory has then
+
+
+def has_all(directory: str, node: int, donor: int) -> bool:
+    """Has a copy of a donor's directory every group that a node is to have?
+
+    Then the whole directory may take the own one's place, which is less work.
+    """
+    for name in CHECKPOINTS:
+        try:
+            state = checkpoint_format.read_state(Path(directory, name).read_bytes())
+        except (FileNotFoundError, Damaged):
+            continue
+        members = Members.from_bytes(state["members"])
+        member = members.nodes[donor].member
+        held = {
+            group
+            for group, (voters, learners) in state["log"].get("configurations", {}).items()
+            if member in (*voters, *learners)
+        }
+        return held >= set(members.held(node))
+    return True  # its log begins at the beginning
+
+
+def lacking(own: Loaded, donor: Loaded, node: int) -> Mask:
+    """Return the groups (bool[257]) that a node is to have and cannot get from the donor's log.
+
+    Its leaders' logs may reach back further, so that is a guess; whoever still lacks something is
+    told so by them.
+    """
+    replayer, found = donor.replayer, np.zeros(GROUP_COUNT, np.bool_)
+    found[replayer.state.members.held(node)] = True
+    first, index = first_ops(donor), own.end.groups.index
+    return found & ((first == 0) | (first > index + np.uint64(1)))
+
+
+def adoptable(own: Loaded, donor: Loaded, wanted: Mask) -> Mask:
+    """Return which of the wanted groups (bool[257]) the donor can give.
+
+    It has a replica by its configuration, and has applied more than the own log holds.  The meta
+    group is always wanted: partitions need its metrics.
+    """
+    facts, applied = donor.replayer.applier.facts, donor.replayer.groups.index
+    found = wanted.copy()
+    found[META_GROUP] = True
+    ahead: NDArray[np.bool_] = applied > own.end.groups.index
+    for group in np.flatnonzero(found).tolist():
+        found[group] = ahead[group] and donor.member in facts.configurations[group].members
+    return found
+
+
+def adopt(
+    own: Loaded, donor: Loaded, groups: Mask, who: Identity, log_size: int, target: str, say: Say
+) -> Adopted:
+    """Write the files with which the node has these groups into `target`, which is empty.
+
+    The donor is brought up (`loaded.bring_up`).  The own log gets files without events, whose
+    numbers the new segments have; that does no harm when nothing follows.  Both states are used up.
+    Raises Corrupt, StorageError, InvariantViolation, DiskFull, FsyncFailed, OSError.
+    """
+    say(f"taking {int(groups.sum())} groups over")
+    bundles = rows.bundles(donor)
+    sealed = _seal(own, who, len(bundles), log_size)
+    replaced = rows.leave_out(own, groups, target)
+    rows.refuse(own, groups)
+    segments, events = [], 0
+    for bundle, file in zip(bundles, sealed, strict=True):
+        say(f"copying rows of log files {bundle[0].first} to {bundle[-1].last} of the peer")
+        name, count = rows.take(donor, bundle, groups, file, target)
+        segments.append(name)
+        events += count
+    state, other = own.replayer.state, donor.replayer.state
+    state.adopt(other, groups)
+    events += totals.adopt(own, donor, groups, state.erasures, target)
+    state.stored += events
+    for group in np.flatnonzero(groups).tolist():
+        own.replayer.groups.adopt(donor.replayer.groups, group)
+        own.replayer.applier.facts.adopt(donor.replayer.applier.facts, group)
+    say("entering identities")
+    runs = _identities(own, segments, target)
+    _save(own, runs, target)
+    carry_over(own.directory, target)
+    carry_over(donor.directory, target)
+    return Adopted(int(groups[:PARTITION_COUNT].sum()), events, _names(own, replaced, target))
+
+
+def _seal(own: Loaded, who: Identity, count: int, size: int) -> list[Sealed]:
+    """Have the own log go on `count` files later, each of them with the node's promises alone."""
+    device, directory = disk.LocalDisk(), own.directory
+    spare = Spare(device, directory, size)
+    log = Log(device, directory, spare, Owner.of(who, directory), time.time_ns)
+    log.open(own.end)
+    sequence, found = own.end.groups.sequence, []
+    terms = own.end.logs.promised()
+    for _ in range(count):
+        log.begin_file()
+        sequence += 1
+        head, payload = log_facts.encode_terms(terms, sequence)
+        log.append([Entry(sequence, head, payload)])
+        found.append(Sealed(log.file_number, log.place.previous_crc, log.place.offset))
+    log.begin_file()
+    log.close()
+    spare.close()
+    return found
+
+
+def _identities(own: Loaded, segments: list[SegmentName], target: str) -> list[list[Any]]:
+    """Write runs of the identities of all rows in segments; return name, level and count of each.
+
+    Raises Corrupt, DiskFull, FsyncFailed, OSError.
+    """
+    state = own.replayer.state
+    key: tuple[int, int] = tuple(state.tables.key.tolist())
+    work = IdentityRebuild(key, state.registry, state.leader_time, state.horizon)
+    number = identity_store.next_number(path.name for path in Path(own.directory).glob("ids-*"))
+    runs: list[list[Any]] = []
+    for name in segments:
+        for some in rows_of_segment(read_segment(target, name), I64_MAX):
+            work.take(some)
+            if work.full:
+                runs.append(_write_run(target, number + len(runs), work))
+    if work.count:
+        runs.append(_write_run(target, number + len(runs), work))
+    return runs
+
+
+def _write_run(target: str, number: int, work: IdentityRebuild) -> list[Any]:
+    entries = work.take_entries()
+    facts = identity_runs.facts_of_entries(entries)
+    name = f"ids-{number:012d}.run"
+    source = memory_source(entries, facts, np.empty_like(entries))
+    return [name, 0, run_files.write_run(Path(target, name), facts, source)]
+
+
+def _save(own: Loaded, runs: list[list[Any]], target: str) -> None:
+    """Write the checkpoint."""
+    replayer = own.replayer
+    snapshot = replayer.state.save()
+    files = replayer.identities
+    state = snapshot.state | {
+        "log": {
+            "file_number": replayer.position.file_number,
+            **replayer.groups.packed(),
+            **replayer.applier.facts.packed(),
+        },
+        "position": list(replayer.position),
+        "refused": replayer.applier.refused.to_map(),
+        "runs": [*files["runs"], *runs],
+        "parts": files["parts"],
+    }
+    encoded = checkpoint_format.encode(state, snapshot.arrays())
+    disk.atomic_write(os.path.join(target, CURRENT), encoded)
+    replayer.state.end_save()
+
+
+def _names(own: Loaded, replaced: list[SegmentName], target: str) -> list[str]:
+    """Return the names of all files that are a part of copies: old ones that stay, and new ones.
+
+    The previous checkpoint does not stay: what it is about is not in the files any more.
+    """
+    gone = {part for name in replaced for part in rows.parts_of(name)}
+    stay = {
+        name
+        for name in os.listdir(own.directory)
+        if is_taken(name) and name not in gone and "checkpoint" not in name and name[:4] != "held"
+    }
+    return sorted(stay | set(os.listdir(target)))
