@@ -15,6 +15,7 @@ import numpy as np
 
 from meterd.actors.erased_file import FILE_NAME, add_erasures, read_erasures
 from meterd.actors.sockets import Frame
+from meterd.core.group_facts import ALONE
 from meterd.protocol import log_format
 from meterd.protocol.errors import DiskFull
 
@@ -44,11 +45,16 @@ class ExpiryNotices:
     def begin(self) -> None:
         """The log is replayed: erase again what the file knows and the state does not.
 
-        This is proposed before anybody may propose events.  Raises Corrupt.
+        This is proposed before anybody may propose events.  Of partitions that have no replica here
+        nothing is asked here, and nothing would ever be applied.  Raises Corrupt.
         """
         state = self._usage.state
         known = read_erasures(self._directory)
-        missing = [one for one in known if not state.erasures.knows(one.id)]
+        missing = [
+            one
+            for one in known
+            if not state.erasures.knows(one.id) and self._is_member(one.partition)
+        ]
         self.missing = {erasure.id for erasure in missing}
         for erasure in missing:
             command = {
@@ -65,6 +71,10 @@ class ExpiryNotices:
             self._written = len(state.erasures)
         self.turn()
         self.announce()
+
+    def _is_member(self, partition: int) -> bool:
+        configuration = self._usage.applier.facts.configurations.get(partition, ALONE)
+        return self._usage.who.member in configuration.members
 
     def follow(self, answers: list[Frame], done: Callable[[], None] | None = None) -> None:
         """A command was applied: keep and tell what it has changed, then let its answers go.

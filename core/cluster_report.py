@@ -182,6 +182,6 @@ def _group(node: Node, own: int, number: int, view: View) -> dict[str, Any]:
         "last": view.last,
         "lag": max(0, behind if view.role == LEADER else view.leader_commit - view.commit),
         "holes": len(group.log.holes),
-        "voters": [names.get(member, node_of(member)) for member in configuration.voters],
+        "voters": sorted(names.get(member, node_of(member)) for member in configuration.voters),
         "learners": [names.get(member, node_of(member)) for member in configuration.learners],
     }

@@ -26,7 +26,6 @@ from meterd.actors.adopting import rows, totals
 from meterd.actors.adopting.loaded import Loaded, Say, first_ops
 from meterd.actors.adopting.rows import Mask, Sealed
 from meterd.actors.checkpoints import CURRENT
-from meterd.actors.erased_file import carry_over
 from meterd.actors.identity import Identity
 from meterd.actors.peer_copy import is_taken
 from meterd.actors.segment_files import read_segment
@@ -130,8 +129,6 @@ def adopt(
     say("entering identities")
     runs = _identities(own, segments, target)
     _save(own, runs, target)
-    carry_over(own.directory, target)
-    carry_over(donor.directory, target)
     return Adopted(int(groups[:PARTITION_COUNT].sum()), events, _names(own, replaced, target))
 
 
