@@ -1,7 +1,7 @@
 """What a leader says to a node that lacks ops which no log has any more, and what that one does.
 
-Only a copy of a peer helps.  The node notes whose, and ends; its next start takes the copy
-(`peer_copy.py`).
+Only a copy of a peer helps.  The node notes whose, and has it fetched
+(`housekeeping/peer_copies.py`).
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
-from meterd.actors import endings, peer_copy
+from meterd.actors import peer_copy
 from meterd.actors.sockets import Frame
 from meterd.core.raft.events import FollowerBehind
 from meterd.core.raft.node import Node
-from meterd.protocol.errors import BootFailed
+from meterd.protocol.errors import DiskFull
 from meterd.protocol.raft_messages import node_of
 
 BEHIND: Final = b"behind"
@@ -33,10 +34,15 @@ logger = logging.getLogger(__name__)
 class BehindNotes:
     """See the module."""
 
-    def __init__(self, directory: str, send: Callable[[int, Sequence[Frame]], bool]) -> None:
-        """`send`: to a node, past whatever waits for it."""
+    def __init__(
+        self,
+        directory: str,
+        send: Callable[[int, Sequence[Frame]], bool],
+        fetch: Callable[[], None],
+    ) -> None:
+        """`send`: to a node, past whatever waits for it; `fetch`: a copy of who was noted."""
         self._directory = directory
-        self._send = send
+        self._send, self._fetch = send, fetch
         self._told: dict[int, float] = {}  # by node
         self._logged: dict[int, float] = {}
         self._damaged_since = self._damaged_at = float("-inf")
@@ -53,7 +59,7 @@ class BehindNotes:
             self._send(node, [BEHIND, place])
 
     def take(self, source: int, frames: Sequence[Frame], node: Node) -> None:
-        """Heed what the node `source` says, if it is still so.  Raises BootFailed.
+        """Heed what the node `source` says, if it is still so.  Raises OSError.
 
         It may be late: then the op is committed here by now.  (Not: in the log.  What is there may
         be what the leader's log contradicts.)
@@ -70,10 +76,11 @@ class BehindNotes:
                 return
         elif first <= node.view(group).commit:
             return
-        peer_copy.note_behind(self._directory, source, group)
-        raise BootFailed(
-            endings.TEMPORARY, f"this node lacks ops that no log has any more, says node {source}"
-        )
+        if not peer_copy.behind_whom(self._directory):  # else it has been said before
+            logger.warning("this node lacks ops that no log has any more, says node %d", source)
+            with suppress(DiskFull):  # it will be said again
+                peer_copy.note_behind(self._directory, source, group)
+        self._fetch()
 
     def _others_were_asked(self, now: float) -> bool:
         if now - self._damaged_at >= REPAIR_PAUSE_SECONDS:

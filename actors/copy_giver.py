@@ -1,13 +1,15 @@
 """Gives a peer the files of this directory, piece by piece, while the node runs.
 
-Questions are bootstrap questions with a key `copy`: `list` and `read`.  Only members of the cluster
-are answered.  A piece comes with a checksum and with a stamp of its file: a name may be given to
-another file between two pieces.
+Questions are bootstrap questions with a key `copy`: `list`, `read` and `leave`.  Only members of
+the cluster are answered.  A piece comes with a checksum and with a stamp of its file: a name may be
+given to another file between two pieces.  `leave`: whoever uses a copy is away meanwhile, and of
+several that ask one may be.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +24,8 @@ from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import ACTIVE_NAME
 
 PIECE_SIZE: Final = 256 * 1024
+# For so long nobody else is given leave.
+LEAVE_SECONDS: Final = 20.0
 
 
 class CopyGiver:
@@ -30,6 +34,8 @@ class CopyGiver:
     def __init__(self, data_dir: str, who: Identity) -> None:
         self._root = Path(data_dir)
         self._who = who
+        self._left = 0  # who was given leave, and when (monotonic)
+        self._left_at = -LEAVE_SECONDS
 
     def answer(
         self, question: Mapping[str, Any], members: Members | None, applied: bytes
@@ -45,12 +51,21 @@ class CopyGiver:
             if question["copy"] == "list":
                 donors = [self._who.node_id, *peer_copy.copied_from(str(self._root))]
                 return reply | {"donors": donors, "files": self._files(), "applied": applied}
+            if question["copy"] == "leave":
+                return reply | {"leave": self._give_leave(int(question["node"]))}
             name, offset = question.get("name"), question.get("offset")
             if question["copy"] == "read" and type(name) is str and type(offset) is int:
                 return reply | self._piece(name, offset)
         except (OSError, Corrupt) as error:
             return reply | {"failed": str(error)}
         return None
+
+    def _give_leave(self, node: int) -> bool:
+        now = time.monotonic()
+        if node != self._left and now - self._left_at < LEAVE_SECONDS:
+            return False
+        self._left, self._left_at = node, now
+        return True
 
     def _is_member(self, question: Mapping[str, Any], members: Members | None) -> bool:
         if members is None or question.get("cluster") != self._who.cluster_id_hex:

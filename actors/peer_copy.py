@@ -48,16 +48,44 @@ def note_behind(data_dir: str, node: int, group: int) -> None:
 
     Raises DiskFull, OSError.
     """
-    said = {"node": node, "group": group}
+    _note(data_dir, {"node": node, "group": group})
+
+
+def note_fetched(data_dir: str, donor: int) -> None:
+    """Write down that the files of a donor have come: the next start uses them.
+
+    Raises DiskFull, OSError.
+    """
+    group = behind_in(data_dir)
+    _note(data_dir, {"node": donor, "group": group, "fetched": True})
+
+
+def is_fetched(data_dir: str) -> bool:
+    """Have the files of a donor come?"""
+    return bool(_noted(data_dir).get("fetched"))
+
+
+def behind_whom(data_dir: str) -> int:
+    """Return the node that says that this one needs a copy; 0: nobody."""
+    found = _noted(data_dir).get("node")  # where it is damaged a leader says it again
+    return found if type(found) is int else 0
+
+
+def _note(data_dir: str, said: dict[str, Any]) -> None:
     disk.atomic_write(Path(data_dir, BEHIND), json.dumps(said).encode() + b"\n")
+
+
+def _noted(data_dir: str) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(data_dir, BEHIND).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if type(found) is dict else {}
 
 
 def behind_in(data_dir: str) -> int | None:
     """Return the group that this node needs a copy for; None: any."""
-    try:
-        found = json.loads(Path(data_dir, BEHIND).read_bytes()).get("group")
-    except (FileNotFoundError, ValueError, AttributeError):
-        return None
+    found = _noted(data_dir).get("group")
     return found if type(found) is int and 0 <= found < GROUP_COUNT else None
 
 
@@ -65,11 +93,6 @@ def forget_behind(data_dir: str) -> None:
     """Nobody can give a copy now; if one is still needed then, a leader says so again."""
     Path(data_dir, BEHIND).unlink(missing_ok=True)
     shutil.rmtree(Path(data_dir, INCOMING), ignore_errors=True)
-
-
-def behind_whom(data_dir: str) -> int:
-    """Return the node that says that this one needs a copy; 0: nobody."""
-    return _node_in(Path(data_dir, BEHIND))  # where it is damaged a leader says it again
 
 
 def begin(data_dir: str, donor: int) -> Path:

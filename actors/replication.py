@@ -124,7 +124,9 @@ class Replication(Actor):
         self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
         self._reads = ReadRounds(self)
         self._led_notes = led_notes.LedNotes()
-        self._behind_notes = behind_notes.BehindNotes(node.data_dir, self.send_small)
+        self._behind_notes = behind_notes.BehindNotes(
+            node.data_dir, self.send_small, lambda: self.send("retention_sweeper", [b"behind"])
+        )
         self._handing_over = HandingOver(self._who.member, self.send_small, self.lifeline.say)
 
     def _open_peers(self) -> None:

@@ -19,6 +19,7 @@ from meterd.actors.housekeeping.jobs import Jobs
 from meterd.actors.housekeeping.log_holding import LogHolding
 from meterd.actors.housekeeping.log_retention import LogRetention
 from meterd.actors.housekeeping.log_status import LogStatus
+from meterd.actors.housekeeping.peer_copies import PeerCopies
 from meterd.actors.housekeeping.pins import Pins
 from meterd.actors.housekeeping.refusals import Refusals
 from meterd.actors.housekeeping.registry_copy import RegistryCopy
@@ -74,6 +75,7 @@ class RetentionSweeper(Actor):
             self._refusals,
             Backups(self, self.pins),
             SecondNames(self, self.pins, self._disk),
+            PeerCopies(self),
         ]
 
     def forget_refused(self, erasures: Erasures) -> None:

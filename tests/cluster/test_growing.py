@@ -13,6 +13,7 @@ from random import Random
 import pytest
 
 from meterd.client import Client, Event
+from tests.cluster.test_peer_copy import LITTLE_LOG
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_campaign import ACCOUNTS, ENVIRONMENT
 from tests.support.cluster_logs import Ops, disagreements, read_ops
@@ -71,7 +72,7 @@ class Grown:
 
 @pytest.fixture
 def grown() -> Iterator[Grown]:
-    with Cluster(3, ENVIRONMENT) as cluster:
+    with Cluster(3, ENVIRONMENT | LITTLE_LOG) as cluster:
         made = Grown(cluster)
         try:
             yield made

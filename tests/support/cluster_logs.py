@@ -55,13 +55,16 @@ def _append(ops: dict[int, tuple[int, bytes]], row: np.void) -> None:
 
 
 def disagreements(logs: dict[int, Ops]) -> list[str]:
-    """Return where two nodes' logs do not have one history; empty when all do."""
+    """Return where two nodes' logs do not have one history; empty when all do.
+
+    A log that begins behind the op that is looked at says nothing of it.
+    """
     found = []
     groups = {group for ops in logs.values() for group in ops}
     for group in sorted(groups):
         have = {node: ops[group] for node, ops in logs.items() if ops.get(group)}
         last = min(max(ops) for ops in have.values())
-        said = {node: ops.get(last) for node, ops in have.items()}
+        said = {node: ops.get(last) for node, ops in have.items() if min(ops) <= last}
         if len(set(said.values())) > 1:
             found.append(f"group {group}, index {last}: {said}")
     return found

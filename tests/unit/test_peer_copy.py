@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meterd.actors import peer_copy
+from meterd.actors import copy_giver, peer_copy
 from meterd.actors.copy_giver import PIECE_SIZE, CopyGiver
-from meterd.actors.copying import Copying, NoCopy, lacks
+from meterd.actors.copying import lacks
 from meterd.actors.disk import LocalDisk
+from meterd.actors.fetching import Fetching, NoCopy
 from meterd.actors.identity import Identity
 from meterd.actors.wal_recovery import Recovery
 from meterd.core.group_logs import GroupLogs
@@ -119,11 +120,11 @@ def test_nothing_of_another_donor_is_kept(directory: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [{"crc": 1}, {"data": 3}, {}])
 def test_a_donor_that_sends_nonsense_is_given_up(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    copying = object.__new__(Copying)
-    copying._incoming = tmp_path
-    copying._ask = lambda way, **fields: {"data": b"x", "size": 9, "stamp": "1"} | wrong  # type: ignore[method-assign]
+    fetching = object.__new__(Fetching)
+    fetching._incoming, fetching._bytes, fetching._progress = tmp_path, 0, lambda _: None
+    fetching._ask = lambda way, **fields: {"data": b"x", "size": 9, "stamp": "1"} | wrong  # type: ignore[method-assign]
     with pytest.raises(NoCopy):
-        copying._take(None, "ids-3.run")  # type: ignore[arg-type]
+        fetching._take(None, "ids-3.run")  # type: ignore[arg-type]
 
 
 def test_members_are_given_pieces_and_nobody_else(tmp_path: Path) -> None:
@@ -134,12 +135,12 @@ def test_members_are_given_pieces_and_nobody_else(tmp_path: Path) -> None:
     asker = {"id": 1, "cluster": WHO.cluster_id_hex, "node": 8, "incarnation": 1}
 
     def ask(**fields: Any) -> dict[str, Any] | None:
-        return giver.answer(asker | fields, members)
+        return giver.answer(asker | fields, members, b"applied")
 
     listed = ask(copy="list")
     assert listed is not None
     assert listed["files"] == [["ids-3.run", len(data)]]
-    assert listed["donors"] == [WHO.node_id]
+    assert (listed["donors"], listed["applied"]) == ([WHO.node_id], b"applied")
     first = ask(copy="read", name="ids-3.run", offset=0)
     second = ask(copy="read", name="ids-3.run", offset=PIECE_SIZE)
     assert first is not None
@@ -150,8 +151,46 @@ def test_members_are_given_pieces_and_nobody_else(tmp_path: Path) -> None:
         assert (ask(copy="read", name=name, offset=0) or {}).get("gone")
     for wrong in ({"cluster": "00" * 16}, {"node": 9, "incarnation": 2}, {"node": 44}):
         assert ask(copy="list", **wrong) is None
-    assert giver.answer(asker | {"copy": "list"}, None) is None
+    assert giver.answer(asker | {"copy": "list"}, None, b"") is None
     assert ask(copy="read", name=3, offset=0) is None
+
+
+def test_one_of_several_may_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(copy_giver.time, "monotonic", lambda: now[0])
+    giver = CopyGiver(str(tmp_path), WHO)
+    asker = {"id": 1, "cluster": WHO.cluster_id_hex, "incarnation": 1, "copy": "leave"}
+
+    def may(node: int) -> bool:
+        answer = giver.answer(asker | {"node": node}, WHO.beginning, b"")
+        assert answer is not None
+        return bool(answer["leave"])
+
+    one, other = sorted(WHO.beginning.nodes)[:2]
+    assert [may(one), may(other), may(one)] == [True, False, True]
+    now[0] += copy_giver.LEAVE_SECONDS
+    assert [may(other), may(one)] == [True, False]
+
+
+def test_what_was_taken_over_takes_its_place_beside_what_stays(directory: Path) -> None:
+    folder = Path(peer_copy.begin_adopted(str(directory)))
+    (folder / "checkpoint.bin").write_bytes(b"adopted")
+    (folder / "seg-5-5.idx").write_bytes(b"rows")
+    peer_copy.complete_adopted(str(directory), ["wal.log", "checkpoint.bin", "seg-5-5.idx"])
+    assert peer_copy.finish(str(directory))
+    new = {"checkpoint.bin": b"adopted", "seg-5-5.idx": b"rows", "wal.log": b"old log"}
+    assert content(directory) == KEPT | new
+    assert not (directory / "incoming").exists()
+
+
+def test_a_start_uses_a_copy_only_when_it_was_fetched(tmp_path: Path) -> None:
+    peer_copy.note_behind(str(tmp_path), 2, 7)
+    assert not peer_copy.is_fetched(str(tmp_path))
+    peer_copy.note_fetched(str(tmp_path), 3)
+    assert peer_copy.is_fetched(str(tmp_path))
+    assert (peer_copy.behind_whom(str(tmp_path)), peer_copy.behind_in(str(tmp_path))) == (3, 7)
+    peer_copy.forget_behind(str(tmp_path))
+    assert (peer_copy.behind_whom(str(tmp_path)), peer_copy.behind_in(str(tmp_path))) == (0, None)
 
 
 def recover(directory: Path, who: Identity = WHO) -> Any:
