@@ -62,7 +62,7 @@ class ClusterRequests:
         self._rest: tuple[int, Members, list[bool]] | None = None
         self.view_changes = np.zeros(GROUP_COUNT, np.int64)
         self.applied = np.zeros(GROUP_COUNT, np.int64)
-        self.respondent.applied = self.applied.tobytes
+        self.respondent.copies.applied = self.applied.tobytes
 
     def take_members(self, packed: bytes) -> None:
         """Take what usage says."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,8 +24,8 @@ from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import ACTIVE_NAME
 
 PIECE_SIZE: Final = 256 * 1024
-# For so long nobody else is given leave.
-LEAVE_SECONDS: Final = 20.0
+# For so long nobody else is given leave, unless who was has started again.
+LEAVE_NS: Final = 60 * 10**9
 
 
 class CopyGiver:
@@ -34,23 +34,20 @@ class CopyGiver:
     def __init__(self, data_dir: str, who: Identity) -> None:
         self._root = Path(data_dir)
         self._who = who
-        self._left = 0  # who was given leave, and when (monotonic)
-        self._left_at = -LEAVE_SECONDS
+        self.applied: Callable[[], bytes] = bytes  # u64[257]: up to where groups are applied here
+        self.boot_of: Callable[[int], int] = lambda _node: 0  # the last start of another node
+        self._left = 0  # who was given leave, and when (UTC ns)
+        self._left_at = 0
 
-    def answer(
-        self, question: Mapping[str, Any], members: Members | None, applied: bytes
-    ) -> dict[str, Any] | None:
-        """Return the fields of an answer; None: whoever asks gets none.
-
-        applied: u64[257], up to where each group is applied here.
-        """
+    def answer(self, question: Mapping[str, Any], members: Members | None) -> dict[str, Any] | None:
+        """Return the fields of an answer; None: whoever asks gets none."""
         if not self._is_member(question, members):
             return None
         reply: dict[str, Any] = {"copy": question["copy"], "id": question.get("id")}
         try:
             if question["copy"] == "list":
                 donors = [self._who.node_id, *peer_copy.copied_from(str(self._root))]
-                return reply | {"donors": donors, "files": self._files(), "applied": applied}
+                return reply | {"donors": donors, "files": self._files(), "applied": self.applied()}
             if question["copy"] == "leave":
                 return reply | {"leave": self._give_leave(int(question["node"]))}
             name, offset = question.get("name"), question.get("offset")
@@ -61,8 +58,9 @@ class CopyGiver:
         return None
 
     def _give_leave(self, node: int) -> bool:
-        now = time.monotonic()
-        if node != self._left and now - self._left_at < LEAVE_SECONDS:
+        now = time.time_ns()
+        is_back = self.boot_of(self._left) > self._left_at
+        if node != self._left and not is_back and abs(now - self._left_at) < LEAVE_NS:
             return False
         self._left, self._left_at = node, now
         return True

@@ -65,15 +65,14 @@ class Respondent:
         """Raises BootFailed."""
         self._who = who
         self._grants = claims.Grants(data_dir)
-        self._copies = CopyGiver(data_dir, who)
+        self.copies = CopyGiver(data_dir, who)
         self.members: Members | None = None  # until the state machine has told
-        self.applied: Callable[[], bytes] = bytes  # u64[257]: up to where each group is; or nothing
 
     def answer(self, frames: list[bytes]) -> list[bytes] | None:
         """Return the answer's frames, or None for what is no question of this version."""
         question = unpack(frames)
         if question is not None and "copy" in question:
-            given = self._copies.answer(question, self.members, self.applied())
+            given = self.copies.answer(question, self.members)
             return None if given is None else pack(given)
         if question is None or type(question.get("node")) is not int:
             return None

@@ -199,6 +199,11 @@ class Peers:
 
     # Out
 
+    def boot_of(self, node: int) -> int:
+        """Return the boot that was heard last of another node; 0: nothing was."""
+        peer = self._peers.get(node)
+        return 0 if peer is None else peer.boot
+
     def has_room(self, node: int) -> bool:
         """Whether another bulk message may be sent to a node now."""
         peer = self._peers.get(node)

@@ -142,6 +142,7 @@ class Replication(Actor):
             LinkFaults.wanted(node.id),
             self._requests.respondent.answer,
         )
+        self._requests.respondent.copies.boot_of = self._peers.boot_of
         self._traffic = ReplicaTraffic(self._peers, self._digest_at)
         listener = self._peers.listen(f"tcp://{peer_list.join(node.listen, node.replication_port)}")
         # Only `_on_peer` answers on it, those that have no identity yet.

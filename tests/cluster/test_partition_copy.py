@@ -28,6 +28,7 @@ from meterd.protocol.envelope import RequestHeader, decode_answer, encode_reques
 from tests.cluster.test_growing import replicas
 from tests.cluster.test_peer_copy import LITTLE_LOG, await_short_logs, copying
 from tests.property.test_snapshot import contents
+from tests.support.absence import TOOK
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_logs import disagreements, read_ops
 from tests.support.meterctl import good, run
@@ -36,11 +37,12 @@ from tests.support.waiting import eventually
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SECONDS = 240.0
-ACCOUNTS, SIZE, LONG, SHORT = 300, 6_000, 44, 2
+ACCOUNTS, SIZE, OLD, LONG, SHORT = 300, 6_000, 12, 16, 2
+NOTE = {"note": "x" * 100}  # so that log files are soon full
+DAY = 24 * 3_600 * 10**9
 LISTED = 7  # every so many accounts' events are listed
 ERASED, OPENED = "account-11", "account-13"
 ANSWER_MS = 20_000
-TOOK = "partitions of a peer are in this directory now"
 
 
 class Books:
@@ -55,28 +57,34 @@ class Books:
         client.put_metric("calls", "sum", dimensions=["region"])
         client.put_metric("users", "unique", unique_on="user")
 
-    def write(self, batches: int) -> None:
-        print(time.strftime("%X"), "write", batches)
+    def write(self, batches: int, age: int = 0) -> None:
+        """Have events stored that are so many nanoseconds old."""
+        at = time.time_ns() - age
         for _ in range(batches):
             first, self.events = self.events, self.events + SIZE
-            found = [self._event(number) for number in range(first, self.events)]
+            found = [self._event(number, at) for number in range(first, self.events)]
             result = self.client.ingest(found)
             assert result.stored + result.duplicate == SIZE  # some were perhaps sent again
 
-    def _event(self, number: int) -> Event:
+    def _event(self, number: int, at: int) -> Event:
         account, name = f"account-{number % ACCOUNTS}", f"event-{number}"
         self.ids.setdefault(account, []).append(name)
         if number // ACCOUNTS % 4:
             self.sums[account] += 2
-            return Event(account, "calls", 2, id=name, properties={"region": "eu"})
+            return Event(account, "calls", 2, at, name, properties={"region": "eu"} | NOTE)
         user = f"u{number // ACCOUNTS % 17}"
         self.users.setdefault(account, set()).add(user)
-        return Event(account, "users", 1, id=name, properties={"user": user})
+        return Event(account, "users", 1, at, name, properties={"user": user} | NOTE)
 
     def erase(self, account: str) -> None:
         self.client.erase_account(account)
         self.sums[account] = 0
         self.users[account], self.ids[account] = set(), []
+
+    def expire(self) -> None:
+        """Have everything that was written so far, all of it old, expire and be folded."""
+        good(self.cluster.node(1), "retention", "set", "30", "--yes", timeout=SECONDS)
+        self.ids = {account: [] for account in self.ids}
 
     def open_with(self, account: str, value: int) -> None:
         row = {"account": account, "metric": "calls", "at": 7, "count": 1, "sum": str(value)}
@@ -85,7 +93,6 @@ class Books:
 
     def check(self, node: ClusterNode) -> None:
         """Compare what a node has itself with what was acknowledged."""
-        print(time.strftime("%X"), "check", node.number)
         held = {group for group, nodes in replicas(node).items() if node.number in nodes}
         names = [f"account-{number}" for number in range(ACCOUNTS)]
         mine = [name for name in names if partition_of(name) in held]
@@ -94,12 +101,22 @@ class Books:
             eventually(asked.serves, "it has read its log", SECONDS)
             for name in mine:
                 assert asked.usage(name, "calls", start=0, end=2**62) == self.sums[name], name
-                assert asked.usage(name, "users") == len(self.users[name]), name
+                assert asked.usage(name, "users", start=0, end=2**62) == len(self.users[name]), name
             for name in mine[::LISTED]:
                 assert sorted(asked.ids(name)) == sorted(self.ids[name])
         # Nothing that was counted before counts again, whoever leads.
         again = [Event(name, "calls", 2, id=one) for name in mine for one in self.ids[name][:2]]
         assert self.client.ingest(again).stored == 0
+
+
+def is_folded(node: ClusterNode) -> bool:
+    """Has a node totals of what has expired, and no segment of it any more?"""
+    return bool(list(node.data_dir.glob("totals-*.tot"))) and oldest_segment(node) > 1
+
+
+def oldest_segment(node: ClusterNode) -> int:
+    names = (path.name for path in node.data_dir.glob("seg-*.idx"))
+    return min((int(name.split("-")[1]) for name in names), default=0)
 
 
 class OneNode:
@@ -168,11 +185,15 @@ def books() -> Iterator[Books]:
 def test_partitions_come_of_several_peers(books: Books) -> None:
     cluster = books.cluster
     one, two, three, four = cluster.nodes
+    books.write(OLD, age=40 * DAY)
+    books.expire()
     books.write(LONG)
     books.erase(ERASED)
     books.open_with(OPENED, 1_000)
     books.write(SHORT)
     await_short_logs(cluster.nodes)
+    for node in cluster.nodes:
+        eventually(lambda n=node: is_folded(n), "what has expired is folded", SECONDS)  # type: ignore[misc]
 
     three.kill9()
     shutil.rmtree(three.data_dir)

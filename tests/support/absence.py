@@ -36,6 +36,7 @@ LITTLE_LOG = {
     "METERD__RETENTION__SWEEP_INTERVAL": "1s",
 }
 COPIED = "a copy of a peer now"
+TOOK = "partitions of a peer are in this directory now"
 SECONDS = 600.0
 SAMPLE_SECONDS = 0.25
 BEFORE_SECONDS, AFTER_SECONDS = 5.0, 5.0

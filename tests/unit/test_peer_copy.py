@@ -132,10 +132,11 @@ def test_members_are_given_pieces_and_nobody_else(tmp_path: Path) -> None:
     (tmp_path / "ids-3.run").write_bytes(data)
     (tmp_path / "node.json").write_bytes(b"secret")
     giver, members = CopyGiver(str(tmp_path), WHO), WHO.beginning
+    giver.applied = lambda: b"applied"
     asker = {"id": 1, "cluster": WHO.cluster_id_hex, "node": 8, "incarnation": 1}
 
     def ask(**fields: Any) -> dict[str, Any] | None:
-        return giver.answer(asker | fields, members, b"applied")
+        return giver.answer(asker | fields, members)
 
     listed = ask(copy="list")
     assert listed is not None
@@ -151,25 +152,28 @@ def test_members_are_given_pieces_and_nobody_else(tmp_path: Path) -> None:
         assert (ask(copy="read", name=name, offset=0) or {}).get("gone")
     for wrong in ({"cluster": "00" * 16}, {"node": 9, "incarnation": 2}, {"node": 44}):
         assert ask(copy="list", **wrong) is None
-    assert giver.answer(asker | {"copy": "list"}, None, b"") is None
+    assert giver.answer(asker | {"copy": "list"}, None) is None
     assert ask(copy="read", name=3, offset=0) is None
 
 
 def test_one_of_several_may_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(copy_giver.time, "monotonic", lambda: now[0])
+    now, boots = [10**18], {}
+    monkeypatch.setattr(copy_giver.time, "time_ns", lambda: now[0])
     giver = CopyGiver(str(tmp_path), WHO)
+    giver.boot_of = lambda node: boots.get(node, 5)
     asker = {"id": 1, "cluster": WHO.cluster_id_hex, "incarnation": 1, "copy": "leave"}
 
     def may(node: int) -> bool:
-        answer = giver.answer(asker | {"node": node}, WHO.beginning, b"")
+        answer = giver.answer(asker | {"node": node}, WHO.beginning)
         assert answer is not None
         return bool(answer["leave"])
 
     one, other = sorted(WHO.beginning.nodes)[:2]
     assert [may(one), may(other), may(one)] == [True, False, True]
-    now[0] += copy_giver.LEAVE_SECONDS
+    now[0] += copy_giver.LEAVE_NS
     assert [may(other), may(one)] == [True, False]
+    boots[other] = now[0] + 1  # it is back
+    assert [may(one), may(other)] == [True, False]
 
 
 def test_what_was_taken_over_takes_its_place_beside_what_stays(directory: Path) -> None:
