@@ -79,7 +79,6 @@ class SegmentMerger:
         self,
         names: Sequence[SegmentName],
         groups: NDArray[np.bool_],
-        erasures: Erasures | None,
         name: SegmentName,
         files: NDArray[np.void] | None = None,
     ) -> Merged:
@@ -92,7 +91,7 @@ class SegmentMerger:
         log = log_of_groups(joined_log([part.log() for part in parts]), groups)
         if files is not None:
             log = log._replace(files=files)
-        merge = Merge(parts, _key(), erasures, groups)
+        merge = Merge(parts, _key(), None, groups)
         return self._write(name, merge, parts, log, lambda _done, _moved: None)
 
     def _write(
@@ -127,7 +126,8 @@ class SegmentMerger:
         encoder = SegmentEncoder(header, name.generation)
         self._replace(name, ".seg", _paced(merge, encoder, pace))
         facts = merge.facts()
-        has_erased = facts.erased > 0 or any(part.header.has_erased for part in parts)
+        has_erased = any(part.header.has_erased for part in parts)
+        has_erased |= facts.erased > 0 and not merge.of_some_groups
         encoded = encoder.finish(log, has_erased)
         self._replace(name, ".props", _slowly(encoded.props, WRITTEN, pace))
         if facts.rows + facts.erased != merge.row_count or encoded.header.row_count != facts.rows:

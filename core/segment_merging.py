@@ -67,6 +67,7 @@ class Merge:
         """
         self._readers = readers
         self.key = key
+        self.of_some_groups = groups is not None
         self.bytes_read = 0
         # Rows of the segments, erased ones included.
         self.row_count = sum(reader.header.row_count for reader in readers)

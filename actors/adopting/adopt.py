@@ -21,24 +21,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.actors import disk, identity_store, run_files
-from meterd.actors.adopting import rows, totals
+from meterd.actors import disk
+from meterd.actors.adopting import identities, rows, totals
 from meterd.actors.adopting.loaded import Loaded, Say, first_ops
 from meterd.actors.adopting.rows import Mask, Sealed
 from meterd.actors.checkpoints import CURRENT
 from meterd.actors.identity import Identity
 from meterd.actors.peer_copy import is_taken
-from meterd.actors.segment_files import read_segment
 from meterd.actors.start_checks import CHECKPOINTS
 from meterd.actors.wal_log import Entry, Log
 from meterd.actors.wal_recovery import Owner
 from meterd.actors.wal_spare import Spare
-from meterd.core import identity_runs
-from meterd.core.identity_rebuild import IdentityRebuild, rows_of_segment
-from meterd.core.identity_runs import memory_source
 from meterd.core.members import Members
 from meterd.protocol import checkpoint_format, log_facts
-from meterd.protocol.limits import I64_MAX, PARTITION_COUNT
+from meterd.protocol.limits import PARTITION_COUNT
 from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, Damaged
 from meterd.protocol.segment_format import SegmentName
 
@@ -127,7 +123,7 @@ def adopt(
         own.replayer.groups.adopt(donor.replayer.groups, group)
         own.replayer.applier.facts.adopt(donor.replayer.applier.facts, group)
     say("entering identities")
-    runs = _identities(own, segments, target)
+    runs = identities.write(own, donor, groups, segments, target)
     _save(own, runs, target)
     return Adopted(int(groups[:PARTITION_COUNT].sum()), events, _names(own, replaced, target))
 
@@ -150,34 +146,6 @@ def _seal(own: Loaded, who: Identity, count: int, size: int) -> list[Sealed]:
     log.close()
     spare.close()
     return found
-
-
-def _identities(own: Loaded, segments: list[SegmentName], target: str) -> list[list[Any]]:
-    """Write runs of the identities of all rows in segments; return name, level and count of each.
-
-    Raises Corrupt, DiskFull, FsyncFailed, OSError.
-    """
-    state = own.replayer.state
-    key: tuple[int, int] = tuple(state.tables.key.tolist())
-    work = IdentityRebuild(key, state.registry, state.leader_time, state.horizon)
-    number = identity_store.next_number(path.name for path in Path(own.directory).glob("ids-*"))
-    runs: list[list[Any]] = []
-    for name in segments:
-        for some in rows_of_segment(read_segment(target, name), I64_MAX):
-            work.take(some)
-            if work.full:
-                runs.append(_write_run(target, number + len(runs), work))
-    if work.count:
-        runs.append(_write_run(target, number + len(runs), work))
-    return runs
-
-
-def _write_run(target: str, number: int, work: IdentityRebuild) -> list[Any]:
-    entries = work.take_entries()
-    facts = identity_runs.facts_of_entries(entries)
-    name = f"ids-{number:012d}.run"
-    source = memory_source(entries, facts, np.empty_like(entries))
-    return [name, 0, run_files.write_run(Path(target, name), facts, source)]
 
 
 def _save(own: Loaded, runs: list[list[Any]], target: str) -> None:

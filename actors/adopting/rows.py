@@ -52,12 +52,13 @@ def take(
 ) -> tuple[SegmentName, int]:
     """Write a segment of the rows of some groups (bool[257]); return its name, and how many.
 
-    Raises Corrupt, DiskFull, FsyncFailed, OSError.
+    Erased rows that are still there are among them, for their ids stay used; they go with the next
+    compaction here, as they do there.  Raises Corrupt, DiskFull, FsyncFailed, OSError.
     """
     files = np.array([(0, sealed.crc, sealed.size)], FILE)
     name = SegmentName(sealed.number, sealed.number)
     merger = SegmentMerger(donor.directory, target)
-    done = merger.choose(bundle, groups, donor.replayer.state.erasures, name, files)
+    done = merger.choose(bundle, groups, name, files)
     return name, done.rows
 
 
@@ -72,7 +73,7 @@ def leave_out(own: Loaded, groups: Mask, target: str) -> list[SegmentName]:
         reader = own.open(name)
         if reader.header.row_count and groups[reader.all_accounts().partition].any():
             again = name._replace(generation=name.generation + 1)
-            merger.choose([name], ~groups, None, again)
+            merger.choose([name], ~groups, again)
             replaced.append(name)
     return replaced
 

@@ -41,7 +41,7 @@ ACCOUNTS, SIZE, OLD, LONG, SHORT = 300, 6_000, 12, 16, 2
 NOTE = {"note": "x" * 100}  # so that log files are soon full
 DAY = 24 * 3_600 * 10**9
 LISTED = 7  # every so many accounts' events are listed
-ERASED, OPENED = "account-11", "account-13"
+OPENED = "account-13"
 ANSWER_MS = 20_000
 
 
@@ -78,8 +78,17 @@ class Books:
 
     def erase(self, account: str) -> None:
         self.client.erase_account(account)
+        self.erased = self.ids[account]
         self.sums[account] = 0
         self.users[account], self.ids[account] = set(), []
+
+    def check_erased(self, account: str, leader: ClusterNode) -> None:
+        """What was erased stays used, also where it came of a peer."""
+        group = str(partition_of(account))
+        good(leader, "leader", "transfer", group, "--to", str(leader.number), timeout=SECONDS)
+        again = [Event(account, "calls", 2, id=one) for one in self.erased]
+        result = self.client.ingest(again)
+        assert (result.stored, result.duplicate + result.conflict) == (0, len(again))
 
     def expire(self) -> None:
         """Have everything that was written so far, all of it old, expire and be folded."""
@@ -185,10 +194,12 @@ def books() -> Iterator[Books]:
 def test_partitions_come_of_several_peers(books: Books) -> None:
     cluster = books.cluster
     one, two, three, four = cluster.nodes
+    places = replicas(one)
     books.write(OLD, age=40 * DAY)
     books.expire()
     books.write(LONG)
-    books.erase(ERASED)
+    erased = next(name for name in books.sums if {2, 3} <= set(places[partition_of(name)]))
+    books.erase(erased)
     books.open_with(OPENED, 1_000)
     books.write(SHORT)
     await_short_logs(cluster.nodes)
@@ -201,6 +212,7 @@ def test_partitions_come_of_several_peers(books: Books) -> None:
     take_over(three, crashes=1)
     good(one, "wait", "--for", "caught-up", timeout=SECONDS)
     books.check(three)
+    books.check_erased(erased, three)
 
     two.kill9()  # and is away for long: what it has is replaced
     books.write(LONG)
@@ -208,8 +220,10 @@ def test_partitions_come_of_several_peers(books: Books) -> None:
     take_over(two, crashes=1)
     good(one, "wait", "--for", "caught-up", timeout=SECONDS)
     books.write(SHORT)
+    good(one, "wait", "--for", "caught-up", timeout=SECONDS)
     for node in (two, three):
         books.check(node)
+    books.check_erased(erased, two)
 
     for node in cluster.nodes:
         assert node.stop() == 0, node.log()
