@@ -74,7 +74,7 @@ class Copying:
             else:
                 return
         logger.warning("no peer has a copy now; it is asked for again while this node runs")
-        peer_copy.forget_behind(self._data_dir)
+        peer_copy.give_up(self._data_dir)
 
     def _progress(self, count: int) -> None:
         if time.monotonic() - self._said_at > 1.0:

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ INCOMING = "incoming"
 COMPLETE = "complete.json"
 DONOR = "donor.json"  # whose files lie in `incoming/`
 ADOPTED = "adopted"  # in `incoming/`: what was made of it
+PAUSE_SECONDS = 300.0  # until a copy is fetched again when none could be used
 COPIED = "copied.json"  # whose log files this directory may hold
 
 # What a copy is made of; everything else is the node's own, or made anew.
@@ -48,7 +50,7 @@ def note_behind(data_dir: str, node: int, group: int) -> None:
 
     Raises DiskFull, OSError.
     """
-    _note(data_dir, {"node": node, "group": group})
+    _note(data_dir, {"node": node, "group": group, "after": not_before(data_dir)})
 
 
 def note_fetched(data_dir: str, donor: int) -> None:
@@ -89,10 +91,19 @@ def behind_in(data_dir: str) -> int | None:
     return found if type(found) is int and 0 <= found < GROUP_COUNT else None
 
 
-def forget_behind(data_dir: str) -> None:
-    """Nobody can give a copy now; if one is still needed then, a leader says so again."""
-    Path(data_dir, BEHIND).unlink(missing_ok=True)
+def give_up(data_dir: str) -> None:
+    """Nobody can give a copy now; if one is still needed later, a leader says so again.
+
+    Raises DiskFull, OSError.
+    """
     shutil.rmtree(Path(data_dir, INCOMING), ignore_errors=True)
+    _note(data_dir, {"after": time.time() + PAUSE_SECONDS})
+
+
+def not_before(data_dir: str) -> float:
+    """Return before when (seconds since the epoch) no copy should be fetched; 0: at once."""
+    found = _noted(data_dir).get("after")
+    return float(found) if isinstance(found, int | float) else 0.0
 
 
 def begin(data_dir: str, donor: int) -> Path:

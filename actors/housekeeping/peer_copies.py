@@ -46,7 +46,7 @@ class PeerCopies(Service):
         jobs = self.sweeper.jobs
         if self._whole or self.sweeper.holds_still or jobs.active(KIND) is not None:
             return
-        if time.monotonic() < self._retry_at:
+        if time.monotonic() < self._retry_at or time.time() < peer_copy.not_before(self.directory):
             return
         try:
             jobs.start(KIND, LANE, self._work, self._ended)

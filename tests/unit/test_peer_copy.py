@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,8 +194,11 @@ def test_a_start_uses_a_copy_only_when_it_was_fetched(tmp_path: Path) -> None:
     peer_copy.note_fetched(str(tmp_path), 3)
     assert peer_copy.is_fetched(str(tmp_path))
     assert (peer_copy.behind_whom(str(tmp_path)), peer_copy.behind_in(str(tmp_path))) == (3, 7)
-    peer_copy.forget_behind(str(tmp_path))
+    peer_copy.give_up(str(tmp_path))
     assert (peer_copy.behind_whom(str(tmp_path)), peer_copy.behind_in(str(tmp_path))) == (0, None)
+    assert not peer_copy.is_fetched(str(tmp_path))
+    peer_copy.note_behind(str(tmp_path), 2, 7)
+    assert peer_copy.not_before(str(tmp_path)) > time.time(), "not again at once"
 
 
 def recover(directory: Path, who: Identity = WHO) -> Any:
