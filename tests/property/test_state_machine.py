@@ -102,8 +102,10 @@ def definition_of(metric: oracle.Metric) -> dict[str, Any]:
 class Saving:
     """A snapshot that is taken in turns, and what it must be."""
 
-    def __init__(self, snapshot: Snapshot, model: oracle.Model, counts: dict[str, int]) -> None:
-        self.snapshot, self.model, self.counts = snapshot, model, counts
+    def __init__(self, snapshot: Snapshot, machine: StateMachineAgainstModel) -> None:
+        self.snapshot, self.model = snapshot, deepcopy(machine.model)
+        self.counts = machine.pipeline.state.counts()
+        self.runs = list(machine.runs)  # a merge meanwhile leaves out what has expired since
         self._pieces: list[Any] = []
 
     def hand_over(self, rows: int) -> int:
@@ -137,6 +139,7 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
         self.filter = small_filter()
         self.now = NOW
         self.asked = self.erased = self.moment = 0
+        self.later: list[Any] = []
         self.saving: Saving | None = None
         for variants in VARIANTS.values():
             self.put(variants[0], False)
@@ -320,8 +323,7 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
     @rule()
     def begin_save(self) -> None:
         if self.saving is None and self.flushing is None:
-            state = self.pipeline.state
-            self.saving = Saving(state.save(), deepcopy(self.model), state.counts())
+            self.saving = Saving(self.pipeline.state.save(), self)
 
     @rule(rows=st.integers(1, 5))
     def hand_over(self, rows: int) -> None:
@@ -341,15 +343,16 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
         if fresh is not None:
             assert fresh.counts() == saving.counts
             now, self.model = self.model, saving.model
+            self.later = now.stored + now.expired  # a series may say that it has seats since then
             self.compare_all(fresh, fresh.leader_time)
-            self.model = now
+            self.model, self.later = now, []
 
     def restored(self, saving: Saving) -> StateMachine:
         while saving.hand_over(1_000):
             pass
         fresh = StateMachine(self.pipeline.key, self.pipeline.capacity)
         fresh.restore(saving.snapshot.state, saving.arrays())
-        fresh.use_runs(self.runs)
+        fresh.use_runs(saving.runs)
         fresh.restore_identities(saving.snapshot.identities)
         return fresh
 
@@ -431,7 +434,7 @@ class StateMachineAgainstModel(RuleBasedStateMachine):
             and event.operation != "none"
             and event.version.aggregation == "unique"
             and is_asked(event.account)
-            for event in self.model.stored + self.model.expired
+            for event in self.model.stored + self.model.expired + self.later
         )
 
     def compare_usage(
