@@ -85,9 +85,6 @@ class View:
 
     Its older part is totals files; behind them are the parts, each a segment or a log file.  What
     else is still there of the log that totals files cover is not looked at.
-
-    Its older part is totals files, up to the log file `through`; behind it are the log files
-    `numbers`.  What log files up to `through` are still there is not looked at.
     """
 
     def __init__(

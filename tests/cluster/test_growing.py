@@ -115,7 +115,7 @@ def test_a_fourth_node_comes_and_the_first_goes(grown: Grown) -> None:
     grown.check(four)
 
     good(two, "drain", "1", timeout=SECONDS)
-    grown.rebalance(three, two, four)
+    grown.rebalance(three, two)
     assert all(1 not in voters for voters in replicas(two).values())
     grown.check(three)
     grown.load.stop()  # its clients would have to be told of other nodes than the first
