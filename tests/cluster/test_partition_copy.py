@@ -1,7 +1,8 @@
 """In a cluster of more than three no node has all partitions: who lacks some takes them of peers.
 
 The logs of all are short.  A node loses its disk, and one is away for long: both end with what was
-acknowledged, of every account of their partitions.  (Others come and go in `test_growing.py`.)
+acknowledged, of every account of their partitions.  (How nodes come and go is in
+`test_growing.py`, where logs reach back.)
 """
 
 from __future__ import annotations
