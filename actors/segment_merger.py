@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -102,44 +102,41 @@ class SegmentMerger:
         log: SegmentLog,
         pace: Pace,
     ) -> Merged:
-        """Write the three files; what is given up leaves none, for the space may be needed."""
+        """Write the three files, `.idx` when the others have proved good."""
+        with self._leaving_nothing(name):
+            set_id = int.from_bytes(os.urandom(8), "little")
+            header = FileHeader(set_id, name.first, name.last, time.time_ns())
+            encoder = SegmentEncoder(header, name.generation)
+            self._replace(name, ".seg", _paced(merge, encoder, pace))
+            facts = merge.facts()
+            has_erased = any(part.header.has_erased for part in parts)
+            has_erased |= facts.erased > 0 and not merge.of_some_groups
+            encoded = encoder.finish(log, has_erased)
+            self._replace(name, ".props", _slowly(encoded.props, WRITTEN, pace))
+            counted = facts.rows + facts.erased, encoded.header.row_count
+            if counted != (merge.row_count, facts.rows):
+                raise InvariantViolation("rows were lost in a merge of segments")
+            index = b"".join(encoded.idx)
+            whole = self._read(self._target, name, index)
+            if not same_log(whole.log(), log):
+                raise Corrupt(self._path(name, ".idx"), 0, "it does not keep the log of its parts")
+            read = self._prove(Merge([whole], merge.key), facts, pace)
+            self._replace(name, ".idx", _slowly([index], 1.0, pace))
+            written = encoded.header.seg_size + encoded.header.props_size + len(index)
+            read += merge.bytes_read
+            return Merged(name, len(parts), facts.rows, facts.erased, read, written)
+
+    @contextmanager
+    def _leaving_nothing(self, name: SegmentName) -> Iterator[None]:
+        """What is given up leaves no file, for the space may be needed."""
         try:
-            return self._write_files(name, merge, parts, log, pace)
+            yield
         except BaseException:
             if not os.path.exists(self._path(name, ".idx")):  # nothing named them yet
                 for suffix in COMPANIONS:
                     with suppress(FileNotFoundError):
                         os.unlink(self._path(name, suffix))
             raise
-
-    def _write_files(
-        self,
-        name: SegmentName,
-        merge: Merge,
-        parts: list[SegmentReader],
-        log: SegmentLog,
-        pace: Pace,
-    ) -> Merged:
-        """Write `.idx` when the others have proved good."""
-        set_id = int.from_bytes(os.urandom(8), "little")
-        header = FileHeader(set_id, name.first, name.last, time.time_ns())
-        encoder = SegmentEncoder(header, name.generation)
-        self._replace(name, ".seg", _paced(merge, encoder, pace))
-        facts = merge.facts()
-        has_erased = any(part.header.has_erased for part in parts)
-        has_erased |= facts.erased > 0 and not merge.of_some_groups
-        encoded = encoder.finish(log, has_erased)
-        self._replace(name, ".props", _slowly(encoded.props, WRITTEN, pace))
-        if facts.rows + facts.erased != merge.row_count or encoded.header.row_count != facts.rows:
-            raise InvariantViolation("rows were lost in a merge of segments")
-        index = b"".join(encoded.idx)
-        whole = self._read(self._target, name, index)
-        if not same_log(whole.log(), log):
-            raise Corrupt(self._path(name, ".idx"), 0, "it does not keep the log of its parts")
-        read = self._prove(Merge([whole], merge.key), facts, pace)
-        self._replace(name, ".idx", _slowly([index], 1.0, pace))
-        written = encoded.header.seg_size + encoded.header.props_size + len(index)
-        return Merged(name, len(parts), facts.rows, facts.erased, merge.bytes_read + read, written)
 
     def _prove(self, whole: Merge, facts: Facts, pace: Pace) -> int:
         """Read the whole back; return how many bytes.  Raises Corrupt when it has other rows."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +26,7 @@ from meterd.actors.adopting.loaded import Loaded, Say, first_ops
 from meterd.actors.adopting.rows import Mask, Sealed
 from meterd.actors.checkpoints import CURRENT
 from meterd.actors.identity import Identity
+from meterd.actors.mapped import map_file
 from meterd.actors.peer_copy import is_taken
 from meterd.actors.start_checks import CHECKPOINTS
 from meterd.actors.wal_log import Entry, Log
@@ -54,10 +54,12 @@ def has_all(directory: str, node: int, donor: int) -> bool:
     """
     for name in CHECKPOINTS:
         try:
-            state = checkpoint_format.read_state(Path(directory, name).read_bytes())
+            state = checkpoint_format.read_state(map_file(os.path.join(directory, name)).data)
         except (FileNotFoundError, Damaged):
             continue
         members = Members.from_bytes(state["members"])
+        if donor not in members.nodes:
+            return False
         member = members.nodes[donor].member
         held = {
             group

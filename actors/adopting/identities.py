@@ -88,6 +88,8 @@ def _of_erased(own: Loaded, donor: Loaded, folder: Path, number: int) -> list[Fi
     ]
     state = donor.replayer.state
     held = [*state.runs, *_in_memory(donor, scratch)]
+    # What has expired has no rows either, but is no erased one: by the horizon that they went by.
+    state.horizons.hold(donor.holds())
     found = [entries for entries in beyond(held, known, state.horizon) if len(entries)]
     del known, held
     shutil.rmtree(scratch)

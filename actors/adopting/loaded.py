@@ -22,7 +22,7 @@ from meterd.actors.wal_recovery import End, Owner, Recovery
 from meterd.core.segment_reader import SegmentReader
 from meterd.core.totals_file import TotalsFile
 from meterd.protocol.errors import Corrupt
-from meterd.protocol.log_format import ACTIVE_NAME, FILE_HEADER_SIZE, full_name
+from meterd.protocol.log_format import ACTIVE_NAME, FILE_HEADER_SIZE, META_GROUP, full_name
 from meterd.protocol.segment_format import SegmentName
 
 Say = Callable[[str], None]
@@ -41,8 +41,17 @@ class Loaded:
 
     @property
     def member(self) -> int:
-        """Who that node is in its groups."""
-        return self.replayer.state.members.nodes[self.node].member
+        """Who that node is in its groups; 0: it does not know itself yet, and is in none."""
+        known = self.replayer.state.members.nodes.get(self.node)
+        return 0 if known is None else known.member
+
+    def holds(self) -> NDArray[np.bool_]:
+        """Return the partitions (bool[256]) of which it has a replica by its configurations."""
+        found = np.zeros(META_GROUP, np.bool_)
+        for group, configuration in self.replayer.applier.facts.configurations.items():
+            if group < META_GROUP and self.member in configuration.members:
+                found[group] = True
+        return found
 
     @property
     def totals(self) -> tuple[TotalsFile, ...]:
