@@ -17,6 +17,8 @@ from pathlib import Path
 
 from numba.core import config
 
+from meterd.core.kernels import lean_library
+
 _here = Path(__file__).resolve().parent
 
 
@@ -45,3 +47,4 @@ def _cache_folder() -> str:
 
 
 config.CACHE_DIR = _cache_folder()
+lean_library.install()
