@@ -190,9 +190,7 @@ class Feed:
         if self._unread is not None:
             if not self._unread.take(partition(event["account"]), match[POSITION]):
                 return
-        elif self._partitions is not None and (
-            partition(event["account"]) not in self._partitions
-        ):
+        elif self._partitions is not None and (partition(event["account"]) not in self._partitions):
             return
         self.events.append(event)
         self._bytes_left -= size

@@ -30,6 +30,7 @@ from meterd.actors import (
     founding,
     identity,
     journal,
+    late_compiles,
     lease_words,
     peer_copy,
     peer_list,
@@ -126,6 +127,7 @@ def _prepare(options: Options, notifier: Notifier) -> str:
     gc.disable()
     with timed("kernels loaded"):
         warm_kernels()
+    late_compiles.tell()
     lease_words.shared()  # before the fork
     rings.make_rings()
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)

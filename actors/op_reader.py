@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meterd.actors.opened_log import open_log
+from meterd.core.frozen import frozen
 from meterd.core.group_logs import sizes_of
 from meterd.core.kernels import scan
 from meterd.core.op_places import FileIndex, Found, OpPlace, OpPlaces
@@ -363,7 +364,7 @@ class _Files:
         while True:
             size = min(size, limit - begin)
             data = np.frombuffer(self._read(number, begin, size), np.uint8)
-            whole = int(scan.whole_blocks(data))
+            whole = int(scan.whole_blocks(frozen(data)))
             if whole:
                 return data[:whole], begin
             if size == limit - begin:

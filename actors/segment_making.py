@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from meterd.actors.direct_file import Staging, Window, begin_direct
 from meterd.actors.disk import atomic_write
+from meterd.core.frozen import frozen
 from meterd.core.kernels.scan import whole_blocks
 from meterd.core.log_intake import IntakeRoom, LogIntake
 from meterd.core.segment_encoder import SegmentEncoder
@@ -130,7 +131,7 @@ class SegmentMaker:
     def _blocks(self, descriptor: int, at: int) -> NDArray[np.uint8]:
         """Return whole blocks, or what lies there instead."""
         data = _array(self._window.read(descriptor, at, WINDOW_SIZE))
-        count = int(whole_blocks(data))
+        count = int(whole_blocks(frozen(data)))
         if count == 0 and len(data) >= BLOCK_HEADER_SIZE:
             wanted = int.from_bytes(data[_BLOCK_SIZE_AT].tobytes(), "little")
             if wanted > len(data):  # the size of what is no block is bounded by the file's

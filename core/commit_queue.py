@@ -28,6 +28,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.frozen import frozen
 from meterd.core.kernels import waiting as waits
 from meterd.core.log_scan import Groups
 from meterd.protocol.errors import InvariantViolation
@@ -324,7 +325,8 @@ class CommitQueue(Generic[Asked]):
         may = record.registry_version <= self._registry()
         base = self._base if record.sequence <= self._replayed else NOTHING
         index = self.groups.index
-        taken, waiting = waits.resolve(record.slices, states, index, self.committed, base, may)
+        rows, committed = frozen(record.slices), self.committed
+        taken, waiting = waits.resolve(rows, states, index, committed, base, may)
         if taken == 0:
             if waiting == 0:
                 return self._told(held, done=True, whole=False)
@@ -395,7 +397,7 @@ def find_cuts(slices: NDArray[np.void], last_index: Words) -> list[tuple[int, in
 
     last_index u64[257]: of each group; moved on.
     """
-    count = waits.find_cuts(slices, last_index, _FOUND)
+    count = waits.find_cuts(frozen(slices), last_index, _FOUND)
     return [(int(group), int(index)) for group, index in _FOUND[:count].tolist()] if count else []
 
 

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.frozen import frozen
 from meterd.core.kernels import scan
 from meterd.core.kernels import segment_rows as kernels
 from meterd.core.kernels.index import clear, make_index
@@ -77,7 +78,7 @@ class LogIntake:
         """Check every header and record of a window before anything in it is used."""
         state = self._state.copy()
         listed = np.empty((len(data) // RECORD_SIZE_MIN + 1, 3), np.int64)
-        count = int(kernels.list_records(data, len(data), state, listed))
+        count = int(kernels.list_records(frozen(data), len(data), state, listed))
         if count < 0:
             raise Corrupt(self._path, int(state[scan.AT]) + begin, "no record of a log (segment)")
         if state[scan.ROW] > self._row_count:

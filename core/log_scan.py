@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.frozen import frozen
 from meterd.core.kernels import chain, sectors
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
@@ -118,7 +119,7 @@ class Groups:
         self.count(record)
         slices = record.slices
         self.take_time(record, slices["partition"][slices["flags"] == 0])
-        fault = sectors.follow_slices(slices, self.term, self.index, self.digest)
+        fault = sectors.follow_slices(frozen(slices), self.term, self.index, self.digest)
         if fault:
             raise Damaged(record.offset, SLICE_FAULTS[fault])
 
@@ -160,7 +161,7 @@ class Groups:
 
     def _take(self, record: Record, slices: NDArray[np.void], plain: bool) -> bool:
         timed = record.kind in TIMED
-        fault = sectors.take_slices(slices, plain, self._columns, timed, record.leader_time)
+        fault = sectors.take_slices(frozen(slices), plain, self._columns, timed, record.leader_time)
         if fault == sectors.FLAGGED:
             return False
         if fault:
@@ -190,12 +191,12 @@ def first_broken(record: Record, look: NDArray[np.bool_], before: NDArray[np.uin
     fields = [record.kind, record.registry_version, record.leader_time]
     return int(
         chain.first_broken(
-            record.slices,
-            look,
-            np.frombuffer(record.payload, np.uint8),
+            frozen(record.slices),
+            frozen(look),
+            frozen(np.frombuffer(record.payload, np.uint8)),
             log_format.payload_layout(record.row_count, record.heap_size)[:6],
             np.array(fields, np.int64).view(np.uint64),
-            before,
+            frozen(before),
         )
     )
 
@@ -205,7 +206,7 @@ def check_slices(record: Record) -> None:
     rows, heap_size = record.row_count, record.heap_size
     if record.kind != EVENTS:
         rows, heap_size = len(record.slices), 0
-    fault = sectors.check_slices(record.slices, GROUP_COUNT, rows, heap_size)
+    fault = sectors.check_slices(frozen(record.slices), GROUP_COUNT, rows, heap_size)
     if fault:
         raise Damaged(record.offset, SLICE_FAULTS[fault])
 

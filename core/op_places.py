@@ -24,6 +24,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.frozen import frozen
 from meterd.core.kernels import scan
 from meterd.core.kernels import segment_rows as kernels
 from meterd.protocol.errors import Corrupt
@@ -104,7 +105,7 @@ class FileIndex:
         self._state[PLACES] -= begin
         listed = np.empty((len(data) // RECORD_HEADER_SIZE + 1, 3), np.int64)
         try:
-            count = int(kernels.list_records(data, len(data), self._state, listed))
+            count = int(kernels.list_records(frozen(data), len(data), self._state, listed))
             if count < 0:
                 at = int(self._state[scan.AT]) + begin
                 raise Corrupt(self._path, at, "no record of a log (places)")

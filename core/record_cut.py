@@ -45,7 +45,5 @@ def _payload(record: Record, numbers: Sequence[int], rows: int, heap_size: int) 
     payload = np.frombuffer(record.payload, np.uint8)
     found = np.zeros(layout.size, np.uint8)
     wanted = np.asarray(numbers, np.int64)
-    cut_slices(
-        frozen(record.slices), frozen(payload), tuple(source), wanted, found, tuple(layout)
-    )
+    cut_slices(frozen(record.slices), frozen(payload), tuple(source), wanted, found, tuple(layout))
     return found.tobytes()

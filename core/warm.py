@@ -98,6 +98,7 @@ def read_log(node: _Pipeline) -> None:
 def _bodies() -> list[bytes]:
     event = {"account": "a/b", "timestamp": NOW, "properties": {"k": "x", "l": "y"}}
     events = [event | {"metric": code, "id": f"{code}-{n}"} for code in "svp" for n in "12"]
+    events.append(event | {"metric": "s", "id": "c", "account": "c"})  # of another partition
     events.append(event | {"metric": "none", "id": "n"})
     columns = {
         "n": 1,
@@ -121,7 +122,7 @@ class _Pipeline:
 
     def __init__(self) -> None:
         self.state = StateMachine(KEY, CAPACITY)
-        self.before = Groups()
+        self.before, self.applied = Groups(), Groups()
         fields: dict[str, Any] = {
             "cluster": 1,
             "member": 1,
@@ -203,10 +204,15 @@ class _Pipeline:
         verify_chain(record, self.before)
         self._follow(record)
         self.before.follow(record)
+        if not self.applied.take_plain(record):
+            raise InvariantViolation("a new record's slices have flags")
         return record
 
     def bring_and_erase(self) -> None:
-        """Import balances, and erase an account of the tables, as commands of the log do."""
+        """Import balances, and erase an account of the tables, as commands of the log do.
+
+        What there is before goes the way of partitions that are copied, too.
+        """
         key = self.state.tables.key
         balance = {"account": "a", "at": NOW, "count": 1}
         balances = [balance | {"metric": "v", "members": [1]}, balance | {"metric": "s", "sum": 1}]
@@ -215,6 +221,7 @@ class _Pipeline:
         for partition, fields in imports.items():
             self.command(fields, log_format.ACCOUNT, partition)
         self.look()
+        StateMachine(KEY, CAPACITY).adopt(self.state, np.ones(log_format.GROUP_COUNT, np.bool_))
         fields, partition = erasure_command(key, "a", True, "warm")
         self.command(fields, log_format.ACCOUNT, partition)
 
@@ -245,7 +252,10 @@ class _Pipeline:
         fresh.filter_has_flushing()
         clear(fresh.end_flush())
         facts = identity_runs.facts_of_merge([run, run], 0)
-        fresh.use_runs([_run(facts, merge_source([run, run], 0))])
+        both = _run(facts, merge_source([run, run], 0))
+        fresh.use_runs([both])
+        state, out = np.zeros(3, np.int64), np.empty((int(both.facts[runs.COUNT]), 2), np.uint64)
+        runs.take_entries(both[:3], both.facts, state, np.uint64(0), 0, out)
 
 
 def _run(facts: Facts, source: Source) -> Run:

@@ -115,4 +115,3 @@ def _rows_in_log(directory: str, number: int, groups: Mask) -> Iterator[tuple[in
 def parts_of(name: SegmentName) -> list[str]:
     """Return the files of a segment."""
     return [name.file(suffix) for suffix in (".idx", ".seg", ".props")]
-

@@ -68,5 +68,3 @@ def _those_of(groups: Mask) -> Callable[[str], bool]:
 def _others_than(groups: Mask) -> Callable[[str], bool]:
     belongs = _those_of(groups)
     return lambda account: not belongs(account)
-
-

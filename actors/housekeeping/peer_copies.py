@@ -86,4 +86,3 @@ class PeerCopies(Service):
         self.due = NEVER
         if self._whole:
             raise BootFailed(endings.TEMPORARY, "a copy of a peer has come; the next start uses it")
-

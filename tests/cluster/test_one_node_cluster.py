@@ -65,8 +65,15 @@ def test_a_node_of_a_cluster_does_not_start_alone(tmp_path: Path) -> None:
         assert alone.process.wait(60) == 78, alone.log()
         assert "--peers" in alone.log()
         alone.remove()
-        again = Node("--node-id", "1", "--bootstrap", "new", "--peers", "2:127.0.0.1:19999",
-                     data_dir=node.data_dir)
+        again = Node(
+            "--node-id",
+            "1",
+            "--bootstrap",
+            "new",
+            "--peers",
+            "2:127.0.0.1:19999",
+            data_dir=node.data_dir,
+        )
         again.start(wait=False)
         assert again.process is not None
         assert again.process.wait(60) == 79, again.log()

@@ -50,7 +50,6 @@ def test_accounts_are_found_by_the_partition_that_clients_compute(names, chosen)
     assert partition_sets.lie_in(names, chosen).tolist() == expected
 
 
-
 rows = st.dictionaries(
     accounts,
     st.tuples(st.integers(-(2**70), 2**70) | st.integers(-3, 3), st.integers(1, 2**40)),

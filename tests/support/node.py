@@ -41,7 +41,7 @@ class Node:
         self.port, self.http_port = free_ports(2)
         self.output = self.home / "stderr"
         self._flags = flags
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = {**os.environ, "METERD_TEST_COMPILED": "", **(environment or {})}
         self.process: Any = None  # as `launch` returns it
 
     # Life
