@@ -217,7 +217,7 @@ def warm_kernels() -> None:
     here = hashlib.sha256(f"{sys.implementation.cache_tag} {__file__}".encode()).hexdigest()[:16]
     done = Path(numba_config.CACHE_DIR, f"compiled-{here}")
     if not done.exists():
-        logger.info("compiling kernels; this happens once and takes about a minute")
+        logger.info("compiling kernels; this happens once and takes some minutes")
     warm()
     with contextlib.suppress(OSError):  # as when the cache may only be read
         done.touch()

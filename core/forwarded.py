@@ -119,7 +119,8 @@ def check_part_origin(frame: Bytes, row_count: int) -> PartOrigin:
     ):
         raise Damaged(0, "the codes of refused rows are wrong")
     rows = np.frombuffer(raw, np.int64).reshape(-1, stage.ROW_WORDS)
-    places = rows[:, [stage.ENTRY_START, stage.ENTRY_END, stage.METRIC]]
+    # numpy lays columns that were chosen out in another way when there are several rows.
+    places = np.ascontiguousarray(rows[:, [stage.ENTRY_START, stage.ENTRY_END, stage.METRIC]])
     bad = foreign.first_bad_refusal(places, np.frombuffer(heap, np.uint8), len(codes))
     numbers = rows[:, [stage.REQUEST, stage.ROW]]
     if bad >= 0 or (numbers < 0).any() or (numbers >= REQUESTS_MAX).any():

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meterd.core.erasures import Erasures, none_erased
+from meterd.core.frozen import frozen
 from meterd.core.kernels import apply
 from meterd.core.kernels import cells as cell_rows
 from meterd.core.kernels import gather as kernels
@@ -84,7 +85,8 @@ class Gathering:
             self._matches = np.empty((size, kernels.MATCH_WORDS), np.int64)
         at = 0
         while at < len(rows):
-            found, looked_at = kernels.match_rows(log, rows[at:], self.wanted, self._matches)
+            some = frozen(rows[at:])
+            found, looked_at = kernels.match_rows(log, some, self.wanted, self._matches)
             at += looked_at
             self.count_matches(log.data, self._matches[:found])
 
@@ -243,5 +245,5 @@ def find_matches(
 ) -> tuple[NDArray[np.int64], int]:
     """Return at most `limit` matching rows (kernels/gather.py), and how many were looked at."""
     out = np.empty((min(limit, len(rows)), kernels.MATCH_WORDS), np.int64)
-    found, looked_at = kernels.match_rows(log, rows, wanted, out)
+    found, looked_at = kernels.match_rows(log, frozen(rows), wanted, out)
     return out[: erasures.keep(log.data, out[:found])], int(looked_at)

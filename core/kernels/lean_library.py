@@ -12,7 +12,8 @@ are.  What it overrides is as in numba 0.60 to 0.69; another one loads kernels i
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import llvmlite.binding as llvm
 import numba
@@ -27,6 +28,7 @@ Serialised = tuple[str, str, Any]
 class LeanLibrary(JITCodeLibrary):  # type: ignore[misc]
     """A library of machine code whose bitcode is parsed at first need."""
 
+    on_load: ClassVar[Callable[[str], None] | None] = None  # told the name of each that is loaded
     _bitcode: bytes | None = None
 
     def serialize_using_object_code(self) -> Serialised:
@@ -46,6 +48,8 @@ class LeanLibrary(JITCodeLibrary):  # type: ignore[misc]
         name, kind, data = state
         if kind != LEAN:
             return super()._unserialize(codegen, state)
+        if cls.on_load is not None:
+            cls.on_load(name)
         library = codegen.create_library(name)
         code, library._bitcode, names = data
         library.enable_object_caching()
