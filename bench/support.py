@@ -3,6 +3,8 @@
 A figure without the machine, the commit and the command that made it is worth nothing, so no
 benchmark writes a file except through `write_result`.  The raw price of a 4 KB fdatasync on the
 same disk goes into every file: it changes by the hour on shared machines, and decides most others.
+So does what one Python call costs at once and after a pause: on a machine whose caches are shared
+with others the pause makes it up to twenty times as dear, and whatever does little at a time slow.
 """
 
 import json
@@ -18,12 +20,16 @@ from typing import Any
 
 import psutil
 
+from meterd.protocol.envelope import RequestHeader, decode_request_header, encode_request
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 RESULTS = CHECKOUT / "bench" / "results"
 PACKAGES = ("numpy", "numba", "pyzmq", "msgpack", "lz4", "crc32c", "psycopg")
 SYNC_SIZE = 4096
 SYNC_FILE_SIZE = 1024 * SYNC_SIZE
 SYNC_COUNT = 500
+PAUSES_MS = (0, 1, 5)
+CALL_COUNT = 100
 LOAD_BEFORE = os.getloadavg()  # of others: a busy machine makes every figure worthless
 
 
@@ -78,6 +84,26 @@ def fdatasync_us(directory: Path, count: int = SYNC_COUNT) -> dict[str, float]:
     return percentiles_us(taken)
 
 
+def call_us() -> dict[str, float]:
+    """Median cost of decoding a request's header, after so many ms in which nothing else is done.
+
+    The processor is kept busy meanwhile, so it is neither asleep nor slower after a pause.
+    """
+    header, _ = encode_request(RequestHeader(1, "ingest"), b"")
+    found = {}
+    for pause in PAUSES_MS:
+        taken = []
+        for _ in range(CALL_COUNT):
+            until = time.perf_counter_ns() + pause * 1_000_000
+            while time.perf_counter_ns() < until:
+                pass
+            begin = time.perf_counter_ns()
+            decode_request_header(header)
+            taken.append(time.perf_counter_ns() - begin)
+        found[f"after_{pause}_ms"] = percentiles_us(taken)["p50"]
+    return found
+
+
 def percentiles_us(nanoseconds: list[int]) -> dict[str, float]:
     """Median and 99th percentile in microseconds, by nearest rank."""
     ranked = sorted(nanoseconds)
@@ -116,6 +142,7 @@ def write_result(name: str, document: dict[str, Any]) -> Path:
         "time": now.isoformat(timespec="seconds"),
         "machine": machine(),
         "load_average_before": LOAD_BEFORE,
+        "call_us": call_us(),
         "versions": versions(),
         **document,
     }
