@@ -176,6 +176,7 @@ class Asking:
         elif question.kind == "feed":
             context["applied"] = usage.groups.index.tobytes()
             context["waits"] = [waits.file_number, waits.row]
+            context["repaired"] = usage.groups.repaired
         elif not alone:
             context["cursor"] = cursor_prefix(usage.leader_map.own)
         if (registry.version, len(erasures)) != self._sent:

@@ -8,6 +8,10 @@ much where a partition has moved, for its log was written here later.
 The log is read up to its durable end, and rows that wait there are not given: they are behind what
 is given of their partition, so the cursor does not step over them.
 
+Where damage was repaired an op lies behind newer ones of its partition.  While some that is not
+read yet does, a page gives of that partition what comes before those newer ones (`_held_back`); at
+the end of the log the rest has its turn, from where it begins.
+
 Where a page ended is remembered, so that the next one begins there, or where the first row waited.
 A page without events is the end of the log, whatever had to be passed over.
 """
@@ -15,7 +19,7 @@ A page without events is the end of the log, whatever had to be passed over.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -32,9 +36,9 @@ from meterd.core.questions import Question
 from meterd.core.registry import Registry
 from meterd.core.segment_data import Ints
 from meterd.core.segment_reader import SegmentReader
-from meterd.core.slice_places import LogPlaces, Mask, SlicePlaces, of_segment
+from meterd.core.slice_places import NO_INDEX, LogPlaces, Mask, SlicePlaces, of_segment
 from meterd.protocol.errors import RangeExpired
-from meterd.protocol.limits import PARTITION_COUNT
+from meterd.protocol.limits import I64_MAX, PARTITION_COUNT
 
 # Pages whose end is remembered, and parts of the log of which is known what they hold.
 ENDS_MAX: Final = 256
@@ -52,11 +56,12 @@ class AppliedLog(NamedTuple):
 
     applied: bytes  # of each group, u64: the index
     waits: FeedPlace  # nothing before it waits
+    repaired: list[int]  # files in which ops lie behind newer ones
 
 
 def applied_log(context: Mapping[str, Any]) -> AppliedLog:
     """Return what the usage actor said with a question."""
-    return AppliedLog(context["applied"], FeedPlace(*context["waits"]))
+    return AppliedLog(context["applied"], FeedPlace(*context["waits"]), context["repaired"])
 
 
 class Places:
@@ -130,10 +135,16 @@ class _Unread:
     """Which rows were not read yet, by the cursor, which moves on."""
 
     def __init__(
-        self, places: Places, positions: Positions, wanted: Mask, until: FeedPlace
+        self,
+        places: Places,
+        positions: Positions,
+        limits: Positions,
+        wanted: Mask,
+        until: FeedPlace,
     ) -> None:
         self._places = places
         self._positions, self._wanted = positions, wanted
+        self._limits = limits  # nothing at or behind these is given
         self._until = until  # behind it nothing was read elsewhere
 
     def in_log(self, place: FeedPlace, file: LogFile, rows: Rows) -> Rows:
@@ -153,6 +164,8 @@ class _Unread:
     def take(self, partition: int, position: int) -> bool:
         if not self._wanted[partition] or position < self._positions[partition]:
             return False
+        if position >= self._limits[partition]:
+            return False
         self._positions[partition] = position + 1
         return True
 
@@ -169,34 +182,81 @@ def read_feed(
 
     Raises RangeExpired when events behind the cursor have gone.
     """
-    unapplied = np.frombuffer(log.applied, np.int64)[:PARTITION_COUNT] + 1 << POSITION_ROW_BITS
     if question.after == "end":
-        return {"events": [], "next": str(FeedCursor(unapplied))}
+        return {"events": [], "next": str(FeedCursor(_unapplied(log)))}
     cursor = parse(question.after) if question.after else FeedCursor()
-    wanted = _wanted(question)
+    events: list[dict[str, Any]] = []
+    is_end = False
+    while not (events or is_end):
+        events, is_end = yield from _read_page(
+            view, question, registry, horizon, places, log, cursor.positions
+        )
+    return {"events": events, "next": str(cursor)}
+
+
+def _read_page(
+    view: View,
+    question: Question,
+    registry: Registry,
+    horizon: int,
+    places: Places,
+    log: AppliedLog,
+    positions: Positions,
+) -> Generator[None, None, tuple[list[dict[str, Any]], bool]]:
+    """Return a page, and whether one without events is the end; the positions move on."""
+    unapplied, wanted = _unapplied(log), _wanted(question)
     end = FeedPlace(view.end_file, view.log_file(view.end_file).row_count)
-    key = _ends_key(question, cursor.positions, wanted)
-    begin, until = places.ends.get(key) or (
-        _find(view, places, cursor.positions, wanted, unapplied),
-        end,
-    )
+    key = _ends_key(question, positions, wanted)
+    begin, until = places.ends.get(key) or (_find(view, places, positions, wanted, unapplied), end)
     yield
     if begin.file_number < view.parts[0].first:
         raise RangeExpired(EXPIRED)
-    unread = _Unread(places, cursor.positions, wanted, until)
+    limits = _held_back(view, places, positions, begin, log.repaired)
+    is_held_back = bool((limits < unapplied)[wanted].any())
+    unread = _Unread(places, positions, limits, wanted, until)
     feed = Feed(view, question, registry, horizon, unread)
     place = begin
     while not feed.is_full and place.file_number <= view.end_file:
         place = feed.read(place)
         if not feed.events:
-            places.note_end(key, place, until, log.waits)
+            if not is_held_back:
+                places.note_end(key, place, until, log.waits)
             feed.look_on()
         yield
     if feed.at_end:
-        cursor.positions[wanted] = np.maximum(cursor.positions, unapplied)[wanted]
-    key = _ends_key(question, cursor.positions, wanted)
-    places.note_end(key, place, until, log.waits)
-    return {"events": feed.events, "next": str(cursor)}
+        read = np.maximum(positions, np.minimum(limits, unapplied))
+        positions[wanted] = read[wanted]
+    if not is_held_back:
+        key = _ends_key(question, positions, wanted)
+        places.note_end(key, place, until, log.waits)
+    return feed.events, not is_held_back
+
+
+def _unapplied(log: AppliedLog) -> Positions:
+    return np.frombuffer(log.applied, np.int64)[:PARTITION_COUNT] + 1 << POSITION_ROW_BITS
+
+
+def _held_back(
+    view: View, places: Places, positions: Positions, begin: FeedPlace, repaired: list[int]
+) -> Positions:
+    """Return where the rows of each partition begin that must wait for lower ones behind them.
+
+    What is below that lies in its order, and `begin` before all that is not read.
+    """
+    parts = [part for part in view.parts if part.last >= begin.file_number]
+    later = np.full(PARTITION_COUNT, NO_INDEX, np.int64)
+    first = later.copy()
+    mended = [part for part in parts if any(part.first <= one <= part.last for one in repaired)]
+    if mended:
+        following = positions >> POSITION_ROW_BITS
+        for part in reversed(parts):
+            low, high = places.bounds(view, part)
+            if part in mended or (high > later).any():
+                ahead = places.table(view, part).first_ahead(positions, later)
+                first = np.minimum(first, ahead)
+            there = high >= following
+            later[there] = np.minimum(later, np.maximum(low, following))[there]
+    return np.where(first == NO_INDEX, I64_MAX, first << POSITION_ROW_BITS)
 
 
 def _wanted(question: Question) -> Mask:

@@ -340,6 +340,7 @@ class CommitQueue(Generic[Asked]):
         # The slices behind a damaged one wait for its repair, which stands behind them.
         if (slices["flags"] & REPAIR).any():
             self._moved = EVERY
+            self.groups.note_repair(held.location[1])
         return self._told(held, waiting == 0, whole and not held.seen)
 
     def _cut(self, held: _Held[Asked]) -> None:

@@ -47,6 +47,10 @@ SLICE_FAULTS = {
 }
 
 
+# Repairs are rare, and lie in few files; of more than this the oldest are forgotten.
+REPAIRED_MAX = 1_024
+
+
 class NextBlock(NamedTuple):
     """Where in a file the next block belongs, and what it must say to belong there."""
 
@@ -75,7 +79,8 @@ class Torn(NamedTuple):
 class Groups:
     """The last term, index, digest and time of each group, and the last record's time and number.
 
-    Changes only through `follow`, `take` and `adopt`.
+    And the log files, rising, with repairs of ops: what they hold lies behind newer ops of its
+    group.  Changes only through `follow`, `take`, `adopt` and `note_repair`.
     """
 
     def __init__(self) -> None:
@@ -85,6 +90,7 @@ class Groups:
         self.time: NDArray[np.int64] = np.zeros(GROUP_COUNT, np.int64)
         self.leader_time = 0  # the latest of all
         self.sequence = 0
+        self.repaired: list[int] = []
 
     def packed(self) -> dict[str, Any]:
         """Return everything as plain values, for a message or a checkpoint."""
@@ -97,6 +103,7 @@ class Groups:
                 for group in used
             },
             "times": {group: int(self.time[group]) for group in used},
+            "repaired": self.repaired,
         }
 
     @classmethod
@@ -109,6 +116,7 @@ class Groups:
             groups.term[group], groups.index[group] = term, index
             groups.digest[group] = np.frombuffer(digest, np.uint64)
             groups.time[group] = times.get(group, groups.leader_time)
+        groups.repaired = list(packed.get("repaired", []))
         return groups
 
     def follow(self, record: Record) -> None:
@@ -154,6 +162,11 @@ class Groups:
         for mine, theirs in zip(self._columns, other._columns, strict=True):
             mine[group] = theirs[group]
         self.leader_time = max(self.leader_time, int(other.time[group]))
+
+    def note_repair(self, file_number: int) -> None:
+        """A log file has the content of an op again that was damaged before."""
+        if file_number not in self.repaired:
+            self.repaired = sorted([*self.repaired, file_number])[-REPAIRED_MAX:]
 
     @property
     def _columns(self) -> tuple[NDArray[Any], ...]:

@@ -27,6 +27,7 @@ Mask = NDArray[np.bool_]
 PLACE_BITS: Final = 40
 INDEX_BITS: Final = 48
 WORD: Final = 8
+NO_INDEX: Final = (1 << INDEX_BITS) - 1
 
 
 class SlicePlaces:
@@ -47,7 +48,7 @@ class SlicePlaces:
         there = np.flatnonzero(np.diff(self._starts))
         if len(there):
             ends = self._starts[there + 1] - 1
-            high[there] = self._highest[ends] & ((1 << INDEX_BITS) - 1)
+            high[there] = self._highest[ends] & NO_INDEX
             low[there] = np.minimum.reduceat(self._indexes, self._starts[there])
             last = int(there[-1])  # the last stretch goes on to the end
             low[last] = self._indexes[self._starts[last] : self._starts[last + 1]].min()
@@ -61,6 +62,24 @@ class SlicePlaces:
         found = np.searchsorted(self._highest, sought)
         found = found[found < self._starts[groups + 1]]
         return int(self._firsts[found].min()) if len(found) else None
+
+    def first_ahead(self, positions: Ints, later: Ints) -> Ints:
+        """Return the least index of each group that lies before a lower one; `NO_INDEX`: none does.
+
+        Only what is at or behind the positions counts; `later`: the least index of each group in
+        the parts behind this one.
+        """
+        found = np.full(PARTITION_COUNT, NO_INDEX, np.int64)
+        counts = np.diff(self._starts)
+        groups = np.repeat(np.arange(PARTITION_COUNT), counts)
+        indexes = self._indexes[: len(groups)]
+        unread = indexes >= positions[groups] >> POSITION_ROW_BITS
+        keys = groups << INDEX_BITS | np.where(unread, indexes, NO_INDEX)
+        # Of each slice the least of its group from there on: the groups before have lower keys.
+        least = np.minimum.accumulate(keys[::-1])[::-1]
+        ahead = unread & ((least < keys) | (later[groups] < indexes))
+        np.minimum.at(found, groups[ahead], indexes[ahead])
+        return found
 
     def unread(self, groups: Ints, places: Ints, positions: Ints, wanted: Mask) -> Mask:
         """Say of stored rows (partition and place) whether they are wanted and not yet read."""

@@ -117,6 +117,9 @@ def adopt(
         name, count = rows.take(donor, bundle, groups, file, target)
         segments.append(name)
         events += count
+        repaired = donor.replayer.groups.repaired
+        if any(one.first <= number <= one.last for one in bundle for number in repaired):
+            own.replayer.groups.note_repair(file.number)
     state, other = own.replayer.state, donor.replayer.state
     state.adopt(other, groups)
     events += totals.adopt(own, donor, groups, state.erasures, target)

@@ -12,6 +12,7 @@ from meterd.core.log_scan import FileScan
 from meterd.protocol.log_format import ACTIVE_NAME, EVENTS, Record
 from tests.support.cluster import Cluster
 from tests.support.cluster_logs import disagreements, read_ops
+from tests.support.one_node import OneNode
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -84,6 +85,7 @@ def test_peers_repair_what_has_rotted(part: str) -> None:
                 flip(path, at)
         assert client.ingest(events(BATCHES)).stored == ACCOUNTS
         total = 2 * ACCOUNTS * (BATCHES + 1)
+        ids_of_all = [f"{batch}-{n}" for batch in range(BATCHES + 1) for n in range(ACCOUNTS)]
         for start in range(2):
             node.start()
             assert damaged_blocks(node.get("/metrics")[1]) == (start == 0)
@@ -92,6 +94,9 @@ def test_peers_repair_what_has_rotted(part: str) -> None:
                 for n in range(0, ACCOUNTS, 7):
                     ids = sorted(f"{batch}-{n}" for batch in range(BATCHES + 1))
                     assert local_ids(asked, f"account-{n}") == ids
+            with OneNode(node) as asked_alone:
+                given = asked_alone.feed()
+                assert sorted(given) == sorted(ids_of_all)
             node.kill9()
         node.start()
         cluster.ready()

@@ -13,19 +13,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
-import zmq
 
 from meterd.actors import identity
 from meterd.actors.backups.replaying import Replayer
 from meterd.client import Client, Event, partition_of
-from meterd.client.results import Usage
 from meterd.core.state import StateMachine
-from meterd.protocol.body import pack, unpack_answer
-from meterd.protocol.envelope import RequestHeader, decode_answer, encode_request
 from tests.cluster.test_growing import replicas
 from tests.cluster.test_peer_copy import LITTLE_LOG, await_short_logs, copying
 from tests.property.test_snapshot import contents
@@ -33,6 +29,7 @@ from tests.support.absence import TOOK
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_logs import disagreements, read_ops
 from tests.support.meterctl import good, run
+from tests.support.one_node import OneNode
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -43,7 +40,6 @@ NOTE = {"note": "x" * 100}  # so that log files are soon full
 DAY = 24 * 3_600 * 10**9
 LISTED = 7  # every so many accounts' events are listed
 OPENED = "account-13"
-ANSWER_MS = 20_000
 
 
 class Books:
@@ -127,52 +123,6 @@ def is_folded(node: ClusterNode) -> bool:
 def oldest_segment(node: ClusterNode) -> int:
     names = (path.name for path in node.data_dir.glob("seg-*.idx"))
     return min((int(name.split("-")[1]) for name in names), default=0)
-
-
-class OneNode:
-    """Asks one node for what it has itself; a client would go on to others that it hears of."""
-
-    def __init__(self, node: ClusterNode) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = node.dealer(self._context)
-        self._asked = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._context.destroy(linger=0)
-
-    def serves(self) -> bool:
-        return self._ask("usage", account="nobody", metric="calls")[0].status == "ok"
-
-    def ask(self, kind: str, **fields: Any) -> dict[str, Any]:
-        answer, found = self._ask(kind, **fields)
-        assert answer.status == "ok", found
-        return found
-
-    def _ask(self, kind: str, **fields: Any) -> tuple[Any, dict[str, Any]]:
-        self._asked += 1
-        header = RequestHeader(self._asked, kind, ANSWER_MS)
-        body = pack({**fields, "consistency": "local"})
-        self._socket.send_multipart(encode_request(header, body))
-        assert self._socket.poll(ANSWER_MS), "it answers"
-        answer, raw = decode_answer(self._socket.recv_multipart())
-        assert answer.id == self._asked
-        return answer, unpack_answer(raw)
-
-    def usage(self, account: str, metric: str, **span: int) -> int:
-        found = self.ask("usage", account=account, metric=metric, **span)
-        return int(Usage.from_answer(found).value or 0)
-
-    def ids(self, account: str) -> list[str]:
-        found: list[str] = []
-        page = self.ask("events", account=account, limit=500)
-        while True:
-            found += [event["id"] for event in page["events"]]
-            if page["next"] is None:
-                return found
-            page = self.ask("events", account=account, limit=500, after=page["next"])
 
 
 def take_over(node: ClusterNode, crashes: int = 0) -> None:

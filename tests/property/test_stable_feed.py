@@ -54,7 +54,10 @@ class Replica:
         self.log = LogDirectory(path)
         self.places = stable_feed.Places()
         self.missing: list[Any] = []
-        self.waiting: list[Held] = []  # ops in the log that are not applied
+        self.waiting: list[Held] = []  # ops in the log that are not applied, in order of index
+        # Ops whose content was lost: (index, what is stored, what is refused).
+        self.lost: list[tuple[int, list[LoggedEvent], set[int]]] = []
+        self.repaired: list[int] = []
         self.applied: defaultdict[str, list[str]] = defaultdict(list)  # ids
         self.indexes = np.zeros(GROUP_COUNT, np.uint64)
 
@@ -79,8 +82,12 @@ class Replica:
                     if not is_stored:
                         refused.add(len(record))
                     record.append(event)
-            if record:
+            if record and random.random() < 0.15:
+                self.lose(record, refused)
+            elif record:
                 self.hold(record, refused)
+            if random.random() < 0.3:
+                self.repair(random)
             self.apply(random)
             if random.random() < 0.2:
                 self.log.seal(segmented=not self.waiting and random.random() < 0.5)
@@ -101,16 +108,42 @@ class Replica:
             ids = [event.id for event in stored]
             self.waiting.append(Held(account, index, FeedPlace(number, row), own, ids))
 
+    def lose(self, record: list[LoggedEvent], refused: set[int]) -> None:
+        """Write a record whose content is damaged."""
+        self.log.write(record, absent=True)
+        for account in dict.fromkeys(event.account for event in record):
+            own = [at for at, event in enumerate(record) if event.account == account]
+            number = partition(account)
+            index = self.log.builder.indexes[number] = self.log.builder.indexes.get(number, 0) + 1
+            is_refused = {place for place, at in enumerate(own) if at in refused}
+            self.lost.append((index, [record[at] for at in own], is_refused))
+
+    def repair(self, random: Any) -> None:
+        """Write the content of a lost op again: behind what follows it, in the log."""
+        if not self.lost:
+            return
+        index, record, refused = self.lost.pop(random.randrange(len(self.lost)))
+        self.log.builder.repairs = index
+        try:
+            self.hold(record, refused)
+        finally:
+            self.log.builder.repairs = 0
+        self.repaired.append(self.log.builder.file_number)
+        self.waiting[-1] = self.waiting[-1]._replace(index=index)
+        self.waiting.sort(key=lambda held: held.index)
+
     def store(self, record: list[LoggedEvent]) -> None:
         """Write a record and apply it."""
         self.hold(record, set())
         self.apply()
 
     def apply(self, random: Any = None) -> None:
-        """Apply ops of partitions in order, some of them not yet; of None: all."""
+        """Apply ops of partitions in order, some of them not yet; of None: all that can be."""
+        lost = {(record[0].account, index) for index, record, _ in self.lost}
         behind = set()
         for held in list(self.waiting):
-            if held.account in behind or (random is not None and random.random() < 0.3):
+            waits = any(held.account == name and index < held.index for name, index in lost)
+            if waits or held.account in behind or (random is not None and random.random() < 0.3):
                 behind.add(held.account)
                 continue
             self.waiting.remove(held)
@@ -134,7 +167,8 @@ class Replica:
             self.places = stable_feed.Places()
 
     def page(self, question: Question) -> dict[str, Any]:
-        view, log = self.log.view(), stable_feed.AppliedLog(self.indexes.tobytes(), self.waits)
+        log = stable_feed.AppliedLog(self.indexes.tobytes(), self.waits, self.repaired)
+        view = self.log.view()
         steps = stable_feed.read_feed(view, question, REGISTRY, I64_MIN, self.places, log)
         page: dict[str, Any] = finish(steps)
         return page
@@ -167,6 +201,8 @@ def test_every_event_once_whoever_is_asked(
             for replica in replicas:
                 replica.write(random)
                 if number + 1 == len(drawn):
+                    while replica.lost:
+                        replica.repair(random)
                     replica.apply()
             turns = 1_000 if number + 1 == len(drawn) else random.randint(0, 4)
             for _ in range(turns):

@@ -20,6 +20,7 @@ from meterd.protocol.log_format import (
     EVENTS,
     NOOP,
     NOT_HERE,
+    REPAIR,
     SLICE,
     BlockHeader,
     FileHeader,
@@ -61,6 +62,7 @@ class LogBuilder:
         self.file_number = file_number
         self.noops = False  # does every third block begin with an op without rows?
         self.absent = False  # are the slices of what comes those of a record taken for no group?
+        self.repairs = 0  # what comes is the content of the op of this index again; 0: a new op
         self.indexes: dict[int, int] = {}
         self.block_seq = 1
         self.previous_crc = 0
@@ -139,6 +141,9 @@ class LogBuilder:
             slices[at]["partition"], slices[at]["count"] = number, len(within)
             if self.absent:
                 slices[at]["flags"] = NOT_HERE
+            elif self.repairs:
+                index = self.repairs
+                slices[at]["index"], slices[at]["term"], slices[at]["flags"] = index, 1, REPAIR
             else:
                 index = self.indexes[number] = self.indexes.get(number, 0) + 1
                 slices[at]["index"], slices[at]["term"] = index, 1

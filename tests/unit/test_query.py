@@ -54,7 +54,7 @@ class Node:
         for group, index in self.log.builder.indexes.items():
             applied[group] = index
         waits = [self.log.builder.file_number, self.log.builder.row]
-        return {"applied": applied.tobytes(), "waits": waits}
+        return {"applied": applied.tobytes(), "waits": waits, "repaired": []}
 
     def ask(self, question: Question, rid: bytes = b"r", **header) -> None:
         context = {

@@ -111,6 +111,7 @@ def test_an_empty_directory_gets_a_log(writer: Recorded) -> None:
         "sequence": 0,
         "groups": {},
         "times": {},
+        "repaired": [],
     }
     writer.close()
 
