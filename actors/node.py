@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import hashlib
 import logging
@@ -15,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from numba.core import config as numba_config
@@ -212,12 +213,31 @@ def warm_kernels() -> None:
     """Load every kernel, compiling those that no cache has.
 
     A file beside them says that all have been compiled from here: a first start that was stopped
-    in between has left only some.
+    in between has left only some.  Of processes that begin at once one compiles, the others wait.
     """
     here = hashlib.sha256(f"{sys.implementation.cache_tag} {__file__}".encode()).hexdigest()[:16]
     done = Path(numba_config.CACHE_DIR, f"compiled-{here}")
-    if not done.exists():
-        logger.info("compiling kernels; this happens once and takes some minutes")
-    warm()
-    with contextlib.suppress(OSError):  # as when the cache may only be read
-        done.touch()
+    if done.exists():
+        warm()
+        return
+    with _alone(done.with_suffix(".lock")):
+        if not done.exists():
+            logger.info("compiling kernels; this happens once and takes some minutes")
+        warm()
+        with contextlib.suppress(OSError):  # as when the cache may only be read
+            done.touch()
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock that one process can have; without any where no file can be made."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
