@@ -174,7 +174,6 @@ class Ingest(Actor):
             self._propose()
         if not self._requests:
             self._began = time.monotonic()
-        self._patience = max(self._patience, header.deadline_ms / 1000)
         whole = None
         if header.lz4_size is None:
             whole = self._stage.add_body(body, len(self._requests))
@@ -192,13 +191,11 @@ class Ingest(Actor):
         Raises UnknownMetric where that is not certain.
         """
         columns = decode_events(body, header.lz4_size)
-        if not (certain or all(map(self._stage.knows, columns.metric_codes))):
-            raise UnknownMetric
-        faults = self._stage.add(columns, len(self._requests))
+        faults = self._stage.add(columns, len(self._requests), certain)
         if faults is None:  # it may fit into an empty stage
             self._propose()
             self._began = time.monotonic()
-            faults = self._stage.add(columns, 0)
+            faults = self._stage.add(columns, 0, certain)
         if faults is None:
             raise RemoteProtocolError("too_large", "the events, written out, exceed a record")
         if faults:
@@ -220,6 +217,7 @@ class Ingest(Actor):
         durability: str,
     ) -> None:
         """Note whose rows have been staged; a node alone answers `async` before they are stored."""
+        self._patience = max(self._patience, header.deadline_ms / 1000)
         accepts = durability == "async"
         if accepts and self._leaders.alone:
             refused = faults + self._stage.refused_rows(len(self._requests))

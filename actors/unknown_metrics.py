@@ -1,8 +1,9 @@
-"""Keeps requests that name a metric which this node may not know yet, for ingest in a cluster.
+"""Keeps requests with events that a newer registry might take, for ingest in a cluster.
 
-`unknown_metric` is final, so it must not be said by a node that is behind: another one may have
-answered `metric_put` a moment ago.  Such requests wait for a registry that is asked for after they
-have come; one question at a time serves all that wait.
+`unknown_metric` is final, and so is `bad_value` where a metric has too few decimals, so neither
+must be said by a node that is behind: another one may have answered `metric_put` a moment ago.
+Such requests wait for a registry that is asked for after they have come; one question at a time
+serves all that wait.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from meterd.core.kernels.memory import reserve
 from meterd.core.registry import Registry
 from meterd.protocol import limits, log_format
 from meterd.protocol.body import Bytes
+from meterd.protocol.errors import UnknownMetric
 from meterd.protocol.event_columns import Durability, EventColumns
 
 # Heap for what is staged beyond a full record: the largest request, its texts written out.
@@ -96,11 +97,6 @@ class Stage:
         self._versions = np.array(rows, np.int64).reshape(-1, 4)
         self._known = _code_index(self._places)
 
-    def knows(self, code: bytes) -> bool:
-        """Is there a metric of this code that takes events?"""
-        first, count = self._places.get(code, (0, 0))
-        return count > 0 and bool(self._versions[first + count - 1, kernels.ALIVE])
-
     @property
     def count(self) -> int:
         """How many rows are staged?"""
@@ -132,13 +128,17 @@ class Stage:
         places = self._located[0]
         return int(places[locating.ROWS]), "async" if places[locating.DURABILITY] else "sync"
 
-    def add(self, columns: EventColumns, request: int) -> list[tuple[int, int]] | None:
+    def add(
+        self, columns: EventColumns, request: int, certain: bool = True
+    ) -> list[tuple[int, int]] | None:
         """Stage one request; return its rows without an identity as (row, reason).
 
         None, and nothing is staged: written out, the request is larger than a record may be.
+        Raises UnknownMetric, and nothing is staged, when a newer registry might take a row that
+        this one refuses, unless the registry is `certain`.
         """
         state = self._state
-        refused_before = int(state[kernels.REFUSED])
+        before, refused_before = state.copy(), int(state[kernels.REFUSED])
         state[kernels.FAULTS] = 0
         codes = np.array([self._places.get(code, (0, 0)) for code in columns.metric_codes])
         located = located_columns(columns, codes.astype(np.int64))
@@ -146,6 +146,9 @@ class Stage:
             return None
         if int(state[kernels.REFUSED]) > refused_before:
             refused = self._refused[refused_before : int(state[kernels.REFUSED])]
+            if not certain and _depends_on_registry(refused, columns):
+                state[:] = before
+                raise UnknownMetric
             refused[:, kernels.METRIC] += len(self._codes)
             self._codes += columns.metric_codes
         faults = int(state[kernels.FAULTS])
@@ -227,6 +230,14 @@ class Stage:
 def _led_by(rows: NDArray[np.int64], leaders: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return who leads the partition of each staged or refused row."""
     return leaders[_partitions(rows)]
+
+
+def _depends_on_registry(refused: NDArray[np.int64], columns: EventColumns) -> bool:
+    """Does a row of these lack a metric at its time, or decimals, and nothing else?"""
+    reasons = (refused[:, kernels.FLAGS] >> 16) & 0xFF
+    own = columns.reason[refused[:, kernels.ROW]] == 0
+    of_registry = (reasons == kernels.UNKNOWN_METRIC) | (reasons == kernels.BAD_VALUE)
+    return bool((own & of_registry).any())
 
 
 def _partitions(rows: NDArray[np.int64]) -> NDArray[np.int64]:

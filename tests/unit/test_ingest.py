@@ -17,10 +17,13 @@ from meterd.actors.actor import Lifeline
 from meterd.actors.bundle import bundle
 from meterd.actors.ingest import Ingest
 from meterd.actors.options import Options
+from meterd.actors.outcomes import parse_origin
 from meterd.actors.under_way import GATHERINGS_MAX, SMALL_EVENTS
 from meterd.core.registry import Registry
+from meterd.core.zones import UTC
 from meterd.protocol.envelope import RequestHeader, encode_request
 from meterd.protocol.log_format import GROUP_COUNT
+from meterd.protocol.metric import MetricDefinition
 from tests.support.segments import registry_of
 
 
@@ -165,3 +168,65 @@ def test_it_keeps_nothing_back_when_it_ends(of_three: Recorded) -> None:
         send_one(of_three, number)
     assert of_three.drained()
     assert of_three.taken() == [("replication", b"propose")]
+
+
+def newer_registry() -> Registry:
+    """Metric m1 with two decimals from its second moment on."""
+    registry = registry_of(1)
+    definition = registry.entries[0].definition.to_map() | {"decimals": 2}
+    registry.put(MetricDefinition.from_map(definition), UTC, True, 2)
+    return registry
+
+
+def test_a_newer_registry_may_take_a_value_that_has_too_many_decimals(of_three: Recorded) -> None:
+    """Another node may have answered `metric_put` a moment ago; `bad_value` would be final."""
+    event = {"account": "acme", "metric": "m1", "timestamp": 5, "value": "1.5", "id": "one"}
+    of_three.handle(request("ingest", {"events": [event | {"value": "1", "id": "whole"}, event]}))
+    of_three.flush()
+    assert of_three.taken() == [("usage", b"fresh_registry")]
+    of_three.handle([b"fresh_registry", newer_registry().to_bytes(), *bundle([])])
+    of_three.flush()
+    assert of_three.taken() == [("replication", b"propose")]
+    assert parse_origin(of_three.last[3]).refusals is None
+
+
+def test_what_no_registry_takes_is_refused_after_one_question(of_three: Recorded) -> None:
+    event = {"account": "acme", "metric": "m1", "timestamp": 5, "value": "1.555", "id": "one"}
+    of_three.handle(request("ingest", {"events": [event]}))
+    assert of_three.taken() == [("usage", b"fresh_registry")]
+    of_three.handle([b"fresh_registry", newer_registry().to_bytes(), *bundle([])])
+    of_three.flush()
+    assert of_three.taken() == [("replication", b"judge")]
+    of_three.handle(request("ingest", {"events": [event | {"value": "many"}]}))  # never a number
+    assert decide(of_three, 1) == [("replication", b"judge")]
+
+
+def test_a_request_that_begins_a_record_is_waited_for_as_long_as_any(of_three: Recorded) -> None:
+    """One that did not fit beside what was staged: its client's patience went with that."""
+    others = np.full(GROUP_COUNT, 7, np.uint8)
+    others[:5] = 8
+    of_three.handle([b"leaders", (2).to_bytes(8, "little"), others.tobytes()])
+
+    def large(rows: int) -> dict[str, Any]:
+        ends = np.arange(rows + 1, dtype=np.uint32)
+        texts = [{"key": f"k{k}", "values": ["x" * 255]} for k in range(9)]
+        index = np.zeros(rows, np.uint32).tobytes()
+        return {
+            "n": rows,
+            "timestamp": np.ones(rows, np.int64).tobytes(),
+            "metric": {"values": ["m1"]},
+            "account": {"values": ["acme"], "index": index},
+            "id": {
+                "offsets": (8 * ends).tobytes(),
+                "text": b"".join(b"%08d" % row for row in range(rows)),
+            },
+            "properties": [text | {"index": index} for text in texts],
+        }
+
+    for rows in (10, 1_000, 10_000):
+        of_three.handle(request("ingest", large(rows)))
+        of_three._under_way._since.clear()
+    of_three.flush()
+    origin = parse_origin(of_three.last[3])
+    assert [asked[2] for asked in origin.requests] == [10_000]
+    assert origin.wait is not None and origin.wait.due > time.monotonic() + 1
