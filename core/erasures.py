@@ -63,10 +63,11 @@ def erasure_command(
     name: what the client calls the erasure, so that asking twice erases once.
     """
     text = np.frombuffer(account.encode(), np.uint8)
+    both = f"{len(name)}/{name}/{account}"  # names and accounts may have any "/" themselves
     root = np.frombuffer(account.split("/", 1)[0].encode(), np.uint8)
     command = {
         "op": "account_erase",
-        "id": hash_of(key, np.frombuffer(f"{name}/{account}".encode(), np.uint8)),
+        "id": hash_of(key, np.frombuffer(both.encode(), np.uint8)),
         "account": hash_of(key, text),
         "root": hash_of(key, root),
         "subtree": subtree,

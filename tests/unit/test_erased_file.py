@@ -63,3 +63,10 @@ def test_a_damaged_list_is_no_empty_one(directories, tmp_path):
     (tmp_path / "old" / FILE_NAME).write_bytes(b"damaged")
     with pytest.raises(Corrupt):
         carry_over(old, new)
+
+
+def test_no_two_erasures_are_taken_for_one() -> None:
+    """A second one with the name of the first is the first, said again, and erases nothing."""
+    asked = [("gdpr/2026", "acme"), ("gdpr", "2026/acme"), ("4/gdpr", "acme"), ("4", "gdpr/acme")]
+    ids = {erasure_command(KEY, account, False, name)[0]["id"] for name, account in asked}
+    assert len(ids) == len(asked)
