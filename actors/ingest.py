@@ -272,12 +272,11 @@ class Ingest(Actor):
             (group, *command_proposal(kind, [group], command, self._stage.registry_version))
             for group, command in sorted(commands.items())
         ]
-        if not self._leaders.alone:
+        if len(proposals) == 1 and self._leaders.alone:
+            ((_, meta, payload),) = proposals
+            self._send(meta, payload, msgpack.packb([asked]))
+        else:
             self._splitting.commands(asked, proposals, header.deadline_ms / 1000)
-            return
-        for group, meta, payload in proposals:
-            origin = [asked] if group == proposals[-1][0] else []
-            self._send(meta, payload, msgpack.packb(origin))
 
     def _propose(self) -> None:
         """Pack what is staged into one proposal."""

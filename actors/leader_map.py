@@ -24,11 +24,12 @@ class LeaderMap:
     """Changes only through `take`."""
 
     def __init__(self, options: Options) -> None:
-        self.own = options.node.id
         self.alone = not options.node.peers
+        self.own = options.node.id or 1  # a node alone needs no number; 0 means that none leads
         self.known = self.alone
         self.version = FIRST_VERSION
-        self.nodes: NDArray[np.uint8] = np.zeros(GROUP_COUNT, np.uint8)  # by group; 0: not known
+        # By group; 0: not known.
+        self.nodes: NDArray[np.uint8] = np.full(GROUP_COUNT, self.own * self.alone, np.uint8)
 
     def take(self, frames: Sequence[Frame]) -> None:
         """Take over a `leaders` message: version, and the node of each group."""
