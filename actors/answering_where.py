@@ -34,6 +34,7 @@ from meterd.protocol.errors import (
     RangeExpired,
     UnknownMetric,
 )
+from meterd.protocol.limits import NODE_MAX
 from meterd.protocol.log_format import META_GROUP
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def split_cursor(cursor: str) -> tuple[int, str]:
     number, end, rest = cursor.partition(CURSOR_END)
     if not end:
         return 0, cursor
-    if not number.isdecimal() or len(number) > 3:
+    if not number.isdecimal() or len(number) > 3 or int(number) > NODE_MAX:
         raise BadRequest("after: not a cursor that this kind of question gave")
     return int(number), rest
 

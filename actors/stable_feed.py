@@ -213,7 +213,8 @@ def _read_page(
         raise RangeExpired(EXPIRED)
     limits = _held_back(view, places, positions, begin, log.repaired)
     is_held_back = bool((limits < unapplied)[wanted].any())
-    unread = _Unread(places, positions, limits, wanted, until)
+    # Segments may hold more than was applied when this was asked, in another order than by index.
+    unread = _Unread(places, positions, np.minimum(limits, unapplied), wanted, until)
     feed = Feed(view, question, registry, horizon, unread)
     place = begin
     while not feed.is_full and place.file_number <= view.end_file:
@@ -254,8 +255,11 @@ def _held_back(
             if part in mended or (high > later).any():
                 ahead = places.table(view, part).first_ahead(positions, later)
                 first = np.minimum(first, ahead)
+            # Where a part begins before what is not read yet, its bounds do not say what is.
+            is_begun = bool(((low < following) & (following <= high)).any())
+            least = places.table(view, part).least_unread(positions) if is_begun else low
             there = high >= following
-            later[there] = np.minimum(later, np.maximum(low, following))[there]
+            later[there] = np.minimum(later, least)[there]
     return np.where(first == NO_INDEX, I64_MAX, first << POSITION_ROW_BITS)
 
 

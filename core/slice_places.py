@@ -69,17 +69,21 @@ class SlicePlaces:
         Only what is at or behind the positions counts; `later`: the least index of each group in
         the parts behind this one.
         """
-        found = np.full(PARTITION_COUNT, NO_INDEX, np.int64)
-        counts = np.diff(self._starts)
-        groups = np.repeat(np.arange(PARTITION_COUNT), counts)
-        indexes = self._indexes[: len(groups)]
-        unread = indexes >= positions[groups] >> POSITION_ROW_BITS
+        groups, indexes, unread = self._unread_slices(positions)
         keys = groups << INDEX_BITS | np.where(unread, indexes, NO_INDEX)
         # Of each slice the least of its group from there on: the groups before have lower keys.
         least = np.minimum.accumulate(keys[::-1])[::-1]
-        ahead = unread & ((least < keys) | (later[groups] < indexes))
-        np.minimum.at(found, groups[ahead], indexes[ahead])
-        return found
+        return _least(groups, indexes, unread & ((least < keys) | (later[groups] < indexes)))
+
+    def least_unread(self, positions: Ints) -> Ints:
+        """Return the least index of each group at or behind the positions, or `NO_INDEX`."""
+        return _least(*self._unread_slices(positions))
+
+    def _unread_slices(self, positions: Ints) -> tuple[Ints, Ints, Mask]:
+        """Return group and index of each slice, and which are at or behind the positions."""
+        groups = np.repeat(np.arange(PARTITION_COUNT), np.diff(self._starts))
+        indexes = self._indexes[: len(groups)]
+        return groups, indexes, indexes >= positions[groups] >> POSITION_ROW_BITS
 
     def unread(self, groups: Ints, places: Ints, positions: Ints, wanted: Mask) -> Mask:
         """Say of stored rows (partition and place) whether they are wanted and not yet read."""
@@ -92,10 +96,18 @@ class SlicePlaces:
         return chosen
 
 
+def _least(groups: Ints, indexes: Ints, chosen: Mask) -> Ints:
+    """Return the least index of each group among the chosen slices; `NO_INDEX`: there is none."""
+    found = np.full(PARTITION_COUNT, NO_INDEX, np.int64)
+    np.minimum.at(found, groups[chosen], indexes[chosen])
+    return found
+
+
 def of_segment(slices: Slices) -> SlicePlaces:
     """Return the places of a segment's slices, those of all groups."""
     groups = np.repeat(np.arange(len(slices.group) - 1), np.diff(slices.group))
-    return SlicePlaces(groups, slices.first, slices.index)
+    here = slices.index > 0  # one that its group did not take has no index
+    return SlicePlaces(groups[here], slices.first[here], slices.index[here])
 
 
 class LogPlaces(SlicePlaces):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meterd.actors import stable_feed
+from meterd.actors.log_files import View
 from meterd.core import feed_cursor
 from meterd.core.feed_cursor import FeedCursor, is_stable, parse
 from meterd.core.listing import FeedPlace
@@ -338,3 +340,86 @@ def test_what_is_no_cursor(text: str) -> None:
     with pytest.raises(BadRequest):
         parse(text)
     assert feed_cursor.MARK == "p."
+
+
+def pages_of(replica: Replica) -> list[list[str]]:
+    """Read a feed from its beginning, in as few pages as it takes."""
+    pages, cursor = [], None
+    while True:
+        page = replica.page(Question("feed", limit=1_000, after=cursor, **EVER))
+        cursor = page["next"]
+        if not page["events"]:
+            return pages
+        pages.append([event["id"] for event in page["events"]])
+
+
+def some(account: str, name: object) -> list[LoggedEvent]:
+    return [LoggedEvent(account, str(name), 1, 1, 5)]
+
+
+def test_what_waited_for_a_repair_in_another_file_takes_one_page_more(tmp_path: Path) -> None:
+    replica = Replica(tmp_path / "1")
+    replica.lose(some("a", "lost"), set())
+    for number in range(40):
+        replica.hold(some("a", number), set())
+    replica.log.seal(segmented=False)
+    replica.repair(Random(1))
+    replica.apply()
+    for number in range(40, 43):
+        replica.store(some("a", number))
+        replica.log.seal(segmented=number % 2 == 0)
+    assert pages_of(replica) == [["lost"], [str(number) for number in range(43)]]
+
+
+def test_slices_that_no_group_took_say_nothing_of_the_order(tmp_path: Path) -> None:
+    replica = Replica(tmp_path / "1")
+    for number in range(40):
+        replica.store(some("a", number))
+    replica.log.seal(segmented=True)
+    replica.log.write(some("a", "not here"), absent=True)
+    replica.store(some("a", 40))
+    replica.log.seal(segmented=True)
+    replica.lose(some("b", "lost"), set())
+    replica.repair(Random(1))
+    replica.apply()
+    assert pages_of(replica) == [[*(str(number) for number in range(41)), "lost"]]
+
+
+def test_nor_do_they_hide_that_events_have_gone(tmp_path: Path) -> None:
+    replica = Replica(tmp_path / "1")
+    for number in range(4):
+        if number == 2:
+            replica.log.write(some("a", "not here"), absent=True)
+        replica.store(some("a", number))
+        if number % 2:
+            replica.log.seal(segmented=True)
+    first = replica.page(Question("feed", limit=1, **EVER))["next"]
+    replica.log.delete([1], REGISTRY, 6)
+    replica.places = stable_feed.Places()
+    with pytest.raises(RangeExpired):
+        replica.page(Question("feed", after=first, **EVER))
+
+
+def test_a_question_from_before_a_repair_does_not_step_over_it(tmp_path: Path) -> None:
+    """A segment is made between the question and its answer, of a file in which rows waited."""
+    replica = Replica(tmp_path / "1")
+    replica.store(some("a", "first"))
+    replica.lose(some("a", "lost"), set())
+    replica.hold(some("a", "behind"), set())
+    replica.log.seal(segmented=False)
+    log = stable_feed.AppliedLog(replica.indexes.tobytes(), replica.waits, [])
+    end = (replica.log.builder.file_number, len(replica.log.builder.data))
+    refused = replica.log.refused_of_waiting()
+    replica.repair(Random(1))
+    replica.apply()
+    replica.log.make_segment(1)
+    replica.log.files.segmented(1)
+    view = View(replica.log.files, end, refused, replica.log.erasures)
+    question = Question("feed", limit=9, **EVER)
+    steps = stable_feed.read_feed(view, question, REGISTRY, I64_MIN, replica.places, log)
+    page = finish(steps)
+    found = [event["id"] for event in page["events"]]
+    while page["events"]:
+        page = replica.page(Question("feed", limit=9, after=page["next"], **EVER))
+        found += [event["id"] for event in page["events"]]
+    assert found == ["first", "lost", "behind"]
