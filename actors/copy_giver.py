@@ -24,6 +24,7 @@ from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import ACTIVE_NAME
 
 PIECE_SIZE: Final = 256 * 1024
+OFFSET_MAX: Final = 1 << 62
 # For so long nobody else is given leave, unless who was has started again.
 LEAVE_NS: Final = 60 * 10**9
 
@@ -76,7 +77,7 @@ class CopyGiver:
         return [[name, size] for name, size in listed if peer_copy.is_taken(name)]
 
     def _piece(self, name: str, offset: int) -> dict[str, Any]:
-        if not peer_copy.is_taken(name) or offset < 0:
+        if not peer_copy.is_taken(name) or not 0 <= offset < OFFSET_MAX:
             return {"gone": True}
         try:
             descriptor = os.open(self._root / name, os.O_RDONLY | os.O_CLOEXEC)

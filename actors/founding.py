@@ -29,7 +29,7 @@ from meterd.actors.notify import Notifier
 from meterd.actors.options import Options
 from meterd.core import founding as rules
 from meterd.core.founding import AskToBeAdded, Founding, GiveUp, Make, Reply, Take
-from meterd.core.members import Members
+from meterd.core.members import FIRST_INCARNATION, Member, Members
 from meterd.protocol import body as bodies
 from meterd.protocol.envelope import RequestHeader, decode_answer, encode_request
 from meterd.protocol.errors import (
@@ -94,8 +94,15 @@ class Respondent:
         }
         if verdict == rules.GIVEN:
             logger.info("gave node %d incarnation %d", node, incarnation)
-            reply["identity"] = identity.given(who, incarnation)
+            reply["identity"] = identity.given(who, incarnation, self._others(node, incarnation))
         return pack(reply)
+
+    def _others(self, node: int, incarnation: int) -> list[Member]:
+        """Return whom a node will meet that is none of those the cluster was made of."""
+        first = {number for number, _, _ in identity.given(self._who, 1)["first_members"]}
+        if self.members is None or (node in first and incarnation == FIRST_INCARNATION):
+            return []
+        return [one for one in self.members.present if one.node != node]
 
 
 def pack(fields: Mapping[str, Any]) -> list[bytes]:

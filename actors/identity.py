@@ -47,6 +47,9 @@ class Identity:
     # Number, replication address and application address of the nodes that the cluster was made
     # of; empty for a single node.
     first_members: tuple[tuple[int, str, str], ...] = ()
+    # Number, incarnation and replication address of the other nodes that there were when a running
+    # cluster gave this one its identity; empty for those that the cluster was made of.
+    others: tuple[tuple[int, int, str], ...] = ()
 
     @property
     def beginning(self) -> Members:
@@ -58,6 +61,14 @@ class Identity:
         """Each group's members where its log begins."""
         beginning = self.beginning
         return [beginning.configuration(group) for group in range(members.GROUP_COUNT)]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The members to talk to before the log says who there is."""
+        if not self.others:
+            return [one.member for one in self.beginning.present if one.node != self.node_id]
+        first = members.FIRST_INCARNATION
+        return [member_id(node, incarnation - first) for node, incarnation, _ in self.others]
 
     @property
     def member(self) -> int:
@@ -130,24 +141,33 @@ def taken(node_id: int, fields: Mapping[str, Any]) -> Identity:
         storage_version=STORAGE_VERSION,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         first_members=_first_members(fields["first_members"]),
+        others=_others(fields.get("others", ())),
     )
     _check(made)
     return made
 
 
-def given(who: Identity, incarnation: int) -> dict[str, Any]:
-    """Return what another node of the same cluster takes its identity from."""
+def given(who: Identity, incarnation: int, others: Iterable[members.Member] = ()) -> dict[str, Any]:
+    """Return what another node of the same cluster takes its identity from.
+
+    others: the nodes that it will meet, where it is none of those the cluster was made of.
+    """
     return {
         "cluster_id": who.cluster_id_hex,
         "identity_key": who.identity_key_hex,
         "incarnation": incarnation,
         # Of one that was a single node, too: the log begins with it alone.
         "first_members": [list(one) for one in who.first_members] or [[who.node_id, "", ""]],
+        "others": [[one.node, one.incarnation, one.peer_address] for one in others],
     }
 
 
 def _first_members(rows: Iterable[Any]) -> tuple[tuple[int, str, str], ...]:
     return tuple((int(node), str(peer), str(client)) for node, peer, client in rows)
+
+
+def _others(rows: Iterable[Any]) -> tuple[tuple[int, int, str], ...]:
+    return tuple((int(node), int(incarnation), str(peer)) for node, incarnation, peer in rows)
 
 
 def _check(identity: Identity) -> None:
@@ -227,6 +247,7 @@ def decode(raw: bytes, path: str) -> Identity:
         body = unseal(raw)
         del body["magic"]
         body["first_members"] = _first_members(body.get("first_members", ()))
+        body["others"] = _others(body.get("others", ()))
         identity = Identity(**body)
         _check(identity)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -152,6 +152,7 @@ class Replication(Actor):
         """Return where the other nodes are: as the members say, or else the operator."""
         node = self.options.node
         found = {peer.node: peer.address for peer in node.cluster_nodes}
+        found |= {number: address for number, _, address in self._who.others if address}
         found |= {m.node: m.peer_address for m in self._requests.members.present if m.peer_address}
         found.pop(node.id, None)
         return found
@@ -289,7 +290,7 @@ class Replication(Actor):
             cluster=self._cluster,
             member=self._who.member,
             boot=self._boot,
-            seeds=[one.member for one in self._requests.members.present],
+            seeds=self._who.seeds,
             sequence=end["sequence"],
             leader_time=end["leader_time"],
             random=random.Random(),

@@ -25,7 +25,7 @@ class Led(NamedTuple):
 
     configuration: Configuration
     settled: bool  # that is committed, as is an op of this term; no transfer is under way
-    caught_up: Collection[int]  # learners (and voters) that have nearly all
+    caught_up: Collection[int]  # learners (and voters) that are there and have nearly all
 
 
 class Change(NamedTuple):

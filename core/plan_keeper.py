@@ -61,10 +61,11 @@ class _Presence:
             self.declines += 1
             self.declined_at = now
 
+    def has_declined(self, now: int) -> bool:
+        return bool(self.declines) and now - self.declined_at < _doubled(self.declines)
+
     def may_lead(self, now: int) -> bool:
-        if self.since is None:
-            return False
-        if self.declines and now - self.declined_at < _doubled(self.declines):
+        if self.since is None or self.has_declined(now):
             return False
         losses = self.losses if now - self.lost_at < FORGIVEN_MS else 0
         return now - self.since >= _doubled(max(losses - 1, 0))
@@ -109,10 +110,12 @@ class PlanKeeper:
         }
         self._see(node, led, now, leaving)
         self._take_answers(node, led, now)
-        self.is_settled = not (self._asked or leaving)
+        declined = {m for m, one in self._presences.items() if one.has_declined(now)}
+        self.is_settled = not (self._asked or leaving or declined)
         if not led or len(members.present) < 2 or node.member in leaving:
             return []
-        facts = {number: self._led(node, number, view) for number, view in led.items()}
+        able = {member for member, one in self._presences.items() if one.is_there} - declined
+        facts = {number: self._led(node, number, view, able) for number, view in led.items()}
         requests = []
         steps = next_steps(members, node.member, facts)
         self.is_settled &= not steps
@@ -157,13 +160,14 @@ class PlanKeeper:
                 if leads or group in led:
                     self._presences[member].answer(leads, now)
 
-    def _led(self, node: Node, number: int, view: View) -> Led:
+    def _led(self, node: Node, number: int, view: View, able: Collection[int]) -> Led:
+        """`able`: who is there; the dead may have nearly all, too, and would never lead."""
         group = node.groups[number]
         settled = group.log.configuration_index <= view.commit and view.commit >= group.term_start
         caught_up = {
             member
             for member, match in view.matches.items()
-            if match > 0 and view.last - match <= node.settings.promotion_lag_max
+            if match > 0 and view.last - match <= node.settings.promotion_lag_max and member in able
         }
         return Led(group.log.configuration, settled, caught_up | {node.member})
 

@@ -159,7 +159,7 @@ class Node:
         self.peers: list[int] = []
         self._stirred = True  # a configuration may have changed since peers were looked for
         self._find_peers()
-        self.standing = Standing(member, moment.block - 1, heard or {})
+        self.standing = Standing(member, moment.block - 1, heard or {}, self.seeds)
         self._aside = dict(self.groups)  # groups that neither vote nor ack yet
         self.clocks = ClockCheck(settings.clock_off_ms)
         self.beat_at = moment.now

@@ -4,14 +4,17 @@ Every envelope says how far its sender's log is durable.  Who has heard of a lat
 started node has knows that its directory is an older copy, which has forgotten votes and acks.
 
 A group needs the word of a majority of its voters, this node included: then nobody can have lost
-more than this node's own word.  Who has no configuration yet needs anybody's.
+more than this node's own word.  Where the configuration does not name this node it is only where
+the log of others begins, whose members may all have been replaced since: then all but one of the
+nodes that there were when this one came must speak.  With those is a majority of any group that it
+has become a member of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from meterd.protocol.raft_messages import Configuration
+from meterd.protocol.raft_messages import Configuration, node_of
 
 # Of a member: its boot, its block in that, its highest block in all boots before.
 Heard = tuple[int, int, int]
@@ -20,9 +23,16 @@ Heard = tuple[int, int, int]
 class Standing:
     """Of one node, since its start."""
 
-    def __init__(self, member: int, block: int, heard: Mapping[int, Heard]) -> None:
-        """`block`: the last durable one at the start; `heard`: before it, as far as it is known."""
+    def __init__(
+        self, member: int, block: int, heard: Mapping[int, Heard], others: Iterable[int] = ()
+    ) -> None:
+        """`block`: the last durable one at the start; `heard`: before it, as far as it is known.
+
+        others: the members that there were when this one came.
+        """
         self.block = block
+        self._member = member
+        self._others = {node_of(one) for one in others}
         self._confirmed_by = {member: None}
         self.heard = dict(heard)  # bounded by the members there are
 
@@ -47,7 +57,9 @@ class Standing:
 
     def is_confirmed(self, configuration: Configuration) -> bool:
         """Whether a replica with this configuration may vote and ack."""
-        if not configuration.voters:
-            return len(self._confirmed_by) > 1
+        if self._member not in configuration.members:
+            nodes = {node_of(one) for one in self._confirmed_by if one != self._member}
+            known = nodes & self._others if self._others else nodes
+            return len(known) >= max(1, len(self._others) - 1)
         count = sum(voter in self._confirmed_by for voter in configuration.voters)
         return count >= configuration.quorum

@@ -373,6 +373,8 @@ class Steady:
     def ack(self, source: int, acks: AckSlices) -> tuple[CommitSlices | None, Ints]:
         """Take a streaming follower's acks; return what is committed, and rows not taken."""
         rows = np.array(acks, np.int64)
+        # Nobody has of me what I have not: the kernel leaves such a row, as one of another term.
+        rows[1, rows[3:].max(axis=0) > self._columns[kernels.LAST, rows[0]]] = -1
         left = np.empty(rows.shape[1], np.int64)
         committed = np.empty((2, rows.shape[1]), np.int64)
         more, raised = kernels.take_acks(source, *self.state, rows, left, committed)

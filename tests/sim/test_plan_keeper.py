@@ -115,6 +115,20 @@ def test_who_does_not_take_over_is_asked_less_and_less(kept: Kept) -> None:
     kept.ms_until_home(1, HAND_BACK_MAX_MS + SOON_MS)
 
 
+def test_a_node_that_is_drained_hands_over_to_the_living(kept: Kept) -> None:
+    """The dead one lacked nothing worth speaking of, and was asked again and again."""
+    kept.kill(2)
+    kept.run(5_000)
+    machine = kept.world.machines[1]
+    led = [group for group in range(GROUPS) if machine.leads(group)]
+    kept.members.apply({"op": "node_state", "node": 1, "state": "drained"})
+    kept.hand_overs = 0
+    kept.run(5_000)
+    assert led and not any(machine.leads(group) for group in led)
+    assert all(kept.world.machines[3].leads(group) for group in led)
+    assert kept.hand_overs == len(led)
+
+
 def test_a_plan_that_is_carried_out_need_not_be_looked_at_while_all_rests() -> None:
     """Only then: a node that lacks something, or that is to lead again, is work to come."""
     kept = Kept(1, fast=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 from typing import Any
@@ -63,6 +63,7 @@ def make_node(
     boot: int = 1,
     now: int = 0,
     make: Callable[..., Node] = Node,
+    seeds: Sequence[int] = (),
 ) -> Node:
     moment = Moment(now, block + 1)
     mark = Mark(0, 0, 0, Configuration(voters))
@@ -84,7 +85,7 @@ def make_node(
         boot=boot,
         moment=moment,
         groups=made,
-        seeds=voters,
+        seeds=seeds or voters,
         settings=SETTINGS,
     )
 
@@ -286,3 +287,26 @@ def test_settings_that_break_leases_are_named() -> None:
     assert Settings(sticky_ms=950).check()
     assert Settings(beat_ms=400).check()
     assert Settings(check_quorum_ms=500).check()
+
+
+@pytest.mark.parametrize(
+    ("member", "founders", "others", "speak"),
+    [
+        (member_id(3, 1), (1, 2, 3), (1, 2), (1,)),
+        (member_id(2, 1), (1, 2, 3), (1, member_id(3, 1)), (member_id(3, 1),)),
+        (4, (1, 2, 3), (1, member_id(2, 1), member_id(3, 1)), (1, member_id(3, 1))),
+        (member_id(1, 1), (1,), (2, 3), (3,)),
+        (4, (1,), (2, 3), (2,)),
+        (7, (1, 2, 3), (2, 3, 4, 5, 6), (3, 4, 5, 6)),
+    ],
+)
+def test_a_new_member_needs_the_word_of_all_others_but_one(
+    member: int, founders: tuple[int, ...], others: tuple[int, ...], speak: tuple[int, ...]
+) -> None:
+    """Its log begins with those that the cluster was made of, who may all be others by now."""
+    node = make_node(member, founders, boot=1, seeds=others)
+    assert {m.block for m in sent(node.step(0, 0, Tick()), Hello)} == {0}
+    for peer in speak:
+        assert node.is_aside
+        tell(node, 1, peer, HelloReply(node.boot, 0))
+    assert not node.is_aside
