@@ -12,6 +12,7 @@ Reading is done by a thread (`op_reader.py`), of what is durable.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from meterd.actors.op_reader import Asked, OpReader, Unfilled
@@ -34,10 +35,12 @@ class Taken(NamedTuple):
 class CatchingUp:
     """See the module."""
 
-    def __init__(self, directory: str, file_number: int, offset: int) -> None:
-        """The log is durable up to this place."""
+    def __init__(
+        self, directory: str, file_number: int, offset: int, void: Mapping[int, int] | None = None
+    ) -> None:
+        """The log is durable up to this place; `void`: see `OpReader`."""
         self._end = OpPlace(file_number, offset)
-        self._reader = OpReader(directory)
+        self._reader = OpReader(directory, void=void)
         self._has_asked = False
 
     @property

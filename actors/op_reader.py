@@ -17,6 +17,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -96,7 +97,10 @@ class OpReader:
         self,
         directory: str,
         answer_size_max: int = ANSWER_SIZE_MAX,
+        void: Mapping[int, int] | None = None,
     ) -> None:
+        """`void`: of a group, the number of the last file whose ops of it count for nothing."""
+        self._void = void or {}
         self._files = _Files(directory)
         self._places = OpPlaces()
         self._size_max = answer_size_max
@@ -303,8 +307,9 @@ class OpReader:
     def _places_of(self, asked: Asked, end: OpPlace) -> Found | None:
         """Return where the ops lie; index files until the first is found.  None: one has gone."""
         wanted = asked.wanted
+        oldest = max(self._oldest, self._void.get(wanted.group, 0) + 1)
         search = self._places.search(
-            wanted.group, wanted.first, wanted.last, self._oldest, end.file_number
+            wanted.group, wanted.first, wanted.last, oldest, end.file_number
         )
         try:
             number = next(search)

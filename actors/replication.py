@@ -300,7 +300,8 @@ class Replication(Actor):
         self.send("usage", [b"replay", frames[1], logs["marks"][0]])
         if self._peers is not None:
             directory = self.options.node.data_dir
-            self._catching_up = CatchingUp(directory, end["file_number"], end["offset"])
+            place = end["file_number"], end["offset"]
+            self._catching_up = CatchingUp(directory, *place, end["void"])
             self._lateness = Lateness(time.monotonic())
             self.watch(self._catching_up.descriptor, self._on_read)
             self._needs = FollowerNeeds(self, self._replicas.node, end["file_number"])

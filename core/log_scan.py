@@ -80,7 +80,8 @@ class Groups:
     """The last term, index, digest and time of each group, and the last record's time and number.
 
     And the log files, rising, with repairs of ops: what they hold lies behind newer ops of its
-    group.  Changes only through `follow`, `take`, `adopt` and `note_repair`.
+    group.  And up to which file the ops of a group count for nothing, because it was adopted from a
+    peer since.  Changes only through `follow`, `take`, `adopt` and `note_repair`.
     """
 
     def __init__(self) -> None:
@@ -91,6 +92,7 @@ class Groups:
         self.leader_time = 0  # the latest of all
         self.sequence = 0
         self.repaired: list[int] = []
+        self.void: dict[int, int] = {}  # of a group: the number of the last such file
 
     def packed(self) -> dict[str, Any]:
         """Return everything as plain values, for a message or a checkpoint."""
@@ -104,6 +106,7 @@ class Groups:
             },
             "times": {group: int(self.time[group]) for group in used},
             "repaired": self.repaired,
+            "void": self.void,
         }
 
     @classmethod
@@ -117,6 +120,7 @@ class Groups:
             groups.digest[group] = np.frombuffer(digest, np.uint64)
             groups.time[group] = times.get(group, groups.leader_time)
         groups.repaired = list(packed.get("repaired", []))
+        groups.void = dict(packed.get("void", {}))
         return groups
 
     def follow(self, record: Record) -> None:
@@ -157,8 +161,9 @@ class Groups:
         """Do so with all slices of a record; False, and nothing moves, when one has a flag."""
         return self._take(record, record.slices, plain=True)
 
-    def adopt(self, other: Groups, group: int) -> None:
-        """Go on with a group where another replica of it is."""
+    def adopt(self, other: Groups, group: int, file_number: int) -> None:
+        """Go on with a group where another replica of it is; the log has its ops behind a file."""
+        self.void[group] = file_number
         for mine, theirs in zip(self._columns, other._columns, strict=True):
             mine[group] = theirs[group]
         self.leader_time = max(self.leader_time, int(other.time[group]))

@@ -108,7 +108,7 @@ def adopt(
     """
     say(f"taking {int(groups.sum())} groups over")
     bundles = rows.bundles(donor)
-    sealed = _seal(own, who, len(bundles), log_size)
+    sealed, last_file = _seal(own, who, len(bundles), log_size)
     replaced = rows.leave_out(own, groups, target)
     rows.refuse(own, groups)
     segments, events = [], 0
@@ -125,7 +125,7 @@ def adopt(
     events += totals.adopt(own, donor, groups, state.erasures, target)
     state.stored += events
     for group in np.flatnonzero(groups).tolist():
-        own.replayer.groups.adopt(donor.replayer.groups, group)
+        own.replayer.groups.adopt(donor.replayer.groups, group, last_file)
         own.replayer.applier.facts.adopt(donor.replayer.applier.facts, group)
     say("entering identities")
     runs = identities.write(own, donor, groups, segments, target)
@@ -133,8 +133,11 @@ def adopt(
     return Adopted(int(groups[:PARTITION_COUNT].sum()), events, _names(own, replaced, target))
 
 
-def _seal(own: Loaded, who: Identity, count: int, size: int) -> list[Sealed]:
-    """Have the own log go on `count` files later, each of them with the node's promises alone."""
+def _seal(own: Loaded, who: Identity, count: int, size: int) -> tuple[list[Sealed], int]:
+    """Have the own log go on `count` files later, each of them with the node's promises alone.
+
+    Returns these, and the number of the file before the one in which it goes on.
+    """
     device, directory = disk.LocalDisk(), own.directory
     spare = Spare(device, directory, size)
     log = Log(device, directory, spare, Owner.of(who, directory), time.time_ns)
@@ -150,7 +153,7 @@ def _seal(own: Loaded, who: Identity, count: int, size: int) -> list[Sealed]:
     log.begin_file()
     log.close()
     spare.close()
-    return found
+    return found, log.file_number - 1
 
 
 def _save(own: Loaded, runs: list[list[Any]], target: str) -> None:

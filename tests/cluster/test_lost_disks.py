@@ -29,7 +29,7 @@ def test_the_second_lost_disk_comes_back_too() -> None:
             assert client.ingest(events(batch)).stored == ACCOUNTS
             lost.kill9()
             shutil.rmtree(lost.data_dir)
-            good(asked, "node", "recover", str(lost.number), timeout=SECONDS)
+            good(asked, "node", "recover", str(lost.number))
             lost.start()
             good(asked, "wait", "--for", "caught-up", timeout=SECONDS)
         three.kill9()

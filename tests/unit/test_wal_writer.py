@@ -112,6 +112,7 @@ def test_an_empty_directory_gets_a_log(writer: Recorded) -> None:
         "groups": {},
         "times": {},
         "repaired": [],
+        "void": {},
     }
     writer.close()
 
