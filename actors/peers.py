@@ -225,6 +225,10 @@ class Peers:
         peer = self._peers.get(node)
         return peer.member if peer is not None else 0
 
+    def connected(self) -> set[int]:
+        """Return the nodes that small messages reach now."""
+        return {node for node, peer in self._peers.items() if sockets.takes(peer.connections[0])}
+
     def links(self) -> dict[int, Link]:
         """Return what is known of the connections to each node."""
         return {

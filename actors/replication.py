@@ -34,6 +34,7 @@ from meterd.actors.held_proposals import HeldProposals
 from meterd.actors.lateness import Lateness
 from meterd.actors.link_faults import LinkFaults
 from meterd.actors.offspring import step_forward
+from meterd.actors.peer_addresses import PeerAddresses
 from meterd.actors.peers import Own, Peers
 from meterd.actors.read_rounds import ReadRounds
 from meterd.actors.replica_traffic import ReplicaTraffic
@@ -96,6 +97,7 @@ class Replication(Actor):
     _lateness: Lateness | None = None  # the same
     _proposed_at = -BUSY_SECONDS  # when a proposal came last
     _caught_up_at = 0.0  # when something that was read was sent last
+    _addresses_due = 0.0
     _read_due = NEVER  # when to look for ops that were read, if they do not say so
 
     def open(self) -> None:
@@ -133,6 +135,8 @@ class Replication(Actor):
         """Listen to the other nodes, and connect to them.  Raises BootFailed."""
         step_forward()
         node = self.options.node
+        listed = {peer.node: peer.address for peer in node.cluster_nodes}
+        self._peer_addresses = PeerAddresses(listed)
         addresses = self._addresses()
         sockets.use_threads(min(len(addresses) + 1, IO_THREADS_MAX))
         self._peers = Peers(
@@ -149,12 +153,12 @@ class Replication(Actor):
         self.listen(listener, self._on_peer, self._peers.receive, two_way=False)
 
     def _addresses(self) -> dict[int, str]:
-        """Return where the other nodes are: as the members say, or else the operator."""
-        node = self.options.node
-        found = {peer.node: peer.address for peer in node.cluster_nodes}
-        found |= {number: address for number, _, address in self._who.others if address}
-        found |= {m.node: m.peer_address for m in self._requests.members.present if m.peer_address}
-        found.pop(node.id, None)
+        """Return where to look for the other nodes."""
+        known = {number: address for number, _, address in self._who.others}
+        known |= {m.node: m.peer_address for m in self._requests.members.present}
+        connected = set() if self._peers is None else self._peers.connected()
+        found = self._peer_addresses.choose(known, connected, time.monotonic())
+        found.pop(self.options.node.id, None)
         return found
 
     def _digest_at(self, group: int, index: int) -> int | None:
@@ -555,6 +559,9 @@ class Replication(Actor):
             self._heard.turn(now, self._replicas.node.standing.heard)
         due = self._replicas.deadline / 1000
         if self._peers is not None:
+            if now >= self._addresses_due:
+                self._addresses_due = now + BEAT_SECONDS
+                self._peers.update(self._addresses())
             self._tell_led(now)
             self.forwarding.pump()
             self._traffic.flush()
