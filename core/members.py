@@ -36,6 +36,8 @@ FIRST_INCARNATION: Final = 1
 REPLICAS: Final = 3
 # Of the metric registry and of the nodes: the more voters, the more nodes may fail.
 META_VOTERS_MAX: Final = 5
+# Everybody learns the meta group, and a record of its members holds some more than these.
+NODES_MAX: Final = 60
 CLUSTER_VERSION: Final = 1
 # Stands for the directories of the first nodes: the founder knows their ids (`founding.py`).
 FIRST_DIRECTORY: Final = "first"
@@ -111,6 +113,8 @@ class Members:
         if known is None or known.state == REMOVED:
             if not 1 <= number <= NODE_MAX:
                 raise ChangeRefused(f"nodes of a cluster have numbers from 1 to {NODE_MAX}")
+            if len(self.present) >= NODES_MAX:
+                raise ChangeRefused(f"a cluster has at most {NODES_MAX} nodes")
             incarnation = FIRST_INCARNATION if known is None else known.incarnation + 1
             new = Member(number, incarnation, *_addresses(command), LEARNER, directory)
         elif not directory or not known.directory or known.directory == directory:

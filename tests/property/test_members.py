@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,9 @@ from meterd.core.members import DRAINED, REMOVED, VOTER, Members, Seat, first
 from meterd.core.plan_changes import Change, HandOver, Led
 from meterd.core.raft.membership import is_single_change
 from meterd.protocol.errors import ChangeRefused
-from meterd.protocol.raft_messages import Configuration, member_id, node_of
+from meterd.protocol.log_format import SLICE
+from meterd.protocol.raft_messages import CONFIG, Configuration, member_id, node_of
+from meterd.protocol.raft_records import engine_body, engine_record
 
 numbers = st.integers(1, 7)
 directories = st.sampled_from(["", "a", "b", "c"])
@@ -222,3 +225,17 @@ def test_what_waits_for_its_directory_holds_nobody_up() -> None:
     steps = plan_changes.next_steps(members, own, led)
     assert Change(9, Configuration((own,), (member_id(2, 0),))) in steps
     assert not any(isinstance(step, Change) and step.group != 9 for step in steps)
+
+
+def test_a_cluster_has_no_more_nodes_than_its_members_can_be_written_down() -> None:
+    members = beginning(3)
+    for number in range(4, rules.NODES_MAX + 2):
+        add = {"op": "node_add", "node": number, "directory": f"d{number}"}
+        add |= {"peer_address": f"n{number}:1", "client_address": f"n{number}:2"}
+        if number <= rules.NODES_MAX:
+            members.apply(add)
+        else:
+            with pytest.raises(ChangeRefused):
+                members.apply(add)
+    some = members.configuration(rules.META_GROUP)
+    assert engine_body(engine_record(CONFIG, some, np.zeros(1, SLICE))) == some
