@@ -88,6 +88,9 @@ class IdentityStore:
         self._flush_at = flush_at
         self._runs: list[OpenRun] = []
         self._parts: list[FileName] = []  # what of those in memory is durable
+        # Numbers go on, so nothing would ever replace what a killed flush or merge has left.
+        for path in self._directory.glob("ids-*.tmp"):
+            path.unlink()
         names = (path.name for path in self._directory.glob("ids-*"))
         self._next = next_number(names)
         self._unfinished: set[str] = set()  # files that are made and not in use yet

@@ -163,6 +163,14 @@ def expire(state: StateMachine, day: int) -> None:
     state.horizons.move(every, {"horizon": day * DAY_NS, "future_ns": DAY_NS})
 
 
+def test_a_start_removes_what_a_killed_merge_has_left(tmp_path):
+    left = [tmp_path / "ids-000000000007.run.tmp", tmp_path / "ids-000000000009.part.tmp"]
+    for path in left:
+        path.write_bytes(b"half a file")
+    Node(tmp_path)
+    assert not any(path.exists() for path in left)
+
+
 def test_merging_drops_what_has_expired(tmp_path):
     node = Node(tmp_path, BATCH)
     for number in range(1, RUNS_PER_LEVEL):
