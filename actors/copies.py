@@ -7,8 +7,9 @@ never written in place is whole; three things may not fit together, and are put 
     it, with a warning; everything behind it was acknowledged after the copy had begun
   * `wal.log` may be a later file than the one after the last full one, which then lies under its
     second name (`wal-….open`); what is behind a gap is left out
-  * a checkpoint may name files that the copy lacks, or reach further than its log: then the one
-    before is taken, or, when the log goes back to its beginning, none
+  * a checkpoint may name files that the copy lacks, reach further than its log, or leave to a
+    segment that the copy lacks which rows were stored: then the one before is taken, or, when the
+    log goes back to its beginning, none
 
 Nothing else is forgiven: any other damage is corruption, here as at every start.  All of it happens
 before `node.json` is written anew, so a crash in between repeats it.
@@ -25,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from meterd.actors import endings, run_files
+from meterd.actors import endings, known_rows, run_files
 from meterd.actors.disk import atomic_write, sync_data, sync_directory, write_all
 from meterd.actors.held_checkpoint import IN_TURN, PREFIX
 from meterd.core import inventory
@@ -256,6 +257,8 @@ def _why_not(directory: Path, path: Path, last: _Found, prefix: str = "") -> str
     for name in inventory.identity_files(state):
         if not (_is_whole(directory / name) or _is_whole(directory / (prefix + name))):
             return f"{name} is missing"
+    for number in known_rows.unknown(str(directory), state):
+        return f"it does not say which rows of log file {number} were stored"
     return None
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from meterd.actors import claims, erased_file, restored, totals_files
+from meterd.actors import claims, erased_file, known_rows, restored, totals_files
 from meterd.actors.mapped import map_file
 from meterd.actors.segment_files import SegmentFiles
 from meterd.core import inventory
@@ -277,7 +277,7 @@ def coverage(directory: str, named: list[dict[str, Any]]) -> Iterator[Finding]:
     held = {number for name in files if (number := number_of(name))}
     found = SegmentFiles(directory)
     found.refresh(files)
-    held |= _in_segments(found, files)
+    held |= known_rows.in_segments(found, files)
     for covered in totals_files.standing(files):
         held |= set(range(covered.first, covered.last + 1))
     yield from map(of_corrupt, found.damaged())
@@ -298,50 +298,11 @@ def coverage(directory: str, named: list[dict[str, Any]]) -> Iterator[Finding]:
     if deleted > 0:
         said = f"no totals file says what log files up to {deleted} held"
         yield Finding(DAMAGE, full_name(deleted), 0, said)
-    yield from _unknown_rows(directory, named, _in_segments(found, files))
+    for number in known_rows.unknown(directory, named[0]) if named else ():
+        said = "its segment is gone, and with it which of its events were stored"
+        yield Finding(DAMAGE, full_name(number), 0, said)
     if first_needed > last:
         yield Finding(DAMAGE, full_name(first_needed), 0, "a checkpoint needs it; it is missing")
-
-
-def _in_segments(found: SegmentFiles, files: list[str]) -> set[int]:
-    """Return the log files that segments cover, but for one of which totals files hold a part."""
-    stand = totals_files.standing(files)
-    through = stand[-1].last if stand else 0
-    return {
-        number
-        for one in (*found.chosen(through + 1), *found.chosen(1 << 62, through))
-        for number in range(one.name.first, one.name.last + 1)
-    }
-
-
-def _unknown_rows(
-    directory: str, named: list[dict[str, Any]], covered: set[int]
-) -> Iterator[Finding]:
-    """Name log files without a segment of which nobody knows which rows were stored."""
-    if not named:
-        return
-    newest = named[0]
-    for name in sorted(os.listdir(directory)):
-        number = number_of(name)
-        if number is None or number in covered or number in newest["refused"]:
-            continue
-        if number < newest["position"][0] and _has_rows(os.path.join(directory, name)):
-            said = "its segment is gone, and with it which of its events were stored"
-            yield Finding(DAMAGE, name, 0, said)
-
-
-def _has_rows(path: str) -> bool:
-    data = map_file(path).data
-    at = log_format.FILE_HEADER_SIZE
-    while at < len(data):
-        try:
-            header, _ = log_format.parse_block(data, at)
-        except Damaged:
-            return False  # that was said
-        if header.row_count:
-            return True
-        at += header.block_size
-    return False
 
 
 def _active_number(directory: str) -> int | None:

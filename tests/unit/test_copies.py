@@ -17,9 +17,11 @@ from meterd.actors.wal_log import Log
 from meterd.actors.wal_recovery import Owner, Recovery
 from meterd.actors.wal_spare import Spare
 from meterd.core.log_scan import FileScan, Groups
-from meterd.protocol import log_format
+from meterd.protocol import checkpoint_format, log_format
 from meterd.protocol.errors import BootFailed
 from meterd.protocol.log_format import ACTIVE_NAME, SECTOR_SIZE, full_name, open_name
+from tests.support.log_builder import LoggedEvent
+from tests.support.log_directory import LogDirectory
 from tests.support.log_life import any_entries, as_read
 from tests.support.replica import Replica
 
@@ -133,3 +135,27 @@ def test_a_flipped_bit_in_a_copy_is_still_corruption(tmp_path):
 def test_an_empty_directory_is_a_copy_of_one(tmp_path):
     copies.settle(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def save(path: Path, position: tuple[int, int], refused: dict[int, list[object]]) -> None:
+    """Write a checkpoint that names no other file, with bitmaps of refused rows."""
+    state = {"log": {"sequence": 0, "file_number": position[0]}, "position": list(position)}
+    state |= {"refused": refused, "runs": [], "parts": []}
+    path.write_bytes(b"".join(checkpoint_format.encode(state, {})))
+
+
+def test_a_checkpoint_that_knows_a_segments_rows_by_the_segment_alone_needs_it(tmp_path):
+    log = LogDirectory(tmp_path)
+    for number in (1, 2):
+        log.write([LoggedEvent("acme", "e", number, 1, 1)])
+        log.seal(segmented=number == 1)
+    log.write([LoggedEvent("acme", "e", 3, 1, 1)])
+    newest, before = (tmp_path / name for name in copies.CHECKPOINTS)
+    save(newest, (3, log_format.FILE_HEADER_SIZE), {})
+    save(before, (3, log_format.FILE_HEADER_SIZE), {2: [b"", 1]})
+    copies.settle(str(tmp_path))
+    assert before.exists() and not newest.exists()
+    log.make_segment(2)
+    save(newest, (3, log_format.FILE_HEADER_SIZE), {})
+    copies.settle(str(tmp_path))
+    assert before.exists() and newest.exists()
