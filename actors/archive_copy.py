@@ -102,8 +102,6 @@ class StoreCopier:
         return result
 
     def _put(self, path: str, name: str, advance: Advance) -> str:
-        if self._store.size(name) is not None:
-            return PRESENT
         try:
             with open(path, "rb") as file:
                 self._store.put(name, Watched(file, advance))

@@ -107,14 +107,15 @@ class DirectoryStore:
     def put(self, name: str, source: Source) -> None:
         target = self._path(name)
         with _failures(self.url, name):
-            self._make_parents(target.parent)
-            temporary = target.with_name(f".{target.name}.tmp")
-            try:
-                _write(temporary, source)
-                _name_it(temporary, target)
-            finally:
-                temporary.unlink(missing_ok=True)
-            sync_directory(target.parent)
+            self._check_root()
+            made = not target.exists() and self._make(target, source)
+            # Also of what was there: its writer may have been killed before it came so far.
+            for directory in (target.parent, *target.parent.parents):
+                sync_directory(directory)
+                if directory == self._root:
+                    break
+        if not made:
+            raise Exists(f"{target.name} is there already")
 
     def get(self, name: str) -> Iterator[bytes]:
         with _failures(self.url, name), self._path(name).open("rb") as file:
@@ -155,13 +156,17 @@ class DirectoryStore:
         if not self._root.is_dir():
             raise StoreFailed(f"{self.url}: no such directory")
 
-    def _make_parents(self, directory: Path) -> None:
-        """Make what lies between the root and an object, durably."""
-        self._check_root()
-        missing = [part for part in [directory, *directory.parents] if not part.exists()]
+    def _make(self, target: Path, source: Source) -> bool:
+        """Make an object, durable but for its name; False when there is one by now."""
+        missing = [part for part in target.parents if not part.exists()]
         for part in reversed(missing):
             part.mkdir(mode=0o750, exist_ok=True)
-            sync_directory(part.parent)
+        temporary = target.with_name(f".{target.name}.tmp")
+        try:
+            _write(temporary, source)
+            return _name_it(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _write(path: Path, source: Source) -> None:
@@ -176,18 +181,19 @@ def _write(path: Path, source: Source) -> None:
         os.close(descriptor)
 
 
-def _name_it(temporary: Path, target: Path) -> None:
-    """Give a file its name, unless something has that name."""
+def _name_it(temporary: Path, target: Path) -> bool:
+    """Give a file its name; False when something has that name."""
     try:
         os.link(temporary, target)
     except FileExistsError:
-        raise Exists(f"{target.name} is there already") from None
+        return False
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
         if target.exists():  # a file system without hard links: one writer is the rule
-            raise Exists(f"{target.name} is there already") from None
+            return False
         os.rename(temporary, target)
+    return True
 
 
 @contextlib.contextmanager

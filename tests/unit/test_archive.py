@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from meterd.actors import archive_state, catalog
+from meterd.actors import archive_state, catalog, object_store
 from meterd.actors.archive_copy import RESULTS, STORED, CommandCopier
 from meterd.actors.archive_state import ArchiveState, Gap
 from meterd.actors.bundle import bundle
@@ -178,6 +178,19 @@ def test_what_is_archived_is_found_when_it_was_forgotten(log, target, start):
     again = start(target=str(target))
     assert again.run()["result"]["files"] == 3
     assert again.counted == {"present": 3}
+
+
+def test_what_is_found_is_made_durable_before_it_counts(log, target, start, monkeypatch):
+    start(target=str(target)).run()
+    (log.path / archive_state.FILE_NAME).unlink()
+
+    def fail(_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(object_store, "sync_directory", fail)
+    again = start(target=str(target))
+    assert again.run()["state"] == "failed"
+    assert again.status["through"] == 0
 
 
 def test_a_damaged_state_begins_anew(log, target, start, caplog):

@@ -138,6 +138,27 @@ def test_what_a_crash_left_is_no_object(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["one"]
 
 
+def test_what_was_there_counts_only_when_it_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(_: Any) -> None:
+        raise Killed
+
+    store = DirectoryStore(str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(object_store, "sync_directory", kill)
+        with pytest.raises(Killed):
+            put(store, "a/b/one", b"whole")
+    synced: list[Path] = []
+    monkeypatch.setattr(object_store, "sync_directory", synced.append)
+    with pytest.raises(Exists):
+        put(store, "a/b/one", b"whole")
+    assert synced == [tmp_path / "a" / "b", tmp_path / "a", tmp_path]
+
+
 def test_a_directory_without_hard_links_will_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
