@@ -97,6 +97,8 @@ class Log:
         self.file_number, self.file_count = end.file_number, end.file_count
         self.place, self.protected, self._file_crc = end.place, end.protected, end.file_crc
         self._disk.link(self._path(ACTIVE_NAME), self._path(open_name(end.file_number)))
+        # A kill may have come before the sync that makes the active file's own name durable.
+        self._disk.sync_directory(self._directory)
         self._descriptor = self._disk.open(self._path(ACTIVE_NAME))
         self._capacity = self._disk.size(self._descriptor)
         self._write_again(end.last_block)

@@ -5,8 +5,10 @@ What was acknowledged is there, in order, once, whatever happens.
 
 from __future__ import annotations
 
+import contextlib
 from random import Random
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -14,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from meterd.actors.wal_recovery import Start
 from meterd.core.log_scan import Groups
 from tests.support.crash_disk import CrashDisk, Crashed
-from tests.support.log_life import any_entries, as_read, open_log, read_all, recover
+from tests.support.log_life import DIRECTORY, any_entries, as_read, open_log, read_all, recover
 from tests.support.replica import Replica
 
 SEGMENT_SIZE = 12 * 1024
@@ -90,6 +92,21 @@ class LogMachine(RuleBasedStateMachine):
             self.last_file = self.log.file_number
         self.acknowledged = found
 
+    @rule(calls=st.integers(0, 14))
+    def kill(self, calls: int) -> None:
+        """End in an append, and start again while the machine runs on."""
+        entries = any_entries(self.replica, self.random)
+        self.disk.calls_left = calls
+        with contextlib.suppress(Crashed):
+            self.log.append(entries)
+        self.disk.calls_left = None
+        self.reopen()
+        found = read_all(self.disk)
+        assert found in (self.acknowledged, self.acknowledged + as_read(entries))
+        if found != self.acknowledged:
+            self.last_file = self.log.file_number
+        self.acknowledged = found
+
     @precondition(lambda self: self.acknowledged)
     @rule()
     def read_from_checkpoint(self) -> None:
@@ -109,3 +126,18 @@ class LogMachine(RuleBasedStateMachine):
 
 LogMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 TestLogMachine = LogMachine.TestCase
+
+
+@pytest.mark.parametrize("calls", range(14))
+def test_a_start_makes_the_names_durable_that_a_kill_left(calls: int) -> None:
+    """A node is killed at any call of a change of files; nothing is written before they are."""
+    disk = CrashDisk()
+    log, _, groups = open_log(disk, SEGMENT_SIZE)
+    log.append(any_entries(Replica(groups), Random(calls)))
+    disk.calls_left = calls
+    with contextlib.suppress(Crashed):
+        log.begin_file()
+    disk.calls_left = None
+    open_log(disk, SEGMENT_SIZE)
+    for seed in range(10):
+        assert disk.crashed(Random(seed)).names(DIRECTORY) == disk.names(DIRECTORY)
