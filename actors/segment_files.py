@@ -85,7 +85,10 @@ class SegmentFiles:
         return None
 
     def lost(self, logs: Iterable[int]) -> Corrupt | None:
-        """Return what is wrong with a segment whose events neither these logs nor others have."""
+        """Return what is wrong with a segment whose events are nowhere else.
+
+        `logs`: the log files that are there, or that totals files stand for.
+        """
         held = set(logs)
         for one in self.complete():
             held |= set(range(one.name.first, one.name.last + 1))

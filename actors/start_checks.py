@@ -79,10 +79,14 @@ def check_segments(disk: Disk, directory: str, owner: Owner, start: Start | None
         _check_full_file(disk, path, number, owner)
     segments = SegmentFiles(directory)
     segments.refresh(names)
-    damage = segments.lost(number for number in numbers if number is not None)
+    stand = standing(names)
+    held = {number for number in numbers if number is not None}
+    # A segment that was folded may be deleted by half.
+    held |= {number for one in stand for number in range(one.first, one.last + 1)}
+    damage = segments.lost(held)
     if damage is not None:
         raise damage
-    for covered in standing(names):
+    for covered in stand:
         _check_totals(disk, os.path.join(directory, covered.name))
     return len(older)
 

@@ -41,8 +41,9 @@ STARTING_RETRY_MS = 200
 # A question that began before segments were merged may still read the parts.
 QUESTION_SECONDS = 60.0
 NO_HORIZON = -(2**63)
-# The order in which the files of a segment go.
-DELETE_ORDER = (".idx", ".seg", ".props")
+# The order in which the files of segments go.  Each step is durable before the next: an index that
+# came back without the others would pass for damage.
+DELETE_ORDER = ((".idx",), (".seg", ".props"))
 
 logger = logging.getLogger(__name__)
 
@@ -178,12 +179,13 @@ class LogRetention(Service):
     def delete_segments(self, segments: Iterable[Kept]) -> int:
         """Delete segments, durably; return how many bytes they held."""
         freed = 0
-        for one in segments:
-            for suffix in DELETE_ORDER:
-                path = os.path.join(self.directory, one.name.file(suffix))
+        names = [one.name for one in segments]
+        for suffixes in DELETE_ORDER:
+            for file in (name.file(suffix) for name in names for suffix in suffixes):
+                path = os.path.join(self.directory, file)
                 freed += os.stat(path).st_size
                 os.unlink(path)
-        sync_directory(self.directory)
+            sync_directory(self.directory)
         self.sweeper.files.refresh()
         self.sweeper.send("query", [b"removed"])
         return freed

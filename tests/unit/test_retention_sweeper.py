@@ -9,19 +9,23 @@ import lz4.block
 import msgpack
 import pytest
 
+from meterd.actors import start_checks
 from meterd.actors.bundle import bundle
+from meterd.actors.disk import LocalDisk
+from meterd.actors.housekeeping import log_retention
 from meterd.actors.registry_file import REGISTRY_FILE
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.actors.totals_files import Covered, covered_by, read_totals
+from meterd.actors.wal_recovery import Owner
 from meterd.core.erasures import Erasures, erasure_command, erasure_of, none_erased
 from meterd.core.registry import Registry
 from meterd.core.zones import UTC
 from meterd.protocol import checkpoint_format
-from meterd.protocol.errors import DiskFull, StorageError
+from meterd.protocol.errors import Corrupt, DiskFull, StorageError
 from meterd.protocol.log_format import full_name
 from meterd.protocol.metric import MetricDefinition
 from meterd.protocol.segment_format import SUFFIXES, SegmentName
-from tests.support.log_builder import LoggedEvent
+from tests.support.log_builder import CLUSTER_ID, IDENTITY_KEY, LoggedEvent
 from tests.support.log_directory import LogDirectory
 from tests.support.periods import DAY
 from tests.support.recording import answers, recorded, request
@@ -228,6 +232,35 @@ def test_a_segment_that_was_folded_and_not_deleted_is_not_folded_again(log, swee
     assert (log.path / Covered(1, 1).name).stat().st_ino == before
     assert totals(log) == {Covered(1, 1): 1, Covered(2, 2): 1}
     assert segment_names(log) == set()
+
+
+def test_the_index_is_durably_gone_before_the_rest_of_a_segment(log, sweeper, monkeypatch):
+    write_full_file(log, OLD, segmented=True)
+    seen = []
+    monkeypatch.setattr(
+        log_retention, "sync_directory", lambda _: seen.append(sorted(segment_names(log)))
+    )
+    tell(sweeper)
+    finish_jobs(sweeper)
+    assert seen == [
+        ["seg-000000000001-000000000001.props", "seg-000000000001-000000000001.seg"],
+        [],
+    ]
+
+
+@pytest.mark.parametrize("left", ["", "damaged"])
+def test_a_folded_segment_that_is_half_deleted_does_not_stop_a_start(log, sweeper, left):
+    write_full_file(log, OLD, segmented=True)
+    index = log.path / SegmentName(1, 1).file(".idx")
+    content = index.read_bytes()
+    tell(sweeper)
+    finish_jobs(sweeper)
+    index.write_bytes(left.encode() or content)  # its deletion was not durable
+    owner = Owner(1, CLUSTER_ID, IDENTITY_KEY)
+    assert start_checks.check_segments(LocalDisk(), str(log.path), owner, None) == 0
+    (log.path / Covered(1, 1).name).unlink()
+    with pytest.raises(Corrupt):
+        start_checks.check_segments(LocalDisk(), str(log.path), owner, None)
 
 
 def test_a_segment_that_goes_before_it_is_folded_ends_the_job_and_not_the_actor(log, sweeper):
