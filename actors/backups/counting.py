@@ -74,21 +74,22 @@ class Counting:
         path = self._directory / full_name(number)
         with path.open("rb") as file:
             stamp = Stamp.of(path.name, file.fileno())
-            known = self._memory.totals.get(stamp)
-            if known is None:
+            packed = refused.get(number, (b"", 0))
+            bitmap, known = self._memory.totals.get(stamp, (b"", None))
+            if known is None or bitmap != packed[0]:
                 data = map_file(str(path)).data[: stamp.size]
-                known = self._log(path, data, _bits(refused.get(number)))
-                self._memory.totals[stamp] = known
+                known = self._log(path, data, _bits(packed))
+                self._memory.totals[stamp] = (packed[0], known)
         return known
 
     def _segment(self, segment: SegmentName) -> TotalsMap:
         path = self._directory / segment.file(".seg")
         with path.open("rb") as file:
             stamp = Stamp.of(path.name, file.fileno())
-        known = self._memory.totals.get(stamp)
+        _, known = self._memory.totals.get(stamp, (b"", None))
         if known is None:
             known = segment_totals(str(self._directory), segment)
-            self._memory.totals[stamp] = known
+            self._memory.totals[stamp] = (b"", known)
         return known
 
     def _log(self, path: Path, data: memoryview, refused: NDArray[np.bool_]) -> TotalsMap:

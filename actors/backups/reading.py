@@ -85,7 +85,8 @@ class Memory:
     """What is known of files that never change."""
 
     hashes: dict[Stamp, str] = field(default_factory=dict)
-    totals: dict[Stamp, TotalsMap] = field(default_factory=dict)
+    # With the packed bitmap of the rows that were not stored: rows of a log file may wait.
+    totals: dict[Stamp, tuple[bytes, TotalsMap]] = field(default_factory=dict)
 
     def keep_only(self, stamps: set[Stamp]) -> None:
         """Forget files that are gone."""

@@ -59,6 +59,14 @@ def test_what_is_known_of_a_file_is_not_read_again(log):
         totals(log, memory)
 
 
+def test_rows_that_waited_are_counted_when_they_are_stored(log):
+    memory = Memory()
+    log.refused[2] = {0, 1, 2}  # none has its majority yet
+    assert totals(log, memory) == expected(1, 3)
+    log.refused[2] = {1}
+    assert totals(log, memory) == expected(1, 2, 3)
+
+
 def test_log_files_that_a_segment_covers_are_not_counted_as_well(log, monkeypatch):
     for part in ("seg", "idx", "props"):
         (log.path / f"seg-{1:012d}-{2:012d}.{part}").write_bytes(b"")
