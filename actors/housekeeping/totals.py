@@ -59,7 +59,8 @@ class Totals(Service):
         )
         before, self._making = self._making, Making(said["totals_horizon"], erasures)
         changed = before is None or before.horizon != self._making.horizon
-        if before is None or len(before.erasures) != len(erasures):
+        known = 0 if before is None else len(before.erasures)
+        if known != len(erasures):
             self._superseded_go = self._refusals_stay = changed = True
         if changed:
             self._ask_for_work()
@@ -200,9 +201,13 @@ class Totals(Service):
     def _remove_superseded(self) -> None:
         """Delete files that others cover; those that may hold what was erased at once.
 
-        Not while somebody copies: what a copy has listed must stay.
+        Not while somebody copies: what a copy has listed must stay, and for as long as it is held,
+        unless it may hold what was erased.
         """
-        at_once = self._superseded_go and not self.sweeper.pins.active
+        is_pinned = bool(self.sweeper.pins.active)
+        if is_pinned and not self._superseded_go:
+            return
+        at_once = self._superseded_go and not is_pinned
         stand = totals_files.standing(os.listdir(self.directory))
         grace = self.sweeper.options.storage.copy_grace
         removed = totals_files.remove_superseded(self.directory, stand, 0.0 if at_once else grace)

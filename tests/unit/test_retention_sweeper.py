@@ -234,6 +234,28 @@ def test_a_segment_that_was_folded_and_not_deleted_is_not_folded_again(log, swee
     assert segment_names(log) == set()
 
 
+@pytest.mark.parametrize("erased", [False, True])
+def test_superseded_totals_stay_while_they_are_held(log, sweeper, erased):
+    for step in range(4):
+        write_full_file(log, OLD + step * DAY, segmented=True)
+    assert sweeper.registry.read()
+    log.delete([1, 2, 3, 4], sweeper.registry.registry)
+    sweeper.pins.pin("backup", 0, time.time_ns() + 10 * DAY)
+    parts = {Covered(n, n) for n in (1, 2, 3, 4)}
+    if erased:
+        log.erase("b")
+    standing(sweeper, erasures=log.erasures)
+    finish_jobs(sweeper)
+    assert set(totals(log)) == parts | {Covered(1, 4)}
+    long_ago = time.time() - 3 * sweeper.options.storage.copy_grace
+    os.utime(log.path / Covered(1, 4).name, (long_ago, long_ago))
+    finish_jobs(sweeper, time.monotonic() + 1e6)
+    assert set(totals(log)) == (set() if erased else parts) | {Covered(1, 4)}
+    sweeper.pins.unpin("backup")
+    finish_jobs(sweeper, time.monotonic() + 1e7)
+    assert set(totals(log)) == {Covered(1, 4)}
+
+
 def test_the_index_is_durably_gone_before_the_rest_of_a_segment(log, sweeper, monkeypatch):
     write_full_file(log, OLD, segmented=True)
     seen = []
