@@ -109,7 +109,7 @@ class Segments(Service):
         if job.state == "done":
             self.sweeper.telemetry.add("segments_made_total")
             self._finish(number)
-        elif job.error is not None and job.error["code"] == DiskFull.code:
+        elif job.state == "cancelled" or (job.error and job.error["code"] == DiskFull.code):
             self.due = now + RETRY_SECONDS
         elif job.error is not None:
             # Readers of the file say so too; the rest of the log is as good as before.

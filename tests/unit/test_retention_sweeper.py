@@ -13,6 +13,7 @@ from meterd.actors import start_checks
 from meterd.actors.bundle import bundle
 from meterd.actors.disk import LocalDisk
 from meterd.actors.housekeeping import log_retention
+from meterd.actors.housekeeping.jobs import Cancelled
 from meterd.actors.registry_file import REGISTRY_FILE
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.actors.totals_files import Covered, covered_by, read_totals
@@ -147,6 +148,21 @@ def test_a_segment_that_finds_no_room_is_tried_again(log, sweeper, monkeypatch):
     assert sweeper.take(b"segmented") == []
     finish_jobs(sweeper, 1.0)
     assert sweeper.take(b"segmented") == []
+    finish_jobs(sweeper, 1_000.0)
+    assert len(sweeper.take(b"segmented")) == 2
+
+
+def test_a_segment_whose_job_is_cancelled_is_tried_again(log, sweeper, monkeypatch):
+    number = write_full_file(log, OLD, segmented=False)
+
+    def cancelled(*_):
+        raise Cancelled
+
+    with monkeypatch.context() as patched:
+        patched.setattr("meterd.actors.segment_making.atomic_write", cancelled)
+        announce(sweeper, log, number)
+        finish_jobs(sweeper)
+    assert [job["state"] for job in asked(sweeper, "job_list")["jobs"]] == ["cancelled"]
     finish_jobs(sweeper, 1_000.0)
     assert len(sweeper.take(b"segmented")) == 2
 
