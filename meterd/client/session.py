@@ -114,9 +114,7 @@ class Call:
     ) -> None:
         """Make a call; raises Unsendable when the body is too large to be sent."""
         if len(body) > BODY_SIZE_MAX:
-            raise Unsendable(
-                f"{kind}: a body of {len(body)} bytes; the limit is {BODY_SIZE_MAX}"
-            )
+            raise Unsendable(f"{kind}: a body of {len(body)} bytes; the limit is {BODY_SIZE_MAX}")
         self.kind = kind
         self.body = body
         self.account = account  # decides which node is asked first
@@ -322,7 +320,8 @@ class Session:
         answer: bytes | None = body
         if call.settling is not None:
             try:
-                answer = call.settling.take(body)
+                # A newer attempt may store what an older one's answer calls rejected.
+                answer = call.settling.take(body, late=request_id != call.request_ids[-1])
             except RemoteProtocolError as error:
                 self._finish(call, None, error)
                 return

@@ -2,7 +2,8 @@
 
 A node answers `unknown` for events of which it has not heard in time what became of them, while it
 knows of the others.  The request is sent again as it was, with the same ids, and of the next answer
-only what was undecided counts: an event that was stored then was not stored twice, it is the same.
+what was undecided counts: an event that was stored then was not stored twice, it is the same.  What
+was rejected is sent again with it and may be stored then: there the newer answer counts, too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from meterd.protocol.errors import RemoteProtocolError
 from meterd.protocol.result import COUNTS, IngestResult, decode_result, encode_result
 
-UNKNOWN = "unknown"
+UNKNOWN, REJECTED = "unknown", "rejected"
 
 
 class Settling:
@@ -21,16 +22,20 @@ class Settling:
     def __init__(self) -> None:
         self._known: IngestResult | None = None  # with events that are unknown
 
-    def take(self, body: bytes) -> bytes | None:
-        """Take the body of an answer.
+    def take(self, body: bytes, late: bool = False) -> bytes | None:
+        """Take the body of an answer; a late one comes while a newer attempt may store events.
 
         Returns the body that answers the request when nothing of it is undecided any longer; else
         keeps what is known, and returns None.  Raises RemoteProtocolError.
         """
         known = self._known
-        if known is None and (b"items\x90" in body[-6:] or not decode_result(body).unknown):
-            return body  # most answers: nothing but counts, or nothing undecided
+        if known is None and b"items\x90" in body[-6:]:
+            return body  # most answers: nothing but counts
         found = decode_result(body)
+        if late:
+            found = _rejections_open(found)
+        if known is None and not found.unknown:
+            return body
         joined = found if known is None else join(known, found)
         if joined.unknown:
             self._known = joined
@@ -43,7 +48,7 @@ class Settling:
 
 
 def join(known: IngestResult, found: IngestResult) -> IngestResult:
-    """Return `known` with what `found` says of its undecided events.
+    """Return `known` with what `found` says of its undecided and its rejected events.
 
     Raises RemoteProtocolError when they are not about the same number of events.
     """
@@ -55,12 +60,24 @@ def join(known: IngestResult, found: IngestResult) -> IngestResult:
     items = []
     for item in known.items:
         row, status, _ = item
-        if status == UNKNOWN:
-            told = newly.get(row)
-            counts[UNKNOWN] -= 1
+        told = newly.get(row)
+        if status == UNKNOWN or (status == REJECTED and (told is None or told[1] != UNKNOWN)):
+            counts[status] -= 1
             counts[otherwise if told is None else told[1]] += 1
             if told is None:
                 continue
             item = told
         items.append(item)
     return IngestResult(**counts, items=items)
+
+
+def _rejections_open(found: IngestResult) -> IngestResult:
+    """Return an answer with its rejected events as undecided ones."""
+    return found._replace(
+        rejected=0,
+        unknown=found.unknown + found.rejected,
+        items=[
+            (row, UNKNOWN, "") if status == REJECTED else (row, status, reason)
+            for row, status, reason in found.items
+        ],
+    )

@@ -7,19 +7,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterd.client.settling import Settling
-from meterd.protocol.errors import STATUSES, UNKNOWN
+from meterd.protocol.errors import REJECTED, STATUSES, STORED, UNKNOWN
 from meterd.protocol.result import decode_result, encode_result, result_of
 
 rows = st.integers(1, 8)
 
 
-@given(rows.flatmap(lambda n: st.lists(st.lists(st.integers(0, 4), min_size=n, max_size=n))))
-def test_of_a_later_answer_only_what_was_undecided_counts(answers):
+answers_of = rows.flatmap(
+    lambda n: st.lists(
+        st.tuples(st.lists(st.integers(0, 4), min_size=n, max_size=n), st.booleans())
+    )
+)
+
+
+@given(answers_of)
+def test_of_a_later_answer_what_was_undecided_or_rejected_counts(answers):
     settling, known = Settling(), None
-    for answer in answers:
+    for answer, late in answers:
         status = np.array(answer, np.uint8)
-        known = status.copy() if known is None else np.where(known == UNKNOWN, status, known)
-        found = settling.take(encode_result(result_of(status, np.zeros(len(status), np.uint8))))
+        body = encode_result(result_of(status, np.zeros(len(status), np.uint8)))
+        if late:
+            status[status == REJECTED] = UNKNOWN
+        if known is None:
+            known = status.copy()
+        else:
+            moves = (known == UNKNOWN) | ((known == REJECTED) & (status != UNKNOWN))
+            known = np.where(moves, status, known)
+        found = settling.take(body, late)
         if (known == UNKNOWN).any():
             assert found is None
             found = settling.so_far()
@@ -30,6 +44,15 @@ def test_of_a_later_answer_only_what_was_undecided_counts(answers):
         assert got.unknown == sum(STATUSES[s] == "unknown" for s in known.tolist())
         if not got.unknown:
             break
+
+
+def test_what_was_rejected_and_then_stored_is_stored():
+    settling = Settling()
+    no_reasons = np.zeros(2, np.uint8)
+    first = result_of(np.array([UNKNOWN, REJECTED], np.uint8), no_reasons)
+    assert settling.take(encode_result(first)) is None
+    second = encode_result(result_of(np.array([STORED, STORED], np.uint8), no_reasons))
+    assert settling.take(second) == second
 
 
 def test_an_ordinary_answer_is_passed_on_as_it_is():

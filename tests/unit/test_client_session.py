@@ -26,6 +26,7 @@ from meterd.protocol.errors import (
     error_body,
 )
 from meterd.protocol.limits import PARTITION_COUNT
+from meterd.protocol.result import IngestResult, decode_result, encode_result
 from tests.support.fake_node import REFUSALS, ModelNode
 
 HERE, THERE = "here:7001", "there:7001"
@@ -53,6 +54,11 @@ def answer_to(frames: list[bytes], error: Exception | None = None, version: int 
     header, _ = decode_request(frames)
     status, body = ("ok", {"from": header.id}) if error is None else ("error", error_body(error))
     return encode_answer(AnswerHeader(header.id, header.kind, status, version), pack(body))
+
+
+def result_to(frames: list[bytes], result: IngestResult) -> list[bytes]:
+    header, _ = decode_request(frames)
+    return encode_answer(AnswerHeader(header.id, header.kind, "ok", 1), encode_result(result))
 
 
 def map_answer(frames: list[bytes], version: int, nodes: dict, leaders: list[int]) -> list[bytes]:
@@ -115,6 +121,21 @@ def test_the_answer_to_an_older_attempt_counts() -> None:
     assert job.done
     session.on_answer(1.2, HERE, answer_to(second))
     assert session.stray_answers == 1
+
+
+def test_what_an_older_attempt_calls_rejected_the_newer_one_may_store() -> None:
+    session = session_of()
+    job = Job([Call("ingest", pack({}))])
+    session.start(0.0, job)
+    [(_, first, _)] = sent(session)
+    session.on_tick(1.0)
+    [(_, second, _)] = sent(session)
+    rejected = IngestResult(2, stored=1, rejected=1, items=[(1, "rejected", "too_far_ahead")])
+    session.on_answer(1.1, HERE, result_to(first, rejected))
+    assert not job.done
+    session.on_answer(1.2, HERE, result_to(second, IngestResult(2, stored=2)))
+    assert job.done
+    assert decode_result(job.calls[0].body_of_answer()).stored == 2
 
 
 def test_silence_until_the_deadline_is_unreachable() -> None:
