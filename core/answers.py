@@ -2,7 +2,7 @@
 
 The same code answers from the totals in memory and from the log files, so both give the same
 answer.  A range over several versions of a metric is added up when they aggregate alike, whatever
-their decimals; otherwise there is no such number, and the error names the moment to split at.
+their decimals; otherwise there is mostly no such number (core/mixed_versions.py).
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.core.kernels import cells as cell_rows
 from meterd.core.kernels.entries import read_dimensions
-from meterd.core.kernels.gather import SEAT_CELL
+from meterd.core.mixed_versions import check_versions
 from meterd.core.partial_cells import Members, PartialCells, Seats
 from meterd.core.partition_sets import lie_in
 from meterd.core.questions import Question, answering
@@ -30,7 +29,7 @@ from meterd.core.totals import (
     order_by_amount,
     value_text,
 )
-from meterd.protocol.errors import BadRequest, MetricVersionsDiffer
+from meterd.protocol.errors import BadRequest
 
 __all__ = [
     "AnswerContext",
@@ -81,7 +80,7 @@ class Reckoning:
         self.entry = answering(list(entries), question.end)
         self.aggregation = self.entry.definition.aggregation
         self._entries = {entry.number: entry for entry in entries}
-        self._check_versions(list(entries))
+        check_versions(partial, entries, self.entry)
         self.digits = max(entry.definition.decimals for entry in entries)
         self._scales = {
             entry.number: 10 ** (self.digits - entry.definition.decimals) for entry in entries
@@ -159,22 +158,6 @@ class Reckoning:
             for cell in cells
         ]
         return np.array(chosen, np.bool_)
-
-    def _check_versions(self, entries: list[MetricEntry]) -> None:
-        """Raise MetricVersionsDiffer when cells of another aggregation hold something."""
-        if len(entries) == 1:
-            return
-        used = set(self.partial.metric[self.partial.cells[:, cell_rows.COUNT] > 0].tolist())
-        if self.partial.seats is not None:
-            used |= set(self.partial.metric[self.partial.seats.rows[:, SEAT_CELL]].tolist())
-        for entry in entries:
-            if entry.number in used and not _adds_up(entry, self.entry):
-                earlier = entry.version < self.entry.version
-                split = entries[entry.version].effective_from if earlier else entry.effective_from
-                raise MetricVersionsDiffer(
-                    f"{entry.code} was counted as {_name(entry)} and as {_name(self.entry)};"
-                    f" split the range at {split}"
-                )
 
 
 def answer_usage(
@@ -301,17 +284,6 @@ def answer_accounts(
         totals.counts[ranked],
         reckoning.text,
     )
-
-
-def _adds_up(entry: MetricEntry, other: MetricEntry) -> bool:
-    one, two = entry.definition, other.definition
-    return one.aggregation == two.aggregation and one.unique_on == two.unique_on
-
-
-def _name(entry: MetricEntry) -> str:
-    definition = entry.definition
-    on = f" on {definition.unique_on}" if definition.unique_on else ""
-    return definition.aggregation + on
 
 
 def _utf8(key: str) -> bytes:

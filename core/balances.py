@@ -38,8 +38,9 @@ from meterd.core.kernels import cells as cell_rows
 from meterd.core.kernels.cells import CELL_WORDS, POSITION_ROW_BITS
 from meterd.core.kernels.hashing import partition_of
 from meterd.core.kernels.reduce import ADD
+from meterd.core.mixed_versions import check_balances
 from meterd.core.partial_cells import PartialCells
-from meterd.core.questions import Question
+from meterd.core.questions import Question, answering
 from meterd.core.registry import MetricEntry
 from meterd.protocol.errors import ImportConflict, TooManyBalances
 from meterd.protocol.limits import I64_MIN
@@ -113,14 +114,21 @@ class Balances:
             self._remember(name, digest, rows)
 
     def partial(self, question: Question, entries: Sequence[MetricEntry]) -> PartialCells | None:
-        """Return the cells that a question of kind usage or accounts is about, or None."""
+        """Return the cells that a question of kind usage or accounts is about, or None.
+
+        Raises MetricVersionsDiffer.
+        """
         numbers = [entry.number for entry in entries]
         partials = []
         for part in self._parts:
             asked = _asked(part, question)
             if asked is not None:
                 partials.append(partial_of(asked, question, numbers, I64_MIN, Cuts()))
-        return joined(partials) if partials else None
+        if not partials:
+            return None
+        found = joined(partials)
+        check_balances(found, entries, answering(list(entries), question.end))
+        return found
 
     def save(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return everything as state and arrays of a checkpoint; neither changes any more."""

@@ -14,6 +14,7 @@ All values are exact: `Fraction` for amounts, None for what does not exist.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from fractions import Fraction
 from re import ASCII, compile
@@ -150,13 +151,13 @@ class Model:
         since = max(now, versions[-1][0] + 1) if versions else I64_MIN
         if not versions or metric.code in self.deleted:
             self.deleted.discard(metric.code)
-            versions.append((since, metric))
+            versions.append((since, copy(metric)))
             return "created"
         if versions[-1][1] == metric:
             return "unchanged"
         if not replace:
             raise Refused("metric_conflict")
-        versions.append((since, metric))
+        versions.append((since, copy(metric)))
         return "replaced"
 
     def delete_metric(self, code: str) -> None:
