@@ -245,19 +245,21 @@ def ingest_result(source: Source, job: Job) -> IngestResult:
     """Join the answers of a job.
 
     Raises IngestUndecided when anything is left undecided, and the error itself when a node
-    refused, or the application's input could not be encoded, before anything was decided.
+    refused, or the application's input could not be encoded, and nothing can have been stored.
     """
     result = IngestResult()
     error = job.error
     decided: list[Call] = []
+    is_open = False  # may a request without an answer have stored something?
     for call in job.calls:
         try:
             result.add(decode_result(call.body_of_answer()), call.rows)
             decided.append(call)
         except MeterdError as call_error:
             error = error or call_error
+            is_open |= not _is_final(call_error)
     if error is not None:
-        if not decided and _is_final(error):
+        if not decided and not is_open:
             raise error
         result.add_unknown(_rows_beside(decided, source.count), code_of(error))
     result.items.sort()
@@ -287,5 +289,3 @@ def _is_final(error: Exception) -> bool:
     if isinstance(error, LocalProtocolError) or not isinstance(error, MeterdError):
         return True
     return error.retry == "never"
-
-

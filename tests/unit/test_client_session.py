@@ -1,6 +1,7 @@
 """The session decides alone: simulated time, simulated loss, no network."""
 
 import random
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from meterd.client import session as session_module
 from meterd.client.batches import EventSource, ingest_calls, ingest_result
 from meterd.client.events import Event
 from meterd.client.results import IngestUndecided
-from meterd.client.session import OF_NODE, Call, Job, Session
+from meterd.client.session import OF_NODE, Call, Job, Session, Unsendable
 from meterd.protocol.body import pack
 from meterd.protocol.envelope import AnswerHeader, decode_request, encode_answer
 from meterd.protocol.errors import (
@@ -319,6 +320,32 @@ def test_what_making_a_call_raises_stays_with_its_job() -> None:
     [(_, frames, _)] = sent(session)
     session.on_answer(0.1, HERE, answer_to(frames))
     assert job.done and isinstance(job.error, TypeError)
+
+
+@pytest.mark.parametrize("error", [None, MetricConflict()])
+def test_what_cannot_be_encoded_does_not_hide_what_is_undecided(error: MeterdError | None) -> None:
+    source = EventSource([Event("acme", "calls", number, 7, f"id-{number}") for number in (1, 2)])
+
+    def calls() -> Iterator[Call]:
+        yield Call("ingest", pack({}), None, [0])
+        raise Unsendable("the second one is too large")
+
+    session, job = session_of(timeout_s=0.5), Job(calls())
+    session.start(0.0, job)
+    [(_, frames, _)] = sent(session)
+    session.on_tick(0.1)  # the second one's turn
+    if error is not None:
+        session.on_answer(0.2, HERE, answer_to(frames, error))
+    session.on_tick(1.0)
+    assert job.done
+    with pytest.raises(MeterdError, match="the second one is too large") as caught:
+        ingest_result(source, job)
+    if error is not None:  # the first one is refused, so nothing is stored
+        assert isinstance(caught.value, Unsendable)
+    else:
+        assert isinstance(caught.value, IngestUndecided)
+        assert caught.value.undecided == source.events
+        assert isinstance(caught.value.__cause__, Unsendable)
 
 
 def test_an_abandoned_job_leaves_nothing_behind() -> None:
