@@ -82,12 +82,13 @@ class AnsweringWhere:
         cursor = fields.get("after")
         if kind == "feed":
             check_feed_cursor(cursor)
+        node = 0
         if cursor is not None and kind != "feed":
             node, fields["after"] = split_cursor(cursor)
-            if node not in (0, self._usage.leader_map.own):
-                self._pass_on(asked, node)
-                return
-        elif len(groups) == 1 and groups[0] != META_GROUP and not local:
+        if kind == "accounts" and node not in (0, self._usage.leader_map.own):
+            self._pass_on(asked, node)  # the rows of the next page were computed there
+            return
+        if len(groups) == 1 and groups[0] != META_GROUP and not local:
             node = self._usage.leader_map.leader_of(groups[0])
             if node != self._usage.leader_map.own:
                 self._pass_on(asked, node)
