@@ -34,6 +34,7 @@ from meterd.actors.expiry_notices import ExpiryNotices
 from meterd.actors.horizons import Horizons
 from meterd.actors.identity_store import IdentityStore
 from meterd.actors.journal import timed
+from meterd.actors.judging import Judging
 from meterd.actors.leader_map import LeaderMap
 from meterd.actors.leaders import Leaders
 from meterd.actors.outcomes import (
@@ -41,7 +42,6 @@ from meterd.actors.outcomes import (
     Origin,
     as_accepted,
     asked_of,
-    in_order,
     parse_command_origin,
     parse_origin,
     refused_events,
@@ -124,7 +124,7 @@ class Usage(Actor):
         self.horizons = Horizons(self, Splitting(self, self.leader_map))
         self.reads = Reads(self)
         self._asking = Asking(self)
-        self._before: dict[int, Any] = {}  # what refused rows were before their record, by sequence
+        self._judging = Judging(self)
         self._replay: Replay | None = None  # while the log is read
         self._replay_began = 0.0
         self._start_sequence: int | None = None  # the last record in the log when we began
@@ -133,7 +133,6 @@ class Usage(Actor):
         self._answered: list[RequestCounts] = []  # of this turn, to be counted
         self._decided = Decided(self.send)
         self._cuts = Cuts(self)
-        self._judge_after: dict[int, list[Frame]] = {}  # by the record they came behind
         self._identities = IdentityStore(directory, self.state, RECENT_FLUSH)
         self._checkpoints = Checkpoints(directory, self._identities)
         self._checkpoint_requests = CheckpointRequests(self)
@@ -233,11 +232,7 @@ class Usage(Actor):
         elif kind == b"outcome":
             self._splits.on_outcome(frames)
         elif kind == b"judge":
-            before = self.queue.newest
-            if before is not None:  # what came before is not applied yet
-                self._judge_after.setdefault(before, []).append(frames[1])
-            else:
-                self._judge(frames[1])
+            self._judging.on_frame(frames[1])
         elif kind == b"replay":
             self._on_replay(frames)
         elif kind == b"refused":
@@ -261,6 +256,7 @@ class Usage(Actor):
             record = log_format.parse_frames(head, payload)
             asked = asked_of(record, origin)
             self._splits.on_record(asked, record.row_count)
+            self._judging.on_record(record, asked)
             self.queue.add_record(record, asked)
 
     def _add_committed(self, frames: Sequence[Frame]) -> None:
@@ -407,9 +403,7 @@ class Usage(Actor):
         for ready in self.queue.ready():
             self.beat()
             self._apply(ready)
-            if ready.done:
-                for refused in self._judge_after.pop(ready.record.sequence, ()):
-                    self._judge(refused)
+            self._judging.applied(ready.record)
         self.reads.applied()
         if self.serving:
             for number in range(before, self.queue.position[0]):
@@ -451,18 +445,19 @@ class Usage(Actor):
                 self._after_command(record, result, origin)
             return
         refusals = None if origin is None else origin.refusals
-        if refusals is not None and record.sequence not in self._before:
-            self._before[record.sequence] = self.state.judge(refusals)
+        if refusals is not None:
+            self._judging.before(record.sequence, refusals)
         outcome = self.applier.events(ready)
         if origin is None or outcome is None:
             return
-        judged = None
         if refusals is not None:
-            before, after = self._before.pop(record.sequence), self.state.judge(refusals)
-            judged = in_order(origin, record, outcome, before, after)
-        self._answer(origin, outcome, judged, record)
+            self._judging.record_done(origin, record, outcome)
+        else:
+            self.answer_events(origin, outcome, None, record)
 
-    def _answer(self, origin: Origin, outcome: Any, judged: Any, record: Record | None) -> None:
+    def answer_events(
+        self, origin: Origin, outcome: Any, judged: Any, record: Record | None
+    ) -> None:
         """Answer the requests of a record, or of a part of them; keep what was refused."""
         if outcome.any() or judged is not None:
             refused = refused_events(origin, outcome, judged, record)
@@ -483,13 +478,6 @@ class Usage(Actor):
                 self.answers.ingested(rid, request_id, encode_result(told))
         self._answered.append(counts)
         self._decided.count += 1
-
-    def _judge(self, frame: Frame) -> None:
-        """Answer requests of which nothing needs the log."""
-        origin = parse_origin(frame)
-        if origin.refusals is not None:
-            judged = self.state.judge(origin.refusals)
-            self._answer(origin, np.zeros(0, np.uint8), judged, None)
 
     def _after_command(self, record: Record, result: dict[str, Any], origin: Frame | None) -> None:
         if origin is None and not self.serving:

@@ -210,6 +210,86 @@ def test_what_another_leader_replaced_is_answered_unknown(member):
     assert member.usage.state.stored == len(ACCOUNTS) - rows
 
 
+REFUSED = {"metric": "no_such", "timestamp": 1, "value": 1}
+
+
+def refuse(member: Member, *accounts: str) -> None:
+    """Send events that ingest refuses, with the identities that `count` uses."""
+    member.send("ingest", {"events": [REFUSED | {"account": a, "id": a} for a in accounts]})
+    for _, frames in member.ingest.take(b"judge"):
+        member.usage.handle([bytes(frame) for frame in frames])
+    member.usage.flush()
+
+
+def statuses(member: Member) -> list[list[str]]:
+    return [[item[1] for item in result["items"]] for result in member.results()]
+
+
+def test_what_is_refused_is_judged_when_what_came_before_in_its_partition_is_applied(member):
+    """Its first attempt waits for the other replicas, and a later record does not."""
+    one, other = ACCOUNTS[:2]
+    member.count(one)
+    first = slices_of(member)
+    member.count(other)
+    second = slices_of(member)
+    refuse(member, one)
+    refuse(member, other)
+    assert statuses(member) == []
+    member.commit(second)
+    assert statuses(member) == [[], ["conflict"]]
+    member.commit(first)
+    assert statuses(member) == [[], ["conflict"]]
+
+
+def test_refused_rows_of_a_record_wait_for_what_came_before_in_their_partition(member):
+    one, other = ACCOUNTS[:2]
+    member.count(one)
+    first = slices_of(member)
+    event = {"metric": "calls", "timestamp": member.usage.state.leader_time, "value": 1}
+    events = [event | {"account": other, "id": "new"}, REFUSED | {"account": one, "id": one}]
+    member.send("ingest", {"events": events})
+    member.turn()
+    member.commit(slices_of(member))
+    assert statuses(member) == [] and member.usage.state.stored == 1
+    member.count(other)
+    member.commit(slices_of(member))  # whose outcome is another
+    assert statuses(member) == [[]]
+    member.commit(first)
+    assert statuses(member) == [[], ["conflict"]]
+
+
+def test_what_came_before_may_be_replaced(member):
+    member.count(ACCOUNTS[0])
+    ((group, index),) = slices_of(member).items()
+    refuse(member, ACCOUNTS[0])
+    member.other(log_format.NOOP, {"why": 1}, (group, index, 2, 0))
+    assert statuses(member) == [["unknown"]]  # the first attempt
+    member.commit({group: index})
+    assert statuses(member) == [["rejected"]]
+
+
+def test_of_too_many_that_wait_the_oldest_is_undecided(member, monkeypatch):
+    monkeypatch.setattr("meterd.actors.judging.HELD_MAX", 1)
+    member.count(ACCOUNTS[0])
+    refuse(member, ACCOUNTS[0])
+    refuse(member, ACCOUNTS[0])
+    assert statuses(member) == [["unknown"]]
+    member.commit_all()
+    assert statuses(member) == [[], ["conflict"]]
+
+
+def test_a_deposed_leader_judges_nothing(member, monkeypatch):
+    """No other node has said that it still leads, and none will."""
+    monkeypatch.setattr(member.usage.leader_map, "alone", False)
+    member.say_leaders()
+    refuse(member, ACCOUNTS[0])
+    assert statuses(member) == []
+    ((_, (_, cause, _)),) = member.usage.take(b"read")
+    member.usage.handle([b"read_refused", cause])
+    member.usage.flush()
+    assert statuses(member) == [["unknown"]]
+
+
 def test_a_command_that_was_replaced_is_answered_with_an_error(member):
     member.send("metric_put", {"code": "other", "aggregation": "sum"})
     member.turn()
