@@ -1,9 +1,9 @@
 """Copies one full log file into the archive, and proves that the copy is there.
 
-A copy counts only when it was read back (or, if the operator wishes no more, has the right size).
-Copying again what is there already is fine; other bytes under its name are an error that nothing
-here mends, because an archive must never be overwritten.  Every way to fail has a name
-(`RESULTS`), so that each is counted.
+A copy counts only when it was read back (or, if the operator wishes no more, has the right size;
+what was there before is read back all the same).  Copying again what is there already is fine;
+other bytes under its name are an error that nothing here mends, because an archive must never be
+overwritten.  Every way to fail has a name (`RESULTS`), so that each is counted.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ class StoreCopier:
             raise ArchiveFailed("unverified", f"{self._store.url} has no {name} after storing it")
         if found != size:
             raise _different(name, f"{found} bytes are stored, {size} were expected")
-        if self._read_back:
+        # Of what was there already nothing but its bytes says that it is this file.
+        if self._read_back or result == PRESENT:
             try:
                 compare(path, self._store.get(name), name, advance)
             except NotFound as error:

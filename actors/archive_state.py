@@ -5,6 +5,9 @@ of files that never will be: they were given up because too many waited, or dele
 no archive.  The file is a shortcut, not the truth: without it archiving begins with the oldest file
 again and finds what is stored already.
 
+A restored directory uses numbers of log files again that the life it gave up has used: what
+`archive.bin` of that life says is left alone, and archiving begins anew (`name_prefix`).
+
 Written by the job's thread and by the actor's loop, so a lock is held over each change.
 """
 
@@ -16,7 +19,9 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from meterd.actors import restored
 from meterd.actors.disk import atomic_write
+from meterd.actors.identity import Identity
 from meterd.protocol import checkpoint_format
 from meterd.protocol.log_format import Damaged
 
@@ -35,11 +40,20 @@ class Gap(NamedTuple):
     told: bool  # the archive holds an object that says so
 
 
+def name_prefix(directory: str, who: Identity) -> str:
+    """Return what the names of a directory's objects begin with.  Raises Corrupt."""
+    prefix = f"{who.cluster_id_hex}/node-{who.node_id}"
+    moment = restored.moment(directory)
+    return f"{prefix}/restored-{moment}" if moment else prefix
+
+
 class ArchiveState:
     """What is known of one target; another target begins anew."""
 
     def __init__(self, directory: str) -> None:
+        """Raises Corrupt when `restored.json` is damaged."""
         self._path = Path(directory, FILE_NAME)
+        self._restored = restored.moment(directory)
         self._lock = threading.Lock()
         self.target = ""
         self.through = 0
@@ -97,6 +111,11 @@ class ArchiveState:
         except Damaged as damage:
             logger.error("%s is damaged, archiving begins anew: %s", FILE_NAME, damage)
             return
+        if state.get("restored", 0) != self._restored:
+            logger.info(
+                "this directory was restored: archiving begins anew, under names of its own"
+            )
+            return
         self.target, self.through = state["target"], state["through"]
         self.gaps = tuple(Gap(*gap) for gap in state["gaps"])
         self.last_success = state["last_success"]
@@ -110,6 +129,7 @@ class ArchiveState:
             "through": through,
             "gaps": [list(gap) for gap in gaps],
             "last_success": last_success,
+            "restored": self._restored,
         }
         atomic_write(os.fspath(self._path), checkpoint_format.encode(state, {}))
         self.target, self.through, self.gaps = target, through, gaps

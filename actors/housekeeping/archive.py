@@ -26,7 +26,7 @@ from meterd.actors.archive_copy import (
     StoreCopier,
     check_log_file,
 )
-from meterd.actors.archive_state import ArchiveState, Gap
+from meterd.actors.archive_state import ArchiveState, Gap, name_prefix
 from meterd.actors.housekeeping.jobs import Job, Task
 from meterd.actors.housekeeping.log_holding import LogHolding
 from meterd.actors.housekeeping.service import Service
@@ -64,8 +64,7 @@ class Archive(Service):
     def __init__(self, sweeper: RetentionSweeper, holding: LogHolding) -> None:
         super().__init__(sweeper)
         self._state = ArchiveState(self.directory)
-        who = identity.read(self.directory)
-        self._prefix = f"{who.cluster_id_hex}/node-{who.node_id}"
+        self._prefix = name_prefix(self.directory, identity.read(self.directory))
         self._outcomes: deque[Outcome] = deque()  # from the job's thread, one a file
         self._failures = 0  # in a row
         self._last_failure: dict[str, Any] | None = None

@@ -13,11 +13,12 @@ from typing import Any
 import msgpack
 import pytest
 
-from meterd.actors import archive_state, catalog, object_store
+from meterd.actors import archive_state, catalog, object_store, restored
 from meterd.actors.archive_copy import RESULTS, STORED, CommandCopier
 from meterd.actors.archive_state import ArchiveState, Gap
 from meterd.actors.bundle import bundle
 from meterd.actors.registry_file import REGISTRY_FILE
+from meterd.actors.restored import Restored
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.core.registry import Registry
 from meterd.protocol import checkpoint_format
@@ -209,12 +210,29 @@ def test_another_target_begins_anew(log, target, start, tmp_path):
     assert archived(tmp_path / "other") == whole(log)
 
 
-def test_other_bytes_under_the_name_are_never_overwritten(log, target, start):
+def test_a_restored_directory_archives_under_names_of_its_own(log, target, start):
+    """It uses numbers of log files again that the life before the restore has used."""
+    start(target=str(target)).run()
+    expected = archived(target)
+    for moment in (1_000, 2_000):
+        restored.write(str(log.path), Restored("meterd-1", moment, 7, 1))
+        sweeper = start(target=str(target))
+        assert sweeper.status["through"] == 0
+        assert sweeper.run()["result"]["files"] == 3
+        own = {f"{PREFIX}/restored-{moment}/{full_name(n)}": content(log, n) for n in (1, 2, 3)}
+        expected |= own
+        assert archived(target) == expected
+        assert sweeper.status.items() >= {"through": 3, "gaps": []}.items()
+        assert start(target=str(target)).status["through"] == 3
+
+
+@pytest.mark.parametrize("verify", ["content", "size"])
+def test_other_bytes_under_the_name_are_never_overwritten(log, target, start, verify):
     path = target / PREFIX / full_name(2)
     path.parent.mkdir(parents=True)
     wrong = bytes([content(log, 2)[0] ^ 1]) + content(log, 2)[1:]
     path.write_bytes(wrong)
-    sweeper = start(target=str(target))
+    sweeper = start(target=str(target), verify=verify)
     job = sweeper.run()
     assert (job["state"], job["error"]["code"]) == ("failed", "archive_failed")
     assert "nothing is overwritten" in job["error"]["message"]
