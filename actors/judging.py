@@ -40,7 +40,7 @@ class _Marks(NamedTuple):
     """Up to where groups must be applied."""
 
     groups: NDArray[np.intp]  # ascending
-    index: NDArray[np.uint64]
+    last: NDArray[np.uint64]  # index of each
 
 
 class _Held(NamedTuple):
@@ -127,7 +127,7 @@ class Judging:
     def _is_due(self, marks: _Marks) -> bool:
         """Is applied what came before?  Another leader may have replaced some of it."""
         queue = self._usage.queue
-        last = np.minimum(marks.index, queue.last_index()[marks.groups])
+        last = np.minimum(marks.last, queue.last_index()[marks.groups])
         return bool((queue.groups.index[marks.groups] >= last).all())
 
     def _judge_when_fresh(self, held: _Held) -> None:

@@ -270,8 +270,6 @@ def _on_refusal(group: GroupState, progress: Progress, message: AppendReply) -> 
 
 
 def _on_progress(group: GroupState, progress: Progress, message: AppendReply | BeatReply) -> None:
-    if max(message.match, message.accepted) > group.log.last:
-        return  # nobody has of me what I have not
     progress.accepted = message.accepted
     progress.room = message.room
     progress.damaged = message.need_from > 0

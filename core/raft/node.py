@@ -44,6 +44,7 @@ from meterd.core.raft.standing import Heard, Standing
 from meterd.core.raft.state import LEADER
 from meterd.core.raft.steady import View
 from meterd.protocol.raft_messages import (
+    AppendReply,
     Beat,
     BeatReplies,
     BeatReply,
@@ -127,6 +128,11 @@ class Output(NamedTuple):
     records: list[Write | WriteSlices]
     envelopes: list[tuple[int, Envelope]]
     actions: list[NodeAction]
+
+
+def _may_be(group: Group, reply: AppendReply | BeatReply) -> bool:
+    """Nobody has of a leader what it has not: a wrong number must not end its process."""
+    return max(reply.match, reply.accepted) <= group.log.last or group.role != LEADER
 
 
 class Node:
@@ -292,6 +298,8 @@ class Node:
 
     def _on_beat_reply(self, source: int, reply: BeatReply, message: BeatReplies) -> None:
         group = self._live(reply.group)
+        if not _may_be(group, reply):
+            return
         self._carry_out(group.on_beat_reply(source, reply, message.round, message.sent_at))
 
     def _tick_group(self, number: int) -> None:
@@ -467,8 +475,11 @@ class Node:
                 self._on_group_message(source, message)
 
     def _on_group_message(self, source: int, message: GroupMessage) -> None:
-        if message.group in self.groups and message.group not in self._aside:
-            self._carry_out(self._live(message.group).receive(source, message))
+        if message.group not in self.groups or message.group in self._aside:
+            return
+        group = self._live(message.group)
+        if not isinstance(message, AppendReply) or _may_be(group, message):
+            self._carry_out(group.receive(source, message))
 
     def _on_hello_reply(self, envelope: Envelope, message: HelloReply) -> None:
         peer = envelope.source

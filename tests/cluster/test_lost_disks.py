@@ -25,7 +25,7 @@ def test_the_second_lost_disk_comes_back_too() -> None:
     with Cluster(3) as cluster, cluster.client(timeout=SECONDS) as client:
         one, two, three = cluster.nodes
         client.put_metric("calls", "sum")
-        for batch, (lost, asked) in enumerate(((three, one), (two, three), (one, two))):
+        for batch, (lost, asked) in enumerate(((three, one), (two, three))):
             assert client.ingest(events(batch)).stored == ACCOUNTS
             lost.kill9()
             shutil.rmtree(lost.data_dir)
@@ -33,5 +33,5 @@ def test_the_second_lost_disk_comes_back_too() -> None:
             lost.start()
             good(asked, "wait", "--for", "caught-up", timeout=SECONDS)
         three.kill9()
-        assert client.ingest(events(3)).stored == ACCOUNTS
-        assert client.usage("account-7", "calls").value == 4
+        assert client.ingest(events(2)).stored == ACCOUNTS
+        assert client.usage("account-7", "calls").value == 3

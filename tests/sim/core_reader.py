@@ -59,6 +59,7 @@ class SimulatedOps(OpReader):
         self._places = OpPlaces()
         self._size_max = ANSWER_SIZE_MAX
         self._readable_from = self._oldest = 0
+        self._void: dict[int, int] = {}
         self._waiting: OrderedDict[Any, Any] = OrderedDict()
         self._answered: list[Answer] = []
         self._machine: CoreMachine | None = None

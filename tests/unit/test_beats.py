@@ -20,7 +20,8 @@ def test_applying_a_great_deal_at_once_beats_meanwhile(monkeypatch: pytest.Monke
     usage._work_beat_due = 0.0
     usage.serving = False
     usage.reads = SimpleNamespace(applied=lambda: None)  # type: ignore[assignment]
-    ready = [SimpleNamespace(done=False)] * 100
+    usage._judging = SimpleNamespace(applied=lambda record: None)  # type: ignore[assignment]
+    ready = [SimpleNamespace(done=False, record=None)] * 100
     usage.queue = SimpleNamespace(position=[1], ready=lambda: iter(ready))  # type: ignore[assignment]
 
     def apply(_: object) -> None:

@@ -23,7 +23,7 @@ def taken(monkeypatch: pytest.MonkeyPatch, term: int, found: Any) -> catching_up
     """What comes of an answer of the reader."""
     asked = Asked(ReadOps(GROUP, FOLLOWER, term, FIRST, FIRST + 5), OpPlace(1, 4096))
     reader = SimpleNamespace(take=lambda: [Answer(asked, found)])
-    monkeypatch.setattr(catching_up, "OpReader", lambda directory: reader)
+    monkeypatch.setattr(catching_up, "OpReader", lambda directory, void: reader)
     return CatchingUp("", 1, 4096).take()
 
 

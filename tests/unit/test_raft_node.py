@@ -31,8 +31,10 @@ from meterd.core.raft.slices import WriteSlices
 from meterd.core.raft.state import LEADER, Recovered
 from meterd.protocol.raft_messages import (
     Append,
+    AppendReply,
     Beat,
     BeatReplies,
+    BeatReply,
     Beats,
     Configuration,
     Envelope,
@@ -41,6 +43,8 @@ from meterd.protocol.raft_messages import (
     Mark,
     Message,
     Op,
+    PreVote,
+    PreVoteReply,
     Vote,
     VoteReply,
     incarnation_of,
@@ -310,3 +314,33 @@ def test_a_new_member_needs_the_word_of_all_others_but_one(
         assert node.is_aside
         tell(node, 1, peer, HelloReply(node.boot, 0))
     assert not node.is_aside
+
+
+def led() -> tuple[Node, int]:
+    """Return a node that leads its group with the vote of node 2, and its time."""
+    node, now = confirmed(make_node(1, (1, 2))), 0
+    while node.groups[0].role != LEADER:
+        now += 1_000
+        output = node.step(now, now, Tick())
+        while output.block or sent(output, PreVote) or sent(output, Vote):
+            for one in sent(output, PreVote):
+                output = tell(node, now, 2, PreVoteReply(0, one.term, True, one.term - 1))
+            for one in sent(output, Vote):
+                output = tell(node, now, 2, VoteReply(0, one.term, True, one.term))
+            if output.block:
+                output = node.step(now, now, Durable(output.block))
+    return node, now
+
+
+def test_a_follower_that_claims_more_than_there_is_is_not_believed() -> None:
+    """A wrong number of one peer ended the leader's process."""
+    far = 10**6
+    node, now = led()
+    group = node.groups[0]
+    claim = BeatReply(0, group.term, far, far, 0, 0, True)
+    tell(node, now, 2, AppendReply(0, group.term, 0, far, far, 0, 0, 0, 0, True))
+    tell(node, now, 2, BeatReplies(1, now, now, (claim,)))
+    assert (group.progress[2].match, group.commit) == (0, 0)
+    node.step(now + 100, now + 100, Tick())
+    tell(node, now + 100, 2, AppendReply(0, group.term, 0, 1, 1, 0, 0, 0, 0, True))
+    assert (group.progress[2].match, group.commit) == (1, 1)

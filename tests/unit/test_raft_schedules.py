@@ -9,7 +9,7 @@ from meterd.core.raft.log import Log
 from meterd.core.raft.progress import PROBE, REPLICATE
 from meterd.core.raft.settings import Settings
 from meterd.core.raft.state import LEADER, Recovered
-from meterd.protocol.raft_messages import UNKNOWN, Append, AppendReply, BeatReply
+from meterd.protocol.raft_messages import UNKNOWN, Append, AppendReply
 from tests.support.raft_lab import Lab
 
 
@@ -162,25 +162,3 @@ def test_who_has_little_that_its_leader_has_not_is_asked_a_little_further_back()
     assert asked == [29, 27, 23, 15]
     lab.step(1, OpsGone(2, group.term, progress.next))
     assert progress.next == 23  # the best there is, and from there one by one
-
-
-@pytest.mark.parametrize("kind", [AppendReply, BeatReply])
-def test_a_follower_that_claims_more_than_there_is_is_not_believed(kind: type) -> None:
-    """A wrong number of one peer ended the leader's process."""
-    lab = Lab((1, 2, 3))
-    lab.elect(1, 2)
-    lab.flow()
-    lab.propose(1)
-    group, far = lab.groups[1], 10**6
-    if kind is AppendReply:
-        lab._done(1, group.receive(2, AppendReply(0, group.term, 0, far, far, 0, 0, 0, 0, True)))
-    else:
-        reply = BeatReply(0, group.term, far, far, 0, 0, True)
-        lab._done(1, group.on_beat_reply(2, reply, 1, lab.now))
-    for _ in range(10):
-        lab.wait(200)
-        lab.beat(1, 2, 3)
-        lab.step(1, Tick())
-        lab.propose(1)
-        lab.flow()
-    assert group.role == LEADER and group.commit == group.log.last
