@@ -184,10 +184,11 @@ class Query(Actor):
 
     def _take_erasures(self, erased: list[Any]) -> None:
         """Know which accounts are erased; what was computed before may still name them."""
-        if len(erased) != len(self._erasures):
+        found = Erasures(map(Erasure.from_list, erased), self._files.identity_key)
+        # A usage actor that has started anew may know others than before, and as many.
+        if not found.is_same(self._erasures):
             self._runs.clear()
-        found = map(Erasure.from_list, erased)
-        self._erasures = Erasures(found, self._files.identity_key)
+        self._erasures = found
 
     def _work(self) -> None:
         """Let the questions take turns for a while, and send the answers there are."""

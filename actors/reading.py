@@ -72,11 +72,11 @@ def _read_totals(
         start = I64_MIN if has_members and file.has_seats else question.start
         if file.max_timestamp < start or file.min_timestamp >= question.end:
             continue
-        erased = view.erasures.since(file.erasures)
+        erased = view.erasures.since(file.applied)
         for span in file.spans(question.account, question.subtree):
             held = file.read(span)
             if len(erased):
-                held = held.without(erased.touches)
+                held = held.behind(erased.floor)
             partial = partial_of(held, question, numbers, file.horizon, cuts)
             if len(partial.cells):
                 parts.append(partial)

@@ -189,7 +189,7 @@ def _gathered(
 
 def write(directory: str, covered: Covered, making: Making, parts: Iterable[Folded]) -> int:
     """Write a totals file, durably, replacing one of the same name; return its events."""
-    writer = TotalsWriter(*covered, making.horizon, len(making.erasures))
+    writer = TotalsWriter(*covered, making.horizon, making.erasures.latest)
     for part in parts:
         writer.add(part)
     path = os.path.join(directory, covered.name)
@@ -211,7 +211,7 @@ def rewrite(directory: str, files: Sequence[TotalsFile], making: Making) -> None
 
     Raises StorageError when it would count more or less than they do.
     """
-    sources = [Source(file, making.erasures.since(file.erasures)) for file in files]
+    sources = [Source(file, making.erasures.since(file.applied)) for file in files]
     join(directory, Covered(files[0].first, files[-1].last), sources, making)
 
 
@@ -224,7 +224,7 @@ def join(directory: str, covered: Covered, sources: Sequence[Source], making: Ma
     files = [source.file for source in sources]
     making = making._replace(horizon=max(making.horizon, *(file.horizon for file in files)))
     dropped = [0]
-    writer = TotalsWriter(*covered, making.horizon, len(making.erasures))
+    writer = TotalsWriter(*covered, making.horizon, making.erasures.latest)
     for part in _joined_parts(sources, making, dropped):
         writer.add(part)
     if writer.events + dropped[0] != sum(file.events for file in files):
@@ -245,7 +245,7 @@ def _joined_parts(
             part = file.read(span)
             before = part.count
             if len(newer):
-                part = part.without(newer.touches)
+                part = part.behind(newer.floor)
             if leaves_out is not None:
                 part = part.without(leaves_out)
             dropped[0] += before - part.count

@@ -89,13 +89,18 @@ def erasure_of(command: Mapping[str, Any], partition: int, index: int, time: int
 
 
 class Erasures:
-    """All erasures in the order of the log; immutable."""
+    """All erasures; immutable.
+
+    In what order erasures of several partitions come is chance, and another one after each start.
+    So what outlives the usage actor must not go by a place in the list, or by how long it is.
+    """
 
     def __init__(self, erasures: Iterable[Erasure], key: NDArray[np.uint64]) -> None:
         self._list = tuple(erasures)
         self._key = key.copy()
         self._known = {erasure.id for erasure in self._list}
         self._counts = Counter(erasure.partition for erasure in self._list)
+        self._latest: dict[int, int] | None = None
         self._table: kernels.Erased | None = None
 
     @property
@@ -120,9 +125,33 @@ class Erasures:
         """Return the list with one more."""
         return Erasures((*self._list, erasure), self._key)
 
-    def since(self, count: int) -> Erasures:
-        """Return those behind the first `count`."""
-        return Erasures(self._list[count:], self._key) if count else self
+    @property
+    def latest(self) -> dict[int, int]:
+        """The floor of the last erasure of each partition that has any: it says which these are.
+
+        Within a partition floors rise in the order of its log, which is the same on every replica.
+        """
+        if self._latest is None:
+            self._latest = {}
+            for one in self._list:
+                self._latest[one.partition] = max(one.floor, self._latest.get(one.partition, 0))
+        return self._latest
+
+    def since(self, latest: Mapping[int, int]) -> Erasures:
+        """Return those that came after a list whose `latest` this is."""
+        if not latest:
+            return self
+        grown = {at for at, floor in self.latest.items() if floor > latest.get(at, 0)}
+        newer = (
+            one
+            for one in (self._list if grown else ())
+            if one.partition in grown and one.floor > latest.get(one.partition, 0)
+        )
+        return Erasures(newer, self._key)
+
+    def is_same(self, other: Erasures) -> bool:
+        """Are the same accounts erased up to the same places, in whatever order?"""
+        return set(self._list) == set(other)
 
     def is_erased(self, account: str, position: int) -> bool:
         """Is what an account has at a position in the log erased?"""

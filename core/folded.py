@@ -76,6 +76,21 @@ class Folded:
         stays = np.array([not is_gone(name) for name in self.accounts], np.bool_)
         return self.chosen(stays[self.keys[:, ACCOUNT]], stays[self.seats[:, ACCOUNT]])
 
+    def behind(self, floor: Callable[[str], int]) -> Folded:
+        """Return it without what stands before the floor of its account: a position in the log.
+
+        A cell goes as a whole, by the position of one of its events, because an erasure never cuts
+        through one.  Only rows that every checkpoint has seen are folded.  So an erasure that was
+        not known then stands behind all of the rows, also when a start has forgotten it for a
+        while; one that was known has left only rows behind itself.  For the same reason it may be
+        applied again at any time: what came after it stays.
+        """
+        floors = np.array([floor(name) for name in self.accounts], np.int64)
+        if not floors.any():
+            return self
+        cells = self.cells[:, cell_rows.FIRST_POS] >= floors[self.keys[:, ACCOUNT]]
+        return self.chosen(cells, self.seats[:, POSITION] >= floors[self.seats[:, ACCOUNT]])
+
     def chosen(self, cells: NDArray[np.bool_], seats: NDArray[np.bool_]) -> Folded:
         """Return only these cells and rows, with what they mention."""
         place = np.cumsum(cells) - 1

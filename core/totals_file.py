@@ -12,7 +12,7 @@ Does not know: files, which of them stand for the log (`actors/totals_files.py`)
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import lz4.block
@@ -35,7 +35,9 @@ from meterd.protocol.limits import I64_MAX, I64_MIN
 from meterd.protocol.log_format import Damaged
 
 KIND: Final = "totals"
-VERSION: Final = 1
+# Version 1 said how many erasures of the node's own list were applied.  Nobody can say which ones
+# these were, so they all count as not applied.
+VERSIONS: Final = (1, 2)
 BLOCK_ROWS: Final = 4_096
 # Cells that are looked at in one go.
 SPAN_CELLS: Final = 1 << 17
@@ -107,15 +109,15 @@ def unpack_block(raw: Any, rows: int) -> tuple[Rows, Rows]:
 class TotalsWriter:
     """Makes a totals file of parts; every account of a part is behind those of the parts before."""
 
-    def __init__(self, first: int, last: int, horizon: int, erasures: int) -> None:
-        """The log files covered, the totals horizon, and how many erasures are applied to it."""
+    def __init__(self, first: int, last: int, horizon: int, applied: Mapping[int, int]) -> None:
+        """The log files covered, the totals horizon, and what is erased (`Erasures.latest`)."""
         self._state: dict[str, Any] = {
             "kind": KIND,
-            "version": VERSION,
+            "version": VERSIONS[-1],
             "first": first,
             "last": last,
             "horizon": horizon,
-            "erasures": erasures,
+            "erased": dict(applied),
         }
         self._accounts: list[bytes] = []
         self._dims: dict[bytes, int] = {}
@@ -194,12 +196,13 @@ class TotalsFile:
 
     def __init__(self, state: dict[str, Any], arrays: Arrays) -> None:
         """Raises Damaged when it is none, or of another version."""
-        if state.get("kind") != KIND or state.get("version") != VERSION:
+        if state.get("kind") != KIND or state.get("version") not in VERSIONS:
             raise Damaged(0, "no totals file of a known version")
         self.first: int = state["first"]  # log files covered
         self.last: int = state["last"]
         self.horizon: int = state["horizon"]
-        self.erasures: int = state["erasures"]
+        # Of each partition the floor of the last erasure that is applied: `Erasures.latest`.
+        self.applied: dict[int, int] = state.get("erased", {})
         self.events: int = state["events"]
         self.min_timestamp: int = state["min_timestamp"]
         self.max_timestamp: int = state["max_timestamp"]

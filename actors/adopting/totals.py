@@ -25,13 +25,13 @@ def adopt(own: Loaded, donor: Loaded, groups: Mask, erasures: Erasures, target: 
     StorageError, DiskFull, FsyncFailed, OSError.
     """
     making = Making(own.replayer.state.totals_horizon, erasures)
+    # The own state has all that the donor's knows of these groups.
     theirs = [
-        Source(file, donor.replayer.state.erasures.since(file.erasures), _others_than(groups))
-        for file in donor.totals
+        Source(file, erasures.since(file.applied), _others_than(groups)) for file in donor.totals
     ]
     coming = bool(theirs)
     for file in own.totals:
-        mine = Source(file, erasures.since(file.erasures), _those_of(groups))
+        mine = Source(file, erasures.since(file.applied), _those_of(groups))
         covered = Covered(file.first, file.last)
         if coming and covered.first == ADOPTED:
             totals_files.join(target, covered, [mine, *theirs], making)
@@ -52,7 +52,7 @@ def _events_of(source: Source) -> int:
     assert source.leaves_out is not None
     file, count = source.file, 0
     for span in file.spans("", False):
-        part = file.read(span).without(source.newer.touches)
+        part = file.read(span).behind(source.newer.floor)
         count += part.without(source.leaves_out).count
     return count
 

@@ -44,7 +44,8 @@ class Totals(Service):
     def __init__(self, sweeper: RetentionSweeper) -> None:
         super().__init__(sweeper)
         self._making: Making | None = None  # until the usage actor has said
-        self._checked: dict[Covered, int] = {}  # erasures after which a file holds nothing of them
+        # The erasures of which a file holds nothing, as `Erasures.latest` says it.
+        self._checked: dict[Covered, dict[int, int]] = {}
         self._is_behind = True  # what was folded or told since is still to be applied to the files
         self._superseded_go = False  # they may hold what was erased
         self._refusals_stay = False  # those of accounts erased since are still there
@@ -59,8 +60,8 @@ class Totals(Service):
         )
         before, self._making = self._making, Making(said["totals_horizon"], erasures)
         changed = before is None or before.horizon != self._making.horizon
-        known = 0 if before is None else len(before.erasures)
-        if known != len(erasures):
+        # The usage actor may have started anew, and know others than before instead of more.
+        if before is None or not erasures.is_same(before.erasures):
             self._superseded_go = self._refusals_stay = changed = True
         if changed:
             self._ask_for_work()
@@ -177,13 +178,12 @@ class Totals(Service):
         if file.next_timestamp < making.horizon:
             return True
         covered = Covered(file.first, file.last)
-        known = max(file.erasures, self._checked.get(covered, 0))
-        newer = making.erasures.since(known)
+        newer = making.erasures.since(file.applied).since(self._checked.get(covered, {}))
         if not len(newer):
             return False
         if any(newer.touches(file.account(n).decode()) for n in range(file.account_count)):
             return True
-        self._checked[covered] = len(making.erasures)
+        self._checked[covered] = making.erasures.latest
         return False
 
     def _finished(self, job: Job) -> None:

@@ -19,6 +19,7 @@ from meterd.actors import feed, reading, totals_files
 from meterd.actors.log_files import LogFiles
 from meterd.actors.totals_files import Covered, TotalsFiles
 from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
+from meterd.core.erasures import Erasures
 from meterd.core.folded import GRAIN
 from meterd.core.questions import Question
 from meterd.core.registry import Registry
@@ -188,6 +189,8 @@ class Expiry(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
+        """The groups speak in another order than before, so the erasures come in another one."""
+        self.log.erasures = Erasures(reversed(list(self.log.erasures)), self.log.erasures.key)
         self.log.files = LogFiles(str(self.path), IDENTITY_KEY)
 
     # What is said

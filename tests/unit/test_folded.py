@@ -56,10 +56,11 @@ def test_a_range_that_begins_before_the_horizon_is_refused_where_members_came_an
 
 def test_a_totals_file_gives_back_what_it_was_made_of():
     rows = rows_of_member((1, ADD), (HORIZON, REMOVE))
-    writer = TotalsWriter(3, 5, HORIZON, 0)
+    writer = TotalsWriter(3, 5, HORIZON, {200: 3 << 20})
     writer.add(rows)
     file = TotalsFile(*writer.finish())
     assert (file.first, file.last, file.has_seats) == (3, 5, True)
+    assert file.applied == {200: 3 << 20}
     assert (file.min_timestamp, file.max_timestamp, file.next_timestamp) == (1, HORIZON, HORIZON)
     (span,) = file.spans("a", subtree=True)
     assert moments(file.read(span)) == [1, HORIZON]

@@ -10,6 +10,7 @@ import pytest
 
 from meterd.actors import query as module
 from meterd.actors.query import Query
+from meterd.core.erasures import Erasures
 from meterd.core.questions import Question
 from meterd.core.registry import Registry
 from meterd.core.zones import UTC
@@ -60,7 +61,7 @@ class Node:
         context = {
             "question": question.to_map(),
             "registry_version": self.registry.version,
-            "erasures": 0,
+            "erasures": len(self.log.erasures),
             "end": [self.log.builder.file_number, len(self.log.builder.data)],
             "position": "17",
             "horizon": I64_MIN,
@@ -72,7 +73,7 @@ class Node:
         }
         if not self.knows_registry:
             context["registry"] = self.registry.to_bytes()
-            context["erased"] = []
+            context["erased"] = self.log.erasures.to_lists()
             self.knows_registry = True
         frames = request(question.kind, {}, **header)
         self.query.handle([b"ask", rid, *frames, msgpack.packb(context)])
@@ -196,6 +197,22 @@ def test_sorted_by_usage_the_greatest_come_first_and_ties_by_account(node):
 @pytest.mark.parametrize("cursor", ["", "a", "a.x", "a.0-1.-1", "e.1.2", "a.gone-1.2"])
 def test_a_cursor_of_no_open_run_is_refused(node, cursor):
     node.ask(accounts(after=cursor))
+    ((status, body),) = node.answers()
+    assert (status, body["code"]) == ("error", "bad_request")
+
+
+def test_a_run_ends_when_others_are_erased_than_before_though_as_many(node):
+    """The usage actor started anew, and has heard of another partition's erasure first."""
+    for account in ("a", "b", "c"):
+        node.write(account, 1)
+    for account in ("b", "c"):
+        node.log.erase(account)
+    first, second = node.log.erasures
+    node.log.erasures = Erasures([first], node.log.erasures.key)
+    page = node.answer(accounts(limit=1))
+    node.log.erasures = Erasures([second], node.log.erasures.key)
+    node.knows_registry = False
+    node.ask(accounts(limit=1, after=page["next"]))
     ((status, body),) = node.answers()
     assert (status, body["code"]) == ("error", "bad_request")
 

@@ -350,6 +350,83 @@ def test_totals_are_merged_coarsened_and_erased_accounts_leave_them(log, sweeper
     assert file.next_timestamp == 2**63 - 1
 
 
+def folded_b_c_d(log: LogDirectory, sweeper) -> tuple[Erasures, Erasures]:
+    """Have a totals file with accounts b, c and d; return the erasures of b alone and of c alone.
+
+    They are in different partitions, so a start may hear of either first.
+    """
+    log.write([LoggedEvent(account, account, 1, 5, OLD) for account in "bcd"])
+    log.seal(segmented=True)
+    tell(sweeper)
+    finish_jobs(sweeper)
+    for account in "bc":
+        log.erase(account)
+    of_b, of_c = log.erasures
+    assert of_b.partition != of_c.partition
+    return Erasures([of_b], log.erasures.key), Erasures([of_c], log.erasures.key)
+
+
+def accounts_of_totals(log: LogDirectory) -> list[str]:
+    file = read_totals(str(log.path / Covered(1, 1).name))
+    return file.accounts((0, file.account_count))
+
+
+def test_an_erasure_that_a_start_hears_of_earlier_than_one_before_is_applied(log, sweeper):
+    of_b, of_c = folded_b_c_d(log, sweeper)
+    standing(sweeper, erasures=of_b)
+    finish_jobs(sweeper)
+    assert accounts_of_totals(log) == ["c", "d"]
+    both = Erasures([*of_c, *of_b], of_b.key)
+    file = read_totals(str(log.path / Covered(1, 1).name))
+    assert [one.account for one in both.since(file.applied)] == [one.account for one in of_c]
+    again = recorded(RetentionSweeper, log.path)
+    standing(again, erasures=both)
+    finish_jobs(again)
+    again.close()
+    assert accounts_of_totals(log) == ["d"]
+
+
+def test_erasures_of_a_usage_actor_that_started_anew_are_applied_though_they_are_as_many(
+    log, sweeper
+):
+    of_b, of_c = folded_b_c_d(log, sweeper)
+    for erasures in (of_b, of_c):
+        standing(sweeper, erasures=erasures)
+        finish_jobs(sweeper)
+    assert accounts_of_totals(log) == ["d"]
+
+
+def test_a_totals_file_that_said_how_many_erasures_are_applied_loses_what_is_erased_and_no_more(
+    log, sweeper
+):
+    """One of them was applied, but which?  What came after it stays when it is applied again."""
+    log.write([LoggedEvent("b", "b-1", 1, 5, OLD), LoggedEvent("c", "c-1", 1, 5, OLD)])
+    log.erase("b")
+    members = [("u1", "add"), ("u2", "add"), ("u1", "remove")]
+    after = [
+        LoggedEvent("b", f"b-{i}", 2, 0, OLD, op, {"user": u}) for i, (u, op) in enumerate(members)
+    ]
+    log.write([LoggedEvent("b", "b-after", 1, 7, OLD), *after])
+    log.seal(segmented=True)
+    assert sweeper.registry.read()
+    log.fold([1], sweeper.registry.registry, -(2**63))
+    path = log.path / Covered(1, 1).name
+    state, arrays = checkpoint_format.decode(path.read_bytes())
+    state |= {"version": 1, "erasures": 1}
+    del state["erased"]
+    path.write_bytes(b"".join(checkpoint_format.encode(state, arrays)))
+    before = read_totals(str(path))
+    log.erase("c")
+    standing(sweeper, erasures=Erasures(reversed(list(log.erasures)), log.erasures.key))
+    finish_jobs(sweeper)
+    file = read_totals(str(path))
+    assert file.applied == log.erasures.latest
+    assert (file.events, before.events) == (4, 5)
+    (span,) = file.spans("b", False)
+    assert accounts_of_totals(log) == ["b"]
+    assert len(file.read(span).seats) == len(before.read((0, 1)).seats) == 3
+
+
 def test_what_a_checkpoint_needs_stays(log, sweeper):
     for _ in range(3):
         write_full_file(log, OLD, segmented=True)
