@@ -149,7 +149,7 @@ class Erasures:
         )
         return Erasures(newer, self._key)
 
-    def is_same(self, other: Erasures) -> bool:
+    def is_same(self, other: Iterable[Erasure]) -> bool:
         """Are the same accounts erased up to the same places, in whatever order?"""
         return set(self._list) == set(other)
 

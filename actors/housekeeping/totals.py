@@ -61,7 +61,7 @@ class Totals(Service):
         before, self._making = self._making, Making(said["totals_horizon"], erasures)
         changed = before is None or before.horizon != self._making.horizon
         # The usage actor may have started anew, and know others than before instead of more.
-        if before is None or not erasures.is_same(before.erasures):
+        if not erasures.is_same(() if before is None else before.erasures):
             self._superseded_go = self._refusals_stay = changed = True
         if changed:
             self._ask_for_work()
