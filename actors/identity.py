@@ -228,7 +228,10 @@ def read(data_dir: str) -> Identity:
 
 def encode(identity: Identity) -> bytes:
     """Make the bytes of `node.json`."""
-    return seal({"magic": MAGIC, **asdict(identity)})
+    fields = asdict(identity)
+    if not identity.others:  # as versions write it that know nothing of them
+        del fields["others"]
+    return seal({"magic": MAGIC, **fields})
 
 
 def decode(raw: bytes, path: str) -> Identity:

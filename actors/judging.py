@@ -94,6 +94,9 @@ class Judging:
         """Nothing of a record with refused rows is left."""
         assert origin.refusals is not None
         marks, before = self._marks.pop(record.sequence), self._before.pop(record.sequence)
+        if not self._usage.leader_map.alone:
+            # It may wait; a large payload is a place in memory that others wait for.
+            record = record._replace(payload=memoryview(bytes(record.payload)))
         # The outcome is good until the next call only.
         self._take(_Held(origin, origin.refusals, marks, outcome.copy(), record, before))
 

@@ -116,6 +116,7 @@ class _Peer:
         self.heard = 0  # highest sequence of its bulk connection in that boot
         self.told = 0  # and what of that it has been told
         self.untold_since = 0.0  # when the first came that it has not been told of
+        self.reaches = False  # has it heard of this process?  At its address may be another node
 
     def forget(self, sequence: int) -> None:
         """What has this sequence, or a lower one, is on its way no more."""
@@ -227,7 +228,11 @@ class Peers:
 
     def connected(self) -> set[int]:
         """Return the nodes that small messages reach now."""
-        return {node for node, peer in self._peers.items() if sockets.takes(peer.connections[0])}
+        return {
+            node
+            for node, peer in self._peers.items()
+            if peer.reaches and sockets.takes(peer.connections[0])
+        }
 
     def links(self) -> dict[int, Link]:
         """Return what is known of the connections to each node."""
@@ -411,6 +416,7 @@ class Peers:
             peer.heard = max(peer.heard, header.sequence)
         if header.heard_boot == self.own.boot:
             peer.forget(header.heard)
+            peer.reaches = True
         return True
 
     def drop(self, reason: str) -> None:

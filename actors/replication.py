@@ -154,12 +154,22 @@ class Replication(Actor):
 
     def _addresses(self) -> dict[int, str]:
         """Return where to look for the other nodes."""
-        known = {number: address for number, _, address in self._who.others}
-        known |= {m.node: m.peer_address for m in self._requests.members.present}
+        known = {m.node: m.peer_address for m in self._requests.members.present}
+        if not self._knows_members:
+            known |= {number: address for number, _, address in self._who.others}
         connected = set() if self._peers is None else self._peers.connected()
         found = self._peer_addresses.choose(known, connected, time.monotonic())
         found.pop(self.options.node.id, None)
         return found
+
+    @property
+    def _knows_members(self) -> bool:
+        """Has the state machine told more than how the cluster began?"""
+        return self._requests.members.version > 0
+
+    def _meet_members(self) -> None:
+        if self._replicas is not None and self._knows_members:
+            self._replicas.node.meet(one.member for one in self._requests.members.present)
 
     def _digest_at(self, group: int, index: int) -> int | None:
         # What was sent to an earlier process may come before the log is open.
@@ -238,6 +248,7 @@ class Replication(Actor):
             self._requests.take(frames, node, links, now, self.request, leaving)
         elif kind == b"members":
             self._requests.take_members(frames[1])
+            self._meet_members()
             if self._peers is not None:
                 self._peers.update(self._addresses())
         elif kind == b"room":
@@ -309,6 +320,7 @@ class Replication(Actor):
             self._lateness = Lateness(time.monotonic())
             self.watch(self._catching_up.descriptor, self._on_read)
             self._needs = FollowerNeeds(self, self._replicas.node, end["file_number"])
+        self._meet_members()
         self._carry_out(self._replicas.tick(_clock()))
         self._maybe_serve()
 

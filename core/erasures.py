@@ -63,7 +63,8 @@ def erasure_command(
     name: what the client calls the erasure, so that asking twice erases once.
     """
     text = np.frombuffer(account.encode(), np.uint8)
-    both = f"{len(name)}/{name}/{account}"  # names and accounts may have any "/" themselves
+    # A name may have a "/" as accounts have, so where it ends must be said then.
+    both = f"/{len(name)}/{name}/{account}" if "/" in name else f"{name}/{account}"
     root = np.frombuffer(account.split("/", 1)[0].encode(), np.uint8)
     command = {
         "op": "account_erase",

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meterd.core.kernels import foreign, stage
-from meterd.core.staging import Refusals
+from meterd.core.staging import Refusals, partitions_of
 from meterd.protocol import log_format
 from meterd.protocol.body import Bytes
 from meterd.protocol.errors import REASONS, UNKNOWN
+from meterd.protocol.limits import PARTITION_COUNT
 from meterd.protocol.log_format import META_GROUP, SLICE_SIZE, Damaged
 
 # What nodes forward to each other: events, and commands that somebody waits for.
@@ -123,7 +124,8 @@ def check_part_origin(frame: Bytes, row_count: int) -> PartOrigin:
     places = np.ascontiguousarray(rows[:, [stage.ENTRY_START, stage.ENTRY_END, stage.METRIC]])
     bad = foreign.first_bad_refusal(places, np.frombuffer(heap, np.uint8), len(codes))
     numbers = rows[:, [stage.REQUEST, stage.ROW]]
-    if bad >= 0 or (numbers < 0).any() or (numbers >= REQUESTS_MAX).any():
+    in_bounds = (numbers >= 0).all() and (numbers < REQUESTS_MAX).all()
+    if bad >= 0 or not in_bounds or (partitions_of(rows) >= PARTITION_COUNT).any():
         raise Damaged(0, f"a refused row is not what it says ({bad})")
     return PartOrigin(request_of_row, row_of_row, parts[2])
 

@@ -40,7 +40,7 @@ class Refusals:
 
     def partitions(self) -> NDArray[np.int64]:
         """Return the partition of each row."""
-        return _partitions(self.rows)
+        return partitions_of(self.rows)
 
 
 class Packed(NamedTuple):
@@ -229,7 +229,7 @@ class Stage:
 
 def _led_by(rows: NDArray[np.int64], leaders: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return who leads the partition of each staged or refused row."""
-    return leaders[_partitions(rows)]
+    return leaders[partitions_of(rows)]
 
 
 def _depends_on_registry(refused: NDArray[np.int64], columns: EventColumns) -> bool:
@@ -240,7 +240,8 @@ def _depends_on_registry(refused: NDArray[np.int64], columns: EventColumns) -> b
     return bool((own & of_registry).any())
 
 
-def _partitions(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def partitions_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the partition of each staged or refused row."""
     return (rows[:, kernels.FLAGS] >> PARTITION_SHIFT) & 0xFFFF
 
 

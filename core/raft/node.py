@@ -132,7 +132,8 @@ class Output(NamedTuple):
 
 def _may_be(group: Group, reply: AppendReply | BeatReply) -> bool:
     """Nobody has of a leader what it has not: a wrong number must not end its process."""
-    return max(reply.match, reply.accepted) <= group.log.last or group.role != LEADER
+    is_of_now = group.role == LEADER and reply.term == group.term
+    return not is_of_now or max(reply.match, reply.accepted) <= group.log.last
 
 
 class Node:
@@ -181,6 +182,11 @@ class Node:
         self._begin_step()
         for group in self.groups.values():
             group.start()
+        self._confirm_groups()
+
+    def meet(self, members: Iterable[int]) -> None:
+        """These are the members of the cluster now."""
+        self.standing.meet(members)
         self._confirm_groups()
 
     @property

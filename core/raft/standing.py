@@ -4,10 +4,10 @@ Every envelope says how far its sender's log is durable.  Who has heard of a lat
 started node has knows that its directory is an older copy, which has forgotten votes and acks.
 
 A group needs the word of a majority of its voters, this node included: then nobody can have lost
-more than this node's own word.  Where the configuration does not name this node it is only where
-the log of others begins, whose members may all have been replaced since: then all but one of the
-nodes that there were when this one came must speak.  With those is a majority of any group that it
-has become a member of.
+more than this node's own word.  Where the configuration does not name this node it may only be
+where the log of others begins, whose members may all have been replaced since: then all but one of
+the other nodes that there are do as well.  With those is a majority of any group that this node has
+become a member of.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ class Standing:
         """
         self.block = block
         self._member = member
-        self._others = {node_of(one) for one in others}
+        self.meet(others)
         self._confirmed_by = {member: None}
         self.heard = dict(heard)  # bounded by the members there are
+
+    def meet(self, members: Iterable[int]) -> None:
+        """These are the members that there are."""
+        self._others = {node_of(one) for one in members} - {node_of(self._member)}
 
     def hear(self, member: int, boot: int, block: int) -> None:
         """Remember how far a member's log was durable."""
@@ -57,9 +61,11 @@ class Standing:
 
     def is_confirmed(self, configuration: Configuration) -> bool:
         """Whether a replica with this configuration may vote and ack."""
-        if self._member not in configuration.members:
-            nodes = {node_of(one) for one in self._confirmed_by if one != self._member}
-            known = nodes & self._others if self._others else nodes
-            return len(known) >= max(1, len(self._others) - 1)
         count = sum(voter in self._confirmed_by for voter in configuration.voters)
-        return count >= configuration.quorum
+        if configuration.voters and count >= configuration.quorum:
+            return True
+        if self._member in configuration.members:
+            return False
+        nodes = {node_of(one) for one in self._confirmed_by if one != self._member}
+        known = nodes & self._others if self._others else nodes
+        return len(known) >= max(1, len(self._others) - 1)

@@ -36,7 +36,7 @@ class Settling:
             found = _rejections_open(found)
         if known is None and not found.unknown:
             return body
-        joined = found if known is None else join(known, found)
+        joined = found if known is None else join(known, found, late)
         if joined.unknown:
             self._known = joined
             return None
@@ -47,9 +47,11 @@ class Settling:
         return None if self._known is None else encode_result(self._known)
 
 
-def join(known: IngestResult, found: IngestResult) -> IngestResult:
+def join(known: IngestResult, found: IngestResult, late: bool = False) -> IngestResult:
     """Return `known` with what `found` says of its undecided and its rejected events.
 
+    What the newest attempt does not know of an event that was rejected before may be that it is
+    stored; a late answer says nothing of that.
     Raises RemoteProtocolError when they are not about the same number of events.
     """
     if known.received != found.received:
@@ -61,7 +63,8 @@ def join(known: IngestResult, found: IngestResult) -> IngestResult:
     for item in known.items:
         row, status, _ = item
         told = newly.get(row)
-        if status == UNKNOWN or (status == REJECTED and (told is None or told[1] != UNKNOWN)):
+        says_nothing = late and told is not None and told[1] == UNKNOWN
+        if status == UNKNOWN or (status == REJECTED and not says_nothing):
             counts[status] -= 1
             counts[otherwise if told is None else told[1]] += 1
             if told is None:

@@ -31,7 +31,8 @@ def test_of_a_later_answer_what_was_undecided_or_rejected_counts(answers):
         if known is None:
             known = status.copy()
         else:
-            moves = (known == UNKNOWN) | ((known == REJECTED) & (status != UNKNOWN))
+            # Of what the newest attempt does not know nothing is known: it may be stored.
+            moves = (known == UNKNOWN) | ((known == REJECTED) & (not late or status != UNKNOWN))
             known = np.where(moves, status, known)
         found = settling.take(body, late)
         if (known == UNKNOWN).any():
@@ -53,6 +54,17 @@ def test_what_was_rejected_and_then_stored_is_stored():
     assert settling.take(encode_result(first)) is None
     second = encode_result(result_of(np.array([STORED, STORED], np.uint8), no_reasons))
     assert settling.take(second) == second
+
+
+def test_what_was_rejected_and_is_not_known_now_is_undecided():
+    settling = Settling()
+    no_reasons = np.zeros(2, np.uint8)
+    first = result_of(np.array([UNKNOWN, REJECTED], np.uint8), no_reasons)
+    assert settling.take(encode_result(first)) is None
+    second = result_of(np.array([STORED, UNKNOWN], np.uint8), no_reasons)
+    assert settling.take(encode_result(second)) is None
+    third = encode_result(result_of(np.array([STORED, STORED], np.uint8), no_reasons))
+    assert settling.take(third) == third
 
 
 def test_an_ordinary_answer_is_passed_on_as_it_is():

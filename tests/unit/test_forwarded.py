@@ -151,6 +151,17 @@ def test_refused_rows_that_point_elsewhere_are_refused() -> None:
             check_part_origin(frame, packed.row_count)
 
 
+def test_a_refused_row_of_no_partition_is_refused() -> None:
+    _, packed = staged()[0]
+    assert packed.refusals is not None
+    rows = packed.refusals.rows.copy()
+    rows[0, 3] |= 0xFFFF << 24
+    refused = [rows.tobytes(), packed.refusals.heap.tobytes(), packed.refusals.codes]
+    maps = packed.request_of_row.tobytes(), packed.row_of_row.tobytes()
+    with pytest.raises(Damaged):
+        check_part_origin(msgpack.packb([*maps, refused]), packed.row_count)
+
+
 def test_commands_belong_into_one_group_of_their_kind() -> None:
     body = msgpack.packb({"op": "metric_delete", "code": "calls"})
     payload = body.ljust(log_format.padded(len(body)), b"\0")

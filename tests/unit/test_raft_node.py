@@ -344,3 +344,21 @@ def test_a_follower_that_claims_more_than_there_is_is_not_believed() -> None:
     node.step(now + 100, now + 100, Tick())
     tell(node, now + 100, 2, AppendReply(0, group.term, 0, 1, 1, 0, 0, 0, 0, True))
     assert (group.progress[2].match, group.commit) == (1, 1)
+
+
+def test_a_founder_needs_for_groups_of_others_no_more_than_their_majority() -> None:
+    """Two of seven are away, or have gone for good."""
+    node = make_node(1, (2, 3, 4), boot=1, seeds=(2, 3, 4, 5, 6, 7))
+    for peer in (2, 3):
+        assert node.is_aside
+        tell(node, 1, peer, HelloReply(node.boot, 0))
+    assert not node.is_aside
+
+
+def test_who_has_left_need_not_speak() -> None:
+    node = make_node(1, (5, 6, 7), boot=1, seeds=(2, 3, 4, 5, 6, 7))
+    for peer in (2, 3, 4):
+        tell(node, 1, peer, HelloReply(node.boot, 0))
+    assert node.is_aside
+    node.meet((1, 2, 3, 4, 5))
+    assert not node.is_aside
