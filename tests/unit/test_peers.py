@@ -371,3 +371,14 @@ def test_a_name_that_does_not_resolve_hinders_nobody(
     nodes[0].peers.update(addresses)
     assert not nodes[0].hello(3, 1)
     assert nodes[0].hello(2, 1)
+
+
+def test_at_a_nodes_address_may_be_another_one(nodes: list[One], ports: dict[int, int]) -> None:
+    """There is a connection, and nothing that is sent arrives where it should."""
+    nodes += [One(1, ports | {2: ports[3]}), One(2, ports), One(3, ports)]
+    one, two, _ = nodes
+    until(nodes, lambda: one.hello(2, 1) and two.hello(1, 5) and 5 in [c[1] for c in one.came])
+    assert 2 not in one.peers.connected()
+    one.peers.update({node: f"127.0.0.1:{port}" for node, port in ports.items()})
+    until(nodes, lambda: one.hello(2, 2) and two.hello(1, 6) and 2 in one.peers.connected())
+    assert 2 in [c[1] for c in two.came]
