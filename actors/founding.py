@@ -99,7 +99,7 @@ class Respondent:
 
     def _others(self, node: int, incarnation: int) -> list[Member]:
         """Return whom a node will meet that is none of those the cluster was made of."""
-        first = {number for number, _, _ in identity.given(self._who, 1)["first_members"]}
+        first = {one.node for one in self._who.beginning.present}
         if self.members is None or (node in first and incarnation == FIRST_INCARNATION):
             return []
         return [one for one in self.members.present if one.node != node]

@@ -115,14 +115,6 @@ class CommitQueue(Generic[Asked]):
         self._fresh: list[_Held[Asked]] = []  # held, and not looked at yet
 
     @property
-    def newest(self) -> int | None:
-        """Return the sequence of the newest record that is here and not resolved."""
-        for waiting in (self._coming, self._held):
-            if waiting:
-                return next(reversed(waiting))
-        return None
-
-    @property
     def unresolved(self) -> int:
         """Return how many durable records wait."""
         return len(self._held)
