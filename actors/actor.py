@@ -25,9 +25,11 @@ from typing import Any, ClassVar
 import msgpack
 import zmq
 
-from meterd.actors import endings, journal, rings, sockets
+from meterd.actors import endings
+from meterd.actors.frames import rings, sockets
+from meterd.actors.machine import journal
+from meterd.actors.measuring.telemetry import Telemetry
 from meterd.actors.options import Options
-from meterd.actors.telemetry import Telemetry
 from meterd.protocol.errors import BootFailed, Corrupt, DiskFull, FsyncFailed
 
 # One turn takes at most this many messages, so that beats and other sockets are served.

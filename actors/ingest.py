@@ -16,22 +16,22 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.actors import identity
 from meterd.actors.actor import BEAT_SECONDS, Actor
-from meterd.actors.answering import Answers, answer_frames
-from meterd.actors.bundle import bundle, unbundle
-from meterd.actors.leader_map import LeaderMap
-from meterd.actors.outcomes import encode_origin, nameless_events
-from meterd.actors.sockets import Frame
-from meterd.actors.splitting import Request, Splitting, command_proposal
-from meterd.actors.under_way import UnderWay
-from meterd.actors.unknown_metrics import UnknownMetrics
-from meterd.actors.zone_files import transitions
-from meterd.core.balance_rows import import_commands
-from meterd.core.erasures import erasure_command
-from meterd.core.members import OPS as MEMBER_OPS
-from meterd.core.registry import Registry
+from meterd.actors.frames.bundle import bundle, unbundle
+from meterd.actors.frames.leader_map import LeaderMap
+from meterd.actors.frames.sockets import Frame
+from meterd.actors.questions.zone_files import transitions
+from meterd.actors.requests.answering import Answers, answer_frames
+from meterd.actors.requests.outcomes import encode_origin, nameless_events
+from meterd.actors.requests.splitting import Request, Splitting, command_proposal
+from meterd.actors.requests.under_way import UnderWay
+from meterd.actors.requests.unknown_metrics import UnknownMetrics
+from meterd.actors.starting import identity
+from meterd.core.cluster.members import OPS as MEMBER_OPS
 from meterd.core.staging import Packed, Stage
+from meterd.core.state.balance_rows import import_commands
+from meterd.core.state.erasures import erasure_command
+from meterd.core.state.registry import Registry
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
 from meterd.protocol.envelope import RequestHeader, decode_request_header

@@ -18,15 +18,18 @@ import msgpack
 import zmq
 
 from meterd import __version__
-from meterd.actors import endings, exposition, health, identity, processes
+from meterd.actors import endings
 from meterd.actors.actor import Actor
-from meterd.actors.answering import Answers
-from meterd.actors.bundle import unbundle
-from meterd.actors.collected import Collected
-from meterd.actors.http import HttpServer, Page, plain
-from meterd.actors.sockets import Frame
+from meterd.actors.frames.bundle import unbundle
+from meterd.actors.frames.sockets import Frame
+from meterd.actors.listening.http import HttpServer, Page, plain
+from meterd.actors.machine import processes
+from meterd.actors.measuring import exposition, health
+from meterd.actors.measuring.collected import Collected
+from meterd.actors.requests.answering import Answers
+from meterd.actors.starting import identity
 from meterd.actors.supervisor import ACTORS_FILE
-from meterd.core.members import GROUP_COUNT
+from meterd.core.cluster.members import GROUP_COUNT
 from meterd.protocol.envelope import decode_request_header
 from meterd.protocol.errors import BootFailed, MeterdError
 from meterd.protocol.messages import check_request

@@ -21,37 +21,34 @@ from pathlib import Path
 
 from numba.core import config as numba_config
 
-from meterd.actors import (
-    claims,
-    clean_pages,
-    copies,
-    copying,
-    directory,
-    endings,
-    founding,
-    identity,
-    journal,
-    late_compiles,
-    lease_words,
-    peer_copy,
-    peer_list,
-    restored,
-    rings,
-    start_checks,
-    storage_versions,
-)
+from meterd.actors import endings
 from meterd.actors.actor import Actor
-from meterd.actors.ballast import Ballast
+from meterd.actors.frames import lease_words, rings
+from meterd.actors.housekeeping.ballast import Ballast
 from meterd.actors.housekeeping.disk_watch import limits_of, space_of
 from meterd.actors.ingest import Ingest
-from meterd.actors.journal import timed
+from meterd.actors.machine import clean_pages, journal, late_compiles
+from meterd.actors.machine.journal import timed
+from meterd.actors.machine.notify import Notifier
 from meterd.actors.metrics import Metrics
-from meterd.actors.notify import Notifier
 from meterd.actors.options import Options
 from meterd.actors.query import Query
 from meterd.actors.replication import Replication
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.actors.router import Router
+from meterd.actors.starting import (
+    claims,
+    copies,
+    copying,
+    directory,
+    founding,
+    identity,
+    peer_copy,
+    peer_list,
+    restored,
+    start_checks,
+    storage_versions,
+)
 from meterd.actors.supervisor import Supervisor
 from meterd.actors.usage import Usage
 from meterd.actors.wal_writer import WalWriter

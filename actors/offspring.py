@@ -20,8 +20,9 @@ from collections.abc import Collection
 
 import psutil
 
-from meterd.actors import endings, journal
+from meterd.actors import endings
 from meterd.actors.actor import Actor, Lifeline, main
+from meterd.actors.machine import journal
 from meterd.actors.options import Options
 
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15

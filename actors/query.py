@@ -21,24 +21,25 @@ from typing import Any
 
 import msgpack
 
-from meterd.actors import feed, identity, joined_feed, reading, stable_feed
 from meterd.actors.actor import BEAT_SECONDS, Actor
-from meterd.actors.answering import Answers
-from meterd.actors.log_files import LogFiles, View
-from meterd.actors.mapped import JustDeleted
-from meterd.actors.other_nodes import OtherNodes, OtherRows, part_of
-from meterd.actors.reading import Steps
-from meterd.core.answers import (
+from meterd.actors.files.mapped import JustDeleted
+from meterd.actors.questions import feed, joined_feed, reading, stable_feed
+from meterd.actors.questions.log_files import LogFiles, View
+from meterd.actors.questions.other_nodes import OtherNodes, OtherRows, part_of
+from meterd.actors.questions.reading import Steps
+from meterd.actors.requests.answering import Answers
+from meterd.actors.starting import identity
+from meterd.core.questions.answers import (
     AnswerContext,
     PartialCells,
     Ranking,
     answer_accounts,
     answer_usage,
 )
-from meterd.core.erasures import Erasure, Erasures, none_erased
-from meterd.core.folded_cells import joined
-from meterd.core.questions import Question, known_versions
-from meterd.core.registry import Registry
+from meterd.core.questions.folded_cells import joined
+from meterd.core.questions.question import Question, known_versions
+from meterd.core.state.erasures import Erasure, Erasures, none_erased
+from meterd.core.state.registry import Registry
 from meterd.protocol.envelope import RequestHeader, decode_request_header
 from meterd.protocol.errors import (
     BadRequest,

@@ -2,7 +2,7 @@
 
 It hands every record to the WAL-writer (to make durable) and to usage (which unpacks it while the
 disk works).  When nobody else need have a record it says so to the WAL-writer, which then tells
-usage itself that it is committed: one hop less.  All deciding is in `core/replicas.py`.
+usage itself that it is committed: one hop less.  All deciding is in `core/cluster/replicas.py`.
 
 States: waiting for the log → electing (groups that need nobody else lead themselves; proposals
 wait) → serving.
@@ -19,34 +19,37 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from meterd.actors import behind_notes, boots, endings, identity, led_notes, peer_list, sockets
+from meterd.actors import endings
 from meterd.actors.actor import BEAT_SECONDS, Actor
-from meterd.actors.answering import error_frames
-from meterd.actors.bundle import bundle, unbundle
-from meterd.actors.catching_up import CatchingUp
-from meterd.actors.cluster_requests import ClusterRequests, there
-from meterd.actors.durable_blocks import RECORD_FRAMES
-from meterd.actors.follower_needs import FollowerNeeds
-from meterd.actors.forwarding import KINDS, Forwarding
-from meterd.actors.handing_over import LEAVING, TURN_SECONDS, HandingOver
-from meterd.actors.heard_file import HeardFile
-from meterd.actors.held_proposals import HeldProposals
-from meterd.actors.lateness import Lateness
-from meterd.actors.link_faults import LinkFaults
+from meterd.actors.frames import sockets
+from meterd.actors.frames.bundle import bundle, unbundle
+from meterd.actors.frames.durable_blocks import RECORD_FRAMES
+from meterd.actors.frames.sockets import Frame
+from meterd.actors.machine.wall_clock import wall_ns
 from meterd.actors.offspring import step_forward
-from meterd.actors.peer_addresses import PeerAddresses
-from meterd.actors.peers import Own, Peers
-from meterd.actors.read_rounds import ReadRounds
-from meterd.actors.replica_traffic import ReplicaTraffic
-from meterd.actors.sockets import Frame
+from meterd.actors.replicating import behind_notes, boots, led_notes
+from meterd.actors.replicating.catching_up import CatchingUp
+from meterd.actors.replicating.cluster_requests import ClusterRequests, there
+from meterd.actors.replicating.follower_needs import FollowerNeeds
+from meterd.actors.replicating.handing_over import LEAVING, TURN_SECONDS, HandingOver
+from meterd.actors.replicating.heard_file import HeardFile
+from meterd.actors.replicating.held_proposals import HeldProposals
+from meterd.actors.replicating.lateness import Lateness
+from meterd.actors.replicating.link_faults import LinkFaults
+from meterd.actors.replicating.peer_addresses import PeerAddresses
+from meterd.actors.replicating.peers import Own, Peers
+from meterd.actors.replicating.read_rounds import ReadRounds
+from meterd.actors.replicating.replica_traffic import ReplicaTraffic
+from meterd.actors.requests.answering import error_frames
+from meterd.actors.requests.forwarding import KINDS, Forwarding
+from meterd.actors.starting import identity, peer_list
 from meterd.actors.wal_writer import COMMITTED
-from meterd.actors.wall_clock import wall_ns
-from meterd.core.cluster_report import Link
-from meterd.core.group_logs import unpack
-from meterd.core.proposals import Proposal
+from meterd.core.cluster.proposals import Proposal
+from meterd.core.cluster.replicas import Clock, Replicas, Step
+from meterd.core.cluster.report import Link
+from meterd.core.log.group_logs import unpack
 from meterd.core.raft.events import OVERLOADED, FollowerBehind, ReadOps, Refused
 from meterd.core.raft.node import GoneBack, Node, Room
-from meterd.core.replicas import Clock, Replicas, Step
 from meterd.protocol.envelope import decode_answer_header
 from meterd.protocol.errors import BootFailed, InvariantViolation, Overloaded
 from meterd.protocol.log_format import GROUP_COUNT

@@ -6,10 +6,9 @@ is a job, in a thread of its own.
 
 from __future__ import annotations
 
-from meterd.actors import identity
 from meterd.actors.actor import BEAT_SECONDS, Actor
-from meterd.actors.answering import Answers
-from meterd.actors.bundle import unbundle
+from meterd.actors.frames.bundle import unbundle
+from meterd.actors.frames.sockets import Frame
 from meterd.actors.housekeeping.archive import Archive
 from meterd.actors.housekeeping.backups import Backups
 from meterd.actors.housekeeping.compaction import Compaction
@@ -27,9 +26,10 @@ from meterd.actors.housekeeping.second_names import SecondNames
 from meterd.actors.housekeeping.segments import Segments
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.housekeeping.totals import Totals
-from meterd.actors.log_files import LogFiles
-from meterd.actors.sockets import Frame
-from meterd.core.erasures import Erasures
+from meterd.actors.questions.log_files import LogFiles
+from meterd.actors.requests.answering import Answers
+from meterd.actors.starting import identity
+from meterd.core.state.erasures import Erasures
 from meterd.protocol.envelope import decode_request_header
 from meterd.protocol.errors import DiskFull, DiskStop, MeterdError
 from meterd.protocol.messages import check_request

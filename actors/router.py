@@ -17,18 +17,19 @@ import msgpack
 import zmq
 
 from meterd import __version__
-from meterd.actors import identity, peer_list, sockets
 from meterd.actors.actor import Actor
-from meterd.actors.answering import answer_frames, error_frames
-from meterd.actors.bundle import bundle, unbundle
-from meterd.actors.disk import atomic_write
-from meterd.actors.idle_poll import IdlePoll
-from meterd.actors.leader_map import FIRST_VERSION, LeaderMap
-from meterd.actors.listener_guard import LOOK_QUIET_SECONDS, ListenerGuard
-from meterd.actors.near_actors import NearActors
-from meterd.actors.passing_on import PassingOn
-from meterd.actors.sockets import Frame
-from meterd.core.members import Members
+from meterd.actors.files.disk import atomic_write
+from meterd.actors.frames import sockets
+from meterd.actors.frames.bundle import bundle, unbundle
+from meterd.actors.frames.leader_map import FIRST_VERSION, LeaderMap
+from meterd.actors.frames.sockets import Frame
+from meterd.actors.listening.listener_guard import LOOK_QUIET_SECONDS, ListenerGuard
+from meterd.actors.machine.idle_poll import IdlePoll
+from meterd.actors.machine.near_actors import NearActors
+from meterd.actors.requests.answering import answer_frames, error_frames
+from meterd.actors.requests.passing_on import PassingOn
+from meterd.actors.starting import identity, peer_list
+from meterd.core.cluster.members import Members
 from meterd.protocol import body as bodies
 from meterd.protocol import checkpoint_format
 from meterd.protocol.envelope import RequestHeader, decode_request, with_map_version

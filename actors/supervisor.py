@@ -29,9 +29,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from meterd.actors import disk, endings, journal, offspring
+from meterd.actors import endings, offspring
 from meterd.actors.actor import BEAT_SECONDS, OPTIONS_FILE, Actor
-from meterd.actors.notify import Notifier
+from meterd.actors.files import disk
+from meterd.actors.machine import journal
+from meterd.actors.machine.notify import Notifier
 from meterd.actors.options import Options
 from meterd.core.restart import RestartPolicy
 from meterd.protocol.errors import ConfigError

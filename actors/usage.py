@@ -1,8 +1,8 @@
 """The usage actor: applies committed records and answers from memory.
 
-It unpacks a record while the disk makes it durable, applies it when it is committed, and sends
-each request its answer.  Questions about a current or previous period are answered here; the
-others go to the query actor together with what it must know (`actors/asking.py`), so no question
+It unpacks a record while the disk makes it durable, applies it when it is committed, and sends each
+request its answer.  Questions about a current or previous period are answered here; the others go
+to the query actor together with what it must know (`actors/questions/asking.py`), so no question
 takes longer than about a millisecond here.
 
 States: loading (checkpoint) → replaying (the log after it) → serving.
@@ -20,24 +20,29 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.actors import identity, replay
 from meterd.actors.actor import BEAT_SECONDS, Actor
-from meterd.actors.answering import Answers
-from meterd.actors.asking import Asking
-from meterd.actors.bundle import bundle, unbundle
-from meterd.actors.checkpoint_requests import CheckpointRequests
-from meterd.actors.checkpoints import Checkpoints
-from meterd.actors.cuts import Cuts
-from meterd.actors.decided import Decided
-from meterd.actors.durable_blocks import RECORD_FRAMES, durable_blocks
-from meterd.actors.expiry_notices import ExpiryNotices
-from meterd.actors.horizons import Horizons
-from meterd.actors.identity_store import IdentityStore
-from meterd.actors.journal import timed
-from meterd.actors.judging import Judging
-from meterd.actors.leader_map import LeaderMap
-from meterd.actors.leaders import Leaders
-from meterd.actors.outcomes import (
+from meterd.actors.frames.bundle import bundle, unbundle
+from meterd.actors.frames.durable_blocks import RECORD_FRAMES, durable_blocks
+from meterd.actors.frames.leader_map import LeaderMap
+from meterd.actors.frames.sockets import Frame
+from meterd.actors.keeping.checkpoint_requests import CheckpointRequests
+from meterd.actors.keeping.checkpoints import Checkpoints
+from meterd.actors.keeping.cuts import Cuts
+from meterd.actors.keeping.expiry_notices import ExpiryNotices
+from meterd.actors.keeping.horizons import Horizons
+from meterd.actors.keeping.identity_store import IdentityStore
+from meterd.actors.keeping.leaders import Leaders
+from meterd.actors.keeping.registry_file import RegistryFile
+from meterd.actors.keeping.room import Room
+from meterd.actors.log import replay
+from meterd.actors.log.replay import Replay
+from meterd.actors.machine.journal import timed
+from meterd.actors.questions.asking import Asking
+from meterd.actors.questions.reads import Reads, Waiting
+from meterd.actors.requests.answering import Answers
+from meterd.actors.requests.decided import Decided
+from meterd.actors.requests.judging import Judging
+from meterd.actors.requests.outcomes import (
     NO_REQUESTS,
     Origin,
     as_accepted,
@@ -47,22 +52,18 @@ from meterd.actors.outcomes import (
     refused_events,
     results,
 )
-from meterd.actors.reads import Reads, Waiting
-from meterd.actors.registry_file import RegistryFile
-from meterd.actors.replay import Replay
-from meterd.actors.request_counts import RequestCounts
-from meterd.actors.room import Room
-from meterd.actors.sockets import Frame
-from meterd.actors.split_answers import LOOK_SECONDS, SplitAnswers
-from meterd.actors.splitting import Splitting, command_proposal
-from meterd.core.applier import Applier
-from meterd.core.commit_queue import CommitQueue, Ready
-from meterd.core.group_facts import GroupFacts
+from meterd.actors.requests.request_counts import RequestCounts
+from meterd.actors.requests.split_answers import LOOK_SECONDS, SplitAnswers
+from meterd.actors.requests.splitting import Splitting, command_proposal
+from meterd.actors.starting import identity
+from meterd.core.cluster.group_facts import GroupFacts
 from meterd.core.kernels.tables import Capacity
-from meterd.core.log_scan import Groups
+from meterd.core.log.commit_queue import CommitQueue, Ready
+from meterd.core.log.refused_rows import RefusedRows
+from meterd.core.log.scan import Groups
 from meterd.core.raft.events import NOT_LEADER
-from meterd.core.refused_rows import RefusedRows
-from meterd.core.state import StateMachine
+from meterd.core.state.applier import Applier
+from meterd.core.state.machine import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.errors import MeterdError, NotLeader, Overloaded, error_body, exception_of
 from meterd.protocol.log_format import Record

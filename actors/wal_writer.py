@@ -22,15 +22,15 @@ from itertools import islice
 
 import msgpack
 
-from meterd.actors import identity, start_checks
 from meterd.actors.actor import Actor
-from meterd.actors.disk import Disk, LocalDisk
 from meterd.actors.endings import IO_ERROR
-from meterd.actors.journal import timed
-from meterd.actors.wal_log import Entry, Log, block_count
-from meterd.actors.wal_recovery import End, Owner, Recovery
-from meterd.actors.wal_spare import BackgroundSpare
-from meterd.core.group_logs import GroupLogs
+from meterd.actors.files.disk import Disk, LocalDisk
+from meterd.actors.log.wal_log import Entry, Log, block_count
+from meterd.actors.log.wal_recovery import End, Owner, Recovery
+from meterd.actors.log.wal_spare import BackgroundSpare
+from meterd.actors.machine.journal import timed
+from meterd.actors.starting import identity, start_checks
+from meterd.core.log.group_logs import GroupLogs
 from meterd.protocol.errors import BootFailed, DiskFull
 
 TICK_SECONDS = 1.0

@@ -21,8 +21,8 @@ import numpy as np
 
 from bench.storage import Block, Events
 from bench.support import say, write_result
-from meterd.actors.segment_making import SegmentMaker
-from meterd.actors.segment_merger import SegmentMerger
+from meterd.actors.housekeeping.segment_making import SegmentMaker
+from meterd.actors.housekeeping.segment_merger import SegmentMerger
 from meterd.core.kernels.hashing import partition_of
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EVENTS, SLICE, BlockHeader, FileHeader, RecordFields

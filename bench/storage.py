@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from bench.node import Node, meterd_node, node_directory
 from bench.support import fdatasync_us, percentiles_us, write_result
 from meterd.client import AsyncClient, Client
-from meterd.core import inventory
+from meterd.core.housekeeping import inventory
 from meterd.protocol.checkpoint_format import read_state
 
 DAY_NS = 86_400_000_000_000

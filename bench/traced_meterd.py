@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from meterd.actors.actor import Actor
+from meterd.actors.log.wal_log import Log
 from meterd.actors.router import Router
-from meterd.actors.wal_log import Log
 from meterd.daemon import main
 
 NOTES: list[tuple[str, int]] = []

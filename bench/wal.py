@@ -18,14 +18,14 @@ import click
 import numpy as np
 
 from bench.support import fdatasync_us, percentiles_us, say, write_result
-from meterd.actors.direct_file import Buffer, page_memory
-from meterd.actors.disk import LocalDisk
-from meterd.actors.wal_log import Entry, Log
-from meterd.actors.wal_recovery import Owner, Recovery
-from meterd.actors.wal_spare import BackgroundSpare, Spare
+from meterd.actors.files.direct_file import Buffer, page_memory
+from meterd.actors.files.disk import LocalDisk
+from meterd.actors.log.wal_log import Entry, Log
+from meterd.actors.log.wal_recovery import Owner, Recovery
+from meterd.actors.log.wal_spare import BackgroundSpare, Spare
+from meterd.core.cluster.proposals import Proposal
 from meterd.core.kernels import stage
-from meterd.core.log_scan import FileScan, Groups
-from meterd.core.proposals import Proposal
+from meterd.core.log.scan import FileScan, Groups
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EVENTS, SLICE
 from tests.support.replica import Replica

@@ -16,7 +16,7 @@ from meterd.core.kernels import located as locating
 from meterd.core.kernels import stage as kernels
 from meterd.core.kernels.hashing import PARTITION_COUNT, text_hash
 from meterd.core.kernels.memory import reserve
-from meterd.core.registry import Registry
+from meterd.core.state.registry import Registry
 from meterd.protocol import limits, log_format
 from meterd.protocol.body import Bytes
 from meterd.protocol.errors import UnknownMetric

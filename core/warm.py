@@ -12,27 +12,36 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from meterd.core import forwarded, identity_runs, periods
-from meterd.core.balance_rows import import_commands
-from meterd.core.commit_queue import CommitQueue
-from meterd.core.erasures import erasure_command
-from meterd.core.group_logs import GroupLogs, unpack
-from meterd.core.identity_filter import IdentityFilter
-from meterd.core.identity_runs import Facts, Run, RunMaker, Source, memory_source, merge_source
+from meterd.core.cluster import forwarded
+from meterd.core.cluster.proposals import Proposal, command
+from meterd.core.cluster.replicas import Append, Clock, Replicas
+from meterd.core.cluster.wire_check import check_record
 from meterd.core.kernels import runs, sectors
 from meterd.core.kernels.index import clear
 from meterd.core.kernels.tables import Capacity
-from meterd.core.log_scan import FileScan, Groups, verify_chain
-from meterd.core.memory_cells import collect
-from meterd.core.proposals import Proposal, command
-from meterd.core.questions import Question
-from meterd.core.record_cut import cut
-from meterd.core.replicas import Append, Clock, Replicas
+from meterd.core.log.commit_queue import CommitQueue
+from meterd.core.log.group_logs import GroupLogs, unpack
+from meterd.core.log.record_cut import cut
+from meterd.core.log.scan import FileScan, Groups, verify_chain
+from meterd.core.questions import periods
+from meterd.core.questions.memory_cells import collect
+from meterd.core.questions.question import Question
 from meterd.core.staging import Packed, Stage
-from meterd.core.state import StateMachine
+from meterd.core.state import identity_runs
+from meterd.core.state.balance_rows import import_commands
+from meterd.core.state.erasures import erasure_command
+from meterd.core.state.identity_filter import IdentityFilter
+from meterd.core.state.identity_runs import (
+    Facts,
+    Run,
+    RunMaker,
+    Source,
+    memory_source,
+    merge_source,
+)
+from meterd.core.state.machine import StateMachine
 from meterd.core.warm_reading import warm_reading
 from meterd.core.warm_steady import warm_steady
-from meterd.core.wire_check import check_record
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
 from meterd.protocol.errors import InvariantViolation

@@ -10,23 +10,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from meterd.core import segment_listing
-from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
-from meterd.core.erasures import Erasures, erasure_command, erasure_of
-from meterd.core.folded import fold_question, folded, merged
-from meterd.core.gathering import Gathering, find_matches
 from meterd.core.kernels.gather import ENTRY, ROW, LogRows, copy_entries
 from meterd.core.kernels.index import make_index
 from meterd.core.kernels.scan import whole_blocks
-from meterd.core.listing import Page, event_of, wanted_events
-from meterd.core.log_index import KeyRange, OpenIndex, wanted_keys
-from meterd.core.log_intake import LogIntake
-from meterd.core.log_order import LogOrders
-from meterd.core.questions import Question
-from meterd.core.registry import Registry
-from meterd.core.segment_encoder import SegmentEncoder
-from meterd.core.segment_merging import Merge, joined_log
-from meterd.core.segment_reader import SegmentReader
+from meterd.core.log.index import KeyRange, OpenIndex, wanted_keys
+from meterd.core.log.order import LogOrders
+from meterd.core.questions.answers import AnswerContext, answer_accounts, answer_usage
+from meterd.core.questions.folded import fold_question, folded, merged
+from meterd.core.questions.gathering import Gathering, find_matches
+from meterd.core.questions.listing import Page, event_of, wanted_events
+from meterd.core.questions.question import Question
+from meterd.core.segments import listing as segment_listing
+from meterd.core.segments.encoder import SegmentEncoder
+from meterd.core.segments.intake import LogIntake
+from meterd.core.segments.merging import Merge, joined_log
+from meterd.core.segments.reader import SegmentReader
+from meterd.core.state.erasures import Erasures, erasure_command, erasure_of
+from meterd.core.state.registry import Registry
 from meterd.protocol import log_format
 from meterd.protocol.limits import I64_MAX, I64_MIN
 from meterd.protocol.log_format import FILE_HEADER_SIZE, BlockHeader, FileHeader

@@ -13,8 +13,8 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from meterd.actors import peer_list
 from meterd.actors.options import Options, find_section, parse_value
+from meterd.actors.starting import peer_list
 from meterd.protocol.errors import ConfigError
 
 PREFIX = "METERD__"

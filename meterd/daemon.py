@@ -15,8 +15,8 @@ from typing import Any
 import click
 
 from meterd import __version__, config
-from meterd.actors import peer_list
 from meterd.actors.options import Options, all_keys, format_value
+from meterd.actors.starting import peer_list
 from meterd.exits import DaemonExit
 from meterd.protocol.errors import ConfigError
 

@@ -17,7 +17,7 @@ from meterd.protocol.event_columns import is_metric_code, is_property_key
 
 TIMEZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+./-]*", re.ASCII)
 DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-# Positions in all partitions, as `core/feed_cursor.py` writes them, take up to 3,800.
+# Positions in all partitions, as `core/questions/feed_cursor.py` writes them, take up to 3,800.
 FEED_CURSOR_SIZE_MAX = 4_096
 
 

@@ -8,7 +8,7 @@ are its columns.
 Invariants:
   * what `parse_*` returns has passed its checksums and its sizes agree with each other
   * what does not check raises Damaged, which names the offset and decides nothing: whether it is
-    a torn tail or corruption depends on what follows (`core/log_scan.py`)
+    a torn tail or corruption depends on what follows (`core/log/scan.py`)
 """
 
 from __future__ import annotations

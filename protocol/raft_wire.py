@@ -3,12 +3,12 @@
 A message of fixed size is a row of 64-bit words, and messages of one type that follow each other
 are one table.  An op is a record with one slice, `AppendSlices` a record with a slice for each
 row: its head lies among the words, its payload is a frame of its own and is copied by nobody.
-`core/wire_envelopes.py` cuts records so that this is so.
+`core/cluster/wire_envelopes.py` cuts records so that this is so.
 
 Invariants:
   * any frames give an Envelope or a RemoteProtocolError
   * what is decoded has passed all checksums, and its numbers are within the engine's limits; that
-    a content follows from the digest before it is checked by `core/wire_check.py`
+    a content follows from the digest before it is checked by `core/cluster/wire_check.py`
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from meterd.actors.catalog import FAMILIES, PREFIX
+from meterd.actors.measuring.catalog import FAMILIES, PREFIX
 from meterd.actors.options import Options, all_keys
 from meterd.exits import DaemonExit
 from meterd.protocol.errors import CODES

@@ -25,11 +25,12 @@ ALLOWED_MODULES = {
 # Calls whose results differ from run to run.
 UNSTABLE_CALLS = frozenset({"hash", "id", "input", "open", "print"})
 ALLOWED_CALLS = {
-    "core/metric_table.py": {"id"},  # the same array twice is stored once; no order comes from it
+    # The same array twice is stored once; no order comes from it.
+    "core/state/metric_table.py": {"id"},
 }
 CATCH_ALL = {
     "actors/actor.py": "the one place that ends an actor for a bug",
-    "actors/founding.py": "the end of a forked process: nothing may return from it",
+    "actors/starting/founding.py": "the end of a forked process: nothing may return from it",
     "actors/node.py": "the end of the supervisor: a bug has an exit code of its own",
     "actors/offspring.py": "the end of a forked process: nothing may return from it",
     "meterd/client/async_producer.py": "its task lives on; flush raises what it caught",

@@ -20,19 +20,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.actors import disk
 from meterd.actors.adopting import identities, rows, totals
 from meterd.actors.adopting.loaded import Loaded, Say, first_ops
 from meterd.actors.adopting.rows import Mask, Sealed
-from meterd.actors.checkpoints import CURRENT
-from meterd.actors.identity import Identity
-from meterd.actors.mapped import map_file
-from meterd.actors.peer_copy import is_taken
-from meterd.actors.start_checks import CHECKPOINTS
-from meterd.actors.wal_log import Entry, Log
-from meterd.actors.wal_recovery import Owner
-from meterd.actors.wal_spare import Spare
-from meterd.core.members import Members
+from meterd.actors.files import disk
+from meterd.actors.files.mapped import map_file
+from meterd.actors.keeping.checkpoints import CURRENT
+from meterd.actors.log.wal_log import Entry, Log
+from meterd.actors.log.wal_recovery import Owner
+from meterd.actors.log.wal_spare import Spare
+from meterd.actors.starting.identity import Identity
+from meterd.actors.starting.peer_copy import is_taken
+from meterd.actors.starting.start_checks import CHECKPOINTS
+from meterd.core.cluster.members import Members
 from meterd.protocol import checkpoint_format, log_facts
 from meterd.protocol.limits import PARTITION_COUNT
 from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, Damaged

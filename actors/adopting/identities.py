@@ -1,11 +1,11 @@
 """Identities of adopted partitions, as runs.
 
-They follow from the rows (core/identity_rebuild.py), but for those of erased accounts: these rows
-have gone, and their ids stay used.  An identity does not say of which partition it is.  So when an
-adopted partition has had an account erased, everything that the peer's identities hold beyond those
-of all its rows is taken as well: that is what was erased, perhaps of other partitions, too.  Where
-the node has one of these itself, and has not come to an event of that account yet, the event counts
-for nothing here, as it does everywhere once the erasure is applied.
+They follow from the rows (core/state/identity_rebuild.py), but for those of erased accounts: these
+rows have gone, and their ids stay used.  An identity does not say of which partition it is.  So
+when an adopted partition has had an account erased, everything that the peer's identities hold
+beyond those of all its rows is taken as well: that is what was erased, perhaps of other partitions,
+too.  Where the node has one of these itself, and has not come to an event of that account yet, the
+event counts for nothing here, as it does everywhere once the erasure is applied.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from meterd.actors import identity_store, run_files
 from meterd.actors.adopting.loaded import Loaded
 from meterd.actors.adopting.rows import Mask
-from meterd.actors.segment_files import read_segment
-from meterd.core import identity_runs
-from meterd.core.identity_rebuild import IdentityRebuild, rows_of_segment
-from meterd.core.identity_runs import Entries, Run, memory_source
+from meterd.actors.files.segment_files import read_segment
+from meterd.actors.keeping import identity_store, run_files
 from meterd.core.kernels import runs as kernels
 from meterd.core.kernels.tables import DAY_NS
-from meterd.core.segment_reader import SegmentReader
+from meterd.core.segments.reader import SegmentReader
+from meterd.core.state import identity_runs
+from meterd.core.state.identity_rebuild import IdentityRebuild, rows_of_segment
+from meterd.core.state.identity_runs import Entries, Run, memory_source
 from meterd.protocol.limits import I64_MAX
 from meterd.protocol.segment_format import SegmentName
 

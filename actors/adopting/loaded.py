@@ -11,16 +11,17 @@ import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.actors import replay, start_checks
 from meterd.actors.backups.replaying import Replayer
-from meterd.actors.disk import LocalDisk, sync_directory
-from meterd.actors.identity import Identity
-from meterd.actors.log_files import LogFiles
+from meterd.actors.files.disk import LocalDisk, sync_directory
+from meterd.actors.housekeeping.segment_making import SegmentMaker
+from meterd.actors.log import replay
+from meterd.actors.log.wal_recovery import End, Owner, Recovery
 from meterd.actors.options import Limits
-from meterd.actors.segment_making import SegmentMaker
-from meterd.actors.wal_recovery import End, Owner, Recovery
-from meterd.core.segment_reader import SegmentReader
-from meterd.core.totals_file import TotalsFile
+from meterd.actors.questions.log_files import LogFiles
+from meterd.actors.starting import start_checks
+from meterd.actors.starting.identity import Identity
+from meterd.core.questions.totals_file import TotalsFile
+from meterd.core.segments.reader import SegmentReader
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import ACTIVE_NAME, FILE_HEADER_SIZE, META_GROUP, full_name
 from meterd.protocol.segment_format import SegmentName

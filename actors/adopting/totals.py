@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from meterd.actors import totals_files
 from meterd.actors.adopting.loaded import Loaded
 from meterd.actors.adopting.rows import Mask
-from meterd.actors.totals_files import ADOPTED, Covered, Making, Source
-from meterd.core.erasures import Erasures
+from meterd.actors.files import totals_files
+from meterd.actors.files.totals_files import ADOPTED, Covered, Making, Source
 from meterd.core.kernels.hashing import partition_of
-from meterd.core.totals_file import TotalsFile
+from meterd.core.questions.totals_file import TotalsFile
+from meterd.core.state.erasures import Erasures
 
 
 def adopt(own: Loaded, donor: Loaded, groups: Mask, erasures: Erasures, target: str) -> int:

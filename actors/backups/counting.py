@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from meterd.actors.backups.reading import Memory, Stamp
 from meterd.actors.backups.segment_totals import segment_totals
-from meterd.actors.mapped import map_descriptor, map_file
-from meterd.actors.opened_log import open_log
-from meterd.core import inventory
-from meterd.core.control_totals import ControlTotals
-from meterd.core.log_scan import FileScan
+from meterd.actors.files.mapped import map_descriptor, map_file
+from meterd.actors.log.opened_log import open_log
+from meterd.core.housekeeping import inventory
+from meterd.core.housekeeping.control_totals import ControlTotals
+from meterd.core.log.scan import FileScan
 from meterd.protocol.backup_manifest import TotalsMap
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import ACTIVE_NAME, full_name

@@ -20,18 +20,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import meterd
-from meterd.actors import held_checkpoint, totals_files
 from meterd.actors.backups.counting import Counting, Refused
 from meterd.actors.backups.reading import Memory, Pace, Reading, Stamp
 from meterd.actors.backups.shelf import NAME_PREFIX, PARTIAL, Contents, Shelf
-from meterd.actors.identity import STORAGE_VERSION, Identity
-from meterd.actors.listed_files import sizes_in
-from meterd.actors.object_store import NAME, PIECE_SIZE
-from meterd.actors.opened_log import open_log
-from meterd.core import inventory
-from meterd.core.backup_plan import parent_for
-from meterd.core.inventory import Change
-from meterd.core.registry import Registry
+from meterd.actors.files import totals_files
+from meterd.actors.files.listed_files import sizes_in
+from meterd.actors.housekeeping.object_store import NAME, PIECE_SIZE
+from meterd.actors.keeping import held_checkpoint
+from meterd.actors.log.opened_log import open_log
+from meterd.actors.starting.identity import STORAGE_VERSION, Identity
+from meterd.core.housekeeping import inventory
+from meterd.core.housekeeping.backup_plan import parent_for
+from meterd.core.housekeeping.inventory import Change
+from meterd.core.state.registry import Registry
 from meterd.protocol import backup_manifest, checkpoint_format
 from meterd.protocol.backup_manifest import BackupFile, BackupType, Cut, Manifest
 from meterd.protocol.errors import Corrupt, Internal

@@ -13,24 +13,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from meterd.actors import identity, replay
 from meterd.actors.backups.counting import Counting
 from meterd.actors.backups.reading import Memory
-from meterd.actors.checkpoints import Checkpoints
-from meterd.actors.disk import LocalDisk
-from meterd.actors.identity import Identity
-from meterd.actors.identity_store import IdentityStore
+from meterd.actors.files.disk import LocalDisk
+from meterd.actors.keeping.checkpoints import Checkpoints
+from meterd.actors.keeping.identity_store import IdentityStore
+from meterd.actors.log import replay
+from meterd.actors.log.wal_recovery import Owner, Recovery
 from meterd.actors.options import Limits
-from meterd.actors.start_checks import check_checkpoints
+from meterd.actors.starting import identity
+from meterd.actors.starting.identity import Identity
+from meterd.actors.starting.start_checks import check_checkpoints
 from meterd.actors.usage import RECENT_FLUSH, RECENT_MAX, RECENT_WAIT
-from meterd.actors.wal_recovery import Owner, Recovery
-from meterd.core.applier import Applier
-from meterd.core.commit_queue import CommitQueue
-from meterd.core.group_facts import GroupFacts
+from meterd.core.cluster.group_facts import GroupFacts
 from meterd.core.kernels.tables import Capacity
-from meterd.core.log_scan import Groups
-from meterd.core.refused_rows import RefusedRows
-from meterd.core.state import StateMachine
+from meterd.core.log.commit_queue import CommitQueue
+from meterd.core.log.refused_rows import RefusedRows
+from meterd.core.log.scan import Groups
+from meterd.core.state.applier import Applier
+from meterd.core.state.machine import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.backup_manifest import TotalsMap
 from meterd.protocol.errors import Corrupt

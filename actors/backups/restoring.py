@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from meterd.actors import erased_file, identity, restored
 from meterd.actors.backups.shelf import Contents, Shelf
 from meterd.actors.backups.verifying import Finding, Level, Progress, check_directory, fetch
-from meterd.actors.disk import DirectoryLock, sync_directory
-from meterd.actors.identity import STORAGE_VERSION
-from meterd.core.backup_plan import newest_first
+from meterd.actors.files.disk import DirectoryLock, sync_directory
+from meterd.actors.keeping import erased_file
+from meterd.actors.starting import identity, restored
+from meterd.actors.starting.identity import STORAGE_VERSION
+from meterd.core.housekeeping.backup_plan import newest_first
 from meterd.protocol import checkpoint_format
 from meterd.protocol.backup_manifest import FILE_NAME, Manifest
 from meterd.protocol.errors import (

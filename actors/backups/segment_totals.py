@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from meterd.actors.segment_files import read_segment
-from meterd.core.control_totals import ControlTotals
+from meterd.actors.files.segment_files import read_segment
+from meterd.core.housekeeping.control_totals import ControlTotals
 from meterd.core.kernels.gather import ENTRY, NUMBER, VALUE
-from meterd.core.segment_reader import EVERYTHING
+from meterd.core.segments.reader import EVERYTHING
 from meterd.protocol.backup_manifest import TotalsMap
 from meterd.protocol.segment_format import SegmentName
 

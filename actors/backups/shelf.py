@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from meterd.actors.disk import sync_directory
-from meterd.actors.object_store import DirectoryStore, ObjectStore, open_store
+from meterd.actors.files.disk import sync_directory
+from meterd.actors.housekeeping.object_store import DirectoryStore, ObjectStore, open_store
 from meterd.protocol import backup_manifest
 from meterd.protocol.backup_manifest import BadManifest, Manifest
 from meterd.protocol.errors import NotFound, StoreFailed

@@ -19,8 +19,8 @@ from typing import Literal
 
 from meterd.actors.backups.replaying import Replayed, replay_directory
 from meterd.actors.backups.shelf import Contents, Shelf
-from meterd.actors.disk import FILE_MODE, sync_data, sync_directory, write_all
-from meterd.core.control_totals import differences
+from meterd.actors.files.disk import FILE_MODE, sync_data, sync_directory, write_all
+from meterd.core.housekeeping.control_totals import differences
 from meterd.protocol.backup_manifest import FILE_NAME, BackupFile, Manifest
 from meterd.protocol.errors import BootFailed, Corrupt, InvariantViolation, NotFound, StorageError
 from meterd.protocol.log_format import ACTIVE_NAME

@@ -18,20 +18,20 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meterd.actors import identity
-from meterd.actors.archive_copy import (
+from meterd.actors.housekeeping.archive_copy import (
     ArchiveFailed,
     CommandCopier,
     Copier,
     StoreCopier,
     check_log_file,
 )
-from meterd.actors.archive_state import ArchiveState, Gap, name_prefix
+from meterd.actors.housekeeping.archive_state import ArchiveState, Gap, name_prefix
 from meterd.actors.housekeeping.jobs import Job, Task
 from meterd.actors.housekeeping.log_holding import LogHolding
+from meterd.actors.housekeeping.object_store import ObjectStore, open_store
 from meterd.actors.housekeeping.service import Service
-from meterd.actors.object_store import ObjectStore, open_store
 from meterd.actors.options import Archive as Options
+from meterd.actors.starting import identity
 from meterd.protocol.errors import DiskFull, DiskStop, Exists, MeterdError, NotFound
 from meterd.protocol.log_format import full_name, number_of
 

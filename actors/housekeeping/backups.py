@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from meterd.actors import held_checkpoint, identity
 from meterd.actors.backups.creating import Creation, CutFacts, Node
 from meterd.actors.backups.reading import Memory
 from meterd.actors.backups.shelf import Shelf
-from meterd.actors.disk import atomic_write
+from meterd.actors.files.disk import atomic_write
 from meterd.actors.housekeeping.jobs import Job, Task
 from meterd.actors.housekeeping.service import NEVER, Service
+from meterd.actors.keeping import held_checkpoint
+from meterd.actors.starting import identity
 from meterd.protocol import checkpoint_format
 from meterd.protocol.backup_manifest import BackupType, Manifest
 from meterd.protocol.errors import BadRequest, Busy, DiskFull, Internal, MeterdError

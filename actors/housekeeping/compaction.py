@@ -1,9 +1,10 @@
 """Merges small segments into large ones, in the background and when an operator asks.
 
-What to merge decides `core/compaction_plan.py`; a job does one merge after another, at the lowest
-priority of the processor and within a limit of bytes a second; when many segments wait, both rise
-with their number, so that it keeps up with whatever comes in.  A merge that ends early leaves the
-parts as they were.  Merged parts are deleted by the retention, when nobody copies them any more.
+What to merge decides `core/segments/compaction_plan.py`; a job does one merge after another, at the
+lowest priority of the processor and within a limit of bytes a second; when many segments wait, both
+rise with their number, so that it keeps up with whatever comes in.  A merge that ends early leaves
+the parts as they were.  Merged parts are deleted by the retention, when nobody copies them any
+more.
 
 A usual run merges neighbours when there are enough; once a day, and when an operator asks, two are
 enough, and a segment that holds rows of erased accounts is written again without them; an
@@ -20,19 +21,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meterd.actors import totals_files
 from meterd.actors.backups.reading import Pace
+from meterd.actors.files import totals_files
+from meterd.actors.files.mapped import JustDeleted
+from meterd.actors.files.segment_files import Segment, SegmentFiles
 from meterd.actors.housekeeping.disk_watch import limits_of, space_of
 from meterd.actors.housekeeping.jobs import Job, Task
+from meterd.actors.housekeeping.segment_merger import Merged, SegmentMerger
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.housekeeping.urgency import nice_of, set_nice
-from meterd.actors.mapped import JustDeleted
-from meterd.actors.segment_files import Segment, SegmentFiles
-from meterd.actors.segment_merger import Merged, SegmentMerger
-from meterd.core import compaction_plan
-from meterd.core.compaction_plan import Candidate, Effort, Rules
-from meterd.core.erased_runs import holds_erased
-from meterd.core.erasures import Erasures
+from meterd.core.segments import compaction_plan
+from meterd.core.segments.compaction_plan import Candidate, Effort, Rules
+from meterd.core.segments.erased_runs import holds_erased
+from meterd.core.state.erasures import Erasures
 from meterd.protocol.errors import Corrupt, DiskFull, DiskStop
 from meterd.protocol.segment_format import SegmentName
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from meterd.actors import disk_usage
-from meterd.actors.disk import atomic_write
-from meterd.actors.disk_usage import DirectoryUsage
+from meterd.actors.files.disk import atomic_write
+from meterd.actors.housekeeping import disk_usage
+from meterd.actors.housekeeping.disk_usage import DirectoryUsage
 from meterd.actors.housekeeping.service import Service
-from meterd.core.disk_advice import Facts, advise
-from meterd.core.disk_growth import DAY_SECONDS, Growth, Sample, full_in_seconds
+from meterd.core.housekeeping.disk_advice import Facts, advise
+from meterd.core.housekeeping.disk_growth import DAY_SECONDS, Growth, Sample, full_in_seconds
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import DiskFull, NotNeeded
 from meterd.protocol.log_format import Damaged

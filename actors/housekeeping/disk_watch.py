@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from meterd.actors.ballast import Ballast
+from meterd.actors.housekeeping.ballast import Ballast
 from meterd.actors.housekeeping.service import Service
 from meterd.actors.options import Disk
-from meterd.core import disk_state
-from meterd.core.disk_state import DiskStanding, Limits, Space
+from meterd.core.housekeeping import disk_state
+from meterd.core.housekeeping.disk_state import DiskStanding, Limits, Space
 
 if TYPE_CHECKING:
     from meterd.actors.housekeeping.log_retention import LogRetention

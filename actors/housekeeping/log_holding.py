@@ -1,8 +1,8 @@
 """Gathers what holds each full log file, and deletes files.
 
-The rule is `core/log_holds.py`.  Others say their part: the usage actor which file the kept
-checkpoints need, the replication actor which file a follower needs, the archive through which file
-there are copies, segments what they cover, and the pins.  Until the usage actor has spoken,
+The rule is `core/housekeeping/log_holds.py`.  Others say their part: the usage actor which file the
+kept checkpoints need, the replication actor which file a follower needs, the archive through which
+file there are copies, segments what they cover, and the pins.  Until the usage actor has spoken,
 everything is held.
 """
 
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from meterd.actors.disk import sync_directory
+from meterd.actors.files.disk import sync_directory
 from meterd.actors.housekeeping.pins import Pins
-from meterd.core import log_holds
-from meterd.core.log_holds import Facts, LogFile, Rules
+from meterd.core.housekeeping import log_holds
+from meterd.core.housekeeping.log_holds import Facts, LogFile, Rules
 from meterd.protocol.log_format import full_name
 
 if TYPE_CHECKING:

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from meterd.actors import restored
-from meterd.actors.disk import sync_directory
+from meterd.actors.files.disk import sync_directory
+from meterd.actors.files.segment_files import Segment
 from meterd.actors.housekeeping.log_holding import SECOND_NS, Assessment, LogHolding
 from meterd.actors.housekeeping.service import Service
-from meterd.actors.segment_files import Segment
-from meterd.core import retention
-from meterd.core.follower_files import NOBODY_BEHIND
-from meterd.core.log_holds import LogFile
-from meterd.core.retention import Kept
+from meterd.actors.starting import restored
+from meterd.core.housekeeping import retention
+from meterd.core.housekeeping.follower_files import NOBODY_BEHIND
+from meterd.core.housekeeping.log_holds import LogFile
+from meterd.core.housekeeping.retention import Kept
 from meterd.protocol.errors import Starting
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from meterd.actors import endings, identity, peer_copy
-from meterd.actors.fetching import Fetching, NoCopy
+from meterd.actors import endings
 from meterd.actors.housekeeping.service import NEVER, Service
+from meterd.actors.starting import identity, peer_copy
+from meterd.actors.starting.fetching import Fetching, NoCopy
 from meterd.protocol.errors import BootFailed, Busy, StorageError
 
 if TYPE_CHECKING:

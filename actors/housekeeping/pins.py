@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meterd.actors.disk import atomic_write
+from meterd.actors.files.disk import atomic_write
 from meterd.actors.housekeeping.service import NEVER, Service
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import Busy, DiskFull

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from meterd.actors.housekeeping.refused_log import RefusedLog
 from meterd.actors.housekeeping.service import NEVER, Service
-from meterd.actors.refused_log import RefusedLog
-from meterd.core.erasures import Erasures
+from meterd.core.state.erasures import Erasures
 from meterd.protocol.decimal_text import format_decimal
 from meterd.protocol.errors import UnknownMetric
 

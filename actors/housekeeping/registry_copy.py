@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from meterd.actors.registry_file import REGISTRY_FILE
-from meterd.core.registry import MetricEntry, Registry
+from meterd.actors.keeping.registry_file import REGISTRY_FILE
+from meterd.core.state.registry import MetricEntry, Registry
 from meterd.protocol import checkpoint_format
 from meterd.protocol.log_format import Damaged
 

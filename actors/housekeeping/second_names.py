@@ -14,9 +14,9 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from meterd.actors import held_checkpoint
 from meterd.actors.housekeeping.backups import HOLD
 from meterd.actors.housekeeping.service import Service
+from meterd.actors.keeping import held_checkpoint
 from meterd.protocol.log_format import number_of_open, open_name
 
 if TYPE_CHECKING:

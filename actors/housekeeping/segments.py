@@ -17,9 +17,9 @@ import lz4.block
 import msgpack
 
 from meterd.actors.housekeeping.jobs import Job, Task
+from meterd.actors.housekeeping.segment_making import SegmentMaker
 from meterd.actors.housekeeping.service import NEVER, Service
 from meterd.actors.housekeeping.urgency import nice_of, set_nice, take_idle_time_only
-from meterd.actors.segment_making import SegmentMaker
 from meterd.protocol import segment_format
 from meterd.protocol.errors import Corrupt, DiskFull
 

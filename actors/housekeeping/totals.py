@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from meterd.actors import totals_files
+from meterd.actors.files import totals_files
+from meterd.actors.files.totals_files import Covered, Making, TotalsFiles
 from meterd.actors.housekeeping.service import NEVER, Service
-from meterd.actors.log_files import LogFiles
-from meterd.actors.totals_files import Covered, Making, TotalsFiles
-from meterd.core.erasures import Erasure, Erasures
-from meterd.core.registry import Registry
-from meterd.core.totals_file import TotalsFile
+from meterd.actors.questions.log_files import LogFiles
+from meterd.core.questions.totals_file import TotalsFile
+from meterd.core.state.erasures import Erasure, Erasures
+from meterd.core.state.registry import Registry
 from meterd.protocol.errors import Busy, DiskFull, MeterdError, StorageError
 from meterd.protocol.segment_format import SegmentName
 

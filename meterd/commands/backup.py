@@ -134,7 +134,7 @@ def list_backups(session: Session, source: str, max_age: int | None) -> None:
 
 
 def _rows(contents: "Contents") -> list[Row]:
-    from meterd.core.backup_plan import newest_first
+    from meterd.core.housekeeping.backup_plan import newest_first
 
     empty = dict.fromkeys(("type", "parent", "node_id", "cut_time", "position", "events", "size",
                            "written", "problem"))
@@ -246,8 +246,8 @@ def prune(session: Session, source: str, partial_age: int, dry_run: bool, **rule
     stays is damaged (exit code 6). Asks first; --yes answers.
     """
     from meterd.actors.backups.verifying import Verification
-    from meterd.core.backup_plan import KeepRules
-    from meterd.core.backup_plan import prune as decide
+    from meterd.core.housekeeping.backup_plan import KeepRules
+    from meterd.core.housekeeping.backup_plan import prune as decide
 
     shelf, contents = open_shelf(source)
     keep = KeepRules(**{key.removeprefix("keep_"): n for key, n in rules.items()

@@ -17,7 +17,7 @@ from meterd.commands.console import Row
 from meterd.commands.jobs import ask
 from meterd.commands.session import AdminError, AdminGroup, Session, command
 from meterd.commands.tables import Column, render
-from meterd.core.members import Member, Members, Seat, balanced_leaders
+from meterd.core.cluster.members import Member, Members, Seat, balanced_leaders
 from meterd.exits import AdminExit
 
 WAIT_TIMEOUT_DEFAULT = 60.0

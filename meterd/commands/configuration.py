@@ -63,7 +63,7 @@ for _command in (validate, show):
 def _read(path: str | None) -> tuple[Any, list[str]]:
     """Return the options, and what may be meant and is rarely wise.  Raises ConfigError."""
     from meterd import config as sources
-    from meterd.actors import peer_list
+    from meterd.actors.starting import peer_list
 
     options = sources.load({}, os.environ, path)
     node = options.node

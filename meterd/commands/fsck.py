@@ -55,7 +55,7 @@ def fsck(session: Session, data_dir: str, level: str, rebuild_identities: bool) 
     --rebuild-identities is for a node that does not start because a run or part of identities is
     damaged or missing. It writes new ones, and a checkpoint that names them.
     """
-    from meterd.actors import fsck as checks
+    from meterd.actors.checking import fsck as checks
 
     try:
         with checks.locked(data_dir), _silence():
@@ -79,7 +79,7 @@ def _silence() -> Iterator[None]:
 
 
 def _check(session: Session, data_dir: str, level: str) -> None:
-    from meterd.actors import fsck as checks
+    from meterd.actors.checking import fsck as checks
 
     rows: list[dict[str, Any]] = []
     for check in checks.Fsck(data_dir, level).run():  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ def _table(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
 
 
 def _rebuild(session: Session, data_dir: str) -> None:
-    from meterd.actors import identity_rebuild
+    from meterd.actors.checking import identity_rebuild
 
     session.confirm(f"Write the identities of {data_dir} anew?")
     done = identity_rebuild.rebuild(data_dir, warn)

@@ -1,7 +1,7 @@
 """`meterctl rebalance`: spreading replicas and leaders over the nodes.
 
-The plan is worked out here, from what the nodes say of themselves (`core/rebalancing.py`), and is
-carried out by them.
+The plan is worked out here, from what the nodes say of themselves (`core/cluster/rebalancing.py`),
+and is carried out by them.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from meterd.commands.cluster import ask_cluster, end, group_name
 from meterd.commands.console import Row
 from meterd.commands.session import AdminGroup, Session
 from meterd.commands.tables import Column, render
-from meterd.core.rebalancing import balanced_plan
+from meterd.core.cluster.rebalancing import balanced_plan
 
 
 @click.group("rebalance", cls=AdminGroup, default="status", subcommand_metavar="[COMMAND]")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from meterd.actors.wall_clock import VARIABLE
+from meterd.actors.machine.wall_clock import VARIABLE
 from meterd.client import Client, Event
 from tests.support.cluster import Cluster
 from tests.support.meterctl import good, run

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from meterd.actors.heard_file import HEARD_FILE
+from meterd.actors.replicating.heard_file import HEARD_FILE
 from meterd.client import Client, Event
-from meterd.core.log_scan import FileScan
+from meterd.core.log.scan import FileScan
 from meterd.protocol.log_format import ACTIVE_NAME
 from meterd.protocol.raft_messages import member_id
 from tests.support.cluster import Cluster

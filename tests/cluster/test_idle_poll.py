@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from meterd.actors.idle_poll import PROCESSORS_MAX, has_quota
+from meterd.actors.machine.idle_poll import PROCESSORS_MAX, has_quota
 from tests.support.node import Node
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

@@ -8,7 +8,7 @@ import pytest
 
 from meterd.client import Client, Event, questions
 from meterd.client.results import Usage
-from meterd.core.log_scan import FileScan
+from meterd.core.log.scan import FileScan
 from meterd.protocol.log_format import ACTIVE_NAME, EVENTS, Record
 from tests.support.cluster import Cluster
 from tests.support.cluster_logs import disagreements, read_ops

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from meterd.actors import start_checks
-from meterd.actors.catalog import ACTORS, FAMILIES, PREFIX
+from meterd.actors.measuring.catalog import ACTORS, FAMILIES, PREFIX
+from meterd.actors.starting import start_checks
 from meterd.client import Event
 from tests.support.node import Node
 from tests.support.processes import is_gone

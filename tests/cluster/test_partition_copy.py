@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meterd.actors import identity
 from meterd.actors.backups.replaying import Replayer
+from meterd.actors.starting import identity
 from meterd.client import Client, Event, partition_of
-from meterd.core.state import StateMachine
+from meterd.core.state.machine import StateMachine
 from tests.cluster.test_growing import replicas
 from tests.cluster.test_peer_copy import LITTLE_LOG, await_short_logs, copying
 from tests.property.test_snapshot import contents

@@ -16,10 +16,10 @@ from random import Random
 
 import pytest
 
-from meterd.actors.disk import LocalDisk
-from meterd.actors.wal_log import Log
-from meterd.actors.wal_spare import Spare
-from meterd.core.log_scan import Groups
+from meterd.actors.files.disk import LocalDisk
+from meterd.actors.log.wal_log import Log
+from meterd.actors.log.wal_spare import Spare
+from meterd.core.log.scan import Groups
 from meterd.protocol.errors import Corrupt, DiskFull, FsyncFailed
 from tests.support.crash_disk import CrashDisk, Crashed, TellsLies
 from tests.support.log_life import any_entries, as_read, open_log, read_all

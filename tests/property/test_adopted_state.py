@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.core.balance_rows import import_commands
-from meterd.core.erasures import erasure_command
 from meterd.core.kernels.tables import Capacity
-from meterd.core.partition_sets import partition
-from meterd.core.state import StateMachine
+from meterd.core.questions.partition_sets import partition
+from meterd.core.state.balance_rows import import_commands
+from meterd.core.state.erasures import erasure_command
+from meterd.core.state.machine import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.errors import StorageError
 from tests.property.test_snapshot import contents

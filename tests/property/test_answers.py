@@ -12,11 +12,11 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.actors import feed, reading
-from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
-from meterd.core.questions import Question
-from meterd.core.registry import Registry
-from meterd.core.zones import UTC
+from meterd.actors.questions import feed, reading
+from meterd.core.questions.answers import AnswerContext, answer_accounts, answer_usage
+from meterd.core.questions.question import Question
+from meterd.core.questions.zones import UTC
+from meterd.core.state.registry import Registry
 from meterd.protocol.limits import I64_MIN
 from meterd.protocol.metric import MetricDefinition
 from tests.support import model as oracle

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from meterd.core.clock_guard import ClockGuard, Moment
+from meterd.core.state.clock_guard import ClockGuard, Moment
 
 HOUR = 3_600_000_000_000
 DAY = 24 * HOUR

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.core import commit_queue
-from meterd.core.commit_queue import BLOCKS_MAX, CommitQueue, everything, find_cuts
-from meterd.core.log_scan import Groups
+from meterd.core.log import commit_queue
+from meterd.core.log.commit_queue import BLOCKS_MAX, CommitQueue, everything, find_cuts
+from meterd.core.log.scan import Groups
 from meterd.protocol import log_format
 from meterd.protocol.errors import InvariantViolation
 from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, NOT_HERE, REPAIR, Record

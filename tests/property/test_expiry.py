@@ -15,15 +15,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from meterd.actors import feed, reading, totals_files
-from meterd.actors.log_files import LogFiles
-from meterd.actors.totals_files import Covered, TotalsFiles
-from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
-from meterd.core.erasures import Erasures
-from meterd.core.folded import GRAIN
-from meterd.core.questions import Question
-from meterd.core.registry import Registry
-from meterd.core.zones import UTC
+from meterd.actors.files import totals_files
+from meterd.actors.files.totals_files import Covered, TotalsFiles
+from meterd.actors.questions import feed, reading
+from meterd.actors.questions.log_files import LogFiles
+from meterd.core.questions.answers import AnswerContext, answer_accounts, answer_usage
+from meterd.core.questions.folded import GRAIN
+from meterd.core.questions.question import Question
+from meterd.core.questions.zones import UTC
+from meterd.core.state.erasures import Erasures
+from meterd.core.state.registry import Registry
 from meterd.protocol.errors import RangeExpired
 from meterd.protocol.limits import I64_MAX, I64_MIN
 from meterd.protocol.metric import MetricDefinition

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.core import founding as rules
-from meterd.core.founding import AskToBeAdded, Founding, GiveUp, Make, Reply, Take, Wait
-from meterd.core.members import FIRST_DIRECTORY, REMOVED, Members, first
+from meterd.core.cluster import founding as rules
+from meterd.core.cluster.founding import AskToBeAdded, Founding, GiveUp, Make, Reply, Take, Wait
+from meterd.core.cluster.members import FIRST_DIRECTORY, REMOVED, Members, first
 from meterd.protocol.errors import ChangeRefused
 
 ADD = {"op": "node_add", "peer_address": "", "client_address": ""}

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.core.group_logs import GroupLogs, GroupStart, unpack
-from meterd.core.log_scan import Groups
-from meterd.core.proposals import slices_of
-from meterd.core.raft_log import chain_one
+from meterd.core.cluster.proposals import slices_of
+from meterd.core.cluster.raft_log import chain_one
+from meterd.core.log.group_logs import GroupLogs, GroupStart, unpack
+from meterd.core.log.scan import Groups
 from meterd.protocol import log_facts, log_format, raft_records
 from meterd.protocol.log_facts import LogMark
 from meterd.protocol.log_format import (

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.actors.filter_lane import FilterLane
-from meterd.core import identity_filter
-from meterd.core.identity_filter import FULL_KEYS, NEW_KEYS, IdentityFilter
-from meterd.core.identity_runs import Entries, Run
+from meterd.actors.keeping.filter_lane import FilterLane
 from meterd.core.kernels import bloom as kernels
 from meterd.core.kernels.bloom import STEP_LINES
 from meterd.core.kernels.index import clear
 from meterd.core.kernels.tables import Capacity
-from meterd.core.state import StateMachine
+from meterd.core.state import identity_filter
+from meterd.core.state.identity_filter import FULL_KEYS, NEW_KEYS, IdentityFilter
+from meterd.core.state.identity_runs import Entries, Run
+from meterd.core.state.machine import StateMachine
 from tests.support.identities import merge_of, run_of
 
 U64 = np.uint64

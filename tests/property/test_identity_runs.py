@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.actors.run_files import open_run, write_run
-from meterd.core import identity_runs
-from meterd.core.identity_runs import (
+from meterd.actors.keeping.run_files import open_run, write_run
+from meterd.core.kernels import runs as kernels
+from meterd.core.state import identity_runs
+from meterd.core.state.identity_runs import (
     BLOCK_LINES,
     Run,
     handle_of_runs,
     memory_source,
     merge_source,
 )
-from meterd.core.kernels import runs as kernels
 from meterd.protocol.errors import Corrupt
 from tests.support.identities import entries_of, merge_of, run_of
 

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.actors import joined_feed
-from meterd.actors.other_nodes import OtherNodes, Part
-from meterd.actors.sharing import share
+from meterd.actors.questions import joined_feed
+from meterd.actors.questions.other_nodes import OtherNodes, Part
+from meterd.actors.questions.sharing import share
 from meterd.client import partitions as client_partitions
-from meterd.core import partition_sets
-from meterd.core.answers import Ranking, _Text
-from meterd.core.feed_cursor import FeedCursor, is_stable, parse
-from meterd.core.joined_ranking import Columns, join
-from meterd.core.members import Seat, first
-from meterd.core.questions import Question
+from meterd.core.cluster.members import Seat, first
+from meterd.core.questions import partition_sets
+from meterd.core.questions.answers import Ranking, _Text
+from meterd.core.questions.feed_cursor import FeedCursor, is_stable, parse
+from meterd.core.questions.joined_ranking import Columns, join
+from meterd.core.questions.question import Question
 from meterd.protocol.errors import NotLeader
 from meterd.protocol.limits import PARTITION_COUNT
 from meterd.protocol.raft_messages import Configuration, member_id

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.actors.wal_recovery import Recovery
-from meterd.core.log_scan import FileScan, Torn
+from meterd.actors.log.wal_recovery import Recovery
+from meterd.core.log.scan import FileScan, Torn
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from tests.support.crash_disk import CrashDisk

@@ -8,7 +8,7 @@ from itertools import dropwhile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.core.log_holds import HOLDERS, Facts, LogFile, Rules, holders
+from meterd.core.housekeeping.log_holds import HOLDERS, Facts, LogFile, Rules, holders
 
 NOW = 1_000
 numbers = st.integers(1, 30)

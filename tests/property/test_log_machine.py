@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from meterd.actors.wal_recovery import Start
-from meterd.core.log_scan import Groups
+from meterd.actors.log.wal_recovery import Start
+from meterd.core.log.scan import Groups
 from tests.support.crash_disk import CrashDisk, Crashed
 from tests.support.log_life import DIRECTORY, any_entries, as_read, open_log, read_all, recover
 from tests.support.replica import Replica

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.core import members as rules
-from meterd.core import plan_changes
-from meterd.core.members import DRAINED, REMOVED, VOTER, Members, Seat, first
-from meterd.core.plan_changes import Change, HandOver, Led
+from meterd.core.cluster import members as rules
+from meterd.core.cluster import plan_changes
+from meterd.core.cluster.members import DRAINED, REMOVED, VOTER, Members, Seat, first
+from meterd.core.cluster.plan_changes import Change, HandOver, Led
 from meterd.core.raft.membership import is_single_change
 from meterd.protocol.errors import ChangeRefused
 from meterd.protocol.log_format import SLICE

@@ -9,12 +9,12 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.actors import feed
-from meterd.actors.segment_files import read_segment
-from meterd.actors.segment_merger import SegmentMerger
-from meterd.core.erased_runs import holds_erased
-from meterd.core.erasures import none_erased
-from meterd.core.questions import Question
+from meterd.actors.files.segment_files import read_segment
+from meterd.actors.housekeeping.segment_merger import SegmentMerger
+from meterd.actors.questions import feed
+from meterd.core.questions.question import Question
+from meterd.core.segments.erased_runs import holds_erased
+from meterd.core.state.erasures import none_erased
 from meterd.protocol.limits import I64_MAX
 from meterd.protocol.segment_format import SUFFIXES, SegmentName
 from tests.property.test_segments import ACCOUNTS, EVER, TIMES, answers, events, pages

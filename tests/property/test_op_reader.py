@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.actors import op_reader
-from meterd.actors.op_reader import Answer, Asked, OpReader
-from meterd.core.op_places import OpPlace, OpPlaces
+from meterd.actors.replicating import op_reader
+from meterd.actors.replicating.op_reader import Answer, Asked, OpReader
+from meterd.core.log.op_places import OpPlace, OpPlaces
+from meterd.core.log.record_cut import cut
 from meterd.core.raft.events import Damaged, OpsRead, ReadOps
-from meterd.core.record_cut import cut
 from meterd.protocol.log_format import ACTIVE_NAME, full_name
 from meterd.protocol.raft_messages import UNKNOWN
 from meterd.protocol.raft_records import head_of

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.core import balances as balances_module
-from meterd.core import state as state_module
-from meterd.core.balance_rows import import_commands
-from meterd.core.balances import Balances
-from meterd.core.erasures import erasure_command
-from meterd.core.partition_sets import partition
-from meterd.core.state import StateMachine
+from meterd.core.questions.partition_sets import partition
+from meterd.core.state import balances as balances_module
+from meterd.core.state import machine as state_module
+from meterd.core.state.balance_rows import import_commands
+from meterd.core.state.balances import Balances
+from meterd.core.state.erasures import erasure_command
+from meterd.core.state.machine import StateMachine
 from meterd.protocol import log_format
 from tests.support.pipeline import Pipeline, apply
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.actors.zone_files import transitions
-from meterd.core import periods
-from meterd.core.zones import (
+from meterd.actors.questions.zone_files import transitions
+from meterd.core.questions import periods
+from meterd.core.questions.zones import (
     HOUR,
     SECOND,
     check_transitions,

@@ -11,9 +11,9 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.core.record_cut import cut
-from meterd.core.wire_check import check_envelope
-from meterd.core.wire_envelopes import ready_to_send
+from meterd.core.cluster.wire_check import check_envelope
+from meterd.core.cluster.wire_envelopes import ready_to_send
+from meterd.core.log.record_cut import cut
 from meterd.protocol import log_format, raft_records
 from meterd.protocol.errors import RemoteProtocolError
 from meterd.protocol.raft_frames import (

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from meterd.core.read_waits import AGAIN_SECONDS, ReadWaits
+from meterd.core.questions.read_waits import AGAIN_SECONDS, ReadWaits
 
 GROUPS = 4
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.core.members import DRAINED, GROUP_COUNT, Members, Seat, first
-from meterd.core.rebalancing import balanced_plan
-from meterd.core.spreading import Mask, spread
+from meterd.core.cluster.members import DRAINED, GROUP_COUNT, Members, Seat, first
+from meterd.core.cluster.rebalancing import balanced_plan
+from meterd.core.cluster.spreading import Mask, spread
 from meterd.protocol.limits import PARTITION_COUNT
 
 

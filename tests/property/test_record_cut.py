@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterd.core.kernels import chain, stage
-from meterd.core.log_scan import Groups, verify_chain
-from meterd.core.record_cut import cut
+from meterd.core.log.record_cut import cut
+from meterd.core.log.scan import Groups, verify_chain
 from meterd.protocol import log_format
 from meterd.protocol.log_format import (
     EVENTS,

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.actors.rings import LINE, Reader, Writer, make_ring
+from meterd.actors.frames.rings import LINE, Reader, Writer, make_ring
 
 SIZE = 64 * LINE
 READERS = ("first", "second")

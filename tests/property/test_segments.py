@@ -9,8 +9,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.actors import feed, reading
-from meterd.core.questions import Question
+from meterd.actors.questions import feed, reading
+from meterd.core.questions.question import Question
 from meterd.protocol.limits import I64_MAX, I64_MIN
 from tests.support.log_builder import LoggedEvent
 from tests.support.log_directory import LogDirectory, finish

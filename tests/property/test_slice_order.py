@@ -14,9 +14,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.core.proposals import command
-from meterd.core.record_part import part_of, rows_of
-from meterd.core.state import StateMachine
+from meterd.core.cluster.proposals import command
+from meterd.core.log.record_part import part_of, rows_of
+from meterd.core.state.machine import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
 from meterd.protocol.errors import REASONS, STATUSES, UNKNOWN

@@ -18,9 +18,9 @@ from meterd.core.kernels.tables import (
     NEXT_MEMBER,
     NO_MEMBER,
 )
-from meterd.core.snapshot import CELLS as CELL_SECTION
-from meterd.core.snapshot import Snapshot
-from meterd.core.state import StateMachine
+from meterd.core.state.machine import StateMachine
+from meterd.core.state.snapshot import CELLS as CELL_SECTION
+from meterd.core.state.snapshot import Snapshot
 from tests.support.periods import HOUR
 from tests.support.pipeline import Pipeline, apply
 

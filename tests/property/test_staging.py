@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from meterd.client.partitions import partition_of
 from meterd.core.kernels import stage as kernels
-from meterd.core.log_scan import Groups, verify_chain
-from meterd.core.registry import Registry
+from meterd.core.log.scan import Groups, verify_chain
+from meterd.core.questions.zones import UTC
 from meterd.core.staging import Refusals, Stage
-from meterd.core.zones import UTC
+from meterd.core.state.registry import Registry
 from meterd.protocol import log_format
 from meterd.protocol.errors import REASONS
 from meterd.protocol.event_columns import ABSENT, EventColumns, PropertyColumn, text_column

@@ -11,22 +11,22 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
-from meterd.core.balance_rows import import_commands
-from meterd.core.erasures import erasure_command
-from meterd.core.folded_cells import joined
-from meterd.core.identity_filter import IdentityFilter
-from meterd.core.identity_runs import Entries, Run
 from meterd.core.kernels.bloom import STEP_LINES
 from meterd.core.kernels.cells import CELL_WORDS
 from meterd.core.kernels.index import clear
 from meterd.core.kernels.runs import ENTRIES_MARGIN
 from meterd.core.kernels.tables import TEXT_USED
-from meterd.core.memory_cells import collect
-from meterd.core.partial_cells import PartialCells
-from meterd.core.questions import Question
-from meterd.core.snapshot import CELLS, Snapshot
-from meterd.core.state import StateMachine
+from meterd.core.questions.answers import AnswerContext, answer_accounts, answer_usage
+from meterd.core.questions.folded_cells import joined
+from meterd.core.questions.memory_cells import collect
+from meterd.core.questions.partial_cells import PartialCells
+from meterd.core.questions.question import Question
+from meterd.core.state.balance_rows import import_commands
+from meterd.core.state.erasures import erasure_command
+from meterd.core.state.identity_filter import IdentityFilter
+from meterd.core.state.identity_runs import Entries, Run
+from meterd.core.state.machine import StateMachine
+from meterd.core.state.snapshot import CELLS, Snapshot
 from meterd.protocol.errors import MetricVersionsDiffer
 from tests.support import model as oracle
 from tests.support.identities import merge_of, run_of

@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.core.weaving import weave
-from meterd.core.wire_check import check_envelope
-from meterd.core.wire_envelopes import ready_to_send
+from meterd.core.cluster.weaving import weave
+from meterd.core.cluster.wire_check import check_envelope
+from meterd.core.cluster.wire_envelopes import ready_to_send
 from meterd.protocol.log_format import NOOP
 from meterd.protocol.raft_messages import UNKNOWN, Append, Op, TimeoutNow
 from meterd.protocol.raft_records import RecordSlice

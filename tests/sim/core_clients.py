@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import numpy as np
 
-from meterd.actors.outcomes import results
+from meterd.actors.requests.outcomes import results
 from meterd.client.partitions import partition_of
-from meterd.core.proposals import command
+from meterd.core.cluster.proposals import command
+from meterd.core.questions.zones import UTC
 from meterd.core.raft.events import Read, ReadReady, Refused
-from meterd.core.registry import Registry
 from meterd.core.staging import Stage
-from meterd.core.zones import UTC
+from meterd.core.state.registry import Registry
 from meterd.protocol.columns import decode_events
 from meterd.protocol.log_format import EVENTS, EXPIRE, META, META_GROUP, NOT_HERE
 from meterd.protocol.raft_messages import node_of

@@ -1,9 +1,10 @@
 """One simulated node of the second layer: the product's engine, log, recovery, wire and state.
 
-What the engine writes becomes records (`core/replicas.py`), the log's blocks go to a disk in
-memory that crashes sector by sector (`tests/support/crash_disk.py`), a start reads them back
-(`actors/wal_recovery.py`), and envelopes cross as bytes.  Beside the real log stands `disk`, the
-first layer's image of it, folded from what the engine has written: each is held against the other.
+What the engine writes becomes records (`core/cluster/replicas.py`), the log's blocks go to a disk
+in memory that crashes sector by sector (`tests/support/crash_disk.py`), a start reads them back
+(`actors/log/wal_recovery.py`), and envelopes cross as bytes.  Beside the real log stands `disk`,
+the first layer's image of it, folded from what the engine has written: each is held against the
+other.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgpack
 import numpy as np
 
-from meterd.actors.wal_log import Entry, Log, block_count
-from meterd.actors.wal_recovery import End, Owner, Recovery, Start
-from meterd.actors.wal_spare import Spare
-from meterd.core.group_logs import GroupLogs, unpack
-from meterd.core.op_places import OpPlace
-from meterd.core.proposals import Proposal
+from meterd.actors.log.wal_log import Entry, Log, block_count
+from meterd.actors.log.wal_recovery import End, Owner, Recovery, Start
+from meterd.actors.log.wal_spare import Spare
+from meterd.core.cluster.proposals import Proposal
+from meterd.core.cluster.replicas import Clock, Replicas, Step
+from meterd.core.cluster.wire_check import check_envelope
+from meterd.core.cluster.wire_envelopes import ready_to_send
+from meterd.core.log.group_logs import GroupLogs, unpack
+from meterd.core.log.op_places import OpPlace
 from meterd.core.raft.events import (
     Commit,
     ReadOps,
@@ -37,9 +41,6 @@ from meterd.core.raft.events import (
 )
 from meterd.core.raft.node import GoneBack, NodeEvent, Output, Received, Room
 from meterd.core.raft.steady import NEVER
-from meterd.core.replicas import Clock, Replicas, Step
-from meterd.core.wire_check import check_envelope
-from meterd.core.wire_envelopes import ready_to_send
 from meterd.protocol import log_format
 from meterd.protocol.errors import DiskFull, RemoteProtocolError
 from meterd.protocol.log_format import GROUP_COUNT

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from meterd.core import raft_log, replicas
-from meterd.core.commit_queue import CommitQueue
-from meterd.core.group_facts import GroupFacts
-from meterd.core.group_logs import GroupLogs
-from meterd.core.replicas import Replicas
-from meterd.core.state import StateMachine
+from meterd.core.cluster import raft_log, replicas
+from meterd.core.cluster.group_facts import GroupFacts
+from meterd.core.cluster.replicas import Replicas
+from meterd.core.log.commit_queue import CommitQueue
+from meterd.core.log.group_logs import GroupLogs
+from meterd.core.state.machine import StateMachine
 from meterd.protocol import raft_wire
 from tests.sim import core_machine, core_usage
 from tests.sim.bugs import Bugs, Patch

@@ -1,8 +1,8 @@
 """Faults and operations of the second layer: the first's, and the product's rule for members.
 
-Everybody learns the meta group (`core/members.py`): a replica applies nothing that was made under a
-registry that it does not have.  So who leaves the voters of the meta group stays as a learner, and
-a partition takes only members of it.
+Everybody learns the meta group (`core/cluster/members.py`): a replica applies nothing that was made
+under a registry that it does not have.  So who leaves the voters of the meta group stays as a
+learner, and a partition takes only members of it.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from meterd.actors.catching_up import CatchingUp
-from meterd.actors.op_reader import ANSWER_SIZE_MAX, Answer, Asked, OpReader, _Files
-from meterd.core.op_places import Found, OpPlace, OpPlaces
+from meterd.actors.replicating.catching_up import CatchingUp
+from meterd.actors.replicating.op_reader import ANSWER_SIZE_MAX, Answer, Asked, OpReader, _Files
+from meterd.core.log.op_places import Found, OpPlace, OpPlaces
 from meterd.core.raft.events import ReadOps
 from meterd.protocol import log_format
 from meterd.protocol.log_format import ACTIVE_NAME, full_name, number_of

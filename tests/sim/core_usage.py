@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgpack
 import numpy as np
 
-from meterd.actors.outcomes import Origin, in_order
-from meterd.actors.replay import BEGINNING, LoggedBlock, LogReader, Position
-from meterd.core import commit_queue
-from meterd.core.applier import Applier
-from meterd.core.commit_queue import CommitQueue, Ready, everything
-from meterd.core.group_facts import GroupFacts
+from meterd.actors.log.replay import BEGINNING, LoggedBlock, LogReader, Position
+from meterd.actors.requests.outcomes import Origin, in_order
+from meterd.core.cluster.group_facts import GroupFacts
 from meterd.core.kernels.tables import Capacity
-from meterd.core.log_scan import Groups
-from meterd.core.memory_cells import collect
-from meterd.core.questions import Question
-from meterd.core.refused_rows import RefusedRows
-from meterd.core.state import StateMachine
+from meterd.core.log import commit_queue
+from meterd.core.log.commit_queue import CommitQueue, Ready, everything
+from meterd.core.log.refused_rows import RefusedRows
+from meterd.core.log.scan import Groups
+from meterd.core.questions.memory_cells import collect
+from meterd.core.questions.question import Question
+from meterd.core.state.applier import Applier
+from meterd.core.state.machine import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.errors import REASONS, STATUSES, UNKNOWN, Corrupt
 from meterd.protocol.log_format import (

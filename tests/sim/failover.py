@@ -12,7 +12,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from meterd.core.resigning import Resignation
+from meterd.core.cluster.resigning import Resignation
 from tests.sim.plan import Plan, draw
 from tests.sim.world import World
 

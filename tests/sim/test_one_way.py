@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meterd.core.cluster_report import GroupSummary, group_summary
+from meterd.core.cluster.report import GroupSummary, group_summary
 from tests.sim.failover import GROUPS, plan_of
 from tests.sim.world import World
 

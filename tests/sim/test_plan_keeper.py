@@ -6,8 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from meterd.core.members import Members, first
-from meterd.core.plan_keeper import HAND_BACK_MAX_MS, HAND_BACK_MS, HAND_OVERS_AT_ONCE, PlanKeeper
+from meterd.core.cluster.members import Members, first
+from meterd.core.cluster.plan_keeper import (
+    HAND_BACK_MAX_MS,
+    HAND_BACK_MS,
+    HAND_OVERS_AT_ONCE,
+    PlanKeeper,
+)
 from meterd.core.raft.events import TransferLeadership
 from tests.sim.failover import plan_of
 from tests.sim.world import World

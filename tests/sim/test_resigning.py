@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from meterd.core.members import first
-from meterd.core.plan_keeper import PlanKeeper
+from meterd.core.cluster.members import first
+from meterd.core.cluster.plan_keeper import PlanKeeper
+from meterd.core.cluster.resigning import Resignation
 from meterd.core.raft.events import TransferLeadership
-from meterd.core.resigning import Resignation
 from meterd.protocol.raft_messages import node_of
 from tests.sim.failover import plan_of
 from tests.sim.machine import Machine

@@ -78,7 +78,7 @@ class ClusterNode(Node):
 class Links:
     """Which nodes may speak to which: a file of rules that nodes under test look at.
 
-    `actors/link_faults.py` says what a line means.
+    `actors/replicating/link_faults.py` says what a line means.
     """
 
     def __init__(self, path: Path) -> None:

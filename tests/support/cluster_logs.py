@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from meterd.core.kernels import scan, segment_rows
-from meterd.core.op_places import NOT_HERE
+from meterd.core.log.op_places import NOT_HERE
 from meterd.protocol import log_format
 from meterd.protocol.log_format import ACTIVE_NAME, FILE_HEADER_SIZE, SLICE, number_of
 

@@ -17,8 +17,8 @@ from random import Random
 
 import numpy as np
 
-from meterd.actors.direct_file import ALIGNMENT, Buffer
-from meterd.actors.disk import Pace, at_once
+from meterd.actors.files.direct_file import ALIGNMENT, Buffer
+from meterd.actors.files.disk import Pace, at_once
 from meterd.protocol.errors import DiskFull, FsyncFailed
 
 SECTOR = 512
@@ -83,7 +83,7 @@ class File:
 
 
 class CrashDisk:
-    """Implements the port `meterd.actors.disk.Disk` for a single directory."""
+    """Implements the port `meterd.actors.files.disk.Disk` for a single directory."""
 
     def __init__(self, lies: TellsLies = TellsLies.NOTHING) -> None:
         self.calls_left: int | None = None  # None: no crash

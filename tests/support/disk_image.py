@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from meterd.actors import identity
+from meterd.actors.starting import identity
 from meterd.protocol.errors import BootFailed
 from tests.support.disk_trace import Call, DiskTrace, Name
 

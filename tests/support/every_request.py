@@ -9,15 +9,15 @@ from uuid import UUID
 import msgpack
 import numpy as np
 
-from meterd.actors.checkpoints import Checkpoints
-from meterd.actors.identity_store import RUNS_PER_LEVEL, IdentityStore
-from meterd.core.answers import AnswerContext, answer_accounts, answer_usage
-from meterd.core.balance_rows import import_commands
-from meterd.core.erasures import erasure_command
-from meterd.core.identity_runs import Entries
-from meterd.core.memory_cells import collect
-from meterd.core.questions import Question
-from meterd.core.state import StateMachine
+from meterd.actors.keeping.checkpoints import Checkpoints
+from meterd.actors.keeping.identity_store import RUNS_PER_LEVEL, IdentityStore
+from meterd.core.questions.answers import AnswerContext, answer_accounts, answer_usage
+from meterd.core.questions.memory_cells import collect
+from meterd.core.questions.question import Question
+from meterd.core.state.balance_rows import import_commands
+from meterd.core.state.erasures import erasure_command
+from meterd.core.state.identity_runs import Entries
+from meterd.core.state.machine import StateMachine
 from meterd.protocol import log_format
 from tests.support.log_directory import finish
 from tests.support.periods import DAY

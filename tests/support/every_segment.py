@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from meterd.actors import feed, reading
-from meterd.actors.segment_files import read_segment
-from meterd.actors.segment_merger import SegmentMerger
-from meterd.core.erased_runs import holds_erased
-from meterd.core.questions import Question
+from meterd.actors.files.segment_files import read_segment
+from meterd.actors.housekeeping.segment_merger import SegmentMerger
+from meterd.actors.questions import feed, reading
+from meterd.core.questions.question import Question
+from meterd.core.segments.erased_runs import holds_erased
 from meterd.protocol.limits import I64_MAX, I64_MIN
 from meterd.protocol.segment_format import SegmentName
 from tests.support.log_builder import LoggedEvent

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from meterd.actors.fsck import Fsck
-from meterd.actors.fsck_files import NOTE
+from meterd.actors.checking.fsck import Fsck
+from meterd.actors.checking.fsck_files import NOTE
 from meterd.protocol.errors import BootFailed, Corrupt, Internal, MeterdError
 from tests.support import stored_directory
 from tests.support.offline_node import OfflineNode

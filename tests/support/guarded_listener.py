@@ -11,9 +11,9 @@ import time
 
 import zmq
 
-from meterd.actors import sockets
-from meterd.actors.listener_guard import ListenerGuard
-from meterd.actors.telemetry import Telemetry
+from meterd.actors.frames import sockets
+from meterd.actors.listening.listener_guard import ListenerGuard
+from meterd.actors.measuring.telemetry import Telemetry
 from meterd.protocol.envelope import decode_request
 from meterd.protocol.errors import RemoteProtocolError
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from meterd.core import identity_runs
-from meterd.core.identity_runs import (
+from meterd.core.kernels import runs as kernels
+from meterd.core.kernels.index import clear
+from meterd.core.state import identity_runs
+from meterd.core.state.identity_runs import (
     Entries,
     Facts,
     Run,
@@ -14,9 +16,7 @@ from meterd.core.identity_runs import (
     memory_source,
     merge_source,
 )
-from meterd.core.kernels import runs as kernels
-from meterd.core.kernels.index import clear
-from meterd.core.state import StateMachine
+from meterd.core.state.machine import StateMachine
 
 
 def run_of(entries: Entries) -> Run:

@@ -29,9 +29,9 @@ from random import Random
 
 import psutil
 
-from meterd.actors.disk import LocalDisk
+from meterd.actors.files.disk import LocalDisk
+from meterd.actors.log.wal_recovery import Owner, Recovery
 from meterd.actors.node import UNITS
-from meterd.actors.wal_recovery import Owner, Recovery
 from meterd.client import Client
 from meterd.protocol.log_format import ACTIVE_NAME, full_name, parse_file_header
 from tests.support.kill_check import Check

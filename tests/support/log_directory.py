@@ -12,17 +12,17 @@ from pathlib import Path
 import lz4.block
 import numpy as np
 
-from meterd.actors.log_files import LogFiles, Refused, View
-from meterd.actors.segment_making import SegmentMaker
-from meterd.actors.totals_files import Making, fold
-from meterd.core.erasures import (
+from meterd.actors.files.totals_files import Making, fold
+from meterd.actors.housekeeping.segment_making import SegmentMaker
+from meterd.actors.questions.log_files import LogFiles, Refused, View
+from meterd.core.state.erasures import (
     Erasure,
     Erasures,
     erasure_command,
     erasure_of,
     none_erased,
 )
-from meterd.core.registry import Registry
+from meterd.core.state.registry import Registry
 from meterd.protocol.limits import I64_MIN
 from meterd.protocol.log_format import ACTIVE_NAME, full_name
 from meterd.protocol.segment_format import SUFFIXES, SegmentName
@@ -144,7 +144,7 @@ class LogDirectory:
 
 
 def finish(steps):
-    """Run a generator of `actors/reading.py` to its end; return its result."""
+    """Run a generator of `actors/questions/reading.py` to its end; return its result."""
     while True:
         try:
             next(steps)

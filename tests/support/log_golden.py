@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from meterd.core.log_scan import FileScan, Groups, verify_chain
+from meterd.core.log.scan import FileScan, Groups, verify_chain
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from tests.support.crash_disk import CrashDisk

@@ -13,13 +13,13 @@ from random import Random
 import msgpack
 import numpy as np
 
-from meterd.actors.disk import Disk
-from meterd.actors.wal_log import Entry, Log
-from meterd.actors.wal_recovery import End, Owner, Recovery, Start
-from meterd.actors.wal_spare import Spare
+from meterd.actors.files.disk import Disk
+from meterd.actors.log.wal_log import Entry, Log
+from meterd.actors.log.wal_recovery import End, Owner, Recovery, Start
+from meterd.actors.log.wal_spare import Spare
+from meterd.core.cluster.proposals import Proposal, slices_of
 from meterd.core.kernels import stage
-from meterd.core.log_scan import FileScan, Groups
-from meterd.core.proposals import Proposal, slices_of
+from meterd.core.log.scan import FileScan, Groups
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EVENTS, META, SLICE
 from tests.support.replica import Replica

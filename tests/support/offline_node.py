@@ -14,18 +14,19 @@ from typing import Any, Self
 import msgpack
 import numpy as np
 
-from meterd.actors import identity, reading, start_checks, storage_versions
 from meterd.actors.actor import Lifeline
-from meterd.actors.disk import LocalDisk
-from meterd.actors.log_files import LogFiles, View
+from meterd.actors.files.disk import LocalDisk
+from meterd.actors.log.replay import replay
+from meterd.actors.log.wal_recovery import Owner, Recovery
 from meterd.actors.options import Options
-from meterd.actors.replay import replay
+from meterd.actors.questions import reading
+from meterd.actors.questions.log_files import LogFiles, View
+from meterd.actors.questions.zone_files import transitions
+from meterd.actors.starting import identity, start_checks, storage_versions
 from meterd.actors.usage import Usage
-from meterd.actors.wal_recovery import Owner, Recovery
-from meterd.actors.zone_files import transitions
-from meterd.core.answers import AnswerContext, answer_usage
-from meterd.core.memory_cells import collect
-from meterd.core.questions import Question, resolve_question
+from meterd.core.questions.answers import AnswerContext, answer_usage
+from meterd.core.questions.memory_cells import collect
+from meterd.core.questions.question import Question, resolve_question
 from meterd.core.staging import Stage
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events

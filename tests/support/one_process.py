@@ -26,13 +26,14 @@ from typing import Any, TypeVar
 
 import msgpack
 
-from meterd.actors import identity_store, usage
+from meterd.actors import usage
 from meterd.actors.actor import Actor, Lifeline
-from meterd.actors.bundle import bundle, unbundle
+from meterd.actors.frames.bundle import bundle, unbundle
 from meterd.actors.housekeeping import compaction, log_retention, segments
 from meterd.actors.ingest import Ingest
+from meterd.actors.keeping import identity_store
+from meterd.actors.machine.notify import Notifier
 from meterd.actors.node import claim_directory
-from meterd.actors.notify import Notifier
 from meterd.actors.options import Options, Wal
 from meterd.actors.query import Query
 from meterd.actors.replication import Replication

@@ -10,12 +10,12 @@ from random import Random
 import msgpack
 import numpy as np
 
-from meterd.actors.disk import LocalDisk
-from meterd.actors.wal_log import Entry, Log
-from meterd.actors.wal_recovery import Owner
-from meterd.actors.wal_spare import Spare
+from meterd.actors.files.disk import LocalDisk
+from meterd.actors.log.wal_log import Entry, Log
+from meterd.actors.log.wal_recovery import Owner
+from meterd.actors.log.wal_spare import Spare
 from meterd.core.kernels import chain, stage
-from meterd.core.record_cut import cut
+from meterd.core.log.record_cut import cut
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EVENTS, META, SLICE, RecordFields
 from meterd.protocol.raft_records import head_of

@@ -13,13 +13,13 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from meterd.actors.outcomes import Origin, encode_origin, parse_origin, results
+from meterd.actors.requests.outcomes import Origin, encode_origin, parse_origin, results
+from meterd.core.cluster.proposals import Proposal, slices_of
 from meterd.core.kernels.tables import Capacity
-from meterd.core.log_scan import Groups, verify_chain
-from meterd.core.proposals import Proposal, slices_of
+from meterd.core.log.scan import Groups, verify_chain
+from meterd.core.questions.zones import UTC
 from meterd.core.staging import Packed, Stage
-from meterd.core.state import StateMachine
-from meterd.core.zones import UTC
+from meterd.core.state.machine import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
 from meterd.protocol.log_format import Record

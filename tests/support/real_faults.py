@@ -11,7 +11,7 @@ from typing import Any
 from meterd.actors.backups.shelf import Shelf
 from meterd.actors.backups.verifying import Verification
 from meterd.client import Event
-from meterd.core.log_scan import FileScan
+from meterd.core.log.scan import FileScan
 from meterd.protocol.log_format import ACTIVE_NAME, SECTOR_SIZE, full_name
 from tests.support import steady_load
 from tests.support.disk_campaign import Run

@@ -11,11 +11,11 @@ from typing import Any
 
 import msgpack
 
-from meterd.actors import identity
 from meterd.actors.actor import Actor, Lifeline
-from meterd.actors.bundle import unbundle
-from meterd.actors.identity import Identity
+from meterd.actors.frames.bundle import unbundle
 from meterd.actors.options import Options
+from meterd.actors.starting import identity
+from meterd.actors.starting.identity import Identity
 from meterd.protocol.body import unpack_answer
 from meterd.protocol.envelope import RequestHeader, decode_answer, encode_request
 from tests.support.log_builder import CLUSTER_ID, IDENTITY_KEY

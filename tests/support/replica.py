@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from meterd.core.cluster.proposals import Proposal
 from meterd.core.kernels import chain
-from meterd.core.log_scan import Groups
-from meterd.core.proposals import Proposal
+from meterd.core.log.scan import Groups
 from meterd.protocol import log_format
 from meterd.protocol.errors import InvariantViolation
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from meterd.core import segment_listing
-from meterd.core.gathering import Gathering
 from meterd.core.kernels.gather import ENTRY, NUMBER, ROW
-from meterd.core.listing import Page, event_of, wanted_events
-from meterd.core.log_intake import LogIntake
-from meterd.core.log_order import LogOrders
-from meterd.core.questions import Question
-from meterd.core.registry import Registry
-from meterd.core.segment_encoder import SegmentEncoder
-from meterd.core.segment_reader import SegmentReader
-from meterd.core.zones import UTC
+from meterd.core.log.order import LogOrders
+from meterd.core.questions.gathering import Gathering
+from meterd.core.questions.listing import Page, event_of, wanted_events
+from meterd.core.questions.question import Question
+from meterd.core.questions.zones import UTC
+from meterd.core.segments import listing as segment_listing
+from meterd.core.segments.encoder import SegmentEncoder
+from meterd.core.segments.intake import LogIntake
+from meterd.core.segments.reader import SegmentReader
+from meterd.core.state.registry import Registry
 from meterd.protocol.limits import I64_MAX, I64_MIN
 from meterd.protocol.log_format import FILE_HEADER_SIZE
 from meterd.protocol.metric import MetricDefinition

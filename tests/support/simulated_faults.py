@@ -19,7 +19,7 @@ from random import Random
 
 from meterd.actors.backups.shelf import Shelf
 from meterd.actors.backups.verifying import Verification
-from meterd.actors.zone_files import transitions
+from meterd.actors.questions.zone_files import transitions
 from meterd.protocol.errors import BootFailed, DiskFull, FsyncFailed, MeterdError
 from tests.support.disk_image import DiskImage
 from tests.support.disk_trace import Call

@@ -20,15 +20,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from meterd.actors import identity
-from meterd.actors.archive_state import ArchiveState
-from meterd.actors.checkpoints import Checkpoints
-from meterd.actors.erased_file import add_erasures
-from meterd.actors.identity_store import IdentityStore
+from meterd.actors.housekeeping.archive_state import ArchiveState
+from meterd.actors.keeping.checkpoints import Checkpoints
+from meterd.actors.keeping.erased_file import add_erasures
+from meterd.actors.keeping.identity_store import IdentityStore
+from meterd.actors.starting import identity
 from meterd.client import Client, Event
-from meterd.core.erasures import Erasure
 from meterd.core.kernels.tables import Capacity
-from meterd.core.state import StateMachine
+from meterd.core.state.erasures import Erasure
+from meterd.core.state.machine import StateMachine
 from meterd.protocol import checkpoint_format
 from meterd.protocol.limits import RETENTION_DAYS_MAX
 from tests.support.node import ROOT, Node

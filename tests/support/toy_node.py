@@ -11,10 +11,11 @@ import dataclasses
 import os
 import sys
 
-from meterd.actors import directory, journal
 from meterd.actors.actor import Actor
-from meterd.actors.notify import Notifier
+from meterd.actors.machine import journal
+from meterd.actors.machine.notify import Notifier
 from meterd.actors.options import Log, Node, Options, Shutdown, Watchdog
+from meterd.actors.starting import directory
 from meterd.actors.supervisor import Supervisor
 from meterd.protocol.errors import BootFailed, Corrupt, FsyncFailed
 

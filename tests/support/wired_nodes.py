@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from meterd.actors import identity, lease_words
-from meterd.actors.identity import Identity
-from meterd.core.registry import Registry
+from meterd.actors.frames import lease_words
+from meterd.actors.starting import identity
+from meterd.actors.starting.identity import Identity
+from meterd.core.state.registry import Registry
 from meterd.protocol.log_format import GROUP_COUNT, META_GROUP
 from tests.support.log_builder import CLUSTER_ID, IDENTITY_KEY
 from tests.support.one_process import OneProcessNode

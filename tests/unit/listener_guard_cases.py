@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import zmq
 
-from meterd.actors import connection_table, listener_guard, sockets, tcp_connections
+from meterd.actors.frames import sockets
+from meterd.actors.listening import connection_table, listener_guard, tcp_connections
 from meterd.protocol.envelope import RequestHeader, encode_request
 from tests.support.attackers import HANDSHAKE, MORE, frame
 from tests.support.guarded_listener import Listener

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meterd.actors import identity, peer_copy, start_checks
 from meterd.actors.adopting import adopt, loaded
-from meterd.actors.disk import LocalDisk
-from meterd.actors.identity import Identity
-from meterd.actors.op_reader import Asked, OpReader
+from meterd.actors.files.disk import LocalDisk
+from meterd.actors.log.wal_log import Entry, Log
+from meterd.actors.log.wal_recovery import Owner, Recovery
+from meterd.actors.log.wal_spare import Spare
 from meterd.actors.options import Limits
-from meterd.actors.wal_log import Entry, Log
-from meterd.actors.wal_recovery import Owner, Recovery
-from meterd.actors.wal_spare import Spare
-from meterd.core.op_places import OpPlace
+from meterd.actors.replicating.op_reader import Asked, OpReader
+from meterd.actors.starting import identity, peer_copy, start_checks
+from meterd.actors.starting.identity import Identity
+from meterd.core.log.op_places import OpPlace
 from meterd.core.raft.events import ReadOps
 from meterd.protocol.limits import PARTITION_COUNT
 from meterd.protocol.log_format import GROUP_COUNT

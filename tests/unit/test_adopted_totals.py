@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from meterd.actors.adopting import totals
-from meterd.actors.totals_files import ADOPTED, Covered, read_totals, rewrite
-from meterd.core.erasures import Erasures
-from meterd.core.registry import Registry
-from meterd.core.zones import UTC
+from meterd.actors.files.totals_files import ADOPTED, Covered, read_totals, rewrite
+from meterd.core.questions.zones import UTC
+from meterd.core.state.erasures import Erasures
+from meterd.core.state.registry import Registry
 from meterd.protocol.limits import I64_MIN
 from meterd.protocol.log_format import GROUP_COUNT
 from meterd.protocol.metric import MetricDefinition

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meterd.actors.answering_where import cursor_prefix, split_cursor
+from meterd.actors.questions.answering_where import cursor_prefix, split_cursor
 from meterd.protocol.errors import BadRequest
 from meterd.protocol.limits import NODE_MAX
 

@@ -7,12 +7,12 @@ from typing import Any
 import lz4.block
 import numpy as np
 
-from meterd.core.applier import Applier
-from meterd.core.commit_queue import Ready
 from meterd.core.kernels.tables import Capacity
-from meterd.core.log_scan import FileScan
-from meterd.core.refused_rows import RefusedRows
-from meterd.core.state import StateMachine
+from meterd.core.log.commit_queue import Ready
+from meterd.core.log.refused_rows import RefusedRows
+from meterd.core.log.scan import FileScan
+from meterd.core.state.applier import Applier
+from meterd.core.state.machine import StateMachine
 from meterd.protocol.log_format import Record
 from tests.support.log_builder import LogBuilder, LoggedEvent
 

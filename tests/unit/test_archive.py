@@ -13,14 +13,16 @@ from typing import Any
 import msgpack
 import pytest
 
-from meterd.actors import archive_state, catalog, object_store, restored
-from meterd.actors.archive_copy import RESULTS, STORED, CommandCopier
-from meterd.actors.archive_state import ArchiveState, Gap
-from meterd.actors.bundle import bundle
-from meterd.actors.registry_file import REGISTRY_FILE
-from meterd.actors.restored import Restored
+from meterd.actors.frames.bundle import bundle
+from meterd.actors.housekeeping import archive_state, object_store
+from meterd.actors.housekeeping.archive_copy import RESULTS, STORED, CommandCopier
+from meterd.actors.housekeeping.archive_state import ArchiveState, Gap
+from meterd.actors.keeping.registry_file import REGISTRY_FILE
+from meterd.actors.measuring import catalog
 from meterd.actors.retention_sweeper import RetentionSweeper
-from meterd.core.registry import Registry
+from meterd.actors.starting import restored
+from meterd.actors.starting.restored import Restored
+from meterd.core.state.registry import Registry
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import DiskFull, Exists, StoreFailed
 from meterd.protocol.log_format import full_name
@@ -293,7 +295,8 @@ def test_a_damaged_log_file_is_not_archived(log, target, start):
 
 def test_a_store_that_forgets_is_found_out(log, target, start, monkeypatch):
     monkeypatch.setattr(
-        "meterd.actors.object_store.DirectoryStore.put", lambda _, name, source: source.read(1)
+        "meterd.actors.housekeeping.object_store.DirectoryStore.put",
+        lambda _, name, source: source.read(1),
     )
     sweeper = start(target=str(target))
     assert sweeper.run()["state"] == "failed"
@@ -302,7 +305,7 @@ def test_a_store_that_forgets_is_found_out(log, target, start, monkeypatch):
 
 
 def test_a_store_that_garbles_is_found_out(log, target, start, monkeypatch):
-    from meterd.actors.object_store import DirectoryStore
+    from meterd.actors.housekeeping.object_store import DirectoryStore
 
     monkeypatch.setattr(DirectoryStore, "get", lambda _, name: iter([content(log, 2)]))
     sweeper = start(target=str(target))
@@ -311,7 +314,7 @@ def test_a_store_that_garbles_is_found_out(log, target, start, monkeypatch):
 
 
 def test_a_cancelled_job_leaves_nothing_half_done(log, target, start, monkeypatch):
-    from meterd.actors.object_store import DirectoryStore
+    from meterd.actors.housekeeping.object_store import DirectoryStore
 
     sweeper = start(target=str(target))
     put = DirectoryStore.put

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from meterd.actors.backups.creating import Creation, Node
 from meterd.actors.backups.reading import Memory
 from meterd.actors.backups.shelf import Shelf
-from meterd.actors.totals_files import Covered
+from meterd.actors.files.totals_files import Covered
 from meterd.protocol import checkpoint_format
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.core.backup_plan import KeepRules, newest_first, parent_for, prune
+from meterd.core.housekeeping.backup_plan import KeepRules, newest_first, parent_for, prune
 from tests.support.backup_manifests import manifest
 
 HOUR = 3_600 * 1_000_000_000

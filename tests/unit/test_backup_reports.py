@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from meterd.actors import catalog
-from meterd.actors.bundle import bundle
+from meterd.actors.frames.bundle import bundle
 from meterd.actors.housekeeping.backups import STATE_FILE
+from meterd.actors.measuring import catalog
 from meterd.actors.retention_sweeper import RetentionSweeper
 from tests.support.recording import answers, recorded, request
 

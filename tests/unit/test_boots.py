@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from meterd.actors import boots
+from meterd.actors.replicating import boots
 from meterd.protocol.errors import DiskFull
 
 
@@ -29,5 +29,5 @@ def test_a_full_disk_stops_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: object) -> None:
         raise DiskFull("no room", "boot.json")
 
-    monkeypatch.setattr("meterd.actors.disk.atomic_write", full)
+    monkeypatch.setattr("meterd.actors.files.disk.atomic_write", full)
     assert boots.next_boot(str(tmp_path)) > 0

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import zmq
 
-from meterd.actors import sockets
-from meterd.actors.bundle import bundle, unbundle
-from meterd.actors.sockets import VIEW_SIZE
+from meterd.actors.frames import sockets
+from meterd.actors.frames.bundle import bundle, unbundle
+from meterd.actors.frames.sockets import VIEW_SIZE
 
 SIZES = (0, 1, VIEW_SIZE - 1, VIEW_SIZE, 3 * VIEW_SIZE)
 PARTS = [(b"rid %d" % size, b"header", bytes([size % 251]) * size) for size in SIZES]

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from meterd.actors import behind_notes, catching_up, peer_copy
-from meterd.actors.behind_notes import BehindNotes
-from meterd.actors.catching_up import CatchingUp
-from meterd.actors.op_reader import Answer, Asked
-from meterd.core.op_places import OpPlace
+from meterd.actors.replicating import behind_notes, catching_up
+from meterd.actors.replicating.behind_notes import BehindNotes
+from meterd.actors.replicating.catching_up import CatchingUp
+from meterd.actors.replicating.op_reader import Answer, Asked
+from meterd.actors.starting import peer_copy
+from meterd.core.log.op_places import OpPlace
 from meterd.core.raft.events import Damaged, FollowerBehind, OpsGone, ReadOps
 from meterd.core.raft.repair import FOR_REPAIR
 

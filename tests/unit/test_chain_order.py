@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from meterd.actors.bundle import bundle
+from meterd.actors.frames.bundle import bundle
 from meterd.actors.ingest import Ingest
 from meterd.actors.replication import Replication
 from meterd.actors.usage import Usage

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from meterd.actors import cell_stream
-from meterd.actors.checkpoints import CURRENT, Checkpoints
-from meterd.actors.identity_store import IdentityStore
-from meterd.core.erasures import erasure_command
+from meterd.actors.keeping import cell_stream
+from meterd.actors.keeping.checkpoints import CURRENT, Checkpoints
+from meterd.actors.keeping.identity_store import IdentityStore
 from meterd.core.kernels.tables import Capacity
-from meterd.core.state import StateMachine
+from meterd.core.state.erasures import erasure_command
+from meterd.core.state.machine import StateMachine
 from tests.support.pipeline import KEY, Pipeline, apply
 
 NOW = 1_800_000_000_000_000_000

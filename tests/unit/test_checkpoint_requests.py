@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from meterd.actors.answering import Answers
-from meterd.actors.bundle import unbundle
-from meterd.actors.checkpoint_requests import CheckpointRequests
-from meterd.actors.checkpoints import CURRENT
+from meterd.actors.frames.bundle import unbundle
+from meterd.actors.keeping.checkpoint_requests import CheckpointRequests
+from meterd.actors.keeping.checkpoints import CURRENT
+from meterd.actors.measuring.telemetry import Telemetry
 from meterd.actors.options import Options
-from meterd.actors.telemetry import Telemetry
+from meterd.actors.requests.answering import Answers
 from meterd.protocol.body import unpack_answer
 from meterd.protocol.envelope import decode_answer
 

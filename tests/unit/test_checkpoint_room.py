@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from meterd.actors.checkpoints import CURRENT
-from meterd.actors.disk import prepared_name
+from meterd.actors.files.disk import prepared_name
+from meterd.actors.keeping.checkpoints import CURRENT
 from meterd.core.warm import warm
 from tests.support.failing_calls import FailingCalls
 from tests.support.small_disk import MIB, SmallDisk

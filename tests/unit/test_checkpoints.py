@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meterd.actors.checkpoints import CURRENT, PREVIOUS, Checkpoints
-from meterd.actors.identity_store import PARTS_MAX, RUNS_PER_LEVEL, IdentityStore
+from meterd.actors.keeping.checkpoints import CURRENT, PREVIOUS, Checkpoints
+from meterd.actors.keeping.identity_store import PARTS_MAX, RUNS_PER_LEVEL, IdentityStore
 from meterd.core.kernels.bloom import candidates
 from meterd.core.kernels.tables import Capacity
-from meterd.core.state import DAY_NS, StateMachine
+from meterd.core.state.machine import DAY_NS, StateMachine
 from meterd.protocol.errors import Corrupt, FsyncFailed
 from meterd.protocol.log_format import META_GROUP
 from tests.support.identities import entries_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meterd.actors.clean_pages import SMAPS, clean_mappings, give_back
+from meterd.actors.machine.clean_pages import SMAPS, clean_mappings, give_back
 
 SIZE = 64 * mmap.PAGESIZE
 libc = ctypes.CDLL(None, use_errno=True)

@@ -14,19 +14,22 @@ from typing import Any
 import msgpack
 import pytest
 
-from meterd.actors import catalog, fsck_files, reading, totals_files
-from meterd.actors.bundle import bundle
+from meterd.actors.checking import fsck_files
+from meterd.actors.files import totals_files
+from meterd.actors.files.segment_files import read_segment
+from meterd.actors.frames.bundle import bundle
 from meterd.actors.housekeeping import compaction, log_retention
 from meterd.actors.housekeeping.log_retention import LogRetention
-from meterd.actors.log_files import LogFiles
-from meterd.actors.registry_file import REGISTRY_FILE
+from meterd.actors.housekeeping.segment_merger import SegmentMerger
+from meterd.actors.keeping.registry_file import REGISTRY_FILE
+from meterd.actors.measuring import catalog
+from meterd.actors.questions import reading
+from meterd.actors.questions.log_files import LogFiles
 from meterd.actors.retention_sweeper import RetentionSweeper
-from meterd.actors.segment_files import read_segment
-from meterd.actors.segment_merger import SegmentMerger
-from meterd.core.compaction_plan import Effort
 from meterd.core.kernels.cells import COUNT, SUM_LO
-from meterd.core.questions import Question
-from meterd.core.segment_merging import same_log
+from meterd.core.questions.question import Question
+from meterd.core.segments.compaction_plan import Effort
+from meterd.core.segments.merging import same_log
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import Corrupt, DiskFull, FsyncFailed, InvariantViolation
 from meterd.protocol.log_format import full_name

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.core.compaction_plan import (
+from meterd.core.segments.compaction_plan import (
     ORDINALS_MAX,
     PARTS_MAX,
     Candidate,

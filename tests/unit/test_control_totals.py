@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.core.control_totals import ControlTotals, differences
-from meterd.core.log_scan import FileScan
+from meterd.core.housekeeping.control_totals import ControlTotals, differences
+from meterd.core.log.scan import FileScan
 from meterd.protocol.limits import I64_MAX, I64_MIN
 from tests.support.log_builder import LogBuilder, LoggedEvent, partition
 

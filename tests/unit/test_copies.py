@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.actors import copies
-from meterd.actors.disk import LocalDisk
-from meterd.actors.wal_log import Log
-from meterd.actors.wal_recovery import Owner, Recovery
-from meterd.actors.wal_spare import Spare
-from meterd.core.log_scan import FileScan, Groups
+from meterd.actors.files.disk import LocalDisk
+from meterd.actors.log.wal_log import Log
+from meterd.actors.log.wal_recovery import Owner, Recovery
+from meterd.actors.log.wal_spare import Spare
+from meterd.actors.starting import copies
+from meterd.core.log.scan import FileScan, Groups
 from meterd.protocol import checkpoint_format, log_format
 from meterd.protocol.errors import BootFailed
 from meterd.protocol.log_format import ACTIVE_NAME, SECTOR_SIZE, full_name, open_name

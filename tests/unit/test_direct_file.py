@@ -11,9 +11,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from meterd.actors import direct_file
-from meterd.actors import disk as disks
-from meterd.actors.direct_file import (
+from meterd.actors.files import direct_file
+from meterd.actors.files import disk as disks
+from meterd.actors.files.direct_file import (
     ALIGNMENT,
     PIECE_SIZE,
     Staging,
@@ -22,7 +22,7 @@ from meterd.actors.direct_file import (
     is_direct,
     page_memory,
 )
-from meterd.actors.disk import LocalDisk
+from meterd.actors.files.disk import LocalDisk
 from meterd.protocol.errors import DiskFull
 from tests.support.crash_disk import CrashDisk
 from tests.support.log_life import any_entries, open_log, read_all

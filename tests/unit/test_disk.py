@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meterd.actors import disk as disks
-from meterd.actors.direct_file import page_memory
-from meterd.actors.disk import DirectoryLock, Disk, LocalDisk
+from meterd.actors.files import disk as disks
+from meterd.actors.files.direct_file import page_memory
+from meterd.actors.files.disk import DirectoryLock, Disk, LocalDisk
 from meterd.protocol.errors import DiskFull, FsyncFailed
 from meterd.protocol.log_format import SECTOR_SIZE
 from tests.support.crash_disk import CrashDisk

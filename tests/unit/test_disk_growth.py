@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.core.disk_advice import Facts, advise
-from meterd.core.disk_growth import (
+from meterd.core.housekeeping.disk_advice import Facts, advise
+from meterd.core.housekeeping.disk_growth import (
     AGE_MAX_SECONDS,
     DAY_SECONDS,
     SAMPLES_MAX,
@@ -15,7 +15,7 @@ from meterd.core.disk_growth import (
     Sample,
     full_in_seconds,
 )
-from meterd.core.disk_state import Space
+from meterd.core.housekeeping.disk_state import Space
 
 NOW = 1_700_000_000
 GIB = 1 << 30

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.core.disk_state import (
+from meterd.core.housekeeping.disk_state import (
     INODES_HARD,
     RATE_ASSUMED,
     STATES,

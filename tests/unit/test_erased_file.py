@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from meterd.actors.erased_file import FILE_NAME, add_erasures, carry_over, read_erasures
-from meterd.core.erasures import Erasure, erasure_command, erasure_of
+from meterd.actors.keeping.erased_file import FILE_NAME, add_erasures, carry_over, read_erasures
+from meterd.core.state.erasures import Erasure, erasure_command, erasure_of
 from meterd.protocol.errors import Corrupt
 
 KEY = np.array([1, 2], np.uint64)

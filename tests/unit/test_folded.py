@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from meterd.core.folded import GRAIN, Folded, merged, nothing
-from meterd.core.folded_cells import Cuts, partial_of
-from meterd.core.questions import Question
-from meterd.core.totals_file import TotalsFile, TotalsWriter
+from meterd.core.questions.folded import GRAIN, Folded, merged, nothing
+from meterd.core.questions.folded_cells import Cuts, partial_of
+from meterd.core.questions.question import Question
+from meterd.core.questions.totals_file import TotalsFile, TotalsWriter
 from meterd.protocol.errors import RangeExpired
 
 ADD, REMOVE = 1, 2

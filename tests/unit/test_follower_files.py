@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.core.follower_files import FILES_MAX, NOBODY_BEHIND, FollowerFiles
+from meterd.core.housekeeping.follower_files import FILES_MAX, NOBODY_BEHIND, FollowerFiles
 
 GROUPS = 3
 

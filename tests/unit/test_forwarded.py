@@ -8,14 +8,14 @@ import msgpack
 import numpy as np
 import pytest
 
-from meterd.core.forwarded import (
+from meterd.core.cluster.forwarded import (
     check_part_origin,
     check_proposal,
     encode_outcome,
     encode_part_origin,
     join_outcomes,
 )
-from meterd.core.proposals import slices_of
+from meterd.core.cluster.proposals import slices_of
 from meterd.core.staging import Packed
 from meterd.protocol import log_format
 from meterd.protocol.errors import CONFLICT, DUPLICATE, REJECTED, UNKNOWN

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from meterd.client.partitions import partition_of
-from meterd.core.feed_cursor import is_stable
+from meterd.core.questions.feed_cursor import is_stable
 from meterd.protocol.log_format import GROUP_COUNT
 from tests.support.one_process import Refusal, apart
 from tests.support.wired_nodes import WiredNodes

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import zmq
 
-from meterd.actors import claims, founding, identity, sockets
-from meterd.actors.notify import Notifier
+from meterd.actors.frames import sockets
+from meterd.actors.machine.notify import Notifier
 from meterd.actors.options import Options
-from meterd.core.members import Members
+from meterd.actors.starting import claims, founding, identity
+from meterd.core.cluster.members import Members
 from meterd.protocol.envelope import decode_request_header
 from meterd.protocol.errors import BootFailed
 from tests.support.ports import free_ports

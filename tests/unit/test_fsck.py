@@ -14,10 +14,10 @@ import pytest
 from crc32c import crc32c
 
 from meterd import admin
-from meterd.actors import storage_versions
-from meterd.actors.disk import DirectoryLock
-from meterd.actors.fsck import Fsck
-from meterd.actors.fsck_files import DAMAGE, NOTE, WARNING, Finding
+from meterd.actors.checking.fsck import Fsck
+from meterd.actors.checking.fsck_files import DAMAGE, NOTE, WARNING, Finding
+from meterd.actors.files.disk import DirectoryLock
+from meterd.actors.starting import storage_versions
 from meterd.protocol.errors import BootFailed
 from meterd.protocol.log_format import SECTOR_SIZE, full_name
 from tests.support import stored_directory

@@ -15,15 +15,17 @@ import lz4.block
 import msgpack
 import pytest
 
-from meterd.actors import directory, disk, disk_usage, identity
-from meterd.actors.ballast import PIECE_SIZE, Ballast
-from meterd.actors.bundle import bundle
-from meterd.actors.direct_file import Staging
-from meterd.actors.disk import LocalDisk, atomic_write, full_disk_told, prepare_write
+from meterd.actors.files import disk
+from meterd.actors.files.direct_file import Staging
+from meterd.actors.files.disk import LocalDisk, atomic_write, full_disk_told, prepare_write
+from meterd.actors.frames.bundle import bundle
+from meterd.actors.housekeeping import disk_usage
+from meterd.actors.housekeeping.ballast import PIECE_SIZE, Ballast
 from meterd.actors.housekeeping.disk_report import HISTORY_FILE
-from meterd.actors.refused_log import RefusedLog
+from meterd.actors.housekeeping.refused_log import RefusedLog
 from meterd.actors.retention_sweeper import RetentionSweeper
-from meterd.core.registry import Registry
+from meterd.actors.starting import directory, identity
+from meterd.core.state.registry import Registry
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import BootFailed, DiskFull
 from meterd.protocol.segment_format import SegmentName
@@ -123,7 +125,8 @@ def listed(log: RefusedLog) -> list[int]:
 def test_refused_events_without_room_are_left_out_and_counted(
     tmp_path, failing, error, monkeypatch
 ):
-    monkeypatch.setattr("meterd.actors.refused_log.FILE_SIZE_MAX", 700)  # rotates now and then
+    # It rotates now and then.
+    monkeypatch.setattr("meterd.actors.housekeeping.refused_log.FILE_SIZE_MAX", 700)
     for calls in range(12):
         path = tmp_path / str(calls)
         path.mkdir()

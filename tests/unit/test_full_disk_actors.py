@@ -10,13 +10,13 @@ import msgpack
 import numpy as np
 import pytest
 
-from meterd.actors.checkpoints import CURRENT
-from meterd.actors.registry_file import REGISTRY_FILE
-from meterd.actors.replay import NOTHING
+from meterd.actors.keeping.checkpoints import CURRENT
+from meterd.actors.keeping.registry_file import REGISTRY_FILE
+from meterd.actors.log.replay import NOTHING
 from meterd.actors.retention_sweeper import RetentionSweeper
 from meterd.actors.router import MAP_FILE, Router
 from meterd.actors.usage import Usage
-from meterd.core.zones import UTC
+from meterd.core.questions.zones import UTC
 from meterd.protocol import checkpoint_format, log_format
 from meterd.protocol.log_format import GROUP_COUNT
 from meterd.protocol.metric import MetricDefinition
@@ -83,7 +83,7 @@ def told(usage: Any) -> list[bytes]:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterd.actors.checkpoints.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("meterd.actors.keeping.checkpoints.RETRY_SECONDS", 0.0)
 
 
 def save(usage: Any) -> None:

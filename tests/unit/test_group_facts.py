@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgpack
 
-from meterd.core.group_facts import GroupFacts
+from meterd.core.cluster.group_facts import GroupFacts
 from meterd.protocol.log_format import GROUP_COUNT
 from meterd.protocol.raft_messages import Configuration
 

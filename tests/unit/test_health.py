@@ -2,7 +2,7 @@
 
 import pytest
 
-from meterd.actors.health import Disk, Quorum, checks_of, ready_for, report
+from meterd.actors.measuring.health import Disk, Quorum, checks_of, ready_for, report
 
 ACTORS = ("router", "ingest", "replication", "wal_writer", "usage", "query", "metrics")
 FREE = Disk(free=100, warn=50, stop=10, refusing=False)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.actors import disk, heard_file
-from meterd.actors.heard_file import HEARD_FILE, HeardFile
+from meterd.actors.files import disk
+from meterd.actors.replicating import heard_file
+from meterd.actors.replicating.heard_file import HEARD_FILE, HeardFile
 from meterd.core.raft.standing import Standing
 from meterd.protocol.errors import DiskFull
 

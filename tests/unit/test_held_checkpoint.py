@@ -6,9 +6,9 @@ import os
 import time
 from pathlib import Path
 
-from meterd.actors import held_checkpoint
-from meterd.actors.held_checkpoint import CHECKPOINT, IN_TURN, PREFIX
-from meterd.core import inventory
+from meterd.actors.keeping import held_checkpoint
+from meterd.actors.keeping.held_checkpoint import CHECKPOINT, IN_TURN, PREFIX
+from meterd.core.housekeeping import inventory
 from meterd.protocol import checkpoint_format
 from tests.unit.test_checkpoints import BATCH, Node
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from meterd.core.held_partitions import QUIET_SECONDS, HeldPartitions
-from meterd.core.horizons import BEGINNING, Horizons
+from meterd.core.cluster.held_partitions import QUIET_SECONDS, HeldPartitions
+from meterd.core.cluster.members import Members, Seat, first
 from meterd.core.kernels.tables import DAY_NS
-from meterd.core.members import Members, Seat, first
+from meterd.core.state.horizons import BEGINNING, Horizons
 from meterd.protocol.limits import PARTITION_COUNT
 from meterd.protocol.log_format import GROUP_COUNT
 from meterd.protocol.raft_messages import Configuration, member_id

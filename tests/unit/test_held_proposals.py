@@ -9,11 +9,11 @@ from typing import Any
 import msgpack
 import pytest
 
-from meterd.actors import held_proposals
-from meterd.actors.answering import answer_frames
-from meterd.actors.bundle import bundle, unbundle
-from meterd.actors.held_proposals import HeldProposals
+from meterd.actors.frames.bundle import bundle, unbundle
+from meterd.actors.replicating import held_proposals
+from meterd.actors.replicating.held_proposals import HeldProposals
 from meterd.actors.replication import Replication
+from meterd.actors.requests.answering import answer_frames
 from meterd.core.raft.events import OVERLOADED
 from meterd.protocol.body import unpack_answer
 from meterd.protocol.envelope import decode_answer

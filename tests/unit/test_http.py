@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from meterd.actors import http
-from meterd.actors.http import CONNECTION_SECONDS, CONNECTIONS_MAX, HttpServer, Page
+from meterd.actors.listening import http
+from meterd.actors.listening.http import CONNECTION_SECONDS, CONNECTIONS_MAX, HttpServer, Page
 
 BIG = b"x" * 3_000_000
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.actors import directory, identity
+from meterd.actors.starting import directory, identity
 from meterd.protocol.errors import BootFailed
 
 NODE = identity.Identity(3, "00" * 16, "11" * 16, 1, 1, "2026-01-01T00:00:00Z")

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meterd import admin
-from meterd.actors import identity, identity_rebuild, identity_store
-from meterd.actors.segment_merger import SegmentMerger
-from meterd.core.erasures import Erasures, erasure_command, erasure_of
-from meterd.core.identity_rebuild import IdentityRebuild, rows_of_record
-from meterd.core.state import DAY_NS
+from meterd.actors.checking import identity_rebuild
+from meterd.actors.housekeeping.segment_merger import SegmentMerger
+from meterd.actors.keeping import identity_store
+from meterd.actors.starting import identity
+from meterd.core.state.erasures import Erasures, erasure_command, erasure_of
+from meterd.core.state.identity_rebuild import IdentityRebuild, rows_of_record
+from meterd.core.state.machine import DAY_NS
 from meterd.protocol import checkpoint_format, log_format
 from meterd.protocol.errors import Corrupt, InvariantViolation, NotNeeded
 from meterd.protocol.segment_format import SegmentName

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from meterd.actors.idle_poll import IdlePoll, has_quota
+from meterd.actors.machine.idle_poll import IdlePoll, has_quota
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 # In a process of its own: its threads end with it.
 PROGRAM = """
 import os, threading
-from meterd.actors import idle_poll
-from meterd.actors.idle_poll import WAITING, IdlePoll
+from meterd.actors.machine import idle_poll
+from meterd.actors.machine.idle_poll import WAITING, IdlePoll
 from tests.support.waiting import eventually
 
 idle_poll.has_quota = lambda: False

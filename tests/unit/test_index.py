@@ -23,7 +23,7 @@ from meterd.core.kernels.index import (
     payload_at,
     set_payload,
 )
-from meterd.core.state import DAY_NS
+from meterd.core.state.machine import DAY_NS
 
 U64 = np.uint64
 PAYLOAD = 2**48 - 1

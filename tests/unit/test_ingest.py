@@ -12,15 +12,16 @@ import msgpack
 import numpy as np
 import pytest
 
-from meterd.actors import identity, under_way
 from meterd.actors.actor import Lifeline
-from meterd.actors.bundle import bundle
+from meterd.actors.frames.bundle import bundle
 from meterd.actors.ingest import Ingest
 from meterd.actors.options import Options
-from meterd.actors.outcomes import parse_origin
-from meterd.actors.under_way import GATHERINGS_MAX, SMALL_EVENTS
-from meterd.core.registry import Registry
-from meterd.core.zones import UTC
+from meterd.actors.requests import under_way
+from meterd.actors.requests.outcomes import parse_origin
+from meterd.actors.requests.under_way import GATHERINGS_MAX, SMALL_EVENTS
+from meterd.actors.starting import identity
+from meterd.core.questions.zones import UTC
+from meterd.core.state.registry import Registry
 from meterd.protocol.envelope import RequestHeader, encode_request
 from meterd.protocol.log_format import GROUP_COUNT
 from meterd.protocol.metric import MetricDefinition

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.core import inventory
-from meterd.core.inventory import Change
+from meterd.core.housekeeping import inventory
+from meterd.core.housekeeping.inventory import Change
 from meterd.protocol.log_format import full_name, open_name
 from meterd.protocol.segment_format import SUFFIXES, SegmentName
 

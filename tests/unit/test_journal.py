@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from meterd.actors.journal import Lines
+from meterd.actors.machine.journal import Lines
 
 
 def written(form: str, *, error: bool = False) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import numpy as np
-from meterd.actors import late_compiles
+from meterd.actors.machine import late_compiles
 from meterd.core.kernels.sectors import count_zero_sectors, first_nonzero
 
 words = np.zeros(64, np.uint64)

@@ -10,11 +10,11 @@ import msgpack
 import numpy as np
 import pytest
 
-from meterd.actors.cluster_requests import ClusterRequests
-from meterd.actors.handing_over import LEAVING, REPEAT_SECONDS, HandingOver
-from meterd.actors.lateness import LATE_SECONDS, Lateness
-from meterd.actors.split_answers import GONE_SECONDS, SplitAnswers
-from meterd.core.members import first
+from meterd.actors.replicating.cluster_requests import ClusterRequests
+from meterd.actors.replicating.handing_over import LEAVING, REPEAT_SECONDS, HandingOver
+from meterd.actors.replicating.lateness import LATE_SECONDS, Lateness
+from meterd.actors.requests.split_answers import GONE_SECONDS, SplitAnswers
+from meterd.core.cluster.members import first
 from meterd.core.raft.events import TransferLeadership
 from meterd.protocol.log_format import GROUP_COUNT
 

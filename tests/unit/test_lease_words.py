@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meterd.actors import lease_words
-from meterd.actors.read_rounds import ReadRounds
-from meterd.actors.reads import Reads, Waiting
+from meterd.actors.frames import lease_words
+from meterd.actors.questions.reads import Reads, Waiting
+from meterd.actors.replicating.read_rounds import ReadRounds
 from meterd.actors.replication import Replication
 from meterd.protocol.log_format import GROUP_COUNT
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from meterd.actors import led_notes
-from meterd.actors.led_notes import LED, LedNotes
-from meterd.core.members import Members, first
+from meterd.actors.replicating import led_notes
+from meterd.actors.replicating.led_notes import LED, LedNotes
+from meterd.core.cluster.members import Members, first
 from meterd.core.raft.events import MetLeader
 from meterd.core.raft.node import Request
 from meterd.protocol.log_format import GROUP_COUNT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from meterd.actors.listed_files import sizes_in
+from meterd.actors.files.listed_files import sizes_in
 
 
 def test_files_that_are_gone_by_then_are_left_out(tmp_path: Path) -> None:

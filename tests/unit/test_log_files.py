@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.actors.log_files import View
-from meterd.core.registry import Registry
-from meterd.core.zones import UTC
+from meterd.actors.questions.log_files import View
+from meterd.core.questions.zones import UTC
+from meterd.core.state.registry import Registry
 from meterd.protocol.errors import Corrupt, Internal, RangeExpired
 from meterd.protocol.limits import I64_MIN
 from meterd.protocol.log_format import FILE_HEADER_SIZE, full_name

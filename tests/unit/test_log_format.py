@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from crc32c import crc32c
 
-from meterd.core.log_scan import Groups
+from meterd.core.log.scan import Groups
 from meterd.protocol import log_format
 from meterd.protocol.log_format import BlockHeader, Damaged, FileHeader
 from tests.support.log_life import events_entry, meta_entry

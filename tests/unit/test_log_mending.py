@@ -9,15 +9,15 @@ from random import Random
 import numpy as np
 import pytest
 
-from meterd.actors.disk import LocalDisk
-from meterd.actors.identity import Identity
-from meterd.actors.wal_log import Log
-from meterd.actors.wal_recovery import End, Recovery
-from meterd.actors.wal_spare import Spare
-from meterd.core.checksum_repair import corrections
-from meterd.core.group_logs import unpack
+from meterd.actors.files.disk import LocalDisk
+from meterd.actors.log.wal_log import Log
+from meterd.actors.log.wal_recovery import End, Recovery
+from meterd.actors.log.wal_spare import Spare
+from meterd.actors.starting.identity import Identity
 from meterd.core.kernels import scan
-from meterd.core.log_scan import FileScan, Groups
+from meterd.core.log.checksum_repair import corrections
+from meterd.core.log.group_logs import unpack
+from meterd.core.log.scan import FileScan, Groups
 from meterd.protocol import log_facts, log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import (

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from meterd.core.log_scan import Block, FileScan, Groups, NextBlock, Torn, verify_chain
+from meterd.core.log.scan import Block, FileScan, Groups, NextBlock, Torn, verify_chain
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import BLOCK_HEADER_SIZE, BlockHeader, Damaged, FileHeader

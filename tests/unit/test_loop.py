@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import zmq
 
-from meterd.actors import sockets
 from meterd.actors.actor import Actor, Lifeline
+from meterd.actors.frames import sockets
 from meterd.actors.options import Options
 from tests.support.waiting import eventually
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from meterd.actors import near_actors
-from meterd.actors.near_actors import NearActors
+from meterd.actors.machine import near_actors
+from meterd.actors.machine.near_actors import NearActors
 from meterd.core.nearness import REQUESTS_MIN, WINDOW_SECONDS
 
 ALL = os.sched_getaffinity(0)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from meterd.actors import object_store
-from meterd.actors.object_store import DirectoryStore, ObjectStore, Stored, open_store
+from meterd.actors.housekeeping import object_store
+from meterd.actors.housekeeping.object_store import DirectoryStore, ObjectStore, Stored, open_store
 from meterd.protocol.errors import BadRequest, DiskFull, Exists, NotFound, StoreFailed
 from tests.support.s3_server import BUCKET, S3Server
 

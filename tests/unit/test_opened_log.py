@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from meterd.actors import opened_log
-from meterd.actors.opened_log import open_log
+from meterd.actors.log import opened_log
+from meterd.actors.log.opened_log import open_log
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import ACTIVE_NAME, full_name, parse_file_header
 from tests.support.log_builder import LoggedEvent

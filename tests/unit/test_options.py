@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterd import config
-from meterd.actors import endings, peer_list
+from meterd.actors import endings
 from meterd.actors.options import (
     DURATION_UNITS,
     SIZE_UNITS,
@@ -16,6 +16,7 @@ from meterd.actors.options import (
     format_value,
     parse_value,
 )
+from meterd.actors.starting import peer_list
 from meterd.exits import DaemonExit
 from meterd.protocol.errors import ConfigError
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import zmq
 
-from meterd.actors import sockets
-from meterd.core import partition_sets
-from meterd.core.partition_sets import partition
-from meterd.core.questions import Question
+from meterd.actors.frames import sockets
+from meterd.core.questions import partition_sets
+from meterd.core.questions.partition_sets import partition
+from meterd.core.questions.question import Question
 from meterd.protocol.body import pack, unpack_answer
 from meterd.protocol.envelope import AnswerHeader as Header
 from meterd.protocol.envelope import decode_request, encode_answer

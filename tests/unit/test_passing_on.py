@@ -10,10 +10,10 @@ import msgpack
 import pytest
 import zmq
 
-from meterd.actors import sockets
-from meterd.actors.bundle import bundle
+from meterd.actors.frames import sockets
+from meterd.actors.frames.bundle import bundle
 from meterd.actors.router import Router
-from meterd.core.members import Members
+from meterd.core.cluster.members import Members
 from meterd.protocol.body import unpack_answer
 from meterd.protocol.envelope import (
     AnswerHeader,

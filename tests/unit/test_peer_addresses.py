@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meterd.actors.peer_addresses import TRY_SECONDS, PeerAddresses
+from meterd.actors.replicating.peer_addresses import TRY_SECONDS, PeerAddresses
 
 
 def test_each_is_tried_until_there_is_a_connection() -> None:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meterd.actors import copy_giver, peer_copy
-from meterd.actors.copy_giver import PIECE_SIZE, CopyGiver
-from meterd.actors.copying import lacks
-from meterd.actors.disk import LocalDisk
-from meterd.actors.fetching import Fetching, NoCopy
-from meterd.actors.identity import Identity
-from meterd.actors.wal_recovery import Recovery
-from meterd.core.group_logs import GroupLogs
+from meterd.actors.files.disk import LocalDisk
+from meterd.actors.log.wal_recovery import Recovery
+from meterd.actors.starting import copy_giver, peer_copy
+from meterd.actors.starting.copy_giver import PIECE_SIZE, CopyGiver
+from meterd.actors.starting.copying import lacks
+from meterd.actors.starting.fetching import Fetching, NoCopy
+from meterd.actors.starting.identity import Identity
+from meterd.core.log.group_logs import GroupLogs
 from tests.unit.test_log_mending import OWNER, WHO, written
 
 __all__ = ["written"]  # the fixture

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import zmq
 
-from meterd.actors import sockets
-from meterd.actors.link_faults import LinkFaults
-from meterd.actors.peers import (
+from meterd.actors.frames import sockets
+from meterd.actors.measuring.telemetry import Telemetry
+from meterd.actors.replicating.link_faults import LinkFaults
+from meterd.actors.replicating.peers import (
     BULK_QUEUE,
     ENVELOPES_MAX,
     NOTES_BYTES_MAX,
@@ -23,7 +24,6 @@ from meterd.actors.peers import (
     Own,
     Peers,
 )
-from meterd.actors.telemetry import Telemetry
 from meterd.protocol.raft_frames import ENVELOPE, MAGIC, decode_note
 from meterd.protocol.raft_messages import Envelope, Hello, member_id
 from meterd.protocol.raft_wire import decode_envelope, encode
@@ -330,7 +330,7 @@ def flood(port: int, size: int) -> bool:
 def test_a_message_without_end_is_ended(
     nodes: list[One], ports: dict[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterd.actors.peer_guard.STRANGERS_HELD_MAX", 8 << 20)
+    monkeypatch.setattr("meterd.actors.listening.peer_guard.STRANGERS_HELD_MAX", 8 << 20)
     nodes += [One(1, ports), One(2, ports)]
     connect(nodes)
     child = os.fork()

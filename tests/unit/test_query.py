@@ -10,10 +10,10 @@ import pytest
 
 from meterd.actors import query as module
 from meterd.actors.query import Query
-from meterd.core.erasures import Erasures
-from meterd.core.questions import Question
-from meterd.core.registry import Registry
-from meterd.core.zones import UTC
+from meterd.core.questions.question import Question
+from meterd.core.questions.zones import UTC
+from meterd.core.state.erasures import Erasures
+from meterd.core.state.registry import Registry
 from meterd.protocol.limits import I64_MIN
 from meterd.protocol.log_format import GROUP_COUNT
 from meterd.protocol.metric import MetricDefinition
@@ -257,7 +257,7 @@ def test_a_feed_from_the_end_gives_only_what_comes_later(node):
 
 
 def test_a_large_page_ends_early_and_goes_on(node, monkeypatch):
-    monkeypatch.setattr("meterd.actors.reading.PAGE_BYTES_MAX", 300)
+    monkeypatch.setattr("meterd.actors.questions.reading.PAGE_BYTES_MAX", 300)
     for value in range(5):
         node.write("a", value)
     question = Question("events", "a", start=0, end=1_000, limit=5)

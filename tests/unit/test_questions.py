@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.actors.zone_files import transitions
-from meterd.core.questions import Question, resolve_question
-from meterd.core.registry import Registry
-from meterd.core.zones import HOUR
+from meterd.actors.questions.zone_files import transitions
+from meterd.core.questions.question import Question, resolve_question
+from meterd.core.questions.zones import HOUR
+from meterd.core.state.registry import Registry
 from meterd.protocol.body import pack
 from meterd.protocol.errors import BadRequest, UnknownMetric
 from meterd.protocol.limits import I64_MAX, I64_MIN

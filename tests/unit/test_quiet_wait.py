@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from meterd.actors.tcp_connections import ProcessMemory
+from meterd.actors.listening.tcp_connections import ProcessMemory
 
 LONG, LOOK = 30.0, 0.001
 SIZE = 8 << 20

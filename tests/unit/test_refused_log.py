@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.actors import refused_log
-from meterd.actors.refused_log import NAMES, RefusedLog
+from meterd.actors.housekeeping import refused_log
+from meterd.actors.housekeeping.refused_log import NAMES, RefusedLog
 from meterd.protocol.errors import BadRequest
 from meterd.protocol.refused_format import (
     HEADER_SIZE,

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.core.refused_rows import RefusedRows
+from meterd.core.log.refused_rows import RefusedRows
 
 records = st.lists(
     st.tuples(st.integers(1, 3), st.lists(st.booleans(), min_size=1, max_size=40)), max_size=12

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.core import registry as module
-from meterd.core.registry import Registry
-from meterd.core.zones import UTC
+from meterd.core.questions.zones import UTC
+from meterd.core.state import registry as module
+from meterd.core.state.registry import Registry
 from meterd.protocol.errors import MetricConflict, TooManyMetrics, UnknownMetric
 from meterd.protocol.limits import I64_MIN
 from meterd.protocol.metric import MetricDefinition

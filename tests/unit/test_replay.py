@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from meterd.actors import identity, opened_log
 from meterd.actors.actor import Lifeline
+from meterd.actors.log import opened_log
+from meterd.actors.log.replay import NOTHING, LogReader, Position, Replay, replay
 from meterd.actors.options import Options
-from meterd.actors.replay import NOTHING, LogReader, Position, Replay, replay
+from meterd.actors.starting import identity
 from meterd.actors.usage import Usage
 from tests.support.log_builder import LoggedEvent
 from tests.support.log_directory import LogDirectory, SealsMeanwhile

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meterd.actors import identity
 from meterd.actors.backups import restoring
 from meterd.actors.backups.replaying import Replayed, replay_directory
-from meterd.actors.disk import LocalDisk
-from meterd.actors.wal_log import Entry, Log
-from meterd.actors.wal_spare import Spare
-from meterd.core.partition_sets import partition
+from meterd.actors.files.disk import LocalDisk
+from meterd.actors.log.wal_log import Entry, Log
+from meterd.actors.log.wal_spare import Spare
+from meterd.actors.starting import identity
+from meterd.core.questions.partition_sets import partition
 from meterd.protocol import log_format
 from meterd.protocol.log_format import META_GROUP
 from tests.support.log_life import OWNER

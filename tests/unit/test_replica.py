@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meterd.core.cluster.proposals import Proposal, slices_of
 from meterd.core.kernels.hashing import CHAIN_KEY_0, CHAIN_KEY_1
-from meterd.core.log_scan import Groups, verify_chain
-from meterd.core.proposals import Proposal, slices_of
+from meterd.core.log.scan import Groups, verify_chain
 from meterd.core.staging import Stage
 from meterd.protocol import log_format
 from meterd.protocol.errors import InvariantViolation

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import zmq
 
-from meterd.actors.link_faults import LinkFaults
-from meterd.actors.peers import Own, Peers
-from meterd.actors.replica_traffic import ReplicaTraffic
-from meterd.actors.telemetry import Telemetry
-from meterd.core import proposals
-from meterd.core.group_logs import GroupLogs, unpack
+from meterd.actors.measuring.telemetry import Telemetry
+from meterd.actors.replicating.link_faults import LinkFaults
+from meterd.actors.replicating.peers import Own, Peers
+from meterd.actors.replicating.replica_traffic import ReplicaTraffic
+from meterd.core.cluster import proposals
+from meterd.core.cluster.replicas import Append, Clock, Replicas, Step
+from meterd.core.log.group_logs import GroupLogs, unpack
 from meterd.core.raft.events import TransferLeadership
 from meterd.core.raft.node import GoneBack, Request
-from meterd.core.replicas import Append, Clock, Replicas, Step
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EXPIRE, GROUP_COUNT, NOT_HERE, Record
 from meterd.protocol.raft_messages import Configuration, Envelope, member_id

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.core.group_logs import GroupLogs, unpack
-from meterd.core.log_scan import check_slices
-from meterd.core.proposals import command
+from meterd.core.cluster.proposals import command
+from meterd.core.cluster.replicas import Append, Clock, Replicas, Step
+from meterd.core.cluster.wire_envelopes import BULK
+from meterd.core.log.group_logs import GroupLogs, unpack
+from meterd.core.log.scan import check_slices
 from meterd.core.raft.events import NOT_LEADER, ProposeChange
 from meterd.core.raft.node import Request
-from meterd.core.replicas import Append, Clock, Replicas, Step
-from meterd.core.wire_envelopes import BULK
 from meterd.protocol import log_facts, log_format
 from meterd.protocol.log_format import (
     CONFIG,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from meterd.actors import restored
-from meterd.actors.restored import Restored
+from meterd.actors.starting import restored
+from meterd.actors.starting.restored import Restored
 from meterd.protocol.errors import Corrupt
 
 ONE = Restored("meterd-1", 1_000, 7, 1)

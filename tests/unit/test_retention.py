@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.core import retention
-from meterd.core.retention import (
+from meterd.core.housekeeping import retention
+from meterd.core.housekeeping.retention import (
     Kept,
     droppable_segments,
     expired_segments,

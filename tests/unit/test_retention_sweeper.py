@@ -9,18 +9,18 @@ import lz4.block
 import msgpack
 import pytest
 
-from meterd.actors import start_checks
-from meterd.actors.bundle import bundle
-from meterd.actors.disk import LocalDisk
+from meterd.actors.files.disk import LocalDisk
+from meterd.actors.files.totals_files import Covered, covered_by, read_totals
+from meterd.actors.frames.bundle import bundle
 from meterd.actors.housekeeping import log_retention
 from meterd.actors.housekeeping.jobs import Cancelled
-from meterd.actors.registry_file import REGISTRY_FILE
+from meterd.actors.keeping.registry_file import REGISTRY_FILE
+from meterd.actors.log.wal_recovery import Owner
 from meterd.actors.retention_sweeper import RetentionSweeper
-from meterd.actors.totals_files import Covered, covered_by, read_totals
-from meterd.actors.wal_recovery import Owner
-from meterd.core.erasures import Erasures, erasure_command, erasure_of, none_erased
-from meterd.core.registry import Registry
-from meterd.core.zones import UTC
+from meterd.actors.starting import start_checks
+from meterd.core.questions.zones import UTC
+from meterd.core.state.erasures import Erasures, erasure_command, erasure_of, none_erased
+from meterd.core.state.registry import Registry
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import Corrupt, DiskFull, StorageError
 from meterd.protocol.log_format import full_name
@@ -142,7 +142,7 @@ def test_a_segment_that_finds_no_room_is_tried_again(log, sweeper, monkeypatch):
         raise DiskFull("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr("meterd.actors.segment_making.atomic_write", full)
+        patched.setattr("meterd.actors.housekeeping.segment_making.atomic_write", full)
         announce(sweeper, log, number)
         finish_jobs(sweeper)
     assert sweeper.take(b"segmented") == []
@@ -159,7 +159,7 @@ def test_a_segment_whose_job_is_cancelled_is_tried_again(log, sweeper, monkeypat
         raise Cancelled
 
     with monkeypatch.context() as patched:
-        patched.setattr("meterd.actors.segment_making.atomic_write", cancelled)
+        patched.setattr("meterd.actors.housekeeping.segment_making.atomic_write", cancelled)
         announce(sweeper, log, number)
         finish_jobs(sweeper)
     assert [job["state"] for job in asked(sweeper, "job_list")["jobs"]] == ["cancelled"]
@@ -496,7 +496,7 @@ def test_a_run_says_what_goes_and_a_dry_one_what_would(log, sweeper):
 
 
 def test_a_sweep_is_bounded_and_the_rest_follows_at_once(log, sweeper, monkeypatch):
-    monkeypatch.setattr("meterd.core.retention.FILES_PER_SWEEP_MAX", 2)
+    monkeypatch.setattr("meterd.core.housekeeping.retention.FILES_PER_SWEEP_MAX", 2)
     for _ in range(3):
         write_full_file(log, OLD, segmented=True)
     sweeper.tick(0.0)

@@ -9,8 +9,8 @@ import msgpack
 import pytest
 
 from meterd.actors.housekeeping.log_holding import LogHolding
+from meterd.actors.keeping.room import FILL_MAX, Room
 from meterd.actors.replication import Replication
-from meterd.actors.room import FILL_MAX, Room
 from meterd.protocol.errors import CODES
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterd.core.kernels.packing import CHUNK_SIZE_MAX, pack_column, skip_column, unpack_column
-from meterd.core.questions import Question
+from meterd.core.questions.question import Question
 from meterd.protocol import log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.limits import I64_MAX, I64_MIN

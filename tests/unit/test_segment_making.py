@@ -9,10 +9,10 @@ import signal
 import numpy as np
 import pytest
 
-from meterd.actors import segment_making
-from meterd.actors.log_files import LogFiles
-from meterd.actors.segment_making import SegmentMaker
-from meterd.core.questions import Question
+from meterd.actors.housekeeping import segment_making
+from meterd.actors.housekeeping.segment_making import SegmentMaker
+from meterd.actors.questions.log_files import LogFiles
+from meterd.core.questions.question import Question
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import full_name
 from meterd.protocol.segment_format import SUFFIXES, SegmentName

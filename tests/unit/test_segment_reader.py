@@ -9,17 +9,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from meterd.core import log_order, segment_encoder, segment_listing, segment_merging
-from meterd.core.gathering import Gathering
 from meterd.core.kernels import gather
 from meterd.core.kernels.gather import LogRows
-from meterd.core.listing import wanted_events
-from meterd.core.log_index import OpenIndex
-from meterd.core.log_order import LogOrders
-from meterd.core.questions import Question
-from meterd.core.segment_data import NO_ACCOUNTS, Runs
-from meterd.core.segment_encoder import SegmentEncoder
-from meterd.core.segment_merging import Merge
+from meterd.core.log import order as log_order
+from meterd.core.log.index import OpenIndex
+from meterd.core.log.order import LogOrders
+from meterd.core.questions.gathering import Gathering
+from meterd.core.questions.listing import wanted_events
+from meterd.core.questions.question import Question
+from meterd.core.segments import encoder as segment_encoder
+from meterd.core.segments import listing as segment_listing
+from meterd.core.segments import merging as segment_merging
+from meterd.core.segments.data import NO_ACCOUNTS, Runs
+from meterd.core.segments.encoder import SegmentEncoder
+from meterd.core.segments.merging import Merge
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.limits import I64_MIN
 from meterd.protocol.segment_format import BLOCK_ROWS, FileHeader

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zmq
 
-from meterd.actors import sockets
+from meterd.actors.frames import sockets
 
 REQUESTS = 10_000
 ANSWER = bytes(1_000)

@@ -12,13 +12,13 @@ from random import Random
 import numpy as np
 import pytest
 
-from meterd.actors import identity, start_checks
 from meterd.actors.actor import Lifeline
-from meterd.actors.disk import LocalDisk
+from meterd.actors.files.disk import LocalDisk
+from meterd.actors.log.wal_recovery import Owner
 from meterd.actors.options import Options
-from meterd.actors.wal_recovery import Owner
+from meterd.actors.starting import identity, start_checks
 from meterd.actors.wal_writer import WalWriter
-from meterd.core.log_scan import Groups
+from meterd.core.log.scan import Groups
 from meterd.protocol import checkpoint_format, log_format
 from meterd.protocol.errors import Corrupt
 from meterd.protocol.log_format import full_name

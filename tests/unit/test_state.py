@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meterd.core.kernels.tables import Capacity
-from meterd.core.memory_cells import collect
-from meterd.core.questions import Question
-from meterd.core.state import StateMachine
+from meterd.core.questions.memory_cells import collect
+from meterd.core.questions.question import Question
+from meterd.core.state.machine import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.errors import InvariantViolation
 from tests.support.identities import flush

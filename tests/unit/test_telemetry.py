@@ -5,10 +5,10 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from meterd.actors.catalog import BY_NAME, FAMILIES, PREFIX
-from meterd.actors.collected import Collected, key_of
-from meterd.actors.exposition import render
-from meterd.actors.telemetry import BOUNDS, REPEAT_TURNS, Telemetry
+from meterd.actors.measuring.catalog import BY_NAME, FAMILIES, PREFIX
+from meterd.actors.measuring.collected import Collected, key_of
+from meterd.actors.measuring.exposition import render
+from meterd.actors.measuring.telemetry import BOUNDS, REPEAT_TURNS, Telemetry
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

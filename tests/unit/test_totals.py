@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meterd.core.kernels.cells import clear_cell, update_cell
-from meterd.core.partial_cells import Members, PartialCells
-from meterd.core.totals import Totals, add_up, count_members, order_by_amount, value_text
+from meterd.core.questions.partial_cells import Members, PartialCells
+from meterd.core.questions.totals import Totals, add_up, count_members, order_by_amount, value_text
 from meterd.protocol.errors import BadRequest
 
 extremes = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([2**63 - 1, -(2**63), 0, -1])
@@ -118,7 +118,7 @@ def test_close_averages_are_told_apart():
 
 
 def test_more_members_than_an_answer_may_count_are_refused(monkeypatch):
-    monkeypatch.setattr("meterd.core.totals.MEMBERSHIPS_MAX", 2)
+    monkeypatch.setattr("meterd.core.questions.totals.MEMBERSHIPS_MAX", 2)
     partial = cells_of([[1]])
     members = Members(np.zeros(3, np.int64), np.arange(6, dtype=np.uint64).reshape(3, 2))
     many = PartialCells(

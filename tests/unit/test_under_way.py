@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meterd.actors.under_way import (
+from meterd.actors.requests.under_way import (
     GATHERINGS_MAX,
     SECONDS_MAX,
     SMALL_EVENTS,

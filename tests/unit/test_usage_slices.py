@@ -15,13 +15,13 @@ import msgpack
 import numpy as np
 import pytest
 
-from meterd.actors.bundle import bundle
+from meterd.actors.frames.bundle import bundle
 from meterd.actors.ingest import Ingest
-from meterd.actors.replay import NOTHING
+from meterd.actors.log.replay import NOTHING
 from meterd.actors.usage import Usage
 from meterd.actors.wal_writer import WalWriter
-from meterd.core.log_scan import Groups
-from meterd.core.proposals import Proposal
+from meterd.core.cluster.proposals import Proposal
+from meterd.core.log.scan import Groups
 from meterd.protocol import log_format
 from meterd.protocol.errors import InvariantViolation
 from meterd.protocol.log_format import GROUP_COUNT, META_GROUP, NOT_HERE, SLICE, TERM_ROW
@@ -270,7 +270,7 @@ def test_what_came_before_may_be_replaced(member):
 
 
 def test_of_too_many_that_wait_the_oldest_is_undecided(member, monkeypatch):
-    monkeypatch.setattr("meterd.actors.judging.HELD_MAX", 1)
+    monkeypatch.setattr("meterd.actors.requests.judging.HELD_MAX", 1)
     member.count(ACCOUNTS[0])
     refuse(member, ACCOUNTS[0])
     refuse(member, ACCOUNTS[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meterd.actors.wal_spare import BackgroundSpare
+from meterd.actors.log.wal_spare import BackgroundSpare
 from tests.support.crash_disk import CrashDisk
 
 PIECE = 4096

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from meterd.actors import identity
 from meterd.actors.actor import Lifeline
-from meterd.actors.disk import Disk
+from meterd.actors.files.disk import Disk
+from meterd.actors.log.wal_log import BLOCK_FILL_SIZE, RECORDS_PER_BLOCK_MAX, Entry, block_count
 from meterd.actors.options import Options
-from meterd.actors.wal_log import BLOCK_FILL_SIZE, RECORDS_PER_BLOCK_MAX, Entry, block_count
+from meterd.actors.starting import identity
 from meterd.actors.wal_writer import PLACE, TELL_RECORDS, WalWriter
-from meterd.core.log_scan import Groups
+from meterd.core.log.scan import Groups
 from meterd.protocol import log_format
 from meterd.protocol.errors import BootFailed, Corrupt
 from tests.support.crash_disk import CrashDisk

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from meterd.actors import wall_clock
-from meterd.actors.wall_clock import NS, ShiftedClock
+from meterd.actors.machine import wall_clock
+from meterd.actors.machine.wall_clock import NS, ShiftedClock
 
 
 def test_without_the_variable_nothing_is_in_between(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Checks and repairs of a data directory that no node uses."""

@@ -1,0 +1,1 @@
+"""Files on stable storage, whoever needs them: the disk, memory maps, what a directory holds."""

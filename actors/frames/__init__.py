@@ -1,0 +1,1 @@
+"""What crosses between the actors of a node: sockets, bundles, rings, shared words."""

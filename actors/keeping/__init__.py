@@ -1,0 +1,1 @@
+"""What the usage actor keeps beside the log: checkpoints, identities, horizons, erasures."""

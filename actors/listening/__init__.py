@@ -1,0 +1,1 @@
+"""Listeners, and what is known of who connects: clients, peers, HTTP."""

@@ -1,0 +1,1 @@
+"""The log as files: appending, opening, recovering, replaying."""

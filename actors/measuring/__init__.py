@@ -1,0 +1,1 @@
+"""Telemetry and health: what is counted, gathered and shown."""

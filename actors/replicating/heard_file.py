@@ -1,0 +1,86 @@
+"""Keeps what this node has heard of other nodes' logs, so that it holds over a restart of all.
+
+Who has heard of a later block than a started node has knows that its directory is an older copy
+(`core/raft/standing.py`).  The file, `heard.json`, may be a few seconds old: an older one knows of
+fewer blocks, and so at worst lets a node pass that has gone back by no more than that.  It never
+accuses a node that has not gone back, because it says which start of it each block belongs to.
+
+It is written beside the loop, so beats never wait for the disk, and at a stop.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from meterd.actors.files import disk
+from meterd.actors.machine.background import Background
+from meterd.core.raft.standing import Heard
+from meterd.protocol.errors import DiskFull
+
+HEARD_FILE = "heard.json"
+FORMAT_VERSION = 1
+# How often it is written at most, while anything changes.
+WRITE_SECONDS = 5.0
+# Members that it names at most; a cluster has few, and each lost directory leaves one more.
+MEMBERS_MAX = 1_024
+
+logger = logging.getLogger(__name__)
+
+
+class HeardFile:
+    """The file of a data directory; `turn` and `close` write it."""
+
+    def __init__(self, data_dir: str) -> None:
+        self._path = Path(data_dir, HEARD_FILE)
+        self.heard = _read(self._path)  # as it was at the start
+        self._written: Mapping[int, Heard] = dict(self.heard)
+        self._lane: Background[None] = Background("heard")
+        self._due = 0.0
+        self._full = False
+
+    def turn(self, now: float, heard: Mapping[int, Heard]) -> None:
+        """Begin to write what is new, when that is due.  Raises what writing raises."""
+        self._lane.take()
+        if now < self._due or self._lane.busy or heard == self._written:
+            return
+        self._due = now + WRITE_SECONDS
+        self._written = dict(heard)
+        kept = self._written
+        self._lane.start(lambda: self._write(kept))
+
+    def close(self, heard: Mapping[int, Heard]) -> None:
+        """Write the last of it."""
+        self._lane.take(wait=True)
+        if heard != self._written:
+            self._write(heard)
+
+    def _write(self, heard: Mapping[int, Heard]) -> None:
+        members = {str(member): list(one) for member, one in sorted(heard.items())[-MEMBERS_MAX:]}
+        document = {"format": FORMAT_VERSION, "members": members}
+        try:
+            disk.atomic_write(self._path, json.dumps(document).encode() + b"\n")
+            self._full = False
+        except DiskFull as full:
+            if not self._full:
+                logger.warning("what was heard of other nodes is not kept: %s", full)
+            self._full = True
+
+
+def _read(path: Path) -> dict[int, Heard]:
+    """Return what a file says; nothing where there is none, or where it cannot be read."""
+    try:
+        document = json.loads(path.read_bytes())
+        if document["format"] != FORMAT_VERSION:
+            raise ValueError(f"format {document['format']}")
+        return {
+            int(member): (int(boot), int(block), int(before))
+            for member, (boot, block, before) in document["members"].items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s cannot be read, so what was heard is forgotten: %r", path, error)
+        return {}

@@ -1,0 +1,1 @@
+"""What may go, and when: space, retention, backups."""

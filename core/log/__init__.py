@@ -1,0 +1,1 @@
+"""The log: blocks, records, slices, and what they say of each group."""

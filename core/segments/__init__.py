@@ -1,0 +1,1 @@
+"""Segments: making, checking, reading, merging them."""
