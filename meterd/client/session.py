@@ -59,6 +59,8 @@ OF_NODE = ("disk_stop", "memory_full", "starting")
 # Rest before an attempt after "retry now" or "elsewhere"; doubles, because it was not enough.
 REST_S = 0.02
 REST_S_MAX = 1.0
+# More doublings than reach those bounds; without end they would leave the range of a float.
+DOUBLINGS_MAX = 16
 # A node that stayed silent is asked last for this long.
 SUSPECT_S = 10.0
 # The client's own question for the map may take this long; nobody waits for it.
@@ -155,6 +157,11 @@ def answer_map(body: bytes) -> dict[str, Any]:
     if type(fields) is not dict:
         raise RemoteProtocolError("malformed", "the body of an answer is not a map")
     return fields
+
+
+def doubled(seconds: float, times: int, seconds_max: float) -> float:
+    """Give a time that was doubled so many times, but not more than the maximum."""
+    return min(seconds * 2.0 ** min(times, DOUBLINGS_MAX), seconds_max)
 
 
 def error_of(body: bytes) -> MeterdError:
@@ -289,7 +296,7 @@ class Session:
         self._suspects[address] = now + SUSPECT_S
         for call in self._active:
             if call.address == address and not (call.resting or kind_of(call.kind).is_of_node):
-                self._rest(now, call, min(REST_S * 2.0 ** (call.attempts_count - 1), REST_S_MAX))
+                self._rest(now, call, doubled(REST_S, call.attempts_count - 1, REST_S_MAX))
 
     def on_tick(self, now: float) -> None:
         """Look at what has waited long enough, and begin one call more if there is room."""
@@ -363,7 +370,7 @@ class Session:
         call.attempts_count += 1
         call.resting = False
         patience = PATIENCE_READING_S if call.kind in READING_KINDS else PATIENCE_S
-        patience = min(patience * 2.0**call.silent_count, PATIENCE_S_MAX)
+        patience = doubled(patience, call.silent_count, PATIENCE_S_MAX)
         call.sent_at, call.patience_s = now, patience * (1 + self._jitter() / 2)
         call.wake = min(call.deadline, now + call.patience_s)
         left_ms = min(int((call.deadline - now) * 1000), DEADLINE_MS_MAX)
@@ -409,7 +416,7 @@ class Session:
         if error.retry == "later" and not of_node:
             rest = max(getattr(error, "retry_after_ms", 0) / 1000, REST_S)
         else:
-            rest = min(REST_S * 2.0 ** (call.attempts_count - 1), REST_S_MAX)
+            rest = doubled(REST_S, call.attempts_count - 1, REST_S_MAX)
         if of_node or error.retry == "elsewhere" or isinstance(error, Undecided):
             # Who does not know may be cut off from who does: the next attempt goes to another node.
             call.avoid = call.address

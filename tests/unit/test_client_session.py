@@ -518,3 +518,17 @@ def test_what_is_about_a_node_itself_waits_for_it() -> None:
     wake = session.next_wake()
     session.on_lost(0.1, HERE)
     assert session.next_wake() == wake
+
+
+def test_a_call_may_be_tried_any_number_of_times() -> None:
+    """Overload ends an attempt soon, so that a patient client makes thousands of them."""
+    session, job = session_of(timeout_s=3_600.0), job_of()
+    session.start(0.0, job)
+    now = 0.0
+    for attempt in range(1_200):
+        [(_, frames, _)] = sent(session)
+        error = Restarting() if attempt == 1_100 else Overloaded(retry_after_ms=1)
+        session.on_answer(now, HERE, answer_to(frames, error))
+        now = job.calls[0].wake
+        session.on_tick(now)
+    assert not job.done and job.calls[0].attempts_count > 1_200
