@@ -69,13 +69,10 @@ class AsyncProducer:
         Raises ProducerFailed when a batch has failed since the last flush.
         """
         async with self._changed:
-            self._outbox.flushes += 1
+            count = self._outbox.hurry()
             self._changed.notify_all()
-            try:
-                while not self._outbox.quiet:
-                    await self._changed.wait()
-            finally:
-                self._outbox.flushes -= 1
+            while not self._outbox.settled(count):
+                await self._changed.wait()
             return self._outbox.answer()
 
     async def close(self) -> Counters:

@@ -64,6 +64,7 @@ class Counters:
 class Outcome(NamedTuple):
     """What became of a batch."""
 
+    batch: list[Event]
     result: IngestResult
     undecided: list[Event]
     error: Exception | None
@@ -80,13 +81,14 @@ class Outbox:
             raise ValueError("max_batch and queue_size are at least 1, linger at least 0")
         self.counters = Counters()
         self.closed = False
-        self.flushes = 0  # who waits for all there is
         self._max_batch = min(max_batch, queue_size)
         self._linger = linger
         self._queue_size = queue_size
         self._on_item = on_item
         self._queue: deque[Event] = deque()
-        self._open_count = 0  # events taken from the queue and not yet answered
+        self._taken_count = 0  # events ever taken from the queue
+        self._hurried_count = 0  # so many of all events ever queued are to leave at once
+        self._open: list[tuple[int, list[Event]]] = []  # taken and not yet answered: place, batch
         self._first_at = 0.0  # when the queue's first event came, or later
         self._error: Exception | None = None
         self._undecided: list[Event] = []
@@ -95,11 +97,6 @@ class Outbox:
     def full(self) -> bool:
         """Does an event have to wait?"""
         return len(self._queue) >= self._queue_size and not self.closed
-
-    @property
-    def quiet(self) -> bool:
-        """Has every event its answer?"""
-        return not (self._queue or self._open_count)
 
     @property
     def over(self) -> bool:
@@ -115,11 +112,21 @@ class Outbox:
             self._first_at = now
         return len(self._queue) in (1, self._max_batch)
 
+    def hurry(self) -> int:
+        """Have everything leave that is queued; return how many events that is since the first."""
+        self._hurried_count = self._taken_count + len(self._queue)
+        return self._hurried_count
+
+    def settled(self, count: int) -> bool:
+        """Have the first so many events their answers, whatever was queued behind them?"""
+        return min([place for place, _ in self._open], default=self._taken_count) >= count
+
     def wait(self, now: float) -> float | None:
         """Return after how many seconds a batch is due, 0: now; None: there is nothing to send."""
         if not self._queue:
             return None
-        if len(self._queue) >= self._max_batch or self.flushes or self.closed:
+        hurried = self._taken_count < self._hurried_count
+        if len(self._queue) >= self._max_batch or hurried or self.closed:
             return 0.0
         return max(0.0, self._first_at + self._linger - now)
 
@@ -128,7 +135,8 @@ class Outbox:
         count = min(len(self._queue), self._max_batch)
         batch = [self._queue.popleft() for _ in range(count)]
         self._first_at = now
-        self._open_count += count
+        self._open.append((self._taken_count, batch))
+        self._taken_count += count
         return batch
 
     def judge(
@@ -151,7 +159,7 @@ class Outbox:
                     self._on_item(batch[item.index], item)
         except Exception as mistake:  # the application's, told to the application
             failure = failure or mistake
-        return Outcome(result, undecided, failure)
+        return Outcome(batch, result, undecided, failure)
 
     def count(self, outcome: Outcome) -> None:
         """Note what became of a batch."""
@@ -159,7 +167,7 @@ class Outbox:
         self._error = self._error or outcome.error
         room = UNDECIDED_COUNT_MAX - len(self._undecided)
         self._undecided += outcome.undecided[: max(room, 0)]
-        self._open_count -= outcome.result.received
+        self._open = [one for one in self._open if one[1] is not outcome.batch]
 
     def answer(self) -> Counters:
         """Return the counters. Raises ProducerFailed, once, when a batch has failed."""

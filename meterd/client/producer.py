@@ -6,11 +6,13 @@ other gathers and encodes, and only one gathers at a time, so events leave in th
 (their requests may still be answered in another).
 
 Nothing fails silently: events that were not stored are handed to `on_item` and counted, and what
-went wrong with a whole batch is raised by the next `flush` or `close`, once.
+went wrong with a whole batch is raised by the next `flush` or `close`, once. It does not survive a
+fork, like its client.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +41,7 @@ class Producer:
         """
         self._ingest = ingest
         self._outbox = Outbox(max_batch, linger, queue_size, on_item)
+        self._owner_pid = os.getpid()
         self._lock = threading.Lock()
         self._gathering = threading.Lock()
         self._filled = threading.Condition(self._lock)  # there is something to gather
@@ -64,6 +67,7 @@ class Producer:
     def send(self, event: Event) -> None:
         """Queue an event; blocks while the queue is full."""
         check_event(event)
+        self._check_owner()
         with self._lock:
             while self._outbox.full:
                 self._freed.wait()
@@ -75,18 +79,21 @@ class Producer:
 
         Raises ProducerFailed when a batch has failed since the last flush.
         """
+        self._check_owner()
         with self._lock:
-            self._outbox.flushes += 1
+            count = self._outbox.hurry()
             self._filled.notify_all()
-            try:
-                while not self._outbox.quiet:
-                    self._freed.wait()
-            finally:
-                self._outbox.flushes -= 1
+            while not self._outbox.settled(count):
+                self._freed.wait()
             return self._outbox.answer()
 
     def close(self) -> Counters:
-        """Flush and end; events can no longer be sent. A second time does nothing."""
+        """Flush and end; events can no longer be sent. A second time does nothing.
+
+        Nor does it in a child process, where it has nothing: its queue is the parent's to send.
+        """
+        if self._owner_pid != os.getpid():
+            return self.counters
         with self._lock:
             self._outbox.closed = True
             self._freed.notify_all()
@@ -96,6 +103,13 @@ class Producer:
         finally:
             for thread in self._threads:
                 thread.join()
+
+    def _check_owner(self) -> None:
+        """Raise RuntimeError in a child process, where no thread would ever send anything."""
+        if self._owner_pid != os.getpid():
+            raise RuntimeError(
+                f"this producer was made in process {self._owner_pid}: make one after the fork"
+            )
 
     def _send_batches(self) -> None:
         while True:

@@ -121,3 +121,45 @@ async def test_what_is_no_event_and_senseless_limits_are_refused() -> None:
     for limits in ({"max_batch": 0}, {"queue_size": 0}, {"linger": -1.0}):
         with pytest.raises(ValueError, match="at least"):
             made(Ingest(), **limits)
+
+
+@in_a_loop
+async def test_a_flush_does_not_wait_for_what_is_sent_behind_it() -> None:
+    flushed = False
+
+    async def ingest(batch: list[Event]) -> IngestResult:
+        for one in batch:  # there is always one more
+            if not flushed:
+                await producer.send(one)
+        await asyncio.sleep(0)
+        return IngestResult(received=len(batch), stored=len(batch))
+
+    async with made(ingest, max_batch=5, linger=0.0) as producer:
+        for event in events(7):
+            await producer.send(event)
+        try:
+            async with asyncio.timeout(10.0):
+                await producer.flush()
+        finally:
+            flushed = True
+
+
+@in_a_loop
+async def test_a_flush_waits_for_an_older_batch_when_a_newer_one_is_answered() -> None:
+    slow = asyncio.Event()
+
+    async def ingest(batch: list[Event]) -> IngestResult:
+        if batch[0].id == "0":
+            await slow.wait()
+        return IngestResult(received=len(batch), stored=len(batch))
+
+    async with made(ingest, max_batch=2) as producer:
+        for event in events(4):
+            await producer.send(event)
+        flush = asyncio.create_task(producer.flush())
+        while producer.counters.stored < 2:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        assert not flush.done()
+        slow.set()
+        assert (await flush).stored == 4

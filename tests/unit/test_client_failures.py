@@ -448,3 +448,43 @@ def test_a_producers_broken_callback_is_raised(client_of: Any) -> None:
             producer.close()
         with pytest.raises(RuntimeError, match="closed"):
             producer.send(Event("acme", "api_calls"))
+
+
+def test_a_flush_does_not_wait_for_what_is_sent_behind_it() -> None:
+    from meterd.client.producer import Producer
+
+    flushed = threading.Event()
+
+    def ingest(events: Sequence[Event]) -> IngestResult:
+        for one in events:  # there is always one more
+            if not flushed.is_set():
+                producer.send(one)
+        return IngestResult(received=len(events), stored=len(events))
+
+    with Producer(ingest, 5, 0.0, 100, None) as producer:
+        for event in made(7):
+            producer.send(event)
+
+        def flush() -> None:
+            producer.flush()
+            flushed.set()
+
+        flusher = threading.Thread(target=flush, daemon=True)
+        flusher.start()
+        flusher.join(10.0)
+        ended = flushed.is_set()
+        flushed.set()
+    assert ended and producer.counters.received >= 7
+
+
+def test_a_producer_does_not_survive_a_fork(client_of: Any) -> None:
+    """A child has none of its threads: it would take events and send nothing."""
+    with FakeNode() as node, client_of(node).producer() as producer:
+        producer.send(Event("acme", "api_calls"))
+        producer._owner_pid = os.getppid()  # what a child would see
+        for refused in (lambda: producer.send(Event("acme", "api_calls")), producer.flush):
+            with pytest.raises(RuntimeError, match="make one after the fork"):
+                refused()
+        producer.close()  # is the parent's to do
+        producer._owner_pid = os.getpid()
+        assert producer.flush().stored == 1
