@@ -13,7 +13,9 @@ from datetime import datetime
 from decimal import Decimal
 
 from meterd.client.times import exact_value, to_nanoseconds
+from meterd.protocol.body import text_bytes
 from meterd.protocol.event_columns import OPERATIONS
+from meterd.protocol.limits import I64_MAX, I64_MIN
 
 # The RFC's variant: two bits are fixed, two are random.
 _VARIANT = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
@@ -47,8 +49,9 @@ class Event:
         """Make an event; without `timestamp` it happened now, without `id` it gets a new one.
 
         Raises TypeError or ValueError when a field is of a type that cannot be sent, a float value
-        among them. What only the node knows (a metric's decimals, the time limits) is answered by
-        the node, event by event.
+        among them, or holds what cannot: it would take the events with it that are sent together.
+        What only the node knows (a metric's decimals, the time limits) is answered by the node,
+        event by event.
         """
         if type(account) is not str:
             account = account_text(account)
@@ -64,9 +67,14 @@ class Event:
             timestamp = to_nanoseconds(timestamp)
         if type(metric) is not str or type(id) is not str:
             raise TypeError(f"metric {metric!r} or id {id!r} is not text")
+        if not I64_MIN <= timestamp <= I64_MAX:
+            raise ValueError(f"timestamp {timestamp} lies outside the years 1678 to 2262")
         self.account: str = account
         self.metric = metric
         self.value: int | str = value if type(value) is int else exact_value(value)
+        for text in (account, metric, id, self.value):
+            if type(text) is str and not text.isascii():
+                check_text(text)
         self.timestamp: int = timestamp
         self.id: str = id
         self.operation = operation
@@ -100,7 +108,18 @@ def account_text(account: object) -> str:
 
 
 def check_properties(properties: Mapping[str, str]) -> None:
-    """Raise TypeError unless all keys and values are text."""
+    """Raise TypeError unless all keys and values are text, ValueError unless it can be sent."""
     for key, value in properties.items():
         if type(key) is not str or type(value) is not str:
             raise TypeError(f"property {key!r}={value!r}: keys and values are text")
+        if not (key.isascii() and value.isascii()):
+            check_text(key)
+            check_text(value)
+
+
+def check_text(text: str) -> None:
+    """Raise ValueError for text with half a character, of which there is no UTF-8."""
+    try:
+        text_bytes(text)
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!r:.80} holds half a character") from None

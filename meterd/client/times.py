@@ -17,7 +17,7 @@ DECIMAL_EXPONENT_MAX = 40
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_FRACTION = re.compile(r"(?<=\d)[.,](\d+)(?=$|Z|[+-])")
+_FRACTION = re.compile(r"(?:(?<=:\d\d:\d\d)|(?<=\D\d{6}))[.,](\d+)(?=$|Z|[+-])")
 
 
 def to_nanoseconds(moment: int | datetime | str) -> int:
@@ -48,6 +48,8 @@ def _nanoseconds_of_text(text: str) -> int:
     if fraction is not None and len(fraction.group(1)) > 9:
         raise ValueError(f"{text!r} is finer than a nanosecond")
     whole = text if fraction is None else text[: fraction.start()] + text[fraction.end() :]
+    if "." in whole or "," in whole:  # Python reads a half minute of ISO 8601 as half a second
+        raise ValueError(f"{text!r} has a fraction of something else than seconds")
     moment = datetime.fromisoformat(whole)
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
@@ -64,6 +66,8 @@ def exact_value(value: object) -> int | str:
     if isinstance(value, str):
         return value
     if isinstance(value, Decimal):
+        if value.is_zero():  # a sum of 0 may have any number of digits
+            return 0
         if not value.is_finite() or abs(value.adjusted()) > DECIMAL_EXPONENT_MAX:
             raise ValueError(f"value {value!r} does not fit in 64 bits")
         return format(value, "f")

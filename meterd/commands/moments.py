@@ -19,7 +19,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RELATIVE = re.compile(r"(?:now)?(?P<sign>[+-])(?P<count>\d{1,12})(?P<unit>ms|[smhdw])", re.ASCII)
 _ISO = re.compile(
     r"(?P<date>\d{4}-\d\d-\d\d)"
-    r"(?:[T ](?P<clock>\d\d:\d\d(?::\d\d)?)(?:[.,](?P<fraction>\d{1,9}))?"
+    r"(?:[T ](?P<clock>\d\d:\d\d(?::\d\d)?)(?:(?<=:\d\d:\d\d)[.,](?P<fraction>\d{1,9}))?"
     r"(?P<offset>Z|[+-]\d\d:?\d\d)?)?",
     re.ASCII,
 )

@@ -18,6 +18,7 @@ from meterd.client.partitions import PartitionMap, partition_of, root_of, xxh64
 from meterd.client.results import Usage
 from meterd.client.session import Unsendable
 from meterd.client.times import exact_value, to_nanoseconds
+from meterd.commands.moments import parse_moment
 from meterd.protocol.body import unpack
 from meterd.protocol.columns import ColumnInput, decode_events, encode_columns
 from meterd.protocol.errors import LocalProtocolError
@@ -408,3 +409,34 @@ def test_errors_that_carry_events_can_be_pickled() -> None:
     for error in (IngestUndecided("why", result, [event]), ProducerFailed("why", [event])):
         copy = pickle.loads(pickle.dumps(error))
         assert type(copy) is type(error) and str(copy) == "why" and copy.undecided == [event]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"account": "\ud83d"},
+        {"metric": "\ud83d"},
+        {"id": "\ud83d"},
+        {"value": "\ud83d"},
+        {"properties": {"\ud83d": ""}},
+        {"properties": {"name": "caf\ud83d"}},
+        {"timestamp": 2**63},
+        {"timestamp": datetime(9999, 1, 1, tzinfo=UTC)},
+    ],
+)
+def test_an_event_that_would_fail_its_whole_batch_is_not_made(fields: dict) -> None:
+    with pytest.raises(ValueError, match=r"half a character|1678"):
+        Event(**{"account": "acme", "metric": "m"} | fields)
+
+
+@pytest.mark.parametrize("text", ["2026-01-31T10:10.5Z", "2026-01-31T10.5", "20260131T1010.5"])
+def test_a_fraction_of_a_minute_is_no_fraction_of_a_second(text: str) -> None:
+    with pytest.raises(ValueError, match="fraction"):
+        to_nanoseconds(text)
+    with pytest.raises(ValueError, match="no point in time"):
+        parse_moment(text, 0)
+
+
+@pytest.mark.parametrize("zero", ["0E-50", "0E+60", "-0.000", "0"])
+def test_nothing_is_nothing_whatever_its_digits(zero: str) -> None:
+    assert exact_value(Decimal(zero)) == 0
