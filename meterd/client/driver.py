@@ -7,7 +7,8 @@ many threads share connections and window.
 
 Invariants:
   * sockets are touched by the driving thread alone, the session under the lock alone;
-  * as long as a job is open, a thread drives or has been woken in order to drive.
+  * as long as a job is open, a thread drives or has been woken in order to drive;
+  * who drives closes the sockets, when the client is closed meanwhile.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Driver:
         self._wake.setblocking(False)
         self._poller.register(self._woken.fileno(), zmq.POLLIN)
         self._closed = False
+        self._driver_id = 0  # the thread that drives
+        self._released = threading.Event()  # closed, and the sockets with it
 
     def check_owner(self) -> None:
         """Raise RuntimeError after close, or in a child process: sockets do not survive a fork."""
@@ -60,6 +63,7 @@ class Driver:
         self.check_owner()
         waiter = None
         with self._lock:
+            self.check_owner()
             self._session.start(time.monotonic(), job)
             self._tell_finished()
             if job.done:
@@ -78,16 +82,31 @@ class Driver:
             self._leave(job)
 
     def close(self) -> None:
-        """Close the sockets; no thread may be waiting."""
+        """Close the sockets; threads that still wait get RuntimeError."""
         if self._closed or self._owner_pid != os.getpid():
             return
         self._closed = True
-        self._connections.close()
-        self._woken.close()
-        self._wake.close()
+        if self._driver_id == threading.get_ident():
+            return  # a signal has interrupted who drives
+        with self._lock:
+            if self._driving is None:
+                self._release()
+            else:
+                self._interrupt_poll()
+        self._released.wait()
+
+    def _release(self) -> None:
+        if not self._released.is_set():
+            self._connections.close()
+            self._woken.close()
+            self._wake.close()
+            self._released.set()
 
     def _drive(self, job: Job) -> None:
+        self._driver_id = threading.get_ident()
         while True:
+            if self._closed and not job.done:
+                raise RuntimeError("this client was closed")
             with self._lock:
                 sends = self._session.take_sends()
                 wake = self._session.next_wake()
@@ -133,10 +152,14 @@ class Driver:
             if not job.done:
                 self._session.abandon(job)
                 self._waiters.pop(job, None)
-            if self._driving is job:
-                self._driving = next(iter(self._waiters), None)
-                if self._driving is not None:
-                    self._waiters.pop(self._driving).set()
+            if self._driving is not job:
+                return
+            self._driver_id = 0
+            self._driving = next(iter(self._waiters), None)
+            if self._driving is not None:
+                self._waiters.pop(self._driving).set()
+            elif self._closed:
+                self._release()
 
     def _interrupt_poll(self) -> None:
         try:

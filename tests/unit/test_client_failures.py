@@ -488,3 +488,28 @@ def test_a_producer_does_not_survive_a_fork(client_of: Any) -> None:
         producer.close()  # is the parent's to do
         producer._owner_pid = os.getpid()
         assert producer.flush().stored == 1
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_who_still_waits_hears_that_the_client_was_closed(count: int) -> None:
+    """Its sockets are another thread's while that one polls: it closes them."""
+    errors: list[BaseException] = []
+    with FakeNode(["ignore"] * 1_000) as node:
+        client = Client([node.address], 20.0)
+
+        def ask() -> None:
+            try:
+                client.ingest(made(1))
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        while len(client._session._active) < count:
+            time.sleep(0.001)
+        client.close()
+        for thread in threads:
+            thread.join(10.0)
+    assert [str(error) for error in errors] == ["this client was closed"] * count
+    assert {type(error) for error in errors} == {RuntimeError}
