@@ -27,11 +27,19 @@ from meterd.client.times import to_nanoseconds
 from meterd.protocol.columns import ColumnInput, Durability, TextColumn, encode_columns
 from meterd.protocol.errors import LocalProtocolError, MeterdError
 from meterd.protocol.event_columns import text_column, text_rows
-from meterd.protocol.limits import BODY_SIZE_MAX, PROPERTY_KEYS_PER_REQUEST_MAX
+from meterd.protocol.limits import (
+    BODY_SIZE_MAX,
+    PROPERTY_KEY_SIZE_MAX,
+    PROPERTY_KEYS_PER_REQUEST_MAX,
+    PROPERTY_VALUE_SIZE_MAX,
+)
 from meterd.protocol.result import decode_result
 
 # Half of what a request may hold: two requests under way are better than one.
 REQUEST_EVENTS_COUNT = 5_000
+# A value that many events share is sent once and kept with each of them: a node that has no room
+# for all that at once refuses the request. It takes half as much again.
+WRITTEN_PROPERTIES_SIZE_MAX = 16 * 1024 * 1024
 
 COLUMN_NAMES = frozenset(
     {"account", "metric", "value", "exponent", "timestamp", "id", "operation", "properties"}
@@ -228,7 +236,7 @@ def _calls_of(
 ) -> Iterator[Call]:
     """Make one request of these rows, or two of half of them when it would be too large."""
     columns = source.input_of(rows)
-    if len(rows) == 1 or len(columns.properties) <= PROPERTY_KEYS_PER_REQUEST_MAX:
+    if len(rows) == 1 or _may_go_together(columns, len(rows)):
         try:
             body = encode_columns(columns, durability)
         except LocalProtocolError as error:
@@ -239,6 +247,27 @@ def _calls_of(
     middle = len(rows) // 2
     yield from _calls_of(source, durability, rows[:middle], account)
     yield from _calls_of(source, durability, rows[middle:], account)
+
+
+def _may_go_together(columns: ColumnInput, count: int) -> bool:
+    """Tell whether a node has room for the properties of these events."""
+    keys_count = len(columns.properties)
+    if keys_count > PROPERTY_KEYS_PER_REQUEST_MAX:
+        return False
+    pair_size_max = 2 + PROPERTY_KEY_SIZE_MAX + PROPERTY_VALUE_SIZE_MAX
+    if count * keys_count * pair_size_max <= WRITTEN_PROPERTIES_SIZE_MAX:
+        return True
+    written = sum(_written_size(key, texts, count) for key, texts in columns.properties.items())
+    return written <= WRITTEN_PROPERTIES_SIZE_MAX
+
+
+def _written_size(key: str, values: str | Sequence[str | None], count: int) -> int:
+    """Give the size of one property of all events, written out, or somewhat more."""
+    if isinstance(values, str):
+        return count * (2 + 4 * len(key) + 4 * len(values))
+    texts = [text for text in values if isinstance(text, str)]
+    width = 1 if all(map(str.isascii, texts)) else 4
+    return len(texts) * (2 + 4 * len(key)) + width * sum(map(len, texts))
 
 
 def ingest_result(source: Source, job: Job) -> IngestResult:

@@ -19,6 +19,7 @@ from meterd.client.results import Usage
 from meterd.client.session import Unsendable
 from meterd.client.times import exact_value, to_nanoseconds
 from meterd.commands.moments import parse_moment
+from meterd.core.staging import HEAP_SIZE_MAX
 from meterd.protocol.body import unpack
 from meterd.protocol.columns import ColumnInput, decode_events, encode_columns
 from meterd.protocol.errors import LocalProtocolError
@@ -239,6 +240,23 @@ def test_a_request_that_would_be_too_large_is_halved() -> None:
     calls = list(ingest_calls(EventSource(made), "sync", None))
     assert len(calls) > 1 and all(len(call.body) <= BODY_SIZE_MAX for call in calls)
     assert [row for call in calls for row in call.rows] == list(range(600))
+
+
+def test_a_request_that_a_node_has_no_room_to_write_out_is_halved() -> None:
+    """What events share is sent once, so the body is small."""
+    shared = {f"key-{n:02}": "v" * 255 for n in range(32)}
+    made = [Event("a", "m", properties=shared) for _ in range(5_000)]
+    calls = list(ingest_calls(EventSource(made), "sync", None))
+    written_size = sum(2 + len(key) + len(text) for key, text in shared.items())
+    assert len(calls) > 1
+    assert all(len(call.rows) * written_size < 0.75 * HEAP_SIZE_MAX for call in calls)
+    assert [row for call in calls for row in call.rows] == list(range(5_000))
+    columns = ColumnSource({"account": ["a"] * 5_000, "metric": "m", "properties": shared})
+    assert [call.rows for call in ingest_calls(columns, "sync", None)] == [
+        call.rows for call in calls
+    ]
+    few = ColumnSource({"account": ["a"] * 5_000, "metric": "m", "properties": {"k": "é" * 100}})
+    assert len(list(ingest_calls(few, "sync", None))) == 1
 
 
 def test_a_request_with_too_many_property_keys_is_halved() -> None:
