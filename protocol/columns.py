@@ -95,7 +95,9 @@ def decode_events(body: Bytes, lz4_size: int | None) -> EventColumns:
     fields = unpack(open_body(body, lz4_size))
     if type(fields) is not dict:
         raise _malformed("the body is not a map")
-    durability = fields.get("durability", "sync")
+    durability = fields.get("durability")
+    if durability is None:
+        durability = "sync"
     if durability != "sync" and durability != "async":
         raise RemoteProtocolError("bad_request", "durability is neither sync nor async")
     if "events" in fields:
@@ -182,7 +184,7 @@ def _metrics(raw: object, n: int, faults: RowFaults) -> tuple[list[bytes], NDArr
         raise _malformed("metric is missing or not a map")
     codes = _texts(raw.get("values"), "metric")
     index: NDArray[np.uint16] = ZEROS_U16[:n]
-    if "index" in raw:
+    if raw.get("index") is not None:
         index = np.frombuffer(_bytes(raw["index"], 2 * n, "index of metric"), U16)
         _check_index(index, len(codes), "metric")
     elif len(codes) != 1:
@@ -231,7 +233,9 @@ def _values(
     fields: dict[str, Any], n: int, faults: RowFaults
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     raw = fields.get("value")
-    exponent = fields.get("exponent", 0)
+    exponent = fields.get("exponent")
+    if exponent is None:
+        exponent = 0
     if type(exponent) is not int or not 0 <= exponent <= EXPONENT_MAX:
         raise _malformed(f"exponent is not an integer from 0 to {EXPONENT_MAX}")
     if type(raw) is bytes:

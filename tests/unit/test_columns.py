@@ -89,7 +89,6 @@ def test_left_out_columns_have_their_defaults():
 def test_durability_is_sync_or_async():
     assert decode(durability="async").durability == "async"
     assert error_of(durability="fast").code == "bad_request"
-    assert error_of(durability=None).code == "bad_request"
 
 
 @pytest.mark.parametrize("exponent", range(19))
@@ -220,6 +219,14 @@ def test_the_first_fault_of_a_row_is_its_reason():
         "bad_operation",
         "",
     ]
+
+
+def test_what_may_be_left_out_may_be_nil():
+    nil = {"operation": None, "properties": None, "exponent": None, "durability": None}
+    metric = {"values": ["a"], "index": None}
+    columns = decode(value=None, metric=metric, **nil)
+    assert rows_of(columns) == rows_of(decode(value=ABSENT, metric={"values": ["a"]}))
+    assert columns.durability == "sync"
 
 
 def test_properties_are_sorted_by_key_and_absent_where_they_are():
