@@ -61,6 +61,8 @@ class ConnectionTable:
         connection = self._connections.get(descriptor)
         if connection is None:
             connection = self._connections[descriptor] = Connection(0)
+        if connection.rid != rid:
+            connection.strikes = 0  # they were another client's
         connection.rid = rid
         connection.delivered += size
 
@@ -73,7 +75,10 @@ class ConnectionTable:
     def strike(self, descriptor: int) -> bool:
         """Note a malformed message; return whether it was one too many."""
         connection = self._connections.get(descriptor)
-        if connection is None or descriptor in self._leaving:
+        if connection is None:
+            return False
+        key = self._leaving.get(descriptor)
+        if key is not None and key == tcp_connections.inode(descriptor):
             return False
         connection.strikes += 1
         return connection.strikes >= STRIKES_MAX and self.cut([descriptor], MALFORMED) > 0

@@ -178,6 +178,27 @@ def test_a_client_whose_messages_are_malformed_is_answered_then_ended(bench: Ben
     assert bench.counted("malformed") == 1
 
 
+def test_strikes_are_those_of_one_client(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one has the same descriptor before a survey tells them apart."""
+    table = connection_table.ConnectionTable(1, CONNECTIONS_MAX, bench.listener.telemetry)
+    inode = 1
+    monkeypatch.setattr(tcp_connections, "inode", lambda _: inode)
+    monkeypatch.setattr(tcp_connections, "reset", lambda *_: True)
+
+    def strikes(rid: bytes, count: int) -> list[bool]:
+        told = []
+        for _ in range(count):
+            table.credit(7, rid, 10)
+            told.append(table.strike(7))
+        return told
+
+    assert strikes(b"one", 2) == [False, False]
+    assert strikes(b"two", 3) == [False, False, True]
+    assert strikes(b"two", 3) == [False] * 3  # what it had sent before it was ended
+    inode = 2
+    assert strikes(b"three", 3) == [False, False, True]
+
+
 def _heard(peer: socket.socket) -> bytes:
     peer.setblocking(False)
     try:
