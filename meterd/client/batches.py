@@ -38,8 +38,9 @@ from meterd.protocol.result import decode_result
 # Half of what a request may hold: two requests under way are better than one.
 REQUEST_EVENTS_COUNT = 5_000
 # A value that many events share is sent once and kept with each of them: a node that has no room
-# for all that at once refuses the request. It takes half as much again.
-WRITTEN_PROPERTIES_SIZE_MAX = 16 * 1024 * 1024
+# for all that at once refuses the request. It takes three times as much, but has so little more
+# room on the way to another node that leads them.
+WRITTEN_PROPERTIES_SIZE_MAX = 8 * 1024 * 1024
 
 COLUMN_NAMES = frozenset(
     {"account", "metric", "value", "exponent", "timestamp", "id", "operation", "properties"}
