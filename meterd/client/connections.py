@@ -10,6 +10,8 @@ Used by one thread at a time; the sync client's lock and the async client's loop
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import zmq
@@ -65,6 +67,9 @@ class Connections:
         self._monitors: dict[Socket, str] = {}
         self._on_open = on_open
         self._on_close = on_close
+        # Garbage is collected in any order, and a context waits for ever for a socket that is open.
+        self._forgotten = weakref.finalize(self, _drop, os.getpid(), self._context, self._sockets)
+        self._forgotten.atexit = False
 
     def send(self, address: str, frames: Sequence[bytes]) -> None:
         """Send a message, connecting first if need be."""
@@ -108,6 +113,7 @@ class Connections:
 
     def close(self) -> None:
         """Close all sockets; what is not yet sent is dropped."""
+        self._forgotten.detach()
         for address in list(self._sockets):
             self._close(address)
         self._context.destroy(linger=0)
@@ -154,3 +160,14 @@ class Connections:
         socket.disable_monitor()
         monitor.close(linger=0)
         socket.close(linger=0)
+
+
+def _drop(owner_pid: int, context: zmq.Context[Socket], sockets: dict[str, Socket]) -> None:
+    """Close what a client has left open that nobody knows any more."""
+    if owner_pid != os.getpid():
+        return
+    for socket in sockets.values():
+        monitor = socket.get_monitor_socket()
+        while int(monitor.get(zmq.EVENTS)) & zmq.POLLIN:
+            monitor.recv_multipart(zmq.DONTWAIT)
+    context.destroy(linger=0)

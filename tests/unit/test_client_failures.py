@@ -3,9 +3,12 @@
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -513,3 +516,18 @@ def test_who_still_waits_hears_that_the_client_was_closed(count: int) -> None:
             thread.join(10.0)
     assert [str(error) for error in errors] == ["this client was closed"] * count
     assert {type(error) for error in errors} == {RuntimeError}
+
+
+def test_a_client_that_was_forgotten_does_not_hang_its_program() -> None:
+    program = (
+        "import sys; from meterd.client import Client, Event\n"
+        "for _ in range(5):\n"
+        "    client = Client([sys.argv[1]], 5.0)\n"
+        "    assert client.ingest([Event('acme', 'api_calls')]).stored == 1\n"
+        "    del client; import gc; gc.collect()\n"
+    )
+    with FakeNode() as node:
+        command = [sys.executable, "-c", program, node.address]
+        root = Path(__file__).parent.parent.parent
+        done = subprocess.run(command, cwd=root, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
