@@ -162,7 +162,12 @@ class ColumnSource(Source):
         return fields
 
     def input_of(self, rows: Rows) -> ColumnInput:
-        return ColumnInput(**self.undecided(rows))
+        fields = self.undecided(rows)
+        if fields.get("properties"):
+            # A key that none of these rows has would still count against the limit of a request.
+            kept = {key: texts for key, texts in fields["properties"].items() if _has_text(texts)}
+            fields["properties"] = kept
+        return ColumnInput(**fields)
 
 
 def row_count(column: object) -> int | None:
@@ -172,6 +177,13 @@ def row_count(column: object) -> int | None:
     if isinstance(column, list | tuple | np.ndarray):
         return len(column)
     return None
+
+
+def _has_text(column: Any) -> bool:
+    """Tell whether any row of a column of properties has one."""
+    return column is not None and not (
+        isinstance(column, list | tuple) and all(text is None for text in column)
+    )
 
 
 def take(column: Any, rows: Rows) -> Any:

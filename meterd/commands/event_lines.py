@@ -15,7 +15,7 @@ from meterd.client.events import make_id
 from meterd.commands.access_log import BadLine
 from meterd.commands.line_identity import LineIdentity, id_of
 from meterd.commands.moments import parse_moment
-from meterd.protocol.limits import I64_MAX, I64_MIN
+from meterd.protocol.limits import I64_MAX, I64_MIN, PROPERTY_KEYS_PER_REQUEST_MAX
 
 FIELDS = ("account", "metric", "value", "timestamp", "id", "operation", "properties")
 # 10^40 has more digits than any value; writing out 1e999999999 would fill the memory.
@@ -138,6 +138,8 @@ def _properties(properties: Any) -> dict[str, str]:
         return {}
     if type(properties) is not dict:
         raise BadLine("bad_properties", "properties is no object")
+    if len(properties) > PROPERTY_KEYS_PER_REQUEST_MAX:  # no request can hold it
+        raise BadLine("bad_properties", f"{len(properties)} properties")
     for key, value in properties.items():
         _text(key, "properties")
         if type(value) is not str:

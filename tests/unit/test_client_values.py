@@ -266,6 +266,15 @@ def test_a_request_with_too_many_property_keys_is_halved() -> None:
     assert [row for call in calls for row in call.rows] == list(range(600))
 
 
+def test_columns_with_too_many_property_keys_are_halved() -> None:
+    """A key that no row of a half has is not sent with it."""
+    properties = {f"k{key}": [None] * key + ["v"] + [None] * (599 - key) for key in range(600)}
+    columns = {"account": "a", "metric": "m", "id": [f"{row}" for row in range(600)]}
+    calls = list(ingest_calls(ColumnSource(columns | {"properties": properties}), "sync", None))
+    assert len(calls) == 4
+    assert [row for call in calls for row in call.rows] == list(range(600))
+
+
 def test_columns_may_be_lists_arrays_or_one_value() -> None:
     ids = [make_id(1), make_id(2)]
     forms: list[dict[str, object]] = [

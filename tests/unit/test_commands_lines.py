@@ -162,6 +162,10 @@ def test_what_a_line_leaves_out_is_made_once():
         ({"account": "a", "metric": "m", "operation": "toggle"}, "bad_operation"),
         ({"account": "a", "metric": "m", "properties": {"k": 1}}, "bad_properties"),
         ({"account": "a", "metric": "m", "properties": [1]}, "bad_properties"),
+        (
+            {"account": "a", "metric": "m", "properties": {f"k{n}": "v" for n in range(257)}},
+            "bad_properties",
+        ),
         ({"account": "\ud800", "metric": "m"}, "bad_account"),
     ],
 )
