@@ -393,7 +393,9 @@ class Supervisor:
 
     def _on_reload(self) -> None:
         """Read the configuration again: all of it is taken, or nothing."""
-        self._notifier.reloading()
+        begun = self._state != "starting"  # to end a reload is to say that the node is ready
+        if begun:
+            self._notifier.reloading()
         before = self._options
         try:
             self._options, kept = before.reloaded(self._load())
@@ -409,7 +411,8 @@ class Supervisor:
             self._reload = {"successful": True, "at": time.time()}
             logger.info("configuration reloaded", extra={"fields": {"need_restart": kept}})
         self._write_actors()
-        self._notifier.send("READY=1")
+        if begun:
+            self._notifier.send("READY=1")
 
     # The end
 

@@ -225,6 +225,27 @@ def test_sighup_with_a_wrong_configuration_changes_nothing(start: Callable[..., 
     assert not (node.directory / "run" / "reloaded").exists()
 
 
+def test_a_reload_before_the_node_is_ready_does_not_say_that_it_is(
+    start: Callable[..., ToyNode],
+) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="mnot", dir="/tmp") as directory,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+    ):
+        manager.bind(f"{directory}/notify")
+        manager.settimeout(20)
+        node = start("starts_late", NOTIFY_SOCKET=f"{directory}/notify")
+        page = node.directory / "run" / "actors.json"
+        eventually(lambda: page.exists() and '"first": {"pid"' in page.read_text(), "it starts")
+        node.process.send_signal(signal.SIGHUP)
+        eventually(lambda: "configuration reloaded" in node.log(), "it has heard")
+        (node.directory / "go").touch()
+        message = manager.recv(4096).decode()
+        while "READY=1" not in message:
+            message = manager.recv(4096).decode()
+        assert "STATUS=running" in message
+
+
 def test_systemd_hears_ready_reload_and_stop(start: Callable[..., ToyNode]) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="mnot", dir="/tmp") as directory,

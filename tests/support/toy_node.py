@@ -4,7 +4,8 @@
 `alone`.  BEHAVIOUR makes `second` fail its boot or die at once; with `waits` it fails when it runs,
 and `first` waits for it then.  With `leads`, `leads_on` and `dies_leading` there is a replication
 actor, too, and the node has peers: told that it is to hand over, it does, says nothing, or dies.
-With `hangs` there is a router that never ends.
+With `hangs` there is a router that never ends, and with `starts_late` `second` is ready when there
+is a file `go`.
 """
 
 import dataclasses
@@ -44,6 +45,8 @@ class Second(First):
     def tick(self, now: float) -> float:
         if BEHAVIOUR == "waits" and os.path.exists(os.path.join(sys.argv[1], "fail")):
             raise FsyncFailed("the disk is broken")
+        if BEHAVIOUR == "starts_late" and os.path.exists(os.path.join(sys.argv[1], "go")):
+            self.ready()
         return super().tick(now)
 
     def open(self) -> None:
@@ -53,7 +56,8 @@ class Second(First):
             raise Corrupt("wal.log", 4096, "a checksum does not match")
         if BEHAVIOUR == "dies":
             raise RuntimeError("a bug")
-        self.ready()
+        if BEHAVIOUR != "starts_late":
+            self.ready()
 
 
 class Replication(First):
