@@ -1,15 +1,25 @@
 """`meterctl compact`: merge small segments, and see what there is to merge."""
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
-from meterd.commands.console import Row, field_lines
-from meterd.commands.jobs import LISTING, ask, await_job, exit_of_job, show_job
+from meterd.commands.console import Row, field_lines, warn
+from meterd.commands.jobs import LISTING, ask, await_job, end_with, exit_of_job, show_job
 from meterd.commands.moments import format_duration
-from meterd.commands.session import AdminGroup, Session, command, exit_with
+from meterd.commands.session import (
+    AdminError,
+    AdminGroup,
+    Session,
+    admin_error_of,
+    command,
+    exit_with,
+)
 from meterd.commands.storage import format_size
 from meterd.commands.tables import group_thousands
+from meterd.exits import AdminExit
+from meterd.protocol.errors import MeterdError
 
 TIMEOUT_DEFAULT = 300.0
 
@@ -37,24 +47,56 @@ def run(
     Rows of erased accounts are left out; a segment that holds some is written again also alone.
 
     Without --all the first node that can be reached does it. Exit code 0: done; 1: it failed or
-    was cancelled; 8: the time is over and the job goes on; 9: a segment is damaged; 11: there is
-    too little space.
+    was cancelled; 7: with --all, some nodes do not answer; 8: the time is over and the job goes on;
+    9: a segment is damaged; 11: there is too little space.
     """
-    sessions = session.each_node() if every else [session]
-    jobs: list[Any] = []
-    for one in sessions:
-        with one.connect() as client:
-            jobs.append(ask(client, "compact", aggressive=aggressive)["job"])
-    if not no_wait:
-        jobs = [
-            await_job(one, job, compact_timeout) for one, job in zip(sessions, jobs, strict=True)
-        ]
     if every:
-        session.console.show_listing(LISTING, jobs)
-    else:
-        show_job(session, jobs[0])
+        _run_everywhere(session, aggressive, no_wait, compact_timeout)
+        return
+    job = _start(session, aggressive)
     if not no_wait:
-        exit_with(map(exit_of_job, jobs))
+        job = await_job(session, job, compact_timeout)
+    show_job(session, job)
+    if not no_wait:
+        end_with(job)
+
+
+def _start(session: Session, aggressive: bool) -> Row:
+    with session.connect() as client:
+        job: Row = ask(client, "compact", aggressive=aggressive)["job"]
+    return job
+
+
+def _run_everywhere(session: Session, aggressive: bool, no_wait: bool, patience: float) -> None:
+    """Let every node do it; one that does not answer keeps no other from it."""
+    begun: list[tuple[Session, Row]] = []
+    codes: list[AdminExit] = []
+    for one in session.each_node():
+        with _others_go_on(one, codes):
+            begun.append((one, _start(one, aggressive)))
+    jobs = [job for _, job in begun]
+    if not no_wait:
+        for number, (one, job) in enumerate(begun):
+            with _others_go_on(one, codes):
+                jobs[number] = await_job(one, job, patience)
+                codes.append(exit_of_job(jobs[number]))
+    session.console.show_listing(LISTING, jobs)
+    failed = [code for code in codes if code is not AdminExit.GOOD]
+    silent = AdminExit.UNREACHABLE in failed
+    if silent and begun:
+        failed = [AdminExit.PARTLY if c is AdminExit.UNREACHABLE else c for c in failed]
+    exit_with(failed)
+
+
+@contextmanager
+def _others_go_on(session: Session, codes: list[AdminExit]) -> Iterator[None]:
+    """Say what went wrong at a node, and remember its exit code."""
+    try:
+        yield
+    except (AdminError, MeterdError) as error:
+        known = error if isinstance(error, AdminError) else admin_error_of(error)
+        codes.append(known.exit_code)
+        warn(f"{', '.join(session.nodes)}: {known.code}: {known.message}")
 
 
 @command("status", short_help="Show what there is to merge.")
