@@ -46,6 +46,7 @@ class Metrics(Actor):
         self._identity = identity.read(self.options.node.data_dir)
         self._collected = Collected()
         self._answers = Answers(self)
+        self._processes = processes.Processes()
         self._scrape_seconds = 0.0
         node = self.options.node
         try:
@@ -186,12 +187,11 @@ class Metrics(Actor):
         for name, actor in page["actors"].items():
             numbers["actor_restarts_total"][(name,)] = actor["restarts"]
             numbers["actor_ready"][(name,)] = float(actor["ready"])
-        for name, pid in {**pids, "supervisor": page["pid"]}.items():
-            usage = processes.usage_of(pid) if pid else None
-            if usage is not None:
-                numbers["actor_cpu_seconds_total"][(name,)] = usage.cpu_seconds
-                numbers["actor_resident_memory_bytes"][(name,)] = usage.resident_bytes
-                numbers["actor_proportional_memory_bytes"][(name,)] = usage.proportional_bytes
+        there = {name: pid for name, pid in pids.items() if pid} | {"supervisor": page["pid"]}
+        for name, usage in self._processes.usages(there).items():
+            numbers["actor_cpu_seconds_total"][(name,)] = usage.cpu_seconds
+            numbers["actor_resident_memory_bytes"][(name,)] = usage.resident_bytes
+            numbers["actor_proportional_memory_bytes"][(name,)] = usage.proportional_bytes
 
 
 def _filtered(text: str, wanted: str) -> str:
