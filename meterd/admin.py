@@ -5,6 +5,7 @@ people and its help in one place. Errors go to standard error as one line with a
 hint; the exit codes are those of `meterd/exits.py`.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -122,6 +123,9 @@ click.version_option(meterd.__version__, message="meterctl %(version)s")(cli)
 
 def main(prog_name: str = "meterctl", args: list[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit code."""
+    # Whoever starts it may have closed them; then they are None.
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.exit(run(prog_name, args))
 
 
@@ -141,6 +145,8 @@ def run(prog_name: str = "meterctl", args: list[str] | None = None) -> int:
         return _report(admin_error_of(error))
     except (KeyboardInterrupt, click.Abort):
         return AdminExit.INTERRUPTED
+    except OSError as error:
+        return _on_os_error(error)
     except Exception as error:
         traceback.print_exc()
         return _report(AdminError(AdminExit.INTERNAL, "internal", f"a bug: {error!r}"))
@@ -153,11 +159,38 @@ def _report(error: AdminError) -> int:
     return error.exit_code
 
 
+# What the operating system says no to, and how that ends the program; anything else is a bug.
+_OS_ERRORS = {
+    errno.ENOSPC: (AdminExit.NO_SPACE, "disk_full"),
+    errno.EDQUOT: (AdminExit.NO_SPACE, "disk_full"),
+    errno.ENOENT: (AdminExit.NOT_FOUND, "not_found"),
+    errno.ENOTDIR: (AdminExit.NOT_FOUND, "not_found"),
+    errno.EACCES: (AdminExit.NOT_ALLOWED, "not_allowed"),
+    errno.EPERM: (AdminExit.NOT_ALLOWED, "not_allowed"),
+    errno.EROFS: (AdminExit.NOT_ALLOWED, "not_allowed"),
+}
+
+
+def _on_os_error(error: OSError) -> int:
+    """Say which file of this machine could not be used, be it standard output."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _forget_output()
+    if error.errno not in _OS_ERRORS:
+        traceback.print_exception(error)
+        return _report(AdminError(AdminExit.INTERNAL, "internal", f"a bug: {error!r}"))
+    exit_code, code = _OS_ERRORS[error.errno]
+    return _report(AdminError(exit_code, code, f"{error.filename or 'output'}: {error.strerror}"))
+
+
 def _flushed(exit_code: int) -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         _forget_output()
+    except OSError as error:
+        return _on_os_error(error)
     return exit_code
 
 

@@ -16,7 +16,14 @@ import click
 import meterd
 from meterd.commands.console import Row, field_lines, warn
 from meterd.commands.moments import format_duration, format_moment
-from meterd.commands.session import AdminError, Session, admin_error_of, command, exit_with
+from meterd.commands.session import (
+    AdminError,
+    Session,
+    admin_error_of,
+    command,
+    exit_of,
+    exit_with,
+)
 from meterd.commands.tables import Column, group_thousands, render
 from meterd.exits import AdminExit
 from meterd.protocol.errors import MeterdError
@@ -50,7 +57,9 @@ def reached(answers: list[dict[str, Any]]) -> int:
     count = sum("answer" in answer for answer in answers)
     if count == 0:
         first = answers[0]
-        raise AdminError(AdminExit.UNREACHABLE, first["error"], first["message"], first["hint"])
+        wrong = exit_of(first["error"]) is AdminExit.USAGE  # the question, not the nodes
+        exit_code = AdminExit.USAGE if wrong else AdminExit.UNREACHABLE
+        raise AdminError(exit_code, first["error"], first["message"], first["hint"])
     return count
 
 

@@ -4,6 +4,7 @@ The global options may stand before or after the command's name; the later one w
 a click command of class `AdminCommand` and takes the `Session` as its first argument.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -147,11 +148,17 @@ def _parse_nodes(_ctx: click.Context, _param: click.Parameter, text: str | None)
     nodes = tuple(node.strip() for node in text.split(",") if node.strip())
     for node in nodes:
         host, _, port = node.rpartition(":")
-        if not (host and port.isdigit() and 0 < int(port) < 65536):
+        if not (host and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
             raise click.BadParameter(f"{node!r} is not HOST:PORT")
     if not nodes:
         raise click.BadParameter("names no node")
     return nodes
+
+
+def _parse_timeout(_ctx: click.Context, _param: click.Parameter, seconds: float | None) -> Any:
+    if seconds is not None and math.isnan(seconds):  # is in every range
+        raise click.BadParameter("nan is no number of seconds")
+    return seconds
 
 
 def global_options() -> list[click.Option]:
@@ -166,6 +173,7 @@ def global_options() -> list[click.Option]:
         click.Option(
             ["--timeout"],
             type=click.FloatRange(0.001, TIMEOUT_MAX),
+            callback=_parse_timeout,
             metavar="SECONDS",
             help="How long to wait for an answer [default: 5; ingest: 30].",
         ),

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -127,6 +128,8 @@ def test_who_was_declined_until_time_was_over_ends_as_the_last_answer_says(
         (["restore", "node", "--plan"], 2, "--from DIR|URL"),
         (["-n", "here", "status"], 2, "HOST:PORT"),
         (["status", "-n", "here:0"], 2, "HOST:PORT"),
+        (["status", "-n", "here:²"], 2, "HOST:PORT"),
+        (["status", "--timeout", "nan"], 2, "no number of seconds"),
         (["usage", "a", "m", "--period", "current", "--start", "-1h"], 2, "--period"),
         (["usage", "a", "m", "--start", "soon"], 2, "no point in time"),
         (["usage", "a", "m", "--start", "now", "--end", "-1h"], 2, "before"),
@@ -167,6 +170,37 @@ def test_every_ending_has_its_exit_code(error, exit_code, monkeypatch, capsys):
     monkeypatch.setattr(admin.cli, "main", fail)
     assert admin.run() == exit_code
     assert capsys.readouterr().out == ""
+
+
+def test_a_full_disk_under_standard_output_is_said_to_be_one(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert admin.run(args=["config", "show"]) == AdminExit.NO_SPACE
+    assert capsys.readouterr().err == "meterctl: disk_full: output: No space left on device\n"
+
+
+def test_a_directory_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
+    def missing(*_args):
+        raise FileNotFoundError(2, "No such file or directory", "/nonexistent/scratch")
+
+    monkeypatch.setattr("meterd.commands.backup.open_shelf", missing)
+    assert admin.run(args=["backup", "list", "--from", str(tmp_path)]) == AdminExit.NOT_FOUND
+    assert "/nonexistent/scratch: No such file" in capsys.readouterr().err
+
+
+def test_closed_standard_streams_are_no_bug():
+    program = Path(admin.__file__).parent.parent / "bin" / "meterctl"
+    for closed, args in ((">&-", "config show"), ("<&-", "metric delete calls")):
+        line = f"{sys.executable} {program} {args} {closed}"
+        ended = subprocess.run(["sh", "-c", line], capture_output=True, check=False, text=True)
+        assert ended.returncode in (AdminExit.GOOD, AdminExit.REFUSED), ended.stderr
+
+
+def test_a_question_that_no_node_takes_as_put_is_a_wrong_argument():
+    answers = [{"address": "a:1", "error": "bad_request", "message": "filter: long", "hint": ""}]
+    with pytest.raises(AdminError) as ended:
+        nodes.reached(answers)
+    assert ended.value.exit_code is AdminExit.USAGE
 
 
 def test_the_worst_exit_code_wins():
