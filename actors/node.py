@@ -121,9 +121,9 @@ def _prepare(options: Options, notifier: Notifier) -> str:
     _say_restored(options)
     _make_room(options)
     run_dir = directory.make_run_dir(node.data_dir)
-    notifier.status("loading kernels (the first start compiles them)", extend=True)
     gc.disable()
-    with timed("kernels loaded"):
+    loading = "loading kernels (the first start compiles them)"
+    with timed("kernels loaded"), notifier.patience(loading):
         warm_kernels()
     late_compiles.tell()
     lease_words.shared()  # before the fork

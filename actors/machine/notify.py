@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
 
 EXTEND_SECONDS = 60
+# What takes long and says nothing itself asks again so often.
+EXTEND_AGAIN_SECONDS = 20.0
 
 
 class Notifier:
@@ -38,6 +42,29 @@ class Notifier:
         self._status = text
         more = [f"EXTEND_TIMEOUT_USEC={EXTEND_SECONDS * 1_000_000}"] if extend else []
         self.send(f"STATUS={text}", *more)
+
+    @contextlib.contextmanager
+    def patience(self, text: str) -> Iterator[None]:
+        """Show `text`, and ask for more time again and again, for as long as this lasts.
+
+        By a thread, which has ended afterwards: nothing of it is there when actors are forked.
+        """
+        over = threading.Event()
+
+        def ask() -> None:
+            while not over.wait(EXTEND_AGAIN_SECONDS):
+                self.status(text, extend=True)
+
+        self.status(text, extend=True)
+        asking = threading.Thread(target=ask, name="patience", daemon=True)
+        if self._address:
+            asking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            if self._address:
+                asking.join()
 
     def reloading(self) -> None:
         """Say that a reload begins; READY=1 ends it."""
