@@ -84,7 +84,8 @@ class Tally:
         failure = admin_error_of(error)
         known = getattr(error, "result", None)
         if known is not None:
-            self.failures.append(failure.exit_code)
+            # Without a cause nodes have answered, and do not know what becomes of the events.
+            self.failures.append(failure.exit_code if error.__cause__ else AdminExit.PARTLY)
             self.add(batch, known)
         else:  # the request itself was refused, so nothing of it can be stored
             self.counts["received"] += batch.count

@@ -129,7 +129,9 @@ def exit_of(code: str) -> AdminExit:
 def admin_error_of(error: MeterdError) -> AdminError:
     """How an error of the client ends the program."""
     # A request that was declined until time was over ends as its last answer says.
-    declined = error.__cause__ if error.code == "deadline_exceeded" else None
+    declined: BaseException | None = error
+    while getattr(declined, "code", "") == "deadline_exceeded" and declined.__cause__:
+        declined = declined.__cause__
     exit_code = exit_of(declined.code if isinstance(declined, MeterdError) else error.code)
     hint = _HINT_OF_CODE.get(error.code, error.hint)
     return AdminError(exit_code, error.code, error.message, hint)

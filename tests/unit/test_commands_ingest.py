@@ -78,6 +78,16 @@ def test_events_without_an_answer_are_unknown(tmp_path, capsys):
     assert exit_code == 3 and result["unknown"] == 20 and "lines 1 to 20" in errors
 
 
+@pytest.mark.parametrize(("behaviour", "expected"), [("overloaded", 10), ("restarting", 10)])
+def test_events_that_are_declined_until_time_is_over_end_as_the_node_said(
+    tmp_path, capsys, behaviour, expected
+):
+    file = write_events(tmp_path / "events", range(20))
+    with FakeNode([behaviour] * 500) as node:
+        exit_code, result, _ = ingest(node, capsys, file, timeout="0.3")
+    assert (exit_code, result["unknown"]) == (expected, 20)
+
+
 def test_a_file_that_breaks_off_is_partly_done(tmp_path, capsys):
     broken = tmp_path / "broken.gz"
     broken.write_bytes(b"\x1f\x8b\x08\x00 not gzip at all")
