@@ -13,6 +13,7 @@ KINDS = (
     ("*.tmp", "temporary"),
     ("wal.log", "log"),
     ("wal-*.log", "log"),
+    ("wal-*.open", "log"),  # a second name, which may be met first
     ("*.seg", "segments"),
     ("*.idx", "segments"),
     ("*.props", "segments"),

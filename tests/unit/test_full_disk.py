@@ -380,6 +380,7 @@ def test_a_ballast_without_room_takes_nothing(small):
     ("name", "kind"),
     [
         ("wal.log", "log"),
+        ("wal-00000000000000000001.open", "log"),
         ("wal.spare", "reserve"),
         ("wal-00000000000000000001.log", "log"),
         ("seg-000000000001-000000000002.seg", "segments"),
