@@ -129,10 +129,10 @@ def exit_of(code: str) -> AdminExit:
 def admin_error_of(error: MeterdError) -> AdminError:
     """How an error of the client ends the program."""
     # A request that was declined until time was over ends as its last answer says.
-    declined: BaseException | None = error
-    while getattr(declined, "code", "") == "deadline_exceeded" and declined.__cause__:
+    declined = error
+    while declined.code == "deadline_exceeded" and isinstance(declined.__cause__, MeterdError):
         declined = declined.__cause__
-    exit_code = exit_of(declined.code if isinstance(declined, MeterdError) else error.code)
+    exit_code = exit_of(declined.code)
     hint = _HINT_OF_CODE.get(error.code, error.hint)
     return AdminError(exit_code, error.code, error.message, hint)
 
