@@ -48,7 +48,10 @@ NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
     "unique": ("members",),
 }
 MEMBERS_MAX: Final = 100_000
-SUM_MAX: Final = 1 << 126
+# Only what lies in one partition is ever added up: all the balances there may be (`BALANCES_MAX`,
+# core/balances.py) and all events, which leave half of the 63 or 127 bits to these.
+COUNT_MAX: Final = 1 << 45
+SUM_MAX: Final = 1 << 109
 
 Row = list[Any]
 
@@ -114,7 +117,7 @@ def _row(raw: Any, registry: Registry, key: NDArray[np.uint64]) -> Row:
             raise BadRequest(f"{name}: missing; {entry.definition.aggregation} asks for it")
     decimals = entry.definition.decimals
     counted = [
-        fields.integer(raw["count"], int(raw.get("present") is None), I64_MAX, "count"),
+        fields.integer(raw["count"], int(raw.get("present") is None), COUNT_MAX, "count"),
         _amount(raw, "sum", decimals, SUM_MAX).to_bytes(16, "little", signed=True),
         *(_amount(raw, name, decimals, I64_MAX) for name in ("min", "max", "latest", "first")),
     ]
