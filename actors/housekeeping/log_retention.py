@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from meterd.actors.files import totals_files
 from meterd.actors.files.disk import sync_directory
 from meterd.actors.files.segment_files import Segment
 from meterd.actors.housekeeping.log_holding import SECOND_NS, Assessment, LogHolding
@@ -204,8 +205,9 @@ class LogRetention(Service):
         since = time.time_ns() - int(max(grace, QUESTION_SECONDS) * SECOND_NS)
         pins = [pin.first_file for pin in self.sweeper.pins.active]
         kept = [_kept(one) for one in self.sweeper.files.segments.complete()]
-        # One that was merged while a part of it was folded stands for nothing.
-        through = self._totals.through
+        # One that was merged while a part of it was folded stands for nothing.  What was folded is
+        # told by the names of totals files, also of those that are damaged.
+        through = totals_files.through(self.directory)
         half_folded = [one for one in kept if one.name.first <= through < one.name.last]
         kept = [one for one in kept if one not in half_folded]
         superseded = retention.superseded_segments(kept, since, pins)

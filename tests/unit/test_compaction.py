@@ -561,6 +561,25 @@ def test_a_segment_of_which_a_part_was_folded_meanwhile_stands_for_nothing(log, 
     assert total(log) == before
 
 
+def test_parts_stay_when_nobody_can_read_what_was_folded_of_the_others(log, sweep):
+    """The totals file is damaged; its name still says what is folded."""
+    before = total(log)
+    SegmentMerger(str(log.path)).merge(NAMES, None, freely)
+    log.fold([1, 2], registry_of(40), -(2**63))
+    log.remove([1, 2])
+    for number in (3, 4):
+        (log.path / full_name(number)).unlink()
+    kept = [(path, path.read_bytes()) for path in log.path.glob("totals-*")]
+    for path, _ in kept:
+        path.write_bytes(b"damaged")
+    sweep.assess()
+    sweep._delete_superseded()
+    for path, content in kept:
+        path.write_bytes(content)
+    assert names_of(log)[-2:] == NAMES[2:]
+    assert total(log) == before
+
+
 def test_what_only_a_segment_with_a_folded_part_covers_is_missed(log):
     """Nobody reads it: a check of the directory must not count on it."""
     SegmentMerger(str(log.path)).merge(NAMES, None, freely)
