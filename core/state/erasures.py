@@ -60,11 +60,13 @@ def erasure_command(
 ) -> tuple[dict[str, Any], int]:
     """Return the command of the log that erases an account, and the partition it belongs to.
 
-    name: what the client calls the erasure, so that asking twice erases once.
+    name: what the client calls the erasure, so that asking twice for the same erases once.
     """
     text = np.frombuffer(account.encode(), np.uint8)
     # A name may have a "/" as accounts have, so where it ends must be said then.
     both = f"/{len(name)}/{name}/{account}" if "/" in name else f"{name}/{account}"
+    if subtree:  # it erases more than one without; nothing else begins so
+        both = f"//{both}"
     root = np.frombuffer(account.split("/", 1)[0].encode(), np.uint8)
     command = {
         "op": "account_erase",

@@ -70,3 +70,15 @@ def test_no_two_erasures_are_taken_for_one() -> None:
     asked = [("gdpr/2026", "acme"), ("gdpr", "2026/acme"), ("4/gdpr", "acme"), ("4", "gdpr/acme")]
     ids = {erasure_command(KEY, account, False, name)[0]["id"] for name, account in asked}
     assert len(ids) == len(asked)
+
+
+def test_an_erasure_of_all_below_is_another_one_under_the_same_name():
+    """It was taken for that of the account alone: what lay below stayed, and was called erased."""
+    names = ("once", "a/b", "/a", "//a")
+    ids = {
+        erasure_command(KEY, account, subtree, name)[0]["id"]
+        for name in names
+        for account in ("acme", "/acme", "//acme")
+        for subtree in (False, True)
+    }
+    assert len(ids) == len(names) * 3 * 2
