@@ -291,7 +291,9 @@ def _find(
         lows = np.where((lows < 0) | ((low >= 0) & (low < lows)), low, lows)
         if found is not None and (lows[begun] >= 0).all():
             break
-    if view.totals and (lows[begun] > following[begun]).any():
+    # Of a partition of which nothing is left all has gone that was applied and not read.
+    gone = (lows[begun] < 0) | (lows[begun] > following[begun])
+    if view.totals and gone.any():
         raise RangeExpired(EXPIRED)
     place = None if found is None else places.table(view, found).begin(positions, wanted)
     if found is None or place is None:

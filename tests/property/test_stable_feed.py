@@ -385,6 +385,20 @@ def test_slices_that_no_group_took_say_nothing_of_the_order(tmp_path: Path) -> N
     assert pages_of(replica) == [[*(str(number) for number in range(41)), "lost"]]
 
 
+def test_nor_does_a_partition_of_which_nothing_is_left(tmp_path: Path) -> None:
+    """The page was the end: its events had gone unread, and nobody was told."""
+    replica = Replica(tmp_path / "log")
+    replica.store(some("a", 1))
+    after = replica.page(Question("feed", **EVER))["next"]
+    replica.store(some("a", 2))
+    replica.log.seal(segmented=True)
+    replica.store(some("b", 3))
+    replica.log.delete([1], REGISTRY, 6)
+    replica.places = stable_feed.Places()
+    with pytest.raises(RangeExpired):
+        replica.page(Question("feed", after=after, **EVER))
+
+
 def test_nor_do_they_hide_that_events_have_gone(tmp_path: Path) -> None:
     replica = Replica(tmp_path / "1")
     for number in range(4):
