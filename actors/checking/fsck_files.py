@@ -16,7 +16,7 @@ from meterd.actors.files import known_rows, totals_files
 from meterd.actors.files.mapped import map_file
 from meterd.actors.files.segment_files import SegmentFiles
 from meterd.actors.keeping import erased_file
-from meterd.actors.starting import claims, restored
+from meterd.actors.starting import claims, peer_copy, restored
 from meterd.core.housekeeping import inventory
 from meterd.core.log.scan import FileScan, NextBlock
 from meterd.core.segments.check import damages, stray_byte
@@ -41,7 +41,7 @@ CONTAINERS: Final = (
 )
 REFUSED: Final = ("refused.log", "refused.1.log")
 # What else is in a directory that `inventory` knows by no pattern of its own.
-OTHERS: Final = ("node.json", claims.GRANTS_FILE, "lost+found")
+OTHERS: Final = ("node.json", claims.GRANTS_FILE, peer_copy.COPIED, "lost+found")
 LEFTOVERS: Final = (".tmp", ".new", ".old", ".incomplete", ".partial")
 
 

@@ -14,10 +14,11 @@ import pytest
 from crc32c import crc32c
 
 from meterd import admin
+from meterd.actors.checking import fsck_files
 from meterd.actors.checking.fsck import Fsck
 from meterd.actors.checking.fsck_files import DAMAGE, NOTE, WARNING, Finding
 from meterd.actors.files.disk import DirectoryLock
-from meterd.actors.starting import storage_versions
+from meterd.actors.starting import peer_copy, storage_versions
 from meterd.protocol.errors import BootFailed
 from meterd.protocol.log_format import SECTOR_SIZE, full_name
 from tests.support import stored_directory
@@ -176,6 +177,11 @@ def test_an_unknown_file_is_reported_and_left_alone(directory, capsys):
     assert run("--data-dir", str(directory)) == 1
     assert "notes.txt" in capsys.readouterr().out
     assert (directory / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_copy_of_a_peer_leaves_is_no_stranger(directory):
+    (directory / peer_copy.COPIED).write_text('{"nodes": [2]}')
+    assert not [one for one in fsck_files.names(str(directory), []) if one.severity == WARNING]
 
 
 def test_a_directory_in_use_or_missing_is_refused(directory, tmp_path, capsys):
