@@ -180,8 +180,12 @@ def lacks(own: GroupLogs, end: End) -> int | None:
     """Return a group of which a copy has not all that the own log has; None: there is none.
 
     What the donor has applied is committed.  Where the own log has another op there, that and all
-    behind it never was.
+    behind it never was.  Of a damaged op the donor knows the name only, and this node, which may
+    have acked it, may be the last that has the content.
     """
+    for group, index in sorted(_damaged(end.logs) - _damaged(own)):
+        if index <= own.groups.index[group]:
+            return group
     for group, index in enumerate(own.groups.index.tolist()):
         digest = own.groups.digest[group]
         mark = int(end.logs.mark_index[group])
@@ -190,3 +194,10 @@ def lacks(own: GroupLogs, end: End) -> int | None:
         if index > end.logs.mark_index[group] and not end.logs.holds(group, index, digest):
             return group
     return None
+
+
+def _damaged(logs: GroupLogs) -> set[tuple[int, int]]:
+    """Return group and index of the ops behind the marks whose content is lost."""
+    ops = logs.ops()
+    lost = ops[ops["damaged"] == 1]
+    return set(zip(lost["group"].tolist(), lost["index"].tolist(), strict=True))

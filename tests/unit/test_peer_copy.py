@@ -20,7 +20,8 @@ from meterd.actors.starting.copying import lacks
 from meterd.actors.starting.fetching import Fetching, NoCopy
 from meterd.actors.starting.identity import Identity
 from meterd.core.log.group_logs import GroupLogs
-from tests.unit.test_log_mending import OWNER, WHO, written
+from tests.unit.test_log_mending import DAMAGED, OWNER, WHO, blocks, damage, written
+from tests.unit.test_log_mending import recover as mended
 
 __all__ = ["written"]  # the fixture
 
@@ -231,3 +232,20 @@ def test_a_copy_must_hold_all_of_the_own_log(written: Path) -> None:
     assert lacks(own, end) is None
     nothing = GroupLogs(WHO.member, None, WHO.beginning.configurations)
     assert lacks(nothing, end) is None
+
+
+def test_a_copy_must_have_the_content_of_what_the_own_log_has(
+    written: Path, tmp_path: Path
+) -> None:
+    """The donor's disk has rotted, and it has not been given the op again yet."""
+    record = blocks(written)[DAMAGED][1][0]
+    at = record.offset + record.size - len(record.payload)
+    donor = damage(written, tmp_path / "donor", at, b"\xaa" * len(record.payload))
+    mended(donor)
+    own, end = recover(written).logs, recover(donor)
+    lost = {int(row["partition"]) for row in record.slices}
+    assert lacks(own, end) in lost
+    assert lacks(end.logs, end) is None, "what is lost here, too, cannot be forgotten"
+    for group in lost:  # the own log ends before
+        own.groups.index[group] = 0
+    assert lacks(own, end) is None
