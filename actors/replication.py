@@ -32,7 +32,7 @@ from meterd.actors.replicating.catching_up import CatchingUp
 from meterd.actors.replicating.cluster_requests import ClusterRequests, there
 from meterd.actors.replicating.follower_needs import FollowerNeeds
 from meterd.actors.replicating.handing_over import LEAVING, TURN_SECONDS, HandingOver
-from meterd.actors.replicating.heard_file import HeardFile
+from meterd.actors.replicating.heard_file import HeardFile, Places
 from meterd.actors.replicating.held_proposals import HeldProposals
 from meterd.actors.replicating.lateness import Lateness
 from meterd.actors.replicating.link_faults import LinkFaults
@@ -160,10 +160,18 @@ class Replication(Actor):
         known = {m.node: m.peer_address for m in self._requests.members.present}
         if not self._knows_members:
             known |= {number: address for number, _, address in self._who.others}
+        if self._heard is not None and self._requests.members.version < self._heard.places.version:
+            known |= self._heard.places.addresses  # this state has not caught up with it yet
         connected = set() if self._peers is None else self._peers.connected()
         found = self._peer_addresses.choose(known, connected, time.monotonic())
         found.pop(self.options.node.id, None)
         return found
+
+    @property
+    def _places(self) -> Places:
+        """Say where the state machine knows the nodes to be."""
+        members = self._requests.members
+        return Places(members.version, {m.node: m.peer_address for m in members.present})
 
     @property
     def _knows_members(self) -> bool:
@@ -571,7 +579,7 @@ class Replication(Actor):
                 self._read_due = NEVER
                 self.watch(self._catching_up.descriptor, self._on_read)
         if self._heard is not None:
-            self._heard.turn(now, self._replicas.node.standing.heard)
+            self._heard.turn(now, self._replicas.node.standing.heard, self._places)
         due = self._replicas.deadline / 1000
         if self._peers is not None:
             if now >= self._addresses_due:
@@ -594,7 +602,7 @@ class Replication(Actor):
         self._untold_due = 0.0  # usage ends when it knows what has become of every record
         self._tell_committed()
         if self._heard is not None and self._replicas is not None:
-            self._heard.close(self._replicas.node.standing.heard)
+            self._heard.close(self._replicas.node.standing.heard, self._places)
         if self._catching_up is not None:
             self._catching_up.close()
         if self._peers is not None:

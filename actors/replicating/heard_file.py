@@ -5,6 +5,10 @@ Who has heard of a later block than a started node has knows that its directory 
 fewer blocks, and so at worst lets a node pass that has gone back by no more than that.  It never
 accuses a node that has not gone back, because it says which start of it each block belongs to.
 
+Beside that it keeps where the other nodes are.  The members are a part of the state, which a start
+has as its last checkpoint had it; the log behind that may name nodes that came since, and counts
+only when these have confirmed it.
+
 It is written beside the loop, so beats never wait for the disk, and at a stop.
 """
 
@@ -14,6 +18,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from meterd.actors.files import disk
 from meterd.actors.machine.background import Background
@@ -30,36 +35,57 @@ MEMBERS_MAX = 1_024
 logger = logging.getLogger(__name__)
 
 
+class Places(NamedTuple):
+    """Where the nodes of a cluster are."""
+
+    version: int  # of the members that say so
+    addresses: Mapping[int, str]  # of replication, by node
+
+
+NOWHERE: Final = Places(0, {})
+
+
 class HeardFile:
     """The file of a data directory; `turn` and `close` write it."""
 
     def __init__(self, data_dir: str) -> None:
         self._path = Path(data_dir, HEARD_FILE)
-        self.heard = _read(self._path)  # as it was at the start
-        self._written: Mapping[int, Heard] = dict(self.heard)
+        self.heard, self.places = _read(self._path)  # as they were at the start
+        self._written: tuple[Mapping[int, Heard], Places] = dict(self.heard), self.places
         self._lane: Background[None] = Background("heard")
         self._due = 0.0
         self._full = False
 
-    def turn(self, now: float, heard: Mapping[int, Heard]) -> None:
+    def turn(self, now: float, heard: Mapping[int, Heard], places: Places = NOWHERE) -> None:
         """Begin to write what is new, when that is due.  Raises what writing raises."""
         self._lane.take()
-        if now < self._due or self._lane.busy or heard == self._written:
+        places = self._newest(places)
+        if now < self._due or self._lane.busy or (heard, places) == self._written:
             return
         self._due = now + WRITE_SECONDS
-        self._written = dict(heard)
-        kept = self._written
-        self._lane.start(lambda: self._write(kept))
+        kept = dict(heard)
+        self._written = kept, places
+        self._lane.start(lambda: self._write(kept, places))
 
-    def close(self, heard: Mapping[int, Heard]) -> None:
+    def close(self, heard: Mapping[int, Heard], places: Places = NOWHERE) -> None:
         """Write the last of it."""
         self._lane.take(wait=True)
-        if heard != self._written:
-            self._write(heard)
+        places = self._newest(places)
+        if (heard, places) != self._written:
+            self._write(heard, places)
 
-    def _write(self, heard: Mapping[int, Heard]) -> None:
+    def _newest(self, places: Places) -> Places:
+        """A state that has not caught up yet knows less than is kept already."""
+        return places if places.version >= self.places.version else self.places
+
+    def _write(self, heard: Mapping[int, Heard], places: Places) -> None:
         members = {str(member): list(one) for member, one in sorted(heard.items())[-MEMBERS_MAX:]}
-        document = {"format": FORMAT_VERSION, "members": members}
+        addresses = {str(node): place for node, place in sorted(places.addresses.items())}
+        document = {
+            "format": FORMAT_VERSION,
+            "members": members,
+            "places": {"version": places.version, "addresses": addresses},
+        }
         try:
             disk.atomic_write(self._path, json.dumps(document).encode() + b"\n")
             self._full = False
@@ -69,18 +95,27 @@ class HeardFile:
             self._full = True
 
 
-def _read(path: Path) -> dict[int, Heard]:
+def _read(path: Path) -> tuple[dict[int, Heard], Places]:
     """Return what a file says; nothing where there is none, or where it cannot be read."""
     try:
         document = json.loads(path.read_bytes())
         if document["format"] != FORMAT_VERSION:
             raise ValueError(f"format {document['format']}")
-        return {
+        heard = {
             int(member): (int(boot), int(block), int(before))
             for member, (boot, block, before) in document["members"].items()
         }
+        return heard, _places(document.get("places"))
     except FileNotFoundError:
-        return {}
+        return {}, NOWHERE
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("%s cannot be read, so what was heard is forgotten: %r", path, error)
-        return {}
+        return {}, NOWHERE
+
+
+def _places(said: Any) -> Places:
+    """Read where nodes are; files of earlier versions do not say."""
+    if said is None:
+        return NOWHERE
+    addresses = {int(node): str(address) for node, address in said["addresses"].items()}
+    return Places(int(said["version"]), addresses)

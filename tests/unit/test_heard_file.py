@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from meterd.actors.files import disk
 from meterd.actors.replicating import heard_file
-from meterd.actors.replicating.heard_file import HEARD_FILE, HeardFile
+from meterd.actors.replicating.heard_file import HEARD_FILE, NOWHERE, HeardFile, Places
 from meterd.core.raft.standing import Standing
 from meterd.protocol.errors import DiskFull
 
@@ -37,6 +37,21 @@ def test_it_is_written_only_when_something_is_new_and_not_too_often(tmp_path, mo
     assert len(written) == 1
     file.close(TWO)
     assert len(written) == 2
+
+
+def test_where_nodes_are_is_kept_as_the_newest_members_say(tmp_path):
+    (tmp_path / HEARD_FILE).write_bytes(b'{"format": 1, "members": {}}')  # of an earlier version
+    file = HeardFile(str(tmp_path))
+    assert file.places == NOWHERE
+    newer = Places(3, {1: "one:8001", 4: "four:8001"})
+    file.turn(0.0, ONE, newer)
+    file._lane.ended(wait=True)
+    again = HeardFile(str(tmp_path))
+    assert again.places == newer
+    again.close(TWO, Places(1, {1: "one:8001"}))  # its state has not caught up
+    assert HeardFile(str(tmp_path)).places == newer
+    again.close(TWO, Places(4, {1: "uno:8001"}))
+    assert HeardFile(str(tmp_path)).places.addresses == {1: "uno:8001"}
 
 
 @pytest.mark.parametrize(
