@@ -167,11 +167,12 @@ class Replication(Actor):
         found.pop(self.options.node.id, None)
         return found
 
-    @property
     def _places(self) -> Places:
-        """Say where the state machine knows the nodes to be."""
+        """Say where the nodes are: where they are reached, else as the state machine knows."""
         members = self._requests.members
-        return Places(members.version, {m.node: m.peer_address for m in members.present})
+        known = {m.node: m.peer_address for m in members.present}
+        reached = {} if self._peers is None else self._peers.reached()
+        return Places(members.version, known | {n: reached[n] for n in known.keys() & reached})
 
     @property
     def _knows_members(self) -> bool:
@@ -602,7 +603,7 @@ class Replication(Actor):
         self._untold_due = 0.0  # usage ends when it knows what has become of every record
         self._tell_committed()
         if self._heard is not None and self._replicas is not None:
-            self._heard.close(self._replicas.node.standing.heard, self._places)
+            self._heard.close(self._replicas.node.standing.heard, self._places())
         if self._catching_up is not None:
             self._catching_up.close()
         if self._peers is not None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -56,11 +56,18 @@ class HeardFile:
         self._due = 0.0
         self._full = False
 
-    def turn(self, now: float, heard: Mapping[int, Heard], places: Places = NOWHERE) -> None:
-        """Begin to write what is new, when that is due.  Raises what writing raises."""
+    def turn(
+        self, now: float, heard: Mapping[int, Heard], tell: Callable[[], Places] = lambda: NOWHERE
+    ) -> None:
+        """Begin to write what is new, when that is due.  Raises what writing raises.
+
+        tell: returns where the nodes are.
+        """
         self._lane.take()
-        places = self._newest(places)
-        if now < self._due or self._lane.busy or (heard, places) == self._written:
+        if now < self._due or self._lane.busy:
+            return
+        places = self._newest(tell())
+        if (heard, places) == self._written:
             return
         self._due = now + WRITE_SECONDS
         kept = dict(heard)
@@ -111,6 +118,11 @@ def _read(path: Path) -> tuple[dict[int, Heard], Places]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("%s cannot be read, so what was heard is forgotten: %r", path, error)
         return {}, NOWHERE
+
+
+def places_in(data_dir: str) -> Mapping[int, str]:
+    """Return where the nodes were when that was written last."""
+    return _read(Path(data_dir, HEARD_FILE))[1].addresses
 
 
 def _places(said: Any) -> Places:

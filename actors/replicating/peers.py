@@ -234,6 +234,10 @@ class Peers:
             if peer.reaches and sockets.takes(peer.connections[0])
         }
 
+    def reached(self) -> dict[int, str]:
+        """Return the addresses of these."""
+        return {node: self._peers[node].address for node in self.connected()}
+
     def links(self) -> dict[int, Link]:
         """Return what is known of the connections to each node."""
         return {

@@ -20,6 +20,7 @@ from crc32c import crc32c
 from meterd.actors.files.disk import full_disk_told
 from meterd.actors.frames import sockets
 from meterd.actors.options import Options
+from meterd.actors.replicating.heard_file import places_in
 from meterd.actors.starting import peer_copy
 from meterd.actors.starting.founding import BOOTSTRAP, VERSION, pack
 from meterd.actors.starting.identity import Identity
@@ -48,7 +49,10 @@ class Fetching:
         self._incoming = Path(node.data_dir, peer_copy.INCOMING)
         self._who = who
         self._progress = progress
-        self._addresses = {p.node: p.address for p in node.cluster_nodes if p.node != node.id}
+        # The operator's list need not name those that have come since, or know who has moved.
+        listed = {peer.node: peer.address for peer in node.cluster_nodes}
+        self._addresses = listed | dict(places_in(node.data_dir))
+        self._addresses.pop(node.id, None)
         self._asked = 0
         self._bytes = 0
         self.donors_of: list[int] = []  # whose log files the donor has

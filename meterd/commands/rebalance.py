@@ -45,8 +45,8 @@ def show_plan(session: Session, groups: bool) -> None:
 def run_plan(session: Session, groups: bool) -> None:
     """Change the plan so that replicas and leaders are spread over all nodes that may have them.
 
-    The nodes carry it out, two partitions at a time on the word of each leader. Exit code 0 when
-    the plan is changed: `rebalance status` shows how far it is.
+    The nodes carry it out, sixteen partitions at a time on the word of each leader. Exit code 0
+    when the plan is changed: `rebalance status` shows how far it is.
     """
     document = ask_cluster(session)
     moves = balanced_plan(members_of(document))

@@ -44,7 +44,7 @@ def test_where_nodes_are_is_kept_as_the_newest_members_say(tmp_path):
     file = HeardFile(str(tmp_path))
     assert file.places == NOWHERE
     newer = Places(3, {1: "one:8001", 4: "four:8001"})
-    file.turn(0.0, ONE, newer)
+    file.turn(0.0, ONE, lambda: newer)
     file._lane.ended(wait=True)
     again = HeardFile(str(tmp_path))
     assert again.places == newer

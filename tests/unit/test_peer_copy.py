@@ -14,6 +14,8 @@ import pytest
 
 from meterd.actors.files.disk import LocalDisk
 from meterd.actors.log.wal_recovery import Recovery
+from meterd.actors.options import Node, Options
+from meterd.actors.replicating.heard_file import HeardFile, Places
 from meterd.actors.starting import copy_giver, peer_copy
 from meterd.actors.starting.copy_giver import PIECE_SIZE, CopyGiver
 from meterd.actors.starting.copying import lacks
@@ -249,3 +251,15 @@ def test_a_copy_must_have_the_content_of_what_the_own_log_has(
     for group in lost:  # the own log ends before
         own.groups.index[group] = 0
     assert lacks(own, end) is None
+
+
+def test_donors_are_all_nodes_that_there_are_also_those_that_no_list_names(tmp_path: Path) -> None:
+    node = Node(id=7, data_dir=str(tmp_path), peers="8:eight:9001,9:nine:9001")
+    options = Options(node=node)
+    assert Fetching(options, WHO, lambda _: None).donors() == [8, 9]
+    file = HeardFile(str(tmp_path))
+    file.close({}, Places(3, {7: "seven:9001", 9: "moved:9001", 10: "ten:9001"}))
+    peer_copy.note_behind(str(tmp_path), 10, 7)
+    fetching = Fetching(options, WHO, lambda _: None)
+    assert fetching.donors() == [10, 8, 9]
+    assert fetching._addresses == {8: "eight:9001", 9: "moved:9001", 10: "ten:9001"}
