@@ -97,6 +97,16 @@ def adoptable(own: Loaded, donor: Loaded, wanted: Mask) -> Mask:
     return found
 
 
+def knows_metrics(own: Loaded, donor: Loaded, groups: Mask) -> bool:
+    """Does the own state know the metrics of all rows that would come of some groups (bool[257])?
+
+    Where the own log has the meta group as far as the donor it is not adopted; but the checkpoint
+    may be older than that.
+    """
+    mine, theirs = own.replayer.state.registry, donor.replayer.state.registry
+    return bool(groups[META_GROUP]) or mine.version >= theirs.version
+
+
 def adopt(
     own: Loaded, donor: Loaded, groups: Mask, who: Identity, log_size: int, target: str, say: Say
 ) -> Adopted:

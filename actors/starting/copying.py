@@ -115,6 +115,8 @@ class Copying:
             groups = adopt.adoptable(own, found, wanted)
             if not groups[wanted].any():
                 raise NoCopy(f"node {donor} has nothing of what this node lacks")
+            if not adopt.knows_metrics(own, found, groups):
+                raise NoCopy("this node's checkpoint is older than its metrics")
             target = peer_copy.begin_adopted(self._data_dir)
             done = adopt.adopt(own, found, groups, self._who, log_size, target, self._report)
         except (BootFailed, MeterdError) as error:

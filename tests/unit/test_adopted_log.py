@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from meterd.actors.adopting import adopt, loaded
 from meterd.actors.files.disk import LocalDisk
@@ -20,7 +21,7 @@ from meterd.actors.starting.identity import Identity
 from meterd.core.log.op_places import OpPlace
 from meterd.core.raft.events import ReadOps
 from meterd.protocol.limits import PARTITION_COUNT
-from meterd.protocol.log_format import GROUP_COUNT
+from meterd.protocol.log_format import GROUP_COUNT, META_GROUP
 from tests.support import replica
 from tests.support.pipeline import Pipeline
 from tests.unit.test_log_mending import WHO
@@ -52,6 +53,38 @@ def begun() -> Pipeline:
     return pipeline
 
 
+def load_both(
+    own_dir: Path, mine: Pipeline, theirs: Pipeline
+) -> tuple[loaded.Loaded, loaded.Loaded]:
+    """Return a directory with a log, and a copy of a peer's in it, without any checkpoint."""
+    write(own_dir, WHO, mine)
+    write(own_dir / "incoming", replace(WHO, node_id=8), theirs)
+    peer_copy.write_copied(str(own_dir / "incoming"), {8})
+    own = loaded.load(str(own_dir), WHO, 7, Limits(), say)
+    return own, loaded.load(str(own_dir / "incoming"), WHO, 8, Limits(), say)
+
+
+def committed_by(pipeline: Pipeline) -> NDArray[np.uint64]:
+    applied = np.zeros(GROUP_COUNT, np.uint64)
+    for group, index in committed_of(pipeline).items():
+        applied[group] = index
+    return applied
+
+
+def test_rows_are_not_taken_whose_metrics_only_the_log_knows(tmp_path: Path) -> None:
+    """The own log has the meta group as far as the peer's, so that is not adopted."""
+    mine, theirs = begun(), begun()
+    theirs.events(NOW, batch("two"))
+    own, donor = load_both(tmp_path / "own", mine, theirs)
+    loaded.bring_up(donor, committed_by(theirs))
+    taken = adopt.adoptable(own, donor, np.arange(GROUP_COUNT) < PARTITION_COUNT)
+    assert taken.any()
+    assert not taken[META_GROUP]
+    assert not adopt.knows_metrics(own, donor, taken)
+    own.replayer.state.registry = donor.replayer.state.registry
+    assert adopt.knows_metrics(own, donor, taken)
+
+
 def test_ops_that_were_never_committed_are_not_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,14 +97,8 @@ def test_ops_that_were_never_committed_are_not_given(
     for name in ("two", "three", "four"):
         theirs.events(NOW, batch(name))
     own_dir = tmp_path / "own"
-    write(own_dir, WHO, mine)
-    write(own_dir / "incoming", replace(WHO, node_id=8), theirs)
-    peer_copy.write_copied(str(own_dir / "incoming"), {8})
-    applied = np.zeros(GROUP_COUNT, np.uint64)
-    for group, index in committed_of(theirs).items():
-        applied[group] = index
-    own = loaded.load(str(own_dir), WHO, 7, Limits(), say)
-    donor = loaded.load(str(own_dir / "incoming"), WHO, 8, Limits(), say)
+    own, donor = load_both(own_dir, mine, theirs)
+    applied = committed_by(theirs)
     loaded.bring_up(donor, applied)
     wanted = np.zeros(GROUP_COUNT, np.bool_)
     wanted[:PARTITION_COUNT] = True
