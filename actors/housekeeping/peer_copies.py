@@ -15,7 +15,7 @@ from meterd.actors import endings
 from meterd.actors.housekeeping.service import NEVER, Service
 from meterd.actors.starting import identity, peer_copy
 from meterd.actors.starting.fetching import Fetching, NoCopy
-from meterd.protocol.errors import BootFailed, Busy, StorageError
+from meterd.protocol.errors import BootFailed, Busy, DiskFull, StorageError
 
 if TYPE_CHECKING:
     from meterd.actors.housekeeping.jobs import Job, Task
@@ -64,6 +64,9 @@ class PeerCopies(Service):
             except NoCopy as why:
                 logger.warning("no copy of node %d yet: %s", donor, why)
                 continue
+            except DiskFull:  # others have taken space meanwhile, and this node works without it
+                peer_copy.drop(self.directory)
+                raise
             self._await_leave(fetching, task)
             peer_copy.note_fetched(self.directory, donor)
             return {"node": donor}

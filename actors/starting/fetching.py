@@ -19,6 +19,7 @@ from crc32c import crc32c
 
 from meterd.actors.files.disk import full_disk_told
 from meterd.actors.frames import sockets
+from meterd.actors.housekeeping.disk_watch import limits_of, space_of
 from meterd.actors.options import Options
 from meterd.actors.replicating.heard_file import places_in
 from meterd.actors.starting import peer_copy
@@ -46,6 +47,7 @@ class Fetching:
         """`progress` is told how many bytes have come; what it raises ends the work."""
         node = options.node
         self._data_dir = node.data_dir
+        self._limits = limits_of(options.disk)
         self._incoming = Path(node.data_dir, peer_copy.INCOMING)
         self._who = who
         self._progress = progress
@@ -89,6 +91,7 @@ class Fetching:
             for _ in range(PASSES_MAX):
                 wanted = [one for one in self._list(way) if one[0] != ACTIVE_NAME]
                 missing = [one for one in wanted if not self._has(*one)]
+                self._check_room(sum(size for _, size in missing))
                 whole = [self._take(way, name) for name, _ in sorted(missing, key=_rank)]
                 # Checkpoints are whole in every pass; it is enough when nothing else was missing.
                 if all(whole) and not [name for name, _ in missing if _never_changes(name)]:
@@ -108,6 +111,13 @@ class Fetching:
             raise NoCopy("its log grows faster than it is copied")
         finally:
             way.close(linger=0)
+
+    def _check_room(self, size: int) -> None:
+        """Leave the space that this node needs to go on without a copy.  Raises NoCopy."""
+        space = space_of(self._data_dir)
+        left = space.free - self._limits.resume_at(space.size)
+        if size > left:
+            raise NoCopy(f"it takes {size >> 20} MiB, and {max(0, left) >> 20} may be taken")
 
     def _connect(self, address: str) -> zmq.Socket[bytes]:
         socket = sockets.context().socket(zmq.DEALER)

@@ -96,8 +96,13 @@ def give_up(data_dir: str) -> None:
 
     Raises DiskFull, OSError.
     """
-    shutil.rmtree(Path(data_dir, INCOMING), ignore_errors=True)
+    drop(data_dir)
     _note(data_dir, {"after": time.time() + PAUSE_SECONDS})
+
+
+def drop(data_dir: str) -> None:
+    """Remove what was copied."""
+    shutil.rmtree(Path(data_dir, INCOMING), ignore_errors=True)
 
 
 def not_before(data_dir: str) -> float:

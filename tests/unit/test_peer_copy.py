@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 
 from meterd.actors.files.disk import LocalDisk
+from meterd.actors.housekeeping.disk_watch import limits_of
 from meterd.actors.log.wal_recovery import Recovery
 from meterd.actors.options import Node, Options
 from meterd.actors.replicating.heard_file import HeardFile, Places
 from meterd.actors.starting import copy_giver, peer_copy
+from meterd.actors.starting import fetching as fetching_module
 from meterd.actors.starting.copy_giver import PIECE_SIZE, CopyGiver
 from meterd.actors.starting.copying import lacks
 from meterd.actors.starting.fetching import Fetching, NoCopy
 from meterd.actors.starting.identity import Identity
+from meterd.core.housekeeping.disk_state import Space
 from meterd.core.log.group_logs import GroupLogs
 from tests.unit.test_log_mending import DAMAGED, OWNER, WHO, blocks, damage, written
 from tests.unit.test_log_mending import recover as mended
@@ -263,3 +266,22 @@ def test_donors_are_all_nodes_that_there_are_also_those_that_no_list_names(tmp_p
     fetching = Fetching(options, WHO, lambda _: None)
     assert fetching.donors() == [10, 8, 9]
     assert fetching._addresses == {8: "eight:9001", 9: "moved:9001", 10: "ten:9001"}
+
+
+def test_a_copy_leaves_the_space_that_the_node_needs_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options(node=Node(id=7, data_dir=str(tmp_path), peers="8:127.0.0.1:9001"))
+    fetching, asked = Fetching(options, WHO, lambda _: None), []
+    size, total = 100 << 20, 1 << 40
+    monkeypatch.setattr(fetching, "_list", lambda _: [("seg-1-1.seg", size), ("wal.log", 1)])
+    monkeypatch.setattr(fetching, "_take", lambda _, name: bool(asked.append(name)) or True)
+    free = limits_of(options.disk).resume_at(total) + size - 1
+    monkeypatch.setattr(fetching_module, "space_of", lambda _: Space(free, total, 1 << 20, 1 << 20))
+    with pytest.raises(NoCopy, match="100 MiB"):
+        fetching.fetch(8)
+    assert asked == []
+    free += 1
+    with pytest.raises(NoCopy, match="change faster"):  # it has room; nothing ever comes
+        fetching.fetch(8)
+    assert "seg-1-1.seg" in asked
