@@ -5,6 +5,7 @@ one form the node works with, or raises BadRequest with a message that names the
 what would be right.
 """
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from datetime import date
@@ -14,6 +15,9 @@ from meterd.protocol import limits
 from meterd.protocol.body import unknown_name
 from meterd.protocol.errors import BadRequest
 from meterd.protocol.event_columns import is_metric_code, is_property_key
+
+# As DNS has them; nothing that means something else to whoever connects.
+HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
 
 TIMEZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+./-]*", re.ASCII)
 DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -190,11 +194,22 @@ def address(raw: object, where: str) -> str:
     """Return HOST:PORT as text, or raise BadRequest; whether it leads somewhere is not asked."""
     name = text(raw, limits.ADDRESS_SIZE_MAX, where)
     host, separator, port = name.rpartition(":")
-    if not (host and separator and port.isascii() and port.isdecimal()):
+    if not (separator and _is_host(host) and port.isascii() and port.isdecimal()):
         raise BadRequest(f"{where}: not HOST:PORT")
-    if not 1 <= int(port[:6]) <= 65_535 or any(character.isspace() for character in host):
+    if not 1 <= int(port[:6]) <= 65_535:
         raise BadRequest(f"{where}: not HOST:PORT")
     return name
+
+
+def _is_host(host: str) -> bool:
+    """Is this a name, an IPv4 address, or an IPv6 address in brackets?"""
+    if not (host.startswith("[") and host.endswith("]")):
+        return HOST_NAME.fullmatch(host) is not None
+    try:
+        ipaddress.IPv6Address(host[1:-1])
+    except ValueError:
+        return False
+    return True
 
 
 def moves(raw: object) -> list[list[Any]]:

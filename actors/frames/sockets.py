@@ -8,6 +8,7 @@ marks, so a PUSH never blocks on a living actor.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from zmq.backend import Socket as _Backend
 from meterd.actors import endings
 from meterd.protocol import limits, raft_frames
 from meterd.protocol.errors import BootFailed
+
+logger = logging.getLogger(__name__)
 
 # Messages waiting for one actor.  The router admits fewer requests than this, so reaching it
 # means that an actor has stopped reading: the sender blocks, its beat stops, the supervisor acts.
@@ -282,8 +285,19 @@ def peer_connection(
     socket.setsockopt(zmq.TCP_MAXRT, PEER_UNACKNOWLEDGED_MS)
     _keep_alive(socket)
     _allow_version_6(socket, address)
-    socket.connect(address)
+    _connect(socket, address)
     return socket
+
+
+def _connect(socket: zmq.Socket[bytes], address: str) -> None:
+    """Connect, if that is an address at all: the members say where a node is.
+
+    A node that is nowhere is one that is not reached; whoever wants to reach it must not end.
+    """
+    try:
+        socket.connect(address)
+    except zmq.ZMQError as error:
+        logger.warning("nobody is reached at %s: %s", address, zmq.strerror(error.errno or 0))
 
 
 def _keep_alive(socket: zmq.Socket[bytes]) -> None:
@@ -320,5 +334,5 @@ def passing_on(address: str) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
     if ":" in address.removeprefix("tcp://").rsplit(":", 1)[0]:
         socket.setsockopt(zmq.IPV6, 1)
-    socket.connect(address)
+    _connect(socket, address)
     return socket

@@ -213,3 +213,28 @@ def test_a_body_that_is_no_map_is_malformed(body):
     with pytest.raises(RemoteProtocolError) as caught:
         check_request("usage", body)
     assert caught.value.code == "malformed"
+
+
+ADDRESSES = ("node9:8001", "node-9.internal:8001", "10.0.0.9:1", "[::1]:8001", "[fe80::1%eth0]:9")
+WRONG_ADDRESSES = (
+    "http://n:8001",
+    "n/x:8001",
+    "*:8001",
+    "n,m:8001",
+    "n;m:8001",
+    "_n:8001",
+    "[::1:80",
+)
+
+
+@pytest.mark.parametrize("address", [*ADDRESSES, *WRONG_ADDRESSES, "::1:8001", ":8001", "-:1"])
+def test_a_node_is_where_everybody_can_connect_to(address):
+    """It becomes a part of the state of all nodes, and each of them connects to it."""
+    fields = {"node": 9, "peer_address": "n9:8001", "client_address": "n9:7001", "directory": ""}
+    for name in ("peer_address", "client_address"):
+        body = pack(fields | {name: address})
+        if address in ADDRESSES:
+            assert check_request("node_add", body)[name] == address
+        else:
+            with pytest.raises(BadRequest, match=name):
+                check_request("node_add", body)

@@ -382,3 +382,15 @@ def test_at_a_nodes_address_may_be_another_one(nodes: list[One], ports: dict[int
     one.peers.update({node: f"127.0.0.1:{port}" for node, port in ports.items()})
     until(nodes, lambda: one.hello(2, 2) and two.hello(1, 6) and 2 in one.peers.connected())
     assert 2 in [c[1] for c in two.came]
+
+
+@pytest.mark.parametrize("address", ["", "http://n9:8001", "*:8001"])
+def test_who_is_nowhere_is_not_reached_and_ends_nobody(address: str) -> None:
+    """As the members of an earlier version may say, and do of a node that was made alone."""
+    own = Own(CLUSTER, member_id(1, 1), BOOT)
+    peers = Peers(own, {9: address}, Telemetry("replication"))
+    assert peers.connected() == set()
+    assert not peers.send_note(member_id(9, 1), [b"note"])
+    with sockets.passing_on(f"tcp://{address}") as way, pytest.raises(zmq.Again):
+        sockets.send(way, [b"question"], sockets.NOBLOCK)
+    peers.close()
