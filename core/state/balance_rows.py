@@ -49,7 +49,7 @@ NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
 }
 MEMBERS_MAX: Final = 100_000
 # Only what lies in one partition is ever added up: all the balances there may be (`BALANCES_MAX`,
-# core/balances.py) and all events, which leave half of the 63 or 127 bits to these.
+# core/state/balances.py) and all events, which leave half of the 63 or 127 bits to these.
 COUNT_MAX: Final = 1 << 45
 SUM_MAX: Final = 1 << 109
 

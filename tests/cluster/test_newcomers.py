@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meterd.actors.heard_file import HeardFile
+from meterd.actors.replicating.heard_file import HeardFile
 from meterd.client import questions
 from meterd.protocol.log_format import META_GROUP
 from tests.cluster.test_growing import replicas, state_of

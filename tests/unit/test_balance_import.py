@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from meterd.client.partitions import partition_of
-from meterd.core.balance_rows import COUNT_MAX, SUM_MAX
-from meterd.core.balances import BALANCES_MAX
+from meterd.core.state.balance_rows import COUNT_MAX, SUM_MAX
+from meterd.core.state.balances import BALANCES_MAX
 from tests.support.one_process import OneProcessNode, Refusal, apart
 
 AT = 1_700_000_000_000_000_000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meterd.actors import notify
+from meterd.actors.machine import notify
 
 
 def test_what_takes_long_asks_for_time_again_and_again_until_it_ends(

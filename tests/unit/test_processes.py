@@ -2,7 +2,7 @@
 
 import os
 
-from meterd.actors.processes import LOOK_SHARE, Processes, Usage
+from meterd.actors.machine.processes import LOOK_SHARE, Processes, Usage
 
 
 def test_a_long_look_is_not_taken_again_soon() -> None:
