@@ -95,7 +95,7 @@ def decode_events(body: Bytes, lz4_size: int | None) -> EventColumns:
     fields = unpack(open_body(body, lz4_size))
     if type(fields) is not dict:
         raise _malformed("the body is not a map")
-    durability = fields.get("durability")
+    durability: Any = fields.get("durability")
     if durability is None:
         durability = "sync"
     if durability != "sync" and durability != "async":

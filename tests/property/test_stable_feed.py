@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from meterd.actors.questions import stable_feed
 from meterd.actors.questions.log_files import View
+from meterd.core.questions import feed_cursor
 from meterd.core.questions.feed_cursor import FeedCursor, is_stable, parse
 from meterd.core.questions.listing import FeedPlace
 from meterd.core.questions.partition_sets import partition
-from meterd.core.questions.question import Question, feed_cursor
+from meterd.core.questions.question import Question
 from meterd.protocol.errors import BadRequest, RangeExpired
 from meterd.protocol.fields import FEED_CURSOR_SIZE_MAX
 from meterd.protocol.fields import feed_cursor as checked
