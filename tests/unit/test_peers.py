@@ -51,6 +51,7 @@ class One:
         self.peers = Peers(own, addresses, self.telemetry, faults)
         self.listener = self.peers.listen(f"tcp://127.0.0.1:{ports[node]}")
         self.came: list[tuple[int, Any, bool]] = []
+        self.is_connected = False  # greetings that come late are no news
 
     def hello(self, node: int, block: int, is_bulk: bool = False) -> bool:
         own = self.peers.own
@@ -72,7 +73,8 @@ class One:
             source = arrived.header.source & 255
             if arrived.header.kind == ENVELOPE:
                 found = decode_envelope(arrived.header, arrived.frames)
-                self.came.append((source, found.block, arrived.is_bulk))
+                if found.block or not self.is_connected:
+                    self.came.append((source, found.block, arrived.is_bulk))
             else:
                 note = decode_note(arrived.header, arrived.frames)
                 self.came.append((source, [bytes(f) for f in note.frames], arrived.is_bulk))
@@ -124,6 +126,7 @@ def connect(nodes: list[One]) -> None:
     until(nodes, bulk_connected)
     until(nodes, lambda: all({c[0] for c in one.came if c[2]} for one in nodes))
     for one in nodes:
+        one.is_connected = True
         one.came.clear()
 
 
