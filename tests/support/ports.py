@@ -2,15 +2,20 @@
 
 They lie below those that the system gives to connections: a port that is free when it is chosen,
 and is one of these, may be some client's own port when the node that shall have it starts.
+Processes that test at the same time have each a part of them.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from contextlib import ExitStack
 
-FIRST, LAST = 10_000, 32_000
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_SHARE = 22_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+FIRST = 10_000 + _WORKER * _SHARE
+LAST = FIRST + _SHARE
 TRIES_MAX = 1_000
 
 # A port that was given and that nobody listens on yet is still somebody's.
