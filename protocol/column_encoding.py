@@ -30,7 +30,14 @@ from meterd.protocol.event_columns import (
     TextColumn,
     text_column,
 )
-from meterd.protocol.limits import EVENTS_MAX, EXPONENT_MAX, I64_MAX, I64_MIN, UUID_SIZE
+from meterd.protocol.limits import (
+    DECIMAL_TEXT_SIZE_MAX,
+    EVENTS_MAX,
+    EXPONENT_MAX,
+    I64_MAX,
+    I64_MIN,
+    UUID_SIZE,
+)
 
 NO_FLOATS = "floats are not exact"
 
@@ -205,13 +212,17 @@ def _value(values: Any, exponent: int, n: int) -> dict[str, object]:
     return {"value": integers.tobytes()} | ({"exponent": exponent} if exponent else {})
 
 
-def _decimal(value: object) -> bytes:
-    if isinstance(value, Decimal):
-        return format(value, "f").encode()
+def _decimal(value: Any) -> bytes:
+    """Write a value out; of one that is longer than any metric takes so much that it is told."""
     if isinstance(value, str):
-        return text_bytes(value)
+        return text_bytes(value[: DECIMAL_TEXT_SIZE_MAX + 1])
+    if isinstance(value, Decimal):
+        plain = abs(value.adjusted()) <= DECIMAL_TEXT_SIZE_MAX
+        text = format(value, "f") if plain else str(value)
+        return text[: DECIMAL_TEXT_SIZE_MAX + 1].encode()
     if _is_integer(value):
-        return str(value).encode()
+        fits = abs(int(value)) < 10**DECIMAL_TEXT_SIZE_MAX
+        return str(value).encode() if fits else b"9" * (DECIMAL_TEXT_SIZE_MAX + 1)
     raise LocalProtocolError(
         f"value holds a {type(value).__name__}; only int, Decimal and decimal text are exact"
     )

@@ -1,8 +1,9 @@
 """Cuts what an application sends into requests within the limits, and joins their answers.
 
 Events and columns are cut the same way: by leader, when a cluster has several, then by number, then
-in halves while a body is still too large. Requests are encoded one by one, when the session has
-room for them, so millions of rows take the memory of a few requests.
+in halves while a body is still too large. An event that fits into no request of its own is cut
+itself (`fitting`): a node rejects it, and those beside it are stored. Requests are encoded one by
+one, when the session has room for them, so millions of rows take the memory of a few requests.
 
 Invariants:
   * every row is in exactly one request, in the order given (within a leader);
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from meterd.client.events import Event, account_text, make_id
+from meterd.client.fitting import cut_constants, cut_event
 from meterd.client.results import IngestResult, IngestUndecided
 from meterd.client.session import Call, Job, Unsendable
 from meterd.client.times import to_nanoseconds
@@ -119,7 +121,7 @@ class ColumnSource(Source):
         missing = {"account", "metric"} - columns.keys()
         if missing:
             raise TypeError(f"the column {min(missing)!r} is missing")
-        self.columns = {name: rows for name, rows in columns.items() if rows is not None}
+        self.columns = cut_constants(columns)
         self.count = self._count()
         now = time.time_ns()
         timestamp = self.columns.get("timestamp", now)
@@ -247,19 +249,33 @@ def ingest_calls(source: Source, durability: Durability, route: Route | None) ->
 def _calls_of(
     source: Source, durability: Durability, rows: Rows, account: str | None
 ) -> Iterator[Call]:
-    """Make one request of these rows, or two of half of them when it would be too large."""
+    """Make one request of these rows, or two of half of them when it cannot be made."""
     columns = source.input_of(rows)
-    if len(rows) == 1 or _may_go_together(columns, len(rows)):
-        try:
-            body = encode_columns(columns, durability)
-        except LocalProtocolError as error:
-            raise Unsendable(error.message) from error
-        if len(rows) == 1 or len(body) <= BODY_SIZE_MAX:
-            yield Call("ingest", body, account, rows)
-            return
+    body = _body_of(columns, len(rows), durability)
+    if body is None and len(rows) == 1:
+        body = _body_of(cut_event(columns), 1, durability)
+    if body is not None:
+        yield Call("ingest", body, account, rows)
+        return
     middle = len(rows) // 2
     yield from _calls_of(source, durability, rows[:middle], account)
     yield from _calls_of(source, durability, rows[middle:], account)
+
+
+def _body_of(columns: ColumnInput, count: int, durability: Durability) -> bytes | None:
+    """Encode these events; None when that makes no request that a node takes.
+
+    Raises Unsendable for columns that are of a wrong type.
+    """
+    if not _may_go_together(columns, count):
+        return None
+    try:
+        body = encode_columns(columns, durability)
+    except LocalProtocolError as error:
+        if isinstance(error.__cause__, UnicodeEncodeError):
+            return None  # half a character, in a row or two
+        raise Unsendable(error.message) from error
+    return body if len(body) <= BODY_SIZE_MAX else None
 
 
 def _may_go_together(columns: ColumnInput, count: int) -> bool:

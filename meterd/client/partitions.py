@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from meterd.protocol.limits import PARTITION_COUNT
+from meterd.protocol.limits import ACCOUNT_SIZE_MAX, PARTITION_COUNT
 
 # Roots whose partition is remembered; beyond it the memory is emptied and fills again.
 ROOTS_COUNT_MAX = 100_000
@@ -75,7 +75,8 @@ def root_of(account: str) -> str:
 
 def partition_of(account: str) -> int:
     """Give the partition of `account`: the same for every account of its root."""
-    return xxh64(root_of(account).encode("utf-8", "surrogateescape")) % PARTITION_COUNT
+    # Half a character has no bytes, and its account no partition: any will do.
+    return xxh64(root_of(account).encode("utf-8", "surrogatepass")) % PARTITION_COUNT
 
 
 class PartitionMap:
@@ -94,6 +95,8 @@ class PartitionMap:
         """Give the address of the node that leads `account`, or None when any node will do."""
         if len(self.nodes) < 2:
             return None
+        if len(account) > ACCOUNT_SIZE_MAX:
+            return None  # it is nobody's: any node rejects it
         root = root_of(account)
         partition = self._partitions.get(root)
         if partition is None:

@@ -15,15 +15,11 @@ from meterd.client.events import make_id
 from meterd.commands.access_log import BadLine
 from meterd.commands.line_identity import LineIdentity, id_of
 from meterd.commands.moments import parse_moment
-from meterd.protocol.limits import I64_MAX, I64_MIN, PROPERTY_KEYS_PER_REQUEST_MAX
+from meterd.protocol.limits import I64_MAX, I64_MIN
 
 FIELDS = ("account", "metric", "value", "timestamp", "id", "operation", "properties")
-# 10^40 has more digits than any value; writing out 1e999999999 would fill the memory.
-EXPONENT_MAX = 40
-# More of a value than this is not sent: no number that a metric takes is half as long.
-VALUE_SIZE_MAX = 100
 
-Fields = tuple[str, str, int | str, int, str, str, dict[str, str]]
+Fields = tuple[str, str, int | str | Decimal, int, str, str, dict[str, str]]
 
 
 def _refuse_constant(text: str) -> None:
@@ -111,19 +107,14 @@ def _text(text: Any, field: str) -> str:
     return text
 
 
-def _value(value: Any) -> int | str:
+def _value(value: Any) -> int | str | Decimal:
     """Return a value as it is sent.
 
-    A text or a number that no metric can take is sent all the same: whether its event is rejected,
-    or known and so a conflict, is for the node to say.
+    Also one that no metric can take: whether its event is rejected, or known and so a conflict, is
+    for the node to say.
     """
-    if type(value) is int:
-        return value if I64_MIN <= value <= I64_MAX else str(value)[:VALUE_SIZE_MAX]
-    if type(value) is Decimal:
-        plain = abs(value.adjusted()) <= EXPONENT_MAX
-        return format(value, "f") if plain else str(value)[:VALUE_SIZE_MAX]
-    if type(value) is str:
-        return value[:VALUE_SIZE_MAX]
+    if type(value) in (int, str, Decimal):
+        return value
     raise BadLine("bad_value", "value is no decimal number such as 12 or -0.25")
 
 
@@ -138,8 +129,6 @@ def _properties(properties: Any) -> dict[str, str]:
         return {}
     if type(properties) is not dict:
         raise BadLine("bad_properties", "properties is no object")
-    if len(properties) > PROPERTY_KEYS_PER_REQUEST_MAX:  # no request can hold it
-        raise BadLine("bad_properties", f"{len(properties)} properties")
     for key, value in properties.items():
         _text(key, "properties")
         if type(value) is not str:

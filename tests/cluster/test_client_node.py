@@ -76,6 +76,35 @@ def test_events_come_back_as_they_were_sent(client: Client) -> None:
     assert {str(event.value) for event in fed} == {event.value for event in sent}
 
 
+def test_an_event_that_fits_no_request_fails_alone(client: Client) -> None:
+    client.put_metric("whole", "count")
+    many = {f"k{number}": "v" for number in range(300)}
+    assert client.ingest([Event("known", "whole", id="e")]).stored == 1
+    result = client.ingest(
+        [
+            Event("acme", "whole"),
+            Event("acme", "whole", properties=many),
+            Event("known", "whole", id="e", properties=many),
+            Event("a" * 5_000_000, "whole"),
+            Event("acme", "whole", id="i" * 5_000_000),
+            Event("acme", "w" * 5_000_000),
+            Event("acme", "whole", "1" * 5_000_000),
+            Event("acme", "whole"),
+        ]
+    )
+    assert result.stored == 2
+    assert result.items == [
+        (1, "rejected", "bad_properties"),
+        (2, "conflict", ""),
+        (3, "rejected", "bad_account"),
+        (4, "rejected", "bad_id"),
+        (5, "rejected", "bad_metric"),
+        (6, "rejected", "bad_value"),
+    ]
+    half = client.ingest_columns(account=["acme", "\ud83d", "acme"], metric="whole")
+    assert half.stored == 2 and half.items == [(1, "rejected", "bad_account")]
+
+
 def test_a_local_answer_says_how_old_it_is_of_a_node_alone_too(client: Client) -> None:
     client.put_metric("local", "count")
     before = time.time_ns()

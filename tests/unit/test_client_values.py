@@ -22,9 +22,9 @@ from meterd.commands.moments import parse_moment
 from meterd.core.staging import HEAP_SIZE_MAX
 from meterd.protocol.body import unpack
 from meterd.protocol.columns import ColumnInput, decode_events, encode_columns
-from meterd.protocol.errors import LocalProtocolError
-from meterd.protocol.event_columns import text_column
-from meterd.protocol.limits import BODY_SIZE_MAX
+from meterd.protocol.errors import BAD_METRIC, BAD_PROPERTIES, BAD_VALUE, LocalProtocolError
+from meterd.protocol.event_columns import is_utf8, text_column
+from meterd.protocol.limits import ACCOUNT_SIZE_MAX, BODY_SIZE_MAX, ID_SIZE_MAX
 from tests.support.wire import rows_of
 
 NEW_YEAR = 1_767_225_600_000_000_000  # 2026-01-01 UTC
@@ -273,6 +273,82 @@ def test_columns_with_too_many_property_keys_are_halved() -> None:
     calls = list(ingest_calls(ColumnSource(columns | {"properties": properties}), "sync", None))
     assert len(calls) == 4
     assert [row for call in calls for row in call.rows] == list(range(600))
+
+
+LONG = "9" * (BODY_SIZE_MAX + 1)
+MANY = {f"k{number}": "v" for number in range(300)}
+
+
+def answer_to(source: EventSource | ColumnSource) -> list[dict[str, object]]:
+    """Give the rows as nodes get them, in the order they were passed."""
+    rows: dict[int, dict[str, object]] = {}
+    for call in ingest_calls(source, "sync", None):
+        rows.update(zip(call.rows, rows_of(decode_events(call.body, None)), strict=True))
+    return [rows[row] for row in sorted(rows)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"metric": LONG}, BAD_METRIC),
+        ({"value": LONG}, BAD_VALUE),
+        ({"value": 10**5_000}, BAD_VALUE),
+        ({"properties": MANY}, BAD_PROPERTIES),
+        ({"properties": {"k": LONG}}, BAD_PROPERTIES),
+        ({"properties": {LONG: "v", LONG + "x": "v"}}, BAD_PROPERTIES),
+    ],
+)
+def test_an_event_that_fits_no_request_is_for_the_node_to_reject(
+    fields: dict, reason: int
+) -> None:
+    good = [Event("a", "m", id=f"{number}") for number in range(6)]
+    bad = Event(**{"account": "a", "metric": "m", "id": "bad"} | fields)
+    rows = answer_to(EventSource([*good[:3], bad, *good[3:]]))
+    assert [row["reason"] for row in rows] == [0, 0, 0, reason, 0, 0, 0]
+    assert rows[3]["id"] == b"bad"  # which may be known
+
+
+def test_an_account_or_id_that_fits_no_request_is_sent_as_one_that_is_too_long() -> None:
+    made = [Event(LONG, "m"), Event("a", "m", id="9" * 127 + "é" * BODY_SIZE_MAX), Event("b", "m")]
+    rows = answer_to(EventSource(made))
+    assert len(rows[0]["account"]) == ACCOUNT_SIZE_MAX + 1
+    assert len(rows[1]["id"]) == ID_SIZE_MAX + 1 and rows[2]["account"] == b"b"
+
+
+HALF = "\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("columns", "reasons"),
+    [
+        ({"metric": ["m", HALF, "m"]}, [0, BAD_METRIC, 0]),
+        ({"value": ["1", HALF, "2"]}, [0, BAD_VALUE, 0]),
+        ({"value": [1, Decimal("1e999999999"), 10**5_000]}, [0, BAD_VALUE, BAD_VALUE]),
+        ({"value": np.array([1, 2, 3]), "properties": {"k": [HALF, None, "v"]}}, [8, 0, 0]),
+        ({"properties": {"k": ["x", None, "v"], HALF: [None, "v", None]}}, [0, 8, 0]),
+        ({"properties": {"k": LONG}}, [BAD_PROPERTIES] * 3),
+        ({"metric": LONG}, [BAD_METRIC] * 3),
+        ({"id": np.zeros((3, 16), np.uint8), "properties": MANY}, [BAD_PROPERTIES] * 3),
+    ],
+)
+def test_rows_that_fit_no_request_are_for_the_node_to_reject(
+    columns: dict, reasons: list[int]
+) -> None:
+    source = ColumnSource({"account": ["a", "b", "c"], "metric": "m"} | columns)
+    assert [row["reason"] for row in answer_to(source)] == reasons
+
+
+def test_an_account_without_bytes_is_no_utf8_and_goes_to_any_node() -> None:
+    lead = PartitionMap(
+        {"version": 1, "nodes": {"1": "a:1", "2": "b:1"}, "leaders": [1] * 128 + [2] * 128}
+    ).leader_of
+    for accounts in (["a", HALF, "c"], text_column([b"a", b"\xff", b"c"]), ["a", LONG, "c"]):
+        source = ColumnSource({"account": accounts, "metric": "m"})
+        calls = list(ingest_calls(source, "sync", lead))
+        assert sorted(row for call in calls for row in call.rows) == [0, 1, 2]
+    assert lead(LONG) is None
+    rows = answer_to(ColumnSource({"account": ["a", HALF], "metric": "m"}))
+    assert not is_utf8(rows[1]["account"])
 
 
 def test_columns_may_be_lists_arrays_or_one_value() -> None:
