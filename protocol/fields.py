@@ -205,8 +205,11 @@ def _is_host(host: str) -> bool:
     """Is this a name, an IPv4 address, or an IPv6 address in brackets?"""
     if not (host.startswith("[") and host.endswith("]")):
         return HOST_NAME.fullmatch(host) is not None
+    number, separator, zone = host[1:-1].partition("%")
+    if separator and HOST_NAME.fullmatch(zone) is None:
+        return False
     try:
-        ipaddress.IPv6Address(host[1:-1])
+        ipaddress.IPv6Address(number)
     except ValueError:
         return False
     return True

@@ -65,8 +65,8 @@ class LoopDriver:
         loop = self._owned_loop()
         future = self._futures[job] = loop.create_future()
         self._session.start(loop.time(), job)
-        self._step()
         try:
+            self._step()
             await future
         finally:
             self._futures.pop(job, None)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import zmq
 
+from meterd.protocol import fields
+from meterd.protocol.errors import BadRequest
 from meterd.protocol.limits import ANSWER_SIZE_MAX
 
 # More nodes than this are never spoken to at once; beyond it the oldest connection is closed.
@@ -37,21 +39,16 @@ LOST = zmq.Event.DISCONNECTED | zmq.Event.CONNECT_RETRIED
 Socket = zmq.Socket[bytes]
 
 
-def endpoint(address: str) -> str:
-    """Give the ZeroMQ endpoint of `host:port`; what is one already stays as it is."""
-    return address if "://" in address else f"tcp://{address}"
-
-
 def check_address(address: str) -> str:
-    """Return an address of the form host:port, or raise ValueError."""
+    """Return an address as host:port, without the tcp:// it may begin with, or raise ValueError."""
     if not isinstance(address, str):
         raise TypeError(f"{address!r} is no address such as 127.0.0.1:7001")
-    if "://" in address:
-        return address
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"{address!r} is no address such as 127.0.0.1:7001 or [::1]:7001")
-    return address
+    try:
+        return fields.address(address.removeprefix("tcp://"), "seeds")
+    except BadRequest:
+        raise ValueError(
+            f"{address!r} is no address such as 127.0.0.1:7001 or [::1]:7001"
+        ) from None
 
 
 class Connections:
@@ -139,7 +136,7 @@ class Connections:
         for option, setting in options:
             socket.setsockopt(option, setting)
         monitor = socket.get_monitor_socket(LOST)
-        socket.connect(endpoint(address))
+        socket.connect(f"tcp://{address}")
         self._sockets[address] = socket
         self._addresses[socket] = address
         self._monitors[monitor] = address

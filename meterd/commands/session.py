@@ -15,7 +15,7 @@ import click
 
 from meterd.commands.console import OUTPUTS, Console
 from meterd.exits import AdminExit, worst
-from meterd.protocol.errors import MeterdError
+from meterd.protocol.errors import BadRequest, MeterdError
 
 if TYPE_CHECKING:
     from meterd.client import Client
@@ -147,11 +147,14 @@ def exit_with(codes: Iterable[AdminExit]) -> None:
 def _parse_nodes(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Any:
     if text is None:
         return None
+    from meterd.protocol.fields import address
+
     nodes = tuple(node.strip() for node in text.split(",") if node.strip())
     for node in nodes:
-        host, _, port = node.rpartition(":")
-        if not (host and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
-            raise click.BadParameter(f"{node!r} is not HOST:PORT")
+        try:
+            address(node, "nodes")
+        except BadRequest:
+            raise click.BadParameter(f"{node!r} is not HOST:PORT") from None
     if not nodes:
         raise click.BadParameter("names no node")
     return nodes

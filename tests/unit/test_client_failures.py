@@ -301,6 +301,23 @@ def test_a_cancelled_task_leaves_the_client_usable() -> None:
         assert asyncio.run(main(node.address))["node_id"] == 1
 
 
+def test_a_call_that_could_not_be_sent_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("too many open files")
+
+    async def main(address: str) -> None:
+        async with AsyncClient([address], 5.0) as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(Connections, "send", broken)
+                with pytest.raises(OSError, match="too many"):
+                    await client.hello()
+            assert not client._session._active and not client._driver._futures
+            assert (await client.hello())["node_id"] == 1
+
+    with FakeNode() as node:
+        asyncio.run(main(node.address))
+
+
 def test_tasks_share_one_client() -> None:
     async def main(address: str) -> list[IngestResult]:
         async with AsyncClient([address], 20.0) as client:
@@ -338,6 +355,7 @@ def test_a_closed_client_says_so() -> None:
         (("127.0.0.1:7001",), TypeError),
         (([],), ValueError),
         ((["127.0.0.1"],), ValueError),
+        ((["bad host:7001"],), ValueError),
         ((["127.0.0.1:7001"], 0), ValueError),
     ],
 )

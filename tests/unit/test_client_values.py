@@ -165,10 +165,21 @@ def test_a_decimal_keeps_its_value(value: Decimal) -> None:
         assert Decimal(exact_value(value)) == value
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "host:", ":7001", "host:0", "host:70000", ""])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "host:", ":7001", "host:0", "host:70000", "", "::1:7001"),
+        *("bad host:7001", "*:7001", "höst:7001", "host:7\u0661", "tcp://*:7001", "ipc://x:7001"),
+        "[fe80::1%a b]:7001",
+    ],
+)
 def test_an_address_needs_host_and_port(address: str) -> None:
     with pytest.raises(ValueError, match="is no address"):
         check_address(address)
+
+
+def test_an_address_may_name_what_it_goes_over() -> None:
+    assert check_address("tcp://[::1]:7001") == check_address("[::1]:7001") == "[::1]:7001"
 
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=5)

@@ -223,6 +223,12 @@ def test_global_options_may_stand_on_both_sides_and_the_later_wins(monkeypatch):
     assert {session.timeout for session in seen} == {7.0}
 
 
+@pytest.mark.parametrize("address", ["bad host:1", "*:7001", "n\u00f6de:1", "a:1,b"])
+def test_an_address_that_nobody_can_connect_to_is_a_usage_error(address, capsys):
+    assert admin.run(args=["-n", address, "status"]) == 2
+    assert "is not HOST:PORT" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "account", "metric"),
     [
