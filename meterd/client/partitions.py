@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from meterd.protocol import fields
+from meterd.protocol.errors import BadRequest
 from meterd.protocol.limits import ACCOUNT_SIZE_MAX, PARTITION_COUNT
 
 # Roots whose partition is remembered; beyond it the memory is emptied and fills again.
@@ -79,12 +81,26 @@ def partition_of(account: str) -> int:
     return xxh64(root_of(account).encode("utf-8", "surrogatepass")) % PARTITION_COUNT
 
 
+def _is_address(address: object) -> bool:
+    """Tell whether somebody can connect there."""
+    try:
+        fields.address(address, "nodes")
+    except BadRequest:
+        return False
+    return True
+
+
 class PartitionMap:
     """One version of who leads which partition; never changes."""
 
     def __init__(self, answer: Mapping[str, Any]) -> None:
         self.version = int(answer["version"])
-        self.nodes = {int(node_id): str(address) for node_id, address in answer["nodes"].items()}
+        # A node whose address nobody can connect to is reached through the others.
+        self.nodes: dict[int, str] = {
+            int(node_id): address
+            for node_id, address in answer["nodes"].items()
+            if _is_address(address)
+        }
         # By partition; None where the leader is not known at the moment.
         self.leaders = [self.nodes.get(int(node_id or 0)) for node_id in answer["leaders"]]
         if len(self.leaders) != PARTITION_COUNT:

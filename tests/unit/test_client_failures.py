@@ -258,6 +258,22 @@ def test_events_of_each_leader_go_there() -> None:
         }
 
 
+@pytest.mark.parametrize("address", ["", "bad host:7001", "*:7001"])
+def test_a_node_without_an_address_is_reached_through_others(address: str) -> None:
+    model, other = ModelNode(), ModelNode()
+    with FakeNode(model=model) as first, FakeNode(model=other) as second:
+        for one in (model, other):
+            one.nodes = {1: first.address, 2: second.address, 3: address}
+            one.leaders = [3, 3, 1, 2] * 64
+        with Client([first.address], 5.0) as client:
+            while client._session.map is None:
+                client.hello()
+            events = [Event(f"account-{number}", "api_calls") for number in range(50)]
+            assert client.ingest(events).stored == 50
+            assert client._session.addresses == [first.address, second.address]
+    assert model.events and other.events
+
+
 def test_threads_share_one_client() -> None:
     """The driving thread changes all the time; nobody must be left waiting."""
     script = ["answer", "lose", "twice", "overloaded", "late"] * 10
