@@ -34,6 +34,7 @@ from meterd.protocol import body as bodies
 from meterd.protocol import checkpoint_format
 from meterd.protocol.envelope import RequestHeader, decode_request, with_map_version
 from meterd.protocol.errors import (
+    BadRequest,
     DeadlineExceeded,
     DiskFull,
     MeterdError,
@@ -45,7 +46,7 @@ from meterd.protocol.errors import (
     Starting,
 )
 from meterd.protocol.limits import PARTITION_COUNT, wire_limits
-from meterd.protocol.messages import kind_of
+from meterd.protocol.messages import check_request, kind_of
 
 # How long a client should wait before it sends again what was refused for want of room.
 OVERLOADED_RETRY_MS = 50
@@ -65,6 +66,9 @@ logger = logging.getLogger(__name__)
 
 # The next page is asked of whoever gave the one before, whatever that node leads.
 PAGED = ("accounts", "events", "feed")
+# The body of what the router answers, as all clients write it; one larger than this is not read.
+EMPTY = bodies.pack({})
+EMPTY_SIZE_MAX = 256
 # What starts anew together with ingest.
 CHAIN = ("ingest", "replication")
 
@@ -145,6 +149,7 @@ class Router(Actor):
         actor = kind_of(header.kind).actor
         self.telemetry.add(f'requests_total{{kind="{header.kind}"}}')
         if actor == "router":
+            _check_empty(header, body)
             result = self._hello() if header.kind == "hello" else self._map()
             self._reply([rid, *answer_frames(header.id, header.kind, bodies.pack(result))])
             return
@@ -358,3 +363,15 @@ class Router(Actor):
         self._passing_on.close()
         self._clients.close(linger=1_000)
         self._guard.close()
+
+
+def _check_empty(header: RequestHeader, body: Frame) -> None:
+    """Make sure that a question of which there is nothing to say says nothing; costs no decoding.
+
+    Raises RemoteProtocolError for what is no map, BadRequest for a key.
+    """
+    if body == EMPTY and header.lz4_size is None:
+        return
+    if len(body) > EMPTY_SIZE_MAX:
+        raise BadRequest(f"{header.kind}: a body of {len(body)} bytes; it is an empty map")
+    check_request(header.kind, body, header.lz4_size)

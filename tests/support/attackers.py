@@ -164,7 +164,7 @@ def abandoned(_: random.Random) -> Stream:
 
 
 def turncoat(_: random.Random) -> Stream:
-    """A good request of a megabyte, then a message whose frames never end."""
+    """A whole request of a megabyte, then a message whose frames never end."""
     yield HANDSHAKE
     header, body = encode_request(RequestHeader(1, "hello"), b"\x80" + bytes(1 << 20))
     yield frame(header, MORE) + frame(body)

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from meterd.actors.router import Router
-from meterd.protocol.body import unpack_answer
-from meterd.protocol.envelope import decode_answer
+from meterd.protocol.body import compress_body, pack, unpack_answer
+from meterd.protocol.envelope import RequestHeader, decode_answer, encode_request
 from meterd.protocol.errors import exception_of
 from tests.support.ports import free_ports
 from tests.support.recording import recorded
@@ -76,3 +76,27 @@ def test_what_is_undecided_at_its_deadline_is_answered(router):
     assert (rid, header.id) == (b"rid", 7)
     assert exception_of(unpack_answer(body)).code == "deadline_exceeded"
     assert list(router._waiting) == [b"1"]
+
+
+@pytest.mark.parametrize("kind", ["hello", "map"])
+@pytest.mark.parametrize(
+    ("body", "lz4", "code"),
+    [
+        (pack({}), None, None),
+        (b"\xde\x00\x00", None, None),
+        (compress_body(pack({})), 1, None),
+        (pack({"x": 1}), None, "bad_request"),
+        (pack({}), 1, "malformed"),
+        (b"", None, "malformed"),
+        (b"\xc1", None, "malformed"),
+        (pack([]), None, "malformed"),
+        (pack({"x": "y" * 1_000}), None, "bad_request"),
+    ],
+)
+def test_what_it_answers_itself_has_an_empty_body(router, kind, body, lz4, code):
+    router._on_client([b"rid", *encode_request(RequestHeader(7, kind, lz4_size=lz4), body)])
+    (_, *answer) = router.replies.pop()
+    header, answered = decode_answer(answer)
+    assert (header.id, header.kind, header.status) == (7, kind, "error" if code else "ok")
+    if code:
+        assert exception_of(unpack_answer(answered)).code == code
