@@ -30,6 +30,7 @@ from meterd.actors.requests.answering import answer_frames, error_frames
 from meterd.actors.requests.passing_on import PassingOn
 from meterd.actors.starting import identity, peer_list
 from meterd.core.cluster.members import Members
+from meterd.core.staging import HEAP_SIZE_MAX
 from meterd.protocol import body as bodies
 from meterd.protocol import checkpoint_format
 from meterd.protocol.envelope import RequestHeader, decode_request, with_map_version
@@ -69,6 +70,9 @@ PAGED = ("accounts", "events", "feed")
 # The body of what the router answers, as all clients write it; one larger than this is not read.
 EMPTY = bodies.pack({})
 EMPTY_SIZE_MAX = 256
+# Texts of all events of a request, written out. The rest of the room is for their lengths, which
+# take less than a megabyte: two bytes for each of 32 properties of 10,000 events.
+WRITTEN_SIZE_MAX = HEAP_SIZE_MAX - 1024 * 1024
 # What starts anew together with ingest.
 CHAIN = ("ingest", "replication")
 
@@ -186,7 +190,7 @@ class Router(Actor):
             "node_id": self._who.node_id,
             "cluster_id": self._who.cluster_id_hex,
             "partitions": PARTITION_COUNT,
-            "limits": wire_limits(),
+            "limits": {**wire_limits(), "written_bytes": WRITTEN_SIZE_MAX},
         }
 
     def _map(self) -> dict[str, object]:

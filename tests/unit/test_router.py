@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 
-from meterd.actors.router import Router
+from meterd.actors.router import WRITTEN_SIZE_MAX, Router
+from meterd.core.kernels.stage import ENTRY_SIZE_MAX
+from meterd.core.staging import HEAP_SIZE_MAX
 from meterd.protocol.body import compress_body, pack, unpack_answer
 from meterd.protocol.envelope import RequestHeader, decode_answer, encode_request
 from meterd.protocol.errors import exception_of
+from meterd.protocol.limits import EVENTS_MAX, PROPERTIES_MAX
 from tests.support.ports import free_ports
 from tests.support.recording import recorded
+
+PROTOCOL = Path(__file__).resolve().parent.parent.parent / "docs" / "PROTOCOL.md"
 
 
 @pytest.fixture
@@ -100,3 +107,19 @@ def test_what_it_answers_itself_has_an_empty_body(router, kind, body, lz4, code)
     assert (header.id, header.kind, header.status) == (7, kind, "error" if code else "ok")
     if code:
         assert exception_of(unpack_answer(answered)).code == code
+
+
+def test_hello_says_every_limit_that_the_document_names(router):
+    """Also how much the texts of a request may take when they are written out for each event."""
+    router._on_client([b"rid", *encode_request(RequestHeader(7, "hello"), pack({}))])
+    (_, *answer) = router.replies.pop()
+    limits = unpack_answer(decode_answer(answer)[1])["limits"]
+    section = PROTOCOL.read_text().partition("## Limits")[2].partition("## Kinds")[0]
+    documented = re.findall(r"^\| `(\w+)` \| (\d+) \|", section, re.MULTILINE)
+    assert {name: int(limit) for name, limit in documented} == limits
+
+
+def test_texts_of_the_written_size_fit_into_a_stage():
+    """Of a request whose lengths take the most room."""
+    lengths = EVENTS_MAX * 2 * (1 + PROPERTIES_MAX) + EVENTS_MAX
+    assert WRITTEN_SIZE_MAX + lengths + ENTRY_SIZE_MAX < HEAP_SIZE_MAX
