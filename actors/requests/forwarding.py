@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from meterd.actors.actor import Actor
 
 TOKEN_SIZE = 16
-# What waits for room on the way to a peer: no more than this, and no longer.
+# What waits for room on the way to a peer: no more than this, or one that is larger, and no longer.
 QUEUE_SIZE_MAX = 16 * 1024 * 1024
 QUEUE_SECONDS = 1.0
 FORWARD, OUTCOME, ASK_INDEX, INDEX = b"forward", b"outcome", b"ask_index", b"index"
@@ -95,7 +95,7 @@ class Forwarding:
             self._sent(frames)
             return
         size = sum(memoryview(frame).nbytes for frame in frames)
-        if self._queued + size > QUEUE_SIZE_MAX:
+        if self._queued and self._queued + size > QUEUE_SIZE_MAX:
             self._unsent(frames)
             return
         self._queued += size

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from meterd.actors.measuring.telemetry import Telemetry
+from meterd.actors.requests.forwarding import QUEUE_SIZE_MAX, Forwarding
 from meterd.client.partitions import partition_of
 from meterd.core.questions.feed_cursor import is_stable
 from meterd.protocol.log_format import GROUP_COUNT
@@ -146,6 +148,42 @@ def test_a_lost_part_is_unknown_at_the_deadline_and_sent_again(tmp_path: Path, k
         assert sum(stored(nodes)) == 90
 
     wired(tmp_path, work)
+
+
+class Room:
+    """Stands for the actor and for the way to a peer, which has room when told so."""
+
+    def __init__(self) -> None:
+        self.telemetry = Telemetry("replication")
+        self.told: list[tuple[str, Any]] = []  # actors of this node
+        self.sent: list[bytes] = []  # tokens that went to the peer
+        self.is_free = False
+
+    def send(self, actor: str, frames: Any) -> None:
+        self.told.append((actor, frames))
+
+    def take(self, _: int, frames: Any) -> bool:
+        if self.is_free:
+            self.sent.append(frames[1])
+        return self.is_free
+
+
+def test_a_part_larger_than_the_queue_waits_for_room_when_nothing_else_does() -> None:
+    room = Room()
+    forwarding = Forwarding(room, room.take, room.take, lambda frames: None)
+
+    def forward(token: bytes, size: int) -> None:
+        forwarding.on_forward([b"forward", b"\x02", token, b"meta", bytes(size), b""])
+
+    forward(b"large", QUEUE_SIZE_MAX + 1)
+    assert room.told == []
+    forward(b"second", QUEUE_SIZE_MAX + 1)
+    forward(b"small", 1)
+    assert [frames for _, frames in room.told] == [[b"outcome", b"second"], [b"outcome", b"small"]]
+    room.is_free = True
+    forwarding.pump()
+    forward(b"next", 1)
+    assert room.sent == [b"large", b"next"] and len(room.told) == 2
 
 
 def test_a_leader_that_is_gone_is_not_waited_for(tmp_path: Path) -> None:
