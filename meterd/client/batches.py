@@ -337,7 +337,7 @@ def _rows_beside(calls: Sequence[Call], count: int) -> list[int]:
     return [row for row in range(count) if row not in carried]
 
 
-def code_of(error: Exception) -> str:
+def code_of(error: BaseException) -> str:
     """Give the stable code of an error, or the name of one that is not meterd's."""
     return error.code if isinstance(error, MeterdError) else type(error).__name__
 

@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
     batch: list[Event]
     result: IngestResult
     undecided: list[Event]
-    error: Exception | None
+    error: BaseException | None
 
 
 class Outbox:
@@ -90,7 +90,7 @@ class Outbox:
         self._hurried_count = 0  # so many of all events ever queued are to leave at once
         self._open: list[tuple[int, list[Event]]] = []  # taken and not yet answered: place, batch
         self._first_at = 0.0  # when the queue's first event came, or later
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._undecided: list[Event] = []
 
     @property
@@ -140,7 +140,7 @@ class Outbox:
         return batch
 
     def judge(
-        self, batch: list[Event], result: IngestResult, failure: Exception | None
+        self, batch: list[Event], result: IngestResult, failure: BaseException | None
     ) -> Outcome:
         """Return what became of a batch, and tell the application; needs no lock.
 
@@ -157,7 +157,7 @@ class Outbox:
             if self._on_item is not None:
                 for item in result.items:
                     self._on_item(batch[item.index], item)
-        except Exception as mistake:  # the application's, told to the application
+        except BaseException as mistake:  # the application's, told to the application
             failure = failure or mistake
         return Outcome(batch, result, undecided, failure)
 

@@ -6,8 +6,9 @@ other gathers and encodes, and only one gathers at a time, so events leave in th
 (their requests may still be answered in another).
 
 Nothing fails silently: events that were not stored are handed to `on_item` and counted, and what
-went wrong with a whole batch is raised by the next `flush` or `close`, once. It does not survive a
-fork, like its client.
+went wrong with a whole batch, or in `on_item`, is raised by the next `flush` or `close`, once. What
+`on_item` calls of its own producer raises RuntimeError where waiting would have no end: it runs in
+one of the threads that it would wait for. It does not survive a fork, like its client.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Producer:
     ) -> None:
         """Start sending: a batch leaves when it is full or `linger` seconds after its first event.
 
-        `on_item` is called, in a sending thread, for each event that was not simply stored.
+        `on_item` is called, in a sending thread, for each event that was not simply stored. It may
+        `send`, but neither `flush` nor `close`.
         """
         self._ingest = ingest
         self._outbox = Outbox(max_batch, linger, queue_size, on_item)
@@ -46,6 +48,7 @@ class Producer:
         self._gathering = threading.Lock()
         self._filled = threading.Condition(self._lock)  # there is something to gather
         self._freed = threading.Condition(self._lock)  # there is room, or all is answered
+        self._held_count = 0  # of the threads, those that wait for room in `on_item`
         self._threads = [
             threading.Thread(target=self._send_batches, name=f"producer-{number}", daemon=True)
             for number in range(SENDERS_COUNT)
@@ -65,21 +68,26 @@ class Producer:
         return self._outbox.counters
 
     def send(self, event: Event) -> None:
-        """Queue an event; blocks while the queue is full."""
+        """Queue an event; blocks while the queue is full.
+
+        Raises RuntimeError in `on_item` when nobody else is left who could make room.
+        """
         check_event(event)
         self._check_owner()
         with self._lock:
             while self._outbox.full:
-                self._freed.wait()
+                self._wait_for_room()
             if self._outbox.add(event, time.monotonic()):
                 self._filled.notify()
 
     def flush(self) -> Counters:
         """Wait until every event sent so far has its answer.
 
-        Raises ProducerFailed when a batch has failed since the last flush.
+        Raises ProducerFailed when a batch has failed since the last flush, RuntimeError in
+        `on_item`, whose event it would wait for.
         """
         self._check_owner()
+        self._check_thread()
         with self._lock:
             count = self._outbox.hurry()
             self._filled.notify_all()
@@ -94,6 +102,7 @@ class Producer:
         """
         if self._owner_pid != os.getpid():
             return self.counters
+        self._check_thread()
         with self._lock:
             self._outbox.closed = True
             self._freed.notify_all()
@@ -110,6 +119,22 @@ class Producer:
             raise RuntimeError(
                 f"this producer was made in process {self._owner_pid}: make one after the fork"
             )
+
+    def _check_thread(self) -> None:
+        """Raise RuntimeError in `on_item`, which everybody who waits for all events waits for."""
+        if threading.current_thread() in self._threads:
+            raise RuntimeError("on_item can neither flush nor close the producer that calls it")
+
+    def _wait_for_room(self) -> None:
+        """Wait until something has changed. Raises RuntimeError when nothing ever would."""
+        held = threading.current_thread() in self._threads
+        if held and self._held_count == SENDERS_COUNT - 1:
+            raise RuntimeError("the queue is full, and all who could send wait in on_item")
+        self._held_count += held
+        try:
+            self._freed.wait()
+        finally:
+            self._held_count -= held
 
     def _send_batches(self) -> None:
         while True:
@@ -131,11 +156,11 @@ class Producer:
             return batch
 
     def _send_batch(self, batch: list[Event]) -> None:
-        failure: Exception | None = None
+        failure: BaseException | None = None
         result = IngestResult()
         try:
             result = self._ingest(batch)
-        except Exception as error:  # the thread must live on; flush raises it
+        except BaseException as error:  # the thread must live on; flush raises it
             failure = error
         outcome = self._outbox.judge(batch, result, failure)
         with self._lock:

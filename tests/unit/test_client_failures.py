@@ -487,6 +487,75 @@ def test_a_producers_broken_callback_is_raised(client_of: Any) -> None:
             producer.send(Event("acme", "api_calls"))
 
 
+def refuse(events: Sequence[Event]) -> IngestResult:
+    items = [Item(row, "rejected", "") for row in range(len(events))]
+    return IngestResult(received=len(events), rejected=len(events), items=items)
+
+
+def flushed(producer: Any) -> BaseException | None:
+    """Flush in a thread that the test does not wait for; give the cause of what it raises."""
+    causes: list[BaseException | None] = []
+
+    def flush() -> None:
+        try:
+            producer.flush()
+        except ProducerFailed as error:
+            causes.append(error.__cause__)
+
+    flusher = threading.Thread(target=flush, daemon=True)
+    flusher.start()
+    flusher.join(10.0)
+    assert not flusher.is_alive()
+    return causes[0] if causes else None
+
+
+def test_a_producer_whose_callback_exits_goes_on() -> None:
+    from meterd.client.producer import Producer
+
+    producer = Producer(refuse, 1, 0.0, 10, lambda event, item: sys.exit(1))
+    for event in made(5):
+        producer.send(event)
+    assert isinstance(flushed(producer), SystemExit)
+    assert producer.counters.rejected == 5
+    assert producer.close().rejected == 5
+
+
+@pytest.mark.parametrize("call", ["flush", "close"])
+def test_a_callback_cannot_wait_for_itself(call: str) -> None:
+    from meterd.client.producer import Producer
+
+    producer = Producer(refuse, 1, 0.0, 10, lambda event, item: getattr(producer, call)())
+    producer.send(made(1)[0])
+    cause = flushed(producer)
+    assert isinstance(cause, RuntimeError) and "on_item can neither" in str(cause)
+    assert producer.close().rejected == 1
+
+
+def test_callbacks_send_again_until_nobody_is_left_to_send() -> None:
+    """Both threads have a bad event, and a full queue before them: one waits, one is told."""
+    from meterd.client.outbox import SENDERS_COUNT
+    from meterd.client.producer import Producer
+
+    all_busy = threading.Barrier(SENDERS_COUNT + 1)
+    full = threading.Event()
+
+    def again(event: Event, item: Item) -> None:
+        if event.id.startswith("first"):
+            all_busy.wait(10.0)
+            assert full.wait(10.0)
+            producer.send(Event("acme", "api_calls"))
+
+    producer = Producer(refuse, 1, 0.0, 1, again)
+    for event in made(SENDERS_COUNT, "first"):
+        producer.send(event)
+    all_busy.wait(10.0)
+    producer.send(made(1)[0])
+    full.set()
+    cause = flushed(producer)
+    assert isinstance(cause, RuntimeError) and "all who could send" in str(cause)
+    assert producer.close().rejected == 2 * SENDERS_COUNT
+
+
 def test_a_flush_does_not_wait_for_what_is_sent_behind_it() -> None:
     from meterd.client.producer import Producer
 
