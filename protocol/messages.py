@@ -29,6 +29,8 @@ Check = Callable[[Any], Any]
 # What these answer holds for their own node alone.
 ABOUT_THEMSELVES: tuple[Actor, ...] = ("metrics", "replication", "retention_sweeper")
 OF_NODE = ("checkpoint", "clock_accept", "status")  # and what these requests are about
+# Of these the same again is one job more.
+JOB_STARTERS = ("backup_create", "compact", "wal_archive")
 
 SORTS = ("account", "usage")
 CONSISTENCIES = ("exact", "local")
@@ -59,6 +61,11 @@ class Kind:
     def is_of_node(self) -> bool:
         """Is it about the node that is asked, so that another one's answer would be wrong?"""
         return self.actor in ABOUT_THEMSELVES or self.name in OF_NODE
+
+    @property
+    def starts_job(self) -> bool:
+        """Does it begin a job, so that who hears nothing must not send it again?"""
+        return self.name in JOB_STARTERS
 
 
 def _account(default: Any = REQUIRED) -> dict[str, Field]:

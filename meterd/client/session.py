@@ -10,7 +10,8 @@ they answer the newest attempt, because an older attempt's "overloaded" says not
 newer one. An attempt is sent again, elsewhere if there is an elsewhere, when its node has been
 silent for the attempt's patience, or its connection has ended or was refused; event ids make that
 safe, and the body, once encoded, never changes. A node that answers others is busy and not silent:
-asking it twice would only make it busier, so there the patience is stretched.
+asking it twice would only make it busier, so there the patience is stretched. What starts a job
+is not sent again for silence: that would be another job.
 
 States of a call: in flight (its patience runs), resting (backs off before the next attempt), done
 (has an answer or an error). Calls are made only when the window has room for them.
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import inf
 from operator import length_hint
 from typing import Any
 
@@ -371,6 +373,8 @@ class Session:
         call.resting = False
         patience = PATIENCE_READING_S if call.kind in READING_KINDS else PATIENCE_S
         patience = doubled(patience, call.silent_count, PATIENCE_S_MAX)
+        if kind_of(call.kind).starts_job:
+            patience = inf  # up to its deadline
         call.sent_at, call.patience_s = now, patience * (1 + self._jitter() / 2)
         call.wake = min(call.deadline, now + call.patience_s)
         left_ms = min(int((call.deadline - now) * 1000), DEADLINE_MS_MAX)

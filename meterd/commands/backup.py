@@ -10,7 +10,7 @@ import click
 
 from meterd.commands.console import Listing, Progress, Row, warn
 from meterd.commands.durations import parse_duration
-from meterd.commands.jobs import ask, await_job
+from meterd.commands.jobs import ask, await_job, begin_job, first_answering
 from meterd.commands.moments import format_moment
 from meterd.commands.session import AdminError, AdminGroup, Session, command, exit_of
 from meterd.commands.tables import Column, format_bytes, group_thousands
@@ -69,12 +69,13 @@ def open_shelf(source: str) -> "tuple[Shelf, Contents]":
 def create(session: Session, to: str, backup_type: str) -> None:
     """Make a backup of the node, consistent at one position of its log, and wait for it.
 
-    An incremental one without a backup to build on becomes a full one. Exit code 8 when --timeout
+    Of several nodes in --nodes it is the first that answers. An incremental one without a backup
+    to build on becomes a full one. Exit code 8 when --timeout
     is over first: the backup goes on.
     """
-    with session.connect() as client:
-        job = ask(client, "backup_create", to=whole_target(to), type=backup_type)["job"]
-    job = await_job(session, job, session.patience(PATIENCE_SECONDS))
+    one = first_answering(session)
+    job = begin_job(one, "backup_create", to=whole_target(to), type=backup_type)
+    job = await_job(one, job, session.patience(PATIENCE_SECONDS))
     error = job["error"]
     if error:
         raise AdminError(exit_of(error["code"]), error["code"], error["message"], error["hint"])

@@ -6,7 +6,16 @@ from contextlib import contextmanager
 import click
 
 from meterd.commands.console import Row, field_lines, warn
-from meterd.commands.jobs import LISTING, ask, await_job, end_with, exit_of_job, show_job
+from meterd.commands.jobs import (
+    LISTING,
+    ask,
+    await_job,
+    begin_job,
+    end_with,
+    exit_of_job,
+    first_answering,
+    show_job,
+)
 from meterd.commands.moments import format_duration
 from meterd.commands.session import (
     AdminError,
@@ -53,18 +62,17 @@ def run(
     if every:
         _run_everywhere(session, aggressive, no_wait, compact_timeout)
         return
-    job = _start(session, aggressive)
+    one = first_answering(session)
+    job = _start(one, aggressive)
     if not no_wait:
-        job = await_job(session, job, compact_timeout)
+        job = await_job(one, job, compact_timeout)
     show_job(session, job)
     if not no_wait:
         end_with(job)
 
 
 def _start(session: Session, aggressive: bool) -> Row:
-    with session.connect() as client:
-        job: Row = ask(client, "compact", aggressive=aggressive)["job"]
-    return job
+    return begin_job(session, "compact", aggressive=aggressive)
 
 
 def _run_everywhere(session: Session, aggressive: bool, no_wait: bool, patience: float) -> None:

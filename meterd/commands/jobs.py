@@ -1,16 +1,25 @@
 """`meterctl jobs`: long work that nodes do in the background.
 
-Other commands that start a job wait for it with `await_job`.
+Other commands start a job with `begin_job` on the `first_answering` node, and wait for it with
+`await_job`.
 """
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from meterd.commands.console import Listing, Progress, Row, field_lines
 from meterd.commands.moments import format_duration, format_moment
-from meterd.commands.session import AdminError, AdminGroup, Session, command, exit_with
+from meterd.commands.session import (
+    AdminError,
+    AdminGroup,
+    Session,
+    admin_error_of,
+    command,
+    exit_with,
+)
 from meterd.commands.tables import Column, group_thousands
 from meterd.exits import AdminExit
 from meterd.protocol.errors import MeterdError
@@ -69,6 +78,32 @@ def ask(client: "Client", kind: str, **fields: Any) -> dict[str, Any]:
     return client.run(questions.ask(kind, fields))
 
 
+def first_answering(session: Session) -> Session:
+    """The session with that node alone: a job is one node's, and so is what is asked about it."""
+    if len(session.nodes) > 1:
+        for one in session.each_node():
+            with suppress(MeterdError), one.looking().connect() as client:
+                ask(client, "job_list")
+                return one
+    return session
+
+
+def begin_job(session: Session, kind: str, **fields: Any) -> Row:
+    """Ask a node to begin a job, once; the job."""
+    try:
+        with session.connect() as client:
+            job: Row = ask(client, kind, **fields)["job"]
+    except MeterdError as error:
+        if error.code not in ("unreachable", "deadline_exceeded"):
+            raise
+        known = admin_error_of(error)
+        raise AdminError(
+            known.exit_code, known.code, known.message,
+            "it may have begun, and the same again would begin another: meterctl jobs list",
+        ) from error
+    return job
+
+
 def show_job(session: Session, job: Row) -> None:
     """Show one job."""
     session.console.show({"job": job}, lambda: _lines(job))
@@ -107,7 +142,7 @@ def await_job(session: Session, job: Row, patience: float) -> dict[str, Any]:
                         AdminExit.RUNNING,
                         "running",
                         f"job {job['id']} has not ended within {patience:g} s; it goes on",
-                        f"meterctl jobs wait {job['id']}",
+                        f"meterctl -n {','.join(session.nodes)} jobs wait {job['id']}",
                     )
                 progress.update(f"{job['kind']}: {_percent(job)}")
                 time.sleep(min(POLL_SECONDS, left))

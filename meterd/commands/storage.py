@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import click
 
@@ -11,7 +10,9 @@ from meterd.commands.jobs import (
     WAIT_TIMEOUT_DEFAULT,
     ask,
     await_job,
+    begin_job,
     end_with,
+    first_answering,
     run_or_still_running,
     show_job,
 )
@@ -246,10 +247,10 @@ def wal_archive(session: Session, no_wait: bool) -> None:
     Waits at most --timeout seconds (60). Exit code 1: it failed; 5: there is no archive; 8: it
     still runs.
     """
-    with session.connect() as client:
-        job: Any = ask(client, "wal_archive")["job"]
+    one = first_answering(session)
+    job = begin_job(one, "wal_archive")
     if not no_wait:
-        job = await_job(session, job, session.patience(WAIT_TIMEOUT_DEFAULT))
+        job = await_job(one, job, session.patience(WAIT_TIMEOUT_DEFAULT))
     show_job(session, job)
     if not no_wait:
         end_with(job)

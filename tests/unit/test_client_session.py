@@ -27,6 +27,7 @@ from meterd.protocol.errors import (
     error_body,
 )
 from meterd.protocol.limits import PARTITION_COUNT
+from meterd.protocol.messages import JOB_STARTERS
 from meterd.protocol.result import IngestResult, decode_result, encode_result
 from tests.support.fake_node import REFUSALS, ModelNode
 
@@ -253,14 +254,38 @@ def test_what_is_about_a_node_is_asked_of_no_other() -> None:
     nodes = {"1": HERE, "2": THERE}
     session.on_answer(0.2, HERE, map_answer(list(frames), 4, nodes, [1] * PARTITION_COUNT))
     asked = {}
-    for kind in ("health", "backup_create", "usage"):
+    for kind in ("health", "disk_status", "usage"):
         session.start(0.3, job_of(kind))
         sent(session)
     while (wake := session.next_wake()) is not None and wake < 20.0:
         session.on_tick(wake)
         for address, _, kind in sent(session):
             asked.setdefault(kind, set()).add(address)
-    assert asked == {"health": {HERE}, "backup_create": {HERE}, "usage": {HERE, THERE}}
+    assert asked == {"health": {HERE}, "disk_status": {HERE}, "usage": {HERE, THERE}}
+
+
+@pytest.mark.parametrize("kind", JOB_STARTERS)
+def test_what_starts_a_job_is_sent_once_however_long_the_node_is_silent(kind: str) -> None:
+    session, job = session_of(HERE, THERE, timeout_s=5.0), job_of(kind)
+    session.start(0.0, job)
+    sends = sent(session)
+    while not job.done:
+        wake = session.next_wake()
+        assert wake is not None
+        session.on_lost(wake, HERE)
+        session.on_tick(wake)
+        sends += sent(session)
+    assert [(address, what) for address, _, what in sends] == [(HERE, kind)]
+    assert isinstance(job.calls[0].error, Unreachable)
+
+
+def test_what_starts_a_job_is_sent_again_to_who_had_no_room_for_it() -> None:
+    session, job = session_of(), job_of("disk_status")
+    session.start(0.0, job)
+    [(_, frames, _)] = sent(session)
+    session.on_answer(0.1, HERE, answer_to(frames, Overloaded(retry_after_ms=5)))
+    session.on_tick(session.next_wake())
+    assert [kind for _, _, kind in sent(session)] == ["disk_status"]
 
 
 def test_the_map_of_a_single_node_changes_no_address() -> None:
