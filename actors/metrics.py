@@ -3,6 +3,8 @@
 It alone knows Prometheus and HTTP.  What the supervisor knows (who runs, how often restarted) is
 read from its file in the run directory, what the kernel knows from /proc, and both only when
 somebody asks: an idle node spends nothing here.
+
+What it has shown, and what it was told up to a second ago, it knows again when it is restarted.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from meterd.actors.frames.bundle import unbundle
 from meterd.actors.frames.sockets import Frame
 from meterd.actors.listening.http import HttpServer, Page, plain
 from meterd.actors.machine import processes
-from meterd.actors.measuring import exposition, health
+from meterd.actors.measuring import exposition, health, kept_page
 from meterd.actors.measuring.collected import Collected
 from meterd.actors.requests.answering import Answers
 from meterd.actors.starting import identity
@@ -44,7 +47,10 @@ class Metrics(Actor):
 
     def open(self) -> None:
         self._identity = identity.read(self.options.node.data_dir)
-        self._collected = Collected()
+        self._kept = kept_page.shared()
+        page = self._kept.read()
+        self._collected = Collected() if page is None else Collected.restored(page)
+        self._told = False  # anything since it was kept
         self._answers = Answers(self)
         self._processes = processes.Processes()
         self._scrape_seconds = 0.0
@@ -63,6 +69,7 @@ class Metrics(Actor):
     def handle(self, frames: list[bytes]) -> None:
         if frames[0] == b"telemetry":
             self._collected.take(frames[1].decode(), msgpack.unpackb(frames[2]))
+            self._told = True
         elif frames[0] == b"requests":
             for rid, header, body in unbundle(frames[1:]):
                 self._on_request(rid, header, body)
@@ -72,6 +79,8 @@ class Metrics(Actor):
 
     def tick(self, now: float) -> float:
         self._http.expire(now)
+        if self._told:
+            self._keep()
         return 1.0
 
     def report(self) -> None:
@@ -82,6 +91,10 @@ class Metrics(Actor):
 
     def close(self) -> None:
         self._http.close()
+
+    def _keep(self) -> None:
+        self._kept.write(self._collected.to_bytes())
+        self._told = False
 
     # Requests of clients, through the router
 
@@ -155,9 +168,11 @@ class Metrics(Actor):
 
     def _telemetry(self) -> bytes:
         began = time.monotonic()
+        usages = self._usages()
         numbers = self._collected.numbers()
         self._add_node(numbers)
-        self._add_actors(numbers)
+        self._add_actors(numbers, usages)
+        self._keep()  # no counter may fall below what is shown now
         page = exposition.render(numbers, self._collected.histograms())
         self._scrape_seconds = time.monotonic() - began
         return page
@@ -181,15 +196,25 @@ class Metrics(Actor):
         numbers["telemetry_dropped_total"][()] = len(self._collected.unknown)
         numbers["exporter_scrape_duration_seconds"][()] = self._scrape_seconds
 
-    def _add_actors(self, numbers: dict[str, dict[tuple[str, ...], float]]) -> None:
+    def _usages(self) -> dict[str, processes.Usage]:
+        """What each process of the node takes; their processor time is counted."""
         page = self._supervised()
-        pids = {name: actor["pid"] for name, actor in page["actors"].items()}
-        for name, actor in page["actors"].items():
+        pids = {name: actor["pid"] for name, actor in page["actors"].items() if actor["pid"]}
+        pids["supervisor"] = page["pid"]
+        usages = self._processes.usages(pids)
+        for name, usage in usages.items():
+            self._collected.take_processor_time(name, pids[name], usage.cpu_seconds)
+        return usages
+
+    def _add_actors(
+        self,
+        numbers: dict[str, dict[tuple[str, ...], float]],
+        usages: Mapping[str, processes.Usage],
+    ) -> None:
+        for name, actor in self._supervised()["actors"].items():
             numbers["actor_restarts_total"][(name,)] = actor["restarts"]
             numbers["actor_ready"][(name,)] = float(actor["ready"])
-        there = {name: pid for name, pid in pids.items() if pid} | {"supervisor": page["pid"]}
-        for name, usage in self._processes.usages(there).items():
-            numbers["actor_cpu_seconds_total"][(name,)] = usage.cpu_seconds
+        for name, usage in usages.items():
             numbers["actor_resident_memory_bytes"][(name,)] = usage.resident_bytes
             numbers["actor_proportional_memory_bytes"][(name,)] = usage.proportional_bytes
 

@@ -30,6 +30,7 @@ from meterd.actors.ingest import Ingest
 from meterd.actors.machine import clean_pages, journal, late_compiles
 from meterd.actors.machine.journal import timed
 from meterd.actors.machine.notify import Notifier
+from meterd.actors.measuring import kept_page
 from meterd.actors.metrics import Metrics
 from meterd.actors.options import Options
 from meterd.actors.query import Query
@@ -127,6 +128,7 @@ def _prepare(options: Options, notifier: Notifier) -> str:
         warm_kernels()
     late_compiles.tell()
     lease_words.shared()  # before the fork
+    kept_page.shared()
     rings.make_rings()
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
     gc.freeze()  # before the fork: what is there by now stays, and its pages are shared

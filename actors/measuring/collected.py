@@ -1,7 +1,8 @@
 """Puts together what the actors of a node have counted, across their restarts.
 
 An actor counts from the start of its process.  When a snapshot comes from a new process, what the
-old one had counted is kept as a base, so a counter on the page never falls while this actor lives.
+old one had counted is kept as a base, so a counter on the page never falls while the node runs:
+`to_bytes` and `restored` carry all of it over a restart of the metrics actor.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import lru_cache
+
+import msgpack
 
 from meterd.actors.measuring.catalog import BY_NAME, FAMILIES, Kind
 from meterd.actors.measuring.telemetry import BOUNDS, Snapshot
@@ -47,7 +50,7 @@ class Source:
     pid: int = 0
     last: Snapshot = field(default_factory=lambda: {name: {} for name in SECTIONS})
     # Totals of its earlier processes.
-    counters: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
     histograms: dict[str, list[float]] = field(default_factory=dict)
 
     def take(self, snapshot: Snapshot) -> None:
@@ -67,6 +70,31 @@ class Collected:
     def __init__(self) -> None:
         self._sources: dict[str, Source] = defaultdict(Source)
         self.unknown: set[str] = set()
+
+    @classmethod
+    def restored(cls, page: bytes) -> Collected:
+        """Return what `to_bytes` has written."""
+        collected = cls()
+        sources, unknown = msgpack.unpackb(page)
+        collected.unknown = set(unknown)
+        for actor, said in sources.items():
+            collected._sources[actor] = Source(*said)
+        return collected
+
+    def to_bytes(self) -> bytes:
+        """Return all of it."""
+        sources = {
+            actor: (one.pid, one.last, one.counters, one.histograms)
+            for actor, one in self._sources.items()
+        }
+        packed: bytes = msgpack.packb((sources, list(self.unknown)))
+        return packed
+
+    def take_processor_time(self, actor: str, pid: int, seconds: float) -> None:
+        """Take what the process of an actor has used, as if the actor had counted it."""
+        counters = {f'actor_cpu_seconds_total{{actor="{actor}"}}': seconds}
+        snapshot: Snapshot = {"pid": pid} | {name: {} for name in SECTIONS}
+        self.take(f"process of {actor}", snapshot | {"counters": counters})
 
     def take(self, actor: str, snapshot: Snapshot) -> None:
         """Take the newest snapshot of an actor; names that no table has are kept apart."""

@@ -95,8 +95,8 @@ def test_events_are_counted_in_telemetry(node: Node) -> None:
 
 @pytest.mark.parametrize("name", ACTORS)
 def test_every_actor_may_be_killed(node: Node, name: str) -> None:
-    """Each comes back, work goes on, and what was stored is still there."""
-    before = node.pids()
+    """Each comes back, work goes on, what was stored is still there, and no counter has fallen."""
+    before, shown = node.pids(), numbers(node)
     node.kill_actor(name)
 
     def back() -> bool:
@@ -106,6 +106,9 @@ def test_every_actor_may_be_killed(node: Node, name: str) -> None:
         return actor["pid"] != before[name] and others
 
     eventually(back, f"{name} is ready again")
+    now = numbers(node)
+    counted = {key for key in shown if key[0].endswith(("_total", "_count", "_sum"))}
+    assert {key: (shown[key], now[key]) for key in counted if now[key] < shown[key]} == {}
     with node.client() as client:
         client.put_metric("deaths", aggregation="count")
         event = Event(name, "deaths")

@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from meterd.actors.measuring.catalog import BY_NAME, FAMILIES, PREFIX
 from meterd.actors.measuring.collected import Collected, key_of
 from meterd.actors.measuring.exposition import render
+from meterd.actors.measuring.kept_page import HEAD, PLACE_SIZE, KeptPage
 from meterd.actors.measuring.telemetry import BOUNDS, REPEAT_TURNS, Telemetry
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -69,6 +70,49 @@ def test_counters_never_fall_when_an_actor_restarts() -> None:
     assert page["billing_wal_fsync_duration_seconds_count"][()] == 7 + 1 + 2
     assert page["billing_wal_fsync_duration_seconds_sum"][()] == 100
     assert page["billing_wal_offset_bytes"][()] == 300
+
+
+def test_a_restart_of_who_collects_forgets_nothing() -> None:
+    collected = Collected()
+    for pid, added in ((1, 5), (2, 1)):
+        telemetry = Telemetry("toy")
+        telemetry.add("wal_appends_total", added)
+        telemetry.add("surprises_total")
+        telemetry.observe("wal_fsync_duration_seconds", 10.0, added)
+        telemetry.set("peers", 2)
+        telemetry.keep("view_changes_total", 85)
+        collected.take("wal_writer", snapshot(pid, telemetry))
+    restored = Collected.restored(collected.to_bytes())
+    assert page_of(restored) == page_of(collected)
+    assert restored.unknown == collected.unknown
+    assert restored.gauge("peers") == 2
+    telemetry = Telemetry("toy")
+    telemetry.add("wal_appends_total", 2)
+    restored.take("wal_writer", snapshot(3, telemetry))
+    assert page_of(restored)["billing_wal_appends_total"][()] == 5 + 1 + 2
+
+
+def test_processor_time_does_not_fall_with_a_process() -> None:
+    collected, shown = Collected(), []
+    for pid, seconds in ((1, 5.25), (1, 7.5), (2, 0.25), (2, 1.0)):
+        collected.take_processor_time("usage", pid, seconds)
+        shown.append(page_of(collected)["billing_actor_cpu_seconds_total"][("usage",)])
+    assert shown == [5.25, 7.5, 7.75, 8.5]
+
+
+def test_a_page_that_was_not_written_whole_leaves_the_one_before() -> None:
+    kept = KeptPage()
+    assert kept.read() is None
+    for page in (b"first", b"second", b"third and longest"):
+        kept.write(page)
+        assert kept.read() == page
+    newest = 3 % 2 * PLACE_SIZE + HEAD.size
+    kept._memory[newest] ^= 1
+    assert kept.read() == b"second"
+    kept.write(b"fourth")
+    assert kept.read() == b"fourth"
+    kept.write(bytes(PLACE_SIZE))
+    assert kept.read() == b"fourth"
 
 
 def test_a_total_that_the_state_keeps_is_taken_as_it_is() -> None:
