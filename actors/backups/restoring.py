@@ -95,33 +95,54 @@ class Plan:
         }
 
 
-def choose(contents: Contents, name: str | None) -> Manifest:
+def choose(
+    contents: Contents, name: str | None, node: int | None = None, data_dir: str = ""
+) -> Manifest:
     """Return the backup of a name, or the newest, whose chain is what it was built on.
 
+    Of several nodes it is that of `node`, or else of the one that `data_dir` belongs to.
     Raises NotFound, Corrupt, BadRequest.
     """
-    manifest = _named(contents, name)
+    manifest = _newest(contents, node, data_dir) if name is None else _named(contents, name)
+    if node not in (None, manifest.node_id):
+        raise BadRequest(f"{manifest.name} is of node {manifest.node_id}")
     for file, problem in contents.chain_problems(manifest):
         raise Corrupt(file, 0, f"{problem}; {manifest.name} is built on it")
     return manifest
 
 
-def _named(contents: Contents, name: str | None) -> Manifest:
-    if name is not None:
-        if name in contents.broken:
-            raise Corrupt(f"{name}/{FILE_NAME}", 0, contents.broken[name])
-        if name not in contents.manifests:
-            raise NotFound(f"there is no backup {name}")
-        return contents.manifests[name]
+def _named(contents: Contents, name: str) -> Manifest:
+    if name in contents.broken:
+        raise Corrupt(f"{name}/{FILE_NAME}", 0, contents.broken[name])
+    if name not in contents.manifests:
+        raise NotFound(f"there is no backup {name}")
+    return contents.manifests[name]
+
+
+def _newest(contents: Contents, node: int | None, data_dir: str) -> Manifest:
     if contents.broken:
         bad, problem = min(contents.broken.items())
         raise Corrupt(f"{bad}/{FILE_NAME}", 0, f"{problem}; name the backup to use")
-    if not contents.manifests:
-        raise NotFound("there is no backup")
-    owners = {(one.cluster_id, one.node_id) for one in contents.manifests.values()}
+    found = [one for one in contents.manifests.values() if node in (None, one.node_id)]
+    if not found:
+        raise NotFound("there is no backup" + ("" if node is None else f" of node {node}"))
+    owners = {(one.cluster_id, one.node_id) for one in found}
     if len(owners) > 1:
-        raise BadRequest("there are backups of several nodes; name the one to use")
-    return newest_first(contents.manifests.values())[0]
+        owners &= _owner_of(data_dir) if data_dir else set()
+    if len(owners) != 1:
+        nodes = ", ".join(map(str, sorted({one.node_id for one in found})))
+        many = f"nodes {nodes}" if node is None else f"node {node} of several clusters"
+        raise BadRequest(f"there are backups of {many}; say which with --node or --backup")
+    return newest_first(one for one in found if (one.cluster_id, one.node_id) in owners)[0]
+
+
+def _owner_of(data_dir: str) -> set[tuple[str, int]]:
+    """Say which node of which cluster a directory belongs to, if it can be read there."""
+    try:
+        who = identity.read(data_dir)
+    except BootFailed:
+        return set()
+    return {(who.cluster_id_hex, who.node_id)}
 
 
 def plan(shelf: Shelf, manifest: Manifest, data_dir: str, scope: Scope) -> Plan:

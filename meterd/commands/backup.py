@@ -16,6 +16,7 @@ from meterd.commands.session import AdminError, AdminGroup, Session, command, ex
 from meterd.commands.tables import Column, format_bytes, group_thousands
 from meterd.exits import AdminExit
 from meterd.protocol.errors import MeterdError
+from meterd.protocol.limits import NODE_MAX
 
 if TYPE_CHECKING:
     from meterd.actors.backups.shelf import Contents, Shelf
@@ -37,6 +38,8 @@ def _source(_ctx: click.Context, _param: click.Parameter, source: str | None) ->
 from_option = click.option("--from", "source", envvar=FROM_VARIABLE, callback=_source,
                            metavar="DIR|URL", help=f"Where the backups lie [env: {FROM_VARIABLE}].")
 name_option = click.option("--backup", "name", metavar="NAME", help="This backup.")
+node_option = click.option("--node", type=click.IntRange(0, NODE_MAX), metavar="N",
+                           help="Of this node's backups [default: the data directory's].")
 scratch_option = click.option("--scratch", metavar="DIR",
                               help="Where there is room for a copy [default: the system's].")
 tell_option = click.option("--tell", is_flag=True,
@@ -51,6 +54,13 @@ def backup() -> None:
 def whole_target(text: str) -> str:
     """A directory as the node can find it, or a URL."""
     return text if "://" in text else os.path.abspath(text)
+
+
+def configured_directory() -> str:
+    """The data directory of this machine's configuration."""
+    from meterd import config
+
+    return config.load({}, os.environ, None).node.data_dir
 
 
 def open_shelf(source: str) -> "tuple[Shelf, Contents]":

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meterd.commands.backup import (
+    configured_directory,
     from_option,
     name_option,
+    node_option,
     open_shelf,
     scratch_option,
     tell_nodes,
@@ -40,6 +42,7 @@ NS = 1_000_000_000
 @command("drill", short_help="Prove that the newest backup can be restored.")
 @from_option
 @name_option
+@node_option
 @scratch_option
 @click.option("--max-rto", callback=parse_duration, metavar="DURATION",
               help="Exit code 1 when restore and start take longer.")
@@ -47,10 +50,11 @@ NS = 1_000_000_000
               help="Exit code 1 when the backup is older.")
 @click.option("--report", metavar="FILE", help="Write the JSON result there as well.")
 @tell_option
-def drill(session: Session, source: str, name: str | None, scratch: str | None,
+def drill(session: Session, source: str, name: str | None, node: int | None, scratch: str | None,
           max_rto: int | None, max_rpo: int | None, report: str | None, tell: bool) -> None:
     """Restore the newest backup into a scratch directory, start a node on it, compare, remove it.
 
+    Where backups of several nodes lie, of the node of this machine's data directory, or of --node.
     No node is started on that of a member of a cluster, which would wait for the others.
 
     RTO is the time from nothing to a node that serves, control totals compared on the way; RPO is
@@ -59,7 +63,7 @@ def drill(session: Session, source: str, name: str | None, scratch: str | None,
     from meterd.actors.backups import restoring
 
     shelf, contents = open_shelf(source)
-    manifest = restoring.choose(contents, name)
+    manifest = restoring.choose(contents, name, node, configured_directory())
     rpo = (time.time_ns() - manifest.cut.taken) / NS
     home = tempfile.mkdtemp(prefix="meterd-drill-", dir=scratch)
     try:

@@ -1,12 +1,17 @@
 """`meterctl restore`: a backup becomes a data directory again, while no node runs on it."""
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from meterd.commands.backup import from_option, name_option, open_shelf
+from meterd.commands.backup import (
+    configured_directory,
+    from_option,
+    name_option,
+    node_option,
+    open_shelf,
+)
 from meterd.commands.console import Progress, field_lines, warn
 from meterd.commands.moments import format_moment
 from meterd.commands.session import AdminError, AdminGroup, Session, command
@@ -23,11 +28,7 @@ def restore() -> None:
 
 
 def _directory(_ctx: click.Context, _param: click.Parameter, given: str | None) -> str:
-    if given:
-        return given
-    from meterd import config
-
-    return config.load({}, os.environ, None).node.data_dir
+    return given or configured_directory()
 
 
 def restore_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,6 +36,7 @@ def restore_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         from_option,
         name_option,
+        node_option,
         click.option("--data-dir", metavar="DIR", callback=_directory,
                      help="The data directory to restore; what is there is moved aside "
                           "[default: the one of this machine's configuration]."),
@@ -49,9 +51,10 @@ def restore_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @command("node", short_help="Restore one node.")
 @restore_options
-def node(session: Session, source: str, name: str | None, data_dir: str, plan_only: bool,
-         level: Any) -> None:
+def node(session: Session, **how: Any) -> None:
     """Restore the data directory of a node from a backup of it, the newest unless one is named.
+
+    Where backups of several nodes lie, of the node that the directory belongs to, or of --node.
 
     The plan comes first; without --yes it asks. The backup is fetched into a new directory and
     verified there; only then the old one is moved aside. Nothing is deleted.
@@ -59,28 +62,27 @@ def node(session: Session, source: str, name: str | None, data_dir: str, plan_on
     Exit code 6: another node's directory, or nobody to ask; 9: the backup is damaged; 10: the node
     runs; 11: too little room.
     """
-    _restore(session, "node", source, name, data_dir, plan_only, level)
+    _restore(session, "node", **how)
 
 
 @command("cluster", short_help="Restore a whole cluster.")
 @restore_options
-def cluster(session: Session, source: str, name: str | None, data_dir: str, plan_only: bool,
-            level: Any) -> None:
+def cluster(session: Session, **how: Any) -> None:
     """Restore the cluster of a single node: the same as restore node."""
-    _restore(session, "cluster", source, name, data_dir, plan_only, level)
+    _restore(session, "cluster", **how)
 
 
 for _command in (node, cluster):
     restore.add_command(_command)
 
 
-def _restore(session: Session, scope: Any, source: str, name: str | None, data_dir: str,
-             *how: Any) -> None:
+def _restore(session: Session, scope: Any, *, source: str, name: str | None, node: int | None,
+             data_dir: str, plan_only: bool, level: Any) -> None:
     from meterd.actors.backups import restoring
 
-    plan_only, level = how
     shelf, contents = open_shelf(source)
-    todo = restoring.plan(shelf, restoring.choose(contents, name), data_dir, scope)
+    manifest = restoring.choose(contents, name, node, data_dir)
+    todo = restoring.plan(shelf, manifest, data_dir, scope)
     document = {"plan": todo.to_map(), "done": False}
     if plan_only:
         session.console.show(document, lambda: plan_lines(todo))
