@@ -37,7 +37,7 @@ from meterd.commands import (
     topology,
     usage,
 )
-from meterd.commands.console import warn
+from meterd.commands.console import forget, warn, while_read
 from meterd.commands.session import AdminError, AdminGroup, admin_error_of
 from meterd.exits import AdminExit
 from meterd.protocol.errors import MeterdError
@@ -100,11 +100,8 @@ class Meterctl(AdminGroup):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> None:
-        try:
+        with while_read(sys.stdout):  # before click sees it, which would end with 1
             super().invoke(ctx)
-            sys.stdout.flush()
-        except BrokenPipeError:  # before click sees it, which would end with 1
-            _forget_output()
 
 
 cli = Meterctl(
@@ -126,18 +123,25 @@ def main(prog_name: str = "meterctl", args: list[str] | None = None) -> NoReturn
     # Whoever starts it may have closed them; then they are None.
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     sys.exit(run(prog_name, args))
 
 
 def run(prog_name: str = "meterctl", args: list[str] | None = None) -> int:
-    """Run one command; its exit code. Everything that can end a command is named here."""
+    """Run one command; its exit code."""
+    return _flushed(_run(prog_name, args))
+
+
+def _run(prog_name: str, args: list[str] | None) -> int:
+    """Everything that can end a command is named here."""
     try:
         ending = cli.main(args=args, prog_name=prog_name, standalone_mode=False)
         return ending or AdminExit.GOOD
     except SystemExit as ending:
-        return _flushed(ending.code if isinstance(ending.code, int) else AdminExit.GOOD)
+        return ending.code if isinstance(ending.code, int) else AdminExit.GOOD
     except click.ClickException as error:
-        error.show()
+        with while_read(sys.stderr):
+            error.show()
         return AdminExit.USAGE
     except AdminError as error:
         return _report(error)
@@ -176,7 +180,7 @@ def _on_os_error(error: OSError) -> int:
     try:
         sys.stdout.flush()
     except OSError:
-        _forget_output()
+        forget(sys.stdout)
     if error.errno not in _OS_ERRORS:
         traceback.print_exception(error)
         return _report(AdminError(AdminExit.INTERNAL, "internal", f"a bug: {error!r}"))
@@ -186,14 +190,7 @@ def _on_os_error(error: OSError) -> int:
 
 def _flushed(exit_code: int) -> int:
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _forget_output()
+        with while_read(sys.stdout):
+            return exit_code
     except OSError as error:
         return _on_os_error(error)
-    return exit_code
-
-
-def _forget_output() -> None:
-    """Point standard output at nothing: the reader went away, as `head` does, and that is fine."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

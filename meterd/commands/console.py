@@ -4,14 +4,17 @@ Invariants:
   * standard output holds the result and nothing else; progress and warnings go to standard error;
   * JSON has stable names and may grow; tables are for people and may change;
   * JSON is one line unless a person is looking, and lists are written row by row as they arrive,
-    so a listing of any length needs little memory.
+    so a listing of any length needs little memory;
+  * a reader who goes away, as `head` does, ends what is written and not the command: its verdict
+    is the exit code.
 """
 
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -56,15 +59,16 @@ class Console:
 
         `rows` names the list in it that it is about: as JSON lines that is a line for each.
         """
-        if self.is_table:
-            for line in lines():
-                self.write_line(line)
-        elif rows is not None and self.output == "ndjson":
-            for row in document[rows]:
-                self.write_line(to_json(row))
-        else:
-            indent = 2 if self.terminal and self.output == "json" else None
-            self.write_line(to_json(document, indent))
+        with while_read(self.stream):
+            if self.is_table:
+                for line in lines():
+                    self.write_line(line)
+            elif rows is not None and self.output == "ndjson":
+                for row in document[rows]:
+                    self.write_line(to_json(row))
+            else:
+                indent = 2 if self.terminal and self.output == "json" else None
+                self.write_line(to_json(document, indent))
 
     def show_listing(
         self,
@@ -74,13 +78,14 @@ class Console:
         tail: Callable[[], Row] | None = None,
     ) -> None:
         """Write rows as they arrive; `head` and `tail` are the rest of the JSON document."""
-        if self.is_table:
-            self.write_table(listing.columns, (listing.cells(row) for row in rows))
-        elif self.output == "ndjson":
-            for row in rows:
-                self.write_line(to_json(row))
-        else:
-            self._stream_document(listing.key, rows, head or {}, tail)
+        with while_read(self.stream):
+            if self.is_table:
+                self.write_table(listing.columns, (listing.cells(row) for row in rows))
+            elif self.output == "ndjson":
+                for row in rows:
+                    self.write_line(to_json(row))
+            else:
+                self._stream_document(listing.key, rows, head or {}, tail)
 
     def write_table(self, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
         for line in render(columns, rows, self.width, self.colour):
@@ -100,6 +105,22 @@ class Console:
         rest = tail() if tail is not None else {}
         closing = "".join(f", {json.dumps(k)}: {to_json(v)}" for k, v in rest.items())
         self.write_line(f"]{closing}}}")
+
+
+@contextmanager
+def while_read(stream: TextIO) -> Iterator[None]:
+    """Do what writes to a stream, up to its end or until nobody reads it any longer."""
+    try:
+        yield
+        stream.flush()
+    except BrokenPipeError:
+        forget(stream)
+
+
+def forget(stream: TextIO) -> None:
+    """Point a stream at nothing; what it still holds goes there, too."""
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), stream.fileno())
 
 
 def to_json(value: object, indent: int | None = None) -> str:
@@ -131,7 +152,8 @@ def field_lines(named: Iterable[tuple[str, str]]) -> list[str]:
 
 def warn(text: str) -> None:
     """Write one line to standard error."""
-    print(f"meterctl: {printable(text)}", file=sys.stderr, flush=True)
+    with while_read(sys.stderr):
+        print(f"meterctl: {printable(text)}", file=sys.stderr)
 
 
 def uses_colour() -> bool:

@@ -2,15 +2,19 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import pytest
 
 from meterd import admin
+from meterd.actors.backups.shelf import Shelf
 from meterd.client import Unsendable
 from meterd.commands import nodes
 from meterd.commands.console import Console, Listing
@@ -25,6 +29,8 @@ from meterd.protocol.errors import (
     Refused,
     Unreachable,
 )
+from tests.support.backup_manifests import manifest
+from tests.support.ports import free_ports
 
 DOCUMENT = (Path(admin.__file__).parent.parent / "docs" / "METERCTL.md").read_text()
 GLOBAL = {"nodes", "timeout", "output", "yes", "help", "version"}
@@ -179,6 +185,45 @@ def test_a_full_disk_under_standard_output_is_said_to_be_one(monkeypatch, capsys
     assert capsys.readouterr().err == "meterctl: disk_full: output: No space left on device\n"
 
 
+@contextmanager
+def nobody_reads(name: str, monkeypatch, *, buffered: bool) -> Iterator[None]:
+    """A standard stream whose reader has gone away."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with (
+        open(writing, "wb", -1 if buffered else 0) as raw,
+        io.TextIOWrapper(raw, write_through=not buffered) as stream,
+    ):
+        monkeypatch.setattr(sys, name, stream)
+        yield
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("output", ["json", "ndjson", "table"])
+def test_who_stops_reading_changes_no_verdict(output, name, buffered, tmp_path, monkeypatch):
+    (tmp_path / "meterd-one.partial").mkdir()
+    Shelf.at(str(tmp_path)).publish(manifest("meterd-one"))  # without the files that it names
+    events = tmp_path / "events"
+    events.write_text("no event\n")
+    damaged = ("backup", "verify", "--from", str(tmp_path))
+    told = (*damaged, "--tell", "-n", f"127.0.0.1:{free_ports(1)[0]}", "--timeout", "0.05")
+    cases = (
+        (damaged, AdminExit.CORRUPT),
+        (told, AdminExit.CORRUPT),
+        (("ingest", str(events)), AdminExit.PARTLY),
+        (("backup", "list", "--from", str(tmp_path), "--max-age", "1s"), AdminExit.NO),
+        (("config", "show"), AdminExit.GOOD),
+        (("nonsense",), AdminExit.USAGE),
+        (("backup", "verify", "--from", str(tmp_path), "--backup", "x"), AdminExit.NOT_FOUND),
+    )
+    for words, exit_code in cases:
+        with nobody_reads(name, monkeypatch, buffered=buffered):
+            ended = admin.run(args=["-o", output, *words])
+        assert ended == exit_code, words
+
+
 def test_a_directory_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
     def missing(*_args):
         raise FileNotFoundError(2, "No such file or directory", "/nonexistent/scratch")
@@ -190,7 +235,8 @@ def test_a_directory_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
 
 def test_closed_standard_streams_are_no_bug():
     program = Path(admin.__file__).parent.parent / "bin" / "meterctl"
-    for closed, args in ((">&-", "config show"), ("<&-", "metric delete calls")):
+    cases = ((">&-", "config show"), ("<&-", "metric delete calls"), ("2>&-", "metric delete x"))
+    for closed, args in cases:
         line = f"{sys.executable} {program} {args} {closed}"
         ended = subprocess.run(["sh", "-c", line], capture_output=True, check=False, text=True)
         assert ended.returncode in (AdminExit.GOOD, AdminExit.REFUSED), ended.stderr
