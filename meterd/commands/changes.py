@@ -88,11 +88,14 @@ def await_condition(session: Session, condition: str, patience: float) -> Row:
     if condition == "leader":
         document = await_cluster(session, _has_leaders, "a leader for every partition", patience)
     else:
-        deadline = time.monotonic() + patience
-        groups = _ask_until(session, deadline)["groups"]
-        done = partial(_has_caught_up, {one["group"]: one["commit"] for one in groups})
-        left = max(0.0, deadline - time.monotonic())
-        document = await_cluster(session, done, "every node caught up", left)
+        commits: dict[int, int] = {}
+
+        def done(document: Row) -> bool:
+            if not commits:
+                commits.update({one["group"]: one["commit"] for one in document["groups"]})
+            return _has_caught_up(commits, document)
+
+        document = await_cluster(session, done, "every node caught up", patience)
     return {key: document[key] for key in ("members_version", "reachable", "configured")}
 
 

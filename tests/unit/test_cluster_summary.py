@@ -117,7 +117,7 @@ LED = {
     "reachable": 1,
     "configured": 1,
     "nodes": [{"node": 1, "reachable": True}],
-    "groups": [{"group": 0, "leader": 1}],
+    "groups": [{"group": 0, "leader": 1, "commit": 5}],
 }
 
 
@@ -154,3 +154,30 @@ def test_it_gives_up_when_its_time_is_over_or_asking_again_is_no_use(
     with pytest.raises(AdminError) as caught:
         changes.await_condition(Session(), "leader", patience)
     assert caught.value.exit_code == code and len(asked) == 1
+
+
+def test_who_waits_in_vain_is_told_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, 0, AdminExit.GOOD)
+    monkeypatch.setattr(changes, "_has_caught_up", lambda *_: False)
+    with pytest.raises(AdminError, match=r"after 0\.25 s"):
+        changes.await_condition(Session(), "caught-up", 0.25)
+
+
+def test_caught_up_is_who_has_what_was_committed_when_it_was_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each answer tells of more."""
+    commits = iter(range(7, 100))
+    monkeypatch.setattr(changes, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(
+        changes, "ask_cluster", lambda _: LED | {"groups": [{"group": 0, "commit": next(commits)}]}
+    )
+    seen = []
+
+    def caught_up(commits: dict[int, int], _document: Any) -> bool:
+        seen.append(dict(commits))
+        return len(seen) == 3
+
+    monkeypatch.setattr(changes, "_has_caught_up", caught_up)
+    changes.await_condition(Session(), "caught-up", 60.0)
+    assert seen == [{0: 7}] * 3
