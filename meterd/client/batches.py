@@ -324,8 +324,9 @@ def ingest_result(source: Source, job: Job) -> IngestResult:
     if result.unknown == 0:
         return result
     rows = [item.index for item in result.items if item.status == "unknown"]
+    why = error or "nodes answer, but not that a majority has stored them"
     raise IngestUndecided(
-        f"{result.unknown} of {result.received} events are undecided: {error or 'see items'}",
+        f"{result.unknown} of {result.received} events are undecided: {why}",
         result,
         source.undecided(rows),
     ) from error

@@ -373,6 +373,20 @@ def test_what_cannot_be_encoded_does_not_hide_what_is_undecided(error: MeterdErr
         assert isinstance(caught.value.__cause__, Unsendable)
 
 
+def test_what_a_minority_leaves_undecided_is_said_in_words() -> None:
+    source = EventSource([Event("acme", "calls", 1, 7, "id-1")])
+    session, job = session_of(timeout_s=0.5), Job(ingest_calls(source, "sync", None))
+    session.start(0.0, job)
+    [(_, frames, _)] = sent(session)
+    unknown = IngestResult(1, unknown=1, items=[(0, "unknown", "")])
+    session.on_answer(0.1, HERE, result_to(frames, unknown))
+    session.on_tick(1.0)
+    with pytest.raises(IngestUndecided) as caught:
+        ingest_result(source, job)
+    why = "nodes answer, but not that a majority has stored them"
+    assert caught.value.message == f"1 of 1 events are undecided: {why}"
+
+
 def test_an_abandoned_job_leaves_nothing_behind() -> None:
     session, job = session_of(), job_of()
     session.start(0.0, job)
