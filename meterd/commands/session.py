@@ -66,6 +66,8 @@ _HINT_OF_CODE = {
     "metric_conflict": "--replace makes a new version, for events from now on",
     "unreachable": "is the node running? Name it with -n HOST:PORT",
     "disk_stop": "free disk space; meterctl disk status says what uses it",
+    "deadline_exceeded": "a change may still happen; --timeout SECONDS waits longer",
+    "restarting": "a part of the node was restarted; try again",
 }
 
 

@@ -105,7 +105,9 @@ def test_a_configuration_is_checked_and_shown_without_a_node(tmp_path, monkeypat
 def test_every_code_of_the_protocol_ends_with_a_known_exit_code():
     for code in CODES:
         error = type("Coded", (Overloaded,), {"code": code})("text")
-        assert admin.admin_error_of(error).exit_code is not AdminExit.GOOD
+        ended = admin.admin_error_of(error)
+        assert ended.exit_code is not AdminExit.GOOD
+        assert "ids" not in ended.hint.split(), "most commands send no events"
 
 
 @pytest.mark.parametrize(
