@@ -42,7 +42,7 @@ Setting = tuple[str, str, object, str]
 
 def load(flags: Mapping[str, str], environment: Mapping[str, str], path: str | None) -> Options:
     """Read all sources and return complete options.  Raises ConfigError."""
-    path = path or environment.get(FILE_VARIABLE)
+    path = path or environment.get(FILE_VARIABLE) or None  # an empty one is as good as none
     merged: dict[str, dict[str, object]] = {}
     sources = [*from_file(path), *from_environment(environment), *from_flags(flags)]
     for section, key, value, origin in sources:

@@ -123,6 +123,10 @@ def test_a_complaint_names_key_origin_and_a_way_out(
         assert word in str(caught.value)
 
 
+def test_a_variable_for_the_file_that_is_empty_names_none() -> None:
+    assert config.load({}, {"METERD_CONFIG": ""}, None) == config.load({}, {}, None)
+
+
 @pytest.mark.parametrize("written", ["true", '"true"', "false", '"false"'])
 def test_a_switch_is_written_as_toml_has_it_or_as_text(tmp_path: Path, written: str) -> None:
     wanted = "true" in written
