@@ -22,7 +22,8 @@ from meterd.protocol.errors import BadRequest, Exists, NotFound, StoreFailed
 # Larger objects are sent in parts of this size, of which one is in memory; 10,000 are allowed.
 PART_SIZE = 16 << 20
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 10, 60, 3
-URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?")
+SCHEME = "s3://"
+BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 # Not every service knows the condition "only if there is no such object yet".
 UNKNOWN_CONDITION = ("NotImplemented", "501", "InvalidArgument")
 
@@ -31,11 +32,13 @@ class S3Store:
     """One bucket, and a prefix that all names get."""
 
     def __init__(self, url: str) -> None:
-        match = URL.fullmatch(url.rstrip("/"))
-        if match is None:
-            raise BadRequest(f"{url!r} is not s3://BUCKET/PREFIX")
+        self._bucket, _, prefix = url.removeprefix(SCHEME).rstrip("/").partition("/")
+        if not BUCKET.fullmatch(self._bucket):
+            raise BadRequest(
+                f"{url}: {self._bucket!r} is no name of a bucket: 3 to 63 small letters, digits,"
+                " dots and dashes, a letter or digit first and last"
+            )
         self.url = url.rstrip("/")
-        self._bucket, prefix = match[1], match[2]
         self._prefix = f"{check_name(prefix)}/" if prefix else ""
         config = Config(
             connect_timeout=CONNECT_SECONDS,

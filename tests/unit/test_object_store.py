@@ -115,6 +115,12 @@ def test_a_store_has_a_whole_address(url: str) -> None:
         open_store(url)
 
 
+@pytest.mark.parametrize("bucket", ["x", "B", "b_c", "-bc", "a" * 64, ""])
+def test_what_is_wrong_with_a_bucket_is_said(bucket: str) -> None:
+    with pytest.raises(BadRequest, match=f"'{bucket}' is no name of a bucket: 3 to 63"):
+        open_store(f"s3://{bucket}/y")
+
+
 def test_a_directory_that_is_not_there_is_no_store(tmp_path: Path) -> None:
     """It may be a volume that is not mounted: what is written there would be lost."""
     store = DirectoryStore(str(tmp_path / "mount"))
