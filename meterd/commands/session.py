@@ -251,10 +251,23 @@ class AdminGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         helps = args and args[0] in ctx.help_option_names
-        named = any(arg in self.commands or arg in self.later for arg in args)
-        if self.default and not helps and not named:
+        first = self._behind_options(args)
+        if self.default and not helps and first not in self.commands and first not in self.later:
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+    def _behind_options(self, args: list[str]) -> str:
+        """What follows the group's own options: a command's name, or what is the default's."""
+        options = [option for option in self.params if isinstance(option, click.Option)]
+        valued = {name for option in options for name in option.opts if not option.is_flag}
+        flags = {name for option in options for name in option.opts if option.is_flag}
+        rest = iter(args)
+        for arg in rest:
+            if arg in valued:
+                next(rest, None)
+            elif arg not in flags and not arg.startswith(_with_values(valued)):
+                return arg
+        return ""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args[0] in self.later:
@@ -268,6 +281,11 @@ class AdminGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         take_global_options(ctx)
         return super().invoke(ctx)
+
+
+def _with_values(names: Iterable[str]) -> tuple[str, ...]:
+    """How options begin that hold their values themselves: `--timeout=5`, `-ojson`."""
+    return tuple(f"{name}=" if name.startswith("--") else name for name in names)
 
 
 def command(name: str, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:

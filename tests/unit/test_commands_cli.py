@@ -285,6 +285,11 @@ def test_an_address_that_nobody_can_connect_to_is_a_usage_error(address, capsys)
         (["acme", "--metric", "tail"], "acme", "tail"),
         (["list", "list"], "list", None),
         (["-n", "x:1", "list", "tail"], "tail", None),
+        (["--metric", "rejected", "acme"], "acme", "rejected"),
+        (["--limit", "5", "tail"], "tail", None),
+        (["-nx:1", "--timeout=5", "--yes", "-o", "json", "list", "acme"], "acme", None),
+        (["-n", "tail:1", "acme"], "acme", None),
+        (["--output", "json", "acme", "--subtree"], "acme", None),
     ],
 )
 def test_events_of_an_account_need_no_command(args, account, metric, monkeypatch):
@@ -293,6 +298,11 @@ def test_events_of_an_account_need_no_command(args, account, metric, monkeypatch
     monkeypatch.setattr(COMMANDS["events", "list"], "callback", callback)
     assert admin.run(args=["events", *args]) == 0
     assert (seen[0]["account"], seen[0]["metric"]) == (account, metric)
+
+
+def test_options_of_the_default_command_do_not_go_with_another(capsys):
+    assert admin.run(args=["compact", "--all", "status"]) == AdminExit.USAGE
+    assert "unexpected extra argument (status)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
