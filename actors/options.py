@@ -23,6 +23,7 @@ from typing import Any
 
 from meterd.actors.starting import peer_list
 from meterd.protocol.errors import ConfigError
+from meterd.protocol.fields import is_host
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -534,7 +535,7 @@ def check(options: Options) -> None:
         raise _wrong("node.listen", "an address, such as 127.0.0.1, or 0.0.0.0 for every interface")
     if not node.data_dir:
         raise _wrong("node.data_dir", "a directory, such as ./data")
-    if node.advertise and not peer_list.is_host(node.advertise):
+    if node.advertise and not is_host(node.advertise):
         raise _wrong("node.advertise", f"{node.advertise!r} is no host name and no address")
     if node.port == node.http_port:
         raise _wrong("node.http_port", f"{node.http_port} is the application port")

@@ -194,18 +194,23 @@ def address(raw: object, where: str) -> str:
     """Return HOST:PORT as text, or raise BadRequest; whether it leads somewhere is not asked."""
     name = text(raw, limits.ADDRESS_SIZE_MAX, where)
     host, separator, port = name.rpartition(":")
-    if not (separator and _is_host(host) and port.isascii() and port.isdecimal()):
+    bracketed = host.startswith("[") and host.endswith("]")
+    good = is_ipv6(host[1:-1]) if bracketed else HOST_NAME.fullmatch(host) is not None
+    if not (good and separator and port.isascii() and port.isdecimal()):
         raise BadRequest(f"{where}: not HOST:PORT")
     if not 1 <= int(port[:6]) <= 65_535:
         raise BadRequest(f"{where}: not HOST:PORT")
     return name
 
 
-def _is_host(host: str) -> bool:
-    """Is this a name, an IPv4 address, or an IPv6 address in brackets?"""
-    if not (host.startswith("[") and host.endswith("]")):
-        return HOST_NAME.fullmatch(host) is not None
-    number, separator, zone = host[1:-1].partition("%")
+def is_host(host: str) -> bool:
+    """Is this a name or an address, IPv6 without brackets?"""
+    return is_ipv6(host) or HOST_NAME.fullmatch(host) is not None
+
+
+def is_ipv6(host: str) -> bool:
+    """Is this an IPv6 address, with or without a zone?"""
+    number, separator, zone = host.partition("%")
     if separator and HOST_NAME.fullmatch(zone) is None:
         return False
     try:

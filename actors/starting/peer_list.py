@@ -6,10 +6,9 @@ A replication port is the application port and 1000.  Pure text: nothing is look
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from typing import NamedTuple
 
+from meterd.protocol import fields
 from meterd.protocol.errors import ConfigError
 from meterd.protocol.raft_messages import NODE_BITS
 
@@ -17,8 +16,6 @@ REPLICATION_OFFSET = 1_000
 PORT_MAX = 65_535
 # A member of a group names its node in so many bits, and 0 is nobody.
 NODE_MAX = (1 << NODE_BITS) - 1
-# Names as DNS has them, and IPv4.
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
 SHAPE = "NODE_ID:HOST:REPLICATION_PORT, such as 1:node1.internal:8001 or 2:[::1]:8001"
 
 
@@ -50,23 +47,10 @@ def split(address: str) -> tuple[str, int]:
     host, separator, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     host = host[1:-1] if bracketed else host
-    good = _is_ipv6(host) if bracketed else is_host(host)
+    good = fields.is_ipv6(host) if bracketed else fields.is_host(host)
     if not (good and separator and port.isascii() and port.isdecimal() and len(port) <= 5):
         raise ConfigError(f"node.peers: {address!r} is not HOST:PORT")
     return host, int(port)
-
-
-def is_host(host: str) -> bool:
-    """Is this a name or an address, IPv6 without brackets?"""
-    return _is_ipv6(host) or NAME.fullmatch(host) is not None
-
-
-def _is_ipv6(host: str) -> bool:
-    try:
-        ipaddress.IPv6Address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def parse(text: str) -> tuple[Peer, ...]:
