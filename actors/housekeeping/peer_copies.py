@@ -26,8 +26,10 @@ LANE: Final = "copy"
 # Others that do not answer are not waited for longer than this.
 PATIENCE_SECONDS: Final = 60.0
 ASK_AGAIN_SECONDS: Final = 1.0
-# After a job that has failed, or was cancelled.
+# After a job that has failed, or was cancelled; each time later, because it may long be so, and is
+# said each time.  What has not failed for longer than the most of it begins anew.
 RETRY_SECONDS: Final = 10.0
+RETRY_SECONDS_MAX: Final = 300.0
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class PeerCopies(Service):
         super().__init__(sweeper)
         self.due = NEVER
         self._whole = False  # have all files come?
-        self._retry_at = 0.0
+        self._retry_at, self._retry_after = 0.0, RETRY_SECONDS
 
     def handle(self, frames: list[Any]) -> None:
         jobs = self.sweeper.jobs
@@ -83,8 +85,12 @@ class PeerCopies(Service):
     def _ended(self, job: Job) -> None:
         if job.state == "done":
             self._whole, self.due = True, 0.0
-        else:
-            self._retry_at = time.monotonic() + RETRY_SECONDS
+            return
+        now = time.monotonic()
+        if now > self._retry_at + RETRY_SECONDS_MAX:
+            self._retry_after = RETRY_SECONDS
+        self._retry_at = now + self._retry_after
+        self._retry_after = min(2 * self._retry_after, RETRY_SECONDS_MAX)
 
     def turn(self, now: float) -> None:
         self.due = NEVER

@@ -7,13 +7,17 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from meterd.actors.files.disk import LocalDisk
+from meterd.actors.housekeeping import peer_copies
 from meterd.actors.housekeeping.disk_watch import limits_of
+from meterd.actors.housekeeping.jobs import Job, Task
+from meterd.actors.housekeeping.peer_copies import PeerCopies
 from meterd.actors.log.wal_recovery import Recovery
 from meterd.actors.options import Node, Options
 from meterd.actors.replicating.heard_file import HeardFile, Places
@@ -285,3 +289,29 @@ def test_a_copy_leaves_the_space_that_the_node_needs_without_it(
     with pytest.raises(NoCopy, match="change faster"):  # it has room; nothing ever comes
         fetching.fetch(8)
     assert "seg-1-1.seg" in asked
+
+
+def test_what_cannot_be_had_is_asked_for_later_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt says why it failed, and a leader says every second what is lacking."""
+    now, tried = 1_000.0, []
+    monkeypatch.setattr(peer_copies.time, "monotonic", lambda: now)
+
+    def fails(kind: str, lane: str, work: Any, then: Callable[[Job], None]) -> None:
+        tried.append(now)
+        then(Job(1, kind, lane, work, Task(), 0, state="failed"))
+
+    options = Options(node=Node(id=7, data_dir=str(tmp_path)))
+    jobs = SimpleNamespace(active=lambda _kind: None, start=fails)
+    copies: Any = PeerCopies(SimpleNamespace(jobs=jobs, options=options, holds_still=False))  # type: ignore[arg-type]
+    for _ in range(1_300):
+        copies.handle([b"behind"])
+        now += 1.0
+    assert [int(at) - 1_000 for at in tried] == [0, 10, 30, 70, 150, 310, 610, 910, 1_210]
+    now += 2 * peer_copies.RETRY_SECONDS_MAX  # it has lacked nothing for a while
+    tried.clear()
+    for _ in range(11):
+        copies.handle([b"behind"])
+        now += 1.0
+    assert len(tried) == 2
