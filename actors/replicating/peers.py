@@ -118,6 +118,16 @@ class _Peer:
         self.untold_since = 0.0  # when the first came that it has not been told of
         self.reaches = False  # has it heard of this process?  At its address may be another node
 
+    def move(self, address: str, connections: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]) -> None:
+        """It is looked for elsewhere.  It may be the same process, so its numbers go on."""
+        self.address, self.connections = address, connections
+        self.forget(self.sequences[True])
+        self.reaches = False
+
+    def close(self) -> None:
+        for connection in self.connections:
+            connection.close()
+
     def forget(self, sequence: int) -> None:
         """What has this sequence, or a lower one, is on its way no more."""
         while self.on_way and self.on_way[0][0] <= sequence:
@@ -172,12 +182,15 @@ class Peers:
     def update(self, addresses: Mapping[int, str]) -> None:
         """Connect to nodes that are new or have moved, and leave those that are gone."""
         own_node = node_of(self.own.member)
-        for node in [n for n, peer in self._peers.items() if addresses.get(n) != peer.address]:
-            for connection in self._peers.pop(node).connections:
-                connection.close()
+        for node in self._peers.keys() - addresses.keys():
+            self._peers.pop(node).close()
         for node, address in addresses.items():
-            if node != own_node and node not in self._peers:
+            peer = self._peers.get(node)
+            if peer is None and node != own_node:
                 self._peers[node] = _Peer(address, self._connect(node, address))
+            elif peer is not None and peer.address != address:
+                peer.close()
+                peer.move(address, self._connect(node, address))
 
     def close(self) -> None:
         """Leave all nodes."""

@@ -189,6 +189,24 @@ def test_no_more_is_on_the_way_than_a_peer_may_lack(
     assert not sender.send_note(member_id(2, 1), [b"x"])
 
 
+def test_what_a_peer_has_of_its_last_address_says_nothing_of_what_goes_to_its_next(
+    nodes: list[One], ports: dict[int, int]
+) -> None:
+    nodes += [One(1, ports), One(2, ports)]
+    connect(nodes)
+    one, two = nodes
+    for block in range(1, 4):
+        until(nodes, lambda block=block: one.hello(2, block, is_bulk=True))  # type: ignore[misc]
+    until(nodes, lambda: two.hello(1, 7) and one.peers.on_way(2)[0] == 0)
+    one.peers.update({2: f"localhost:{ports[2]}"})
+    until([one], lambda: one.hello(2, 4, is_bulk=True))
+    one.came.clear()
+    assert two.hello(1, 8)  # and has not looked at what came
+    until([one], lambda: one.came)
+    assert one.peers.on_way(2)[0] == 1
+    until(nodes, lambda: two.hello(1, 9) and one.peers.on_way(2)[0] == 0)
+
+
 def test_a_cut_is_one_way_and_heals(
     nodes: list[One], ports: dict[int, int], tmp_path: Path
 ) -> None:
