@@ -218,8 +218,12 @@ class LogRetention(Service):
 
     def _is_covered(self, through: int, last: int) -> bool:
         """Do segments that begin behind log file `through` cover all up to `last`?"""
-        segments = self.sweeper.files.segments.chosen(last + 1, through)
-        return sum(one.name.last - one.name.first + 1 for one in segments) == last - through
+        reached = through
+        for one in self.sweeper.files.segments.chosen(1 << 62, through):
+            if one.name.first > reached + 1:
+                break
+            reached = one.name.last
+        return reached >= last
 
     def _fold(self, segments: Sequence[Kept]) -> bool:
         """Begin to fold expired segments, which go then.  False: they and their log files stay."""

@@ -561,6 +561,22 @@ def test_a_segment_of_which_a_part_was_folded_meanwhile_stands_for_nothing(log, 
     assert total(log) == before
 
 
+def test_a_segment_with_a_folded_part_goes_also_when_the_rest_was_merged_beyond_it(log, sweep):
+    log.write([LoggedEvent("a/1", f"5-{n}", 1, n, NOW + n) for n in range(9)], {1})
+    log.seal(segmented=True)
+    before = total(log)
+    SegmentMerger(str(log.path)).merge(NAMES, None, freely)
+    log.fold([1, 2], registry_of(40), -(2**63))
+    log.remove([1, 2])
+    SegmentMerger(str(log.path)).merge([*NAMES[2:], SegmentName(5, 5)], None, freely)
+    log.remove([3, 4, 5])
+    sweep.assess()
+    sweep._delete_superseded()
+    assert names_of(log) == [SegmentName(3, 5)]
+    assert not list(log.path.glob(f"{WHOLE.file('')}*"))
+    assert total(log) == before
+
+
 def test_parts_stay_when_nobody_can_read_what_was_folded_of_the_others(log, sweep):
     """The totals file is damaged; its name still says what is folded."""
     before = total(log)
