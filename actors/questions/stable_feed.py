@@ -207,10 +207,14 @@ def _read_page(
     unapplied, wanted = _unapplied(log), _wanted(question)
     end = FeedPlace(view.end_file, view.log_file(view.end_file).row_count)
     key = _ends_key(question, positions, wanted)
-    begin, until = places.ends.get(key) or (_find(view, places, positions, wanted, unapplied), end)
+    known = places.ends.get(key)
+    if known is not None and known[0].file_number < view.parts[0].first:
+        # It has gone.  Nobody can say what went unread of partitions that were not begun.
+        if not positions[wanted].all():
+            raise RangeExpired(EXPIRED)
+        known = None
+    begin, until = known or (_find(view, places, positions, wanted, unapplied), end)
     yield
-    if begin.file_number < view.parts[0].first:
-        raise RangeExpired(EXPIRED)
     limits = _held_back(view, places, positions, begin, log.repaired)
     is_held_back = bool((limits < unapplied)[wanted].any())
     # Segments may hold more than was applied when this was asked, in another order than by index.

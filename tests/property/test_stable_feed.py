@@ -307,6 +307,32 @@ def test_a_cursor_whose_events_have_gone_is_refused(tmp_path: Path) -> None:
         assert [event["id"] for event in page["events"]] == ["id-2", "id-3", "id-4", "id-5"]
 
 
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_cursor_behind_which_nothing_has_gone_goes_on(tmp_path: Path, remembers: bool) -> None:
+    """It stands at the end of a file that has gone."""
+    replica = Replica(tmp_path / "1")
+    replica.store(some("a", 1))
+    after = replica.page(Question("feed", **EVER))["next"]
+    replica.log.seal(segmented=True)
+    replica.log.delete([1], REGISTRY, 6)
+    replica.store(some("a", 2))
+    replica.places = replica.places if remembers else stable_feed.Places()
+    page = replica.page(Question("feed", after=after, **EVER))
+    assert [event["id"] for event in page["events"]] == ["2"]
+
+
+def test_but_not_when_some_of_a_partition_that_was_not_begun_may_have(tmp_path: Path) -> None:
+    replica = Replica(tmp_path / "1")
+    replica.store(some("a", 1))
+    replica.store(some("b", 2))
+    after = replica.page(Question("feed", limit=1, **EVER))["next"]
+    replica.log.seal(segmented=True)
+    replica.log.delete([1], REGISTRY, 6)
+    replica.store(some("a", 3))
+    with pytest.raises(RangeExpired):
+        replica.page(Question("feed", after=after, **EVER))
+
+
 positions = st.integers(0, (1 << 63) - 1)
 
 
