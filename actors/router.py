@@ -207,7 +207,8 @@ class Router(Actor):
         own = {node.id: peer_list.join(node.advertise or node.listen, node.port)}
         if self._leaders.alone:
             return own
-        return {one.node: one.client_address for one in self._members.present} | own
+        told = {one.node: one.client_address for one in self._members.present}
+        return {number: address for number, address in told.items() if address} | own
 
     @property
     def _map_version(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from meterd.actors.router import WRITTEN_SIZE_MAX, Router
+from meterd.core.cluster.members import first
 from meterd.core.kernels.stage import ENTRY_SIZE_MAX
 from meterd.core.staging import HEAP_SIZE_MAX
 from meterd.protocol.body import compress_body, pack, unpack_answer
@@ -123,3 +124,12 @@ def test_texts_of_the_written_size_fit_into_a_stage():
     """Of a request whose lengths take the most room."""
     lengths = EVENTS_MAX * 2 * (1 + PROPERTIES_MAX) + EVENTS_MAX
     assert WRITTEN_SIZE_MAX + lengths + ENTRY_SIZE_MAX < HEAP_SIZE_MAX
+def test_the_map_names_addresses_that_are_known(tmp_path):
+    """One that was made alone has none before it has said so."""
+    port = free_ports(1)[0]
+    node = {"data_dir": str(tmp_path), "port": port, "id": 1, "peers": "2:two:8001,3:three:8001"}
+    router = recorded(Router, tmp_path, node=node)
+    members = first([(1, "", ""), (2, "", ""), (3, "three:8001", "three:7001")])
+    router.handle([b"members", members.to_bytes()])
+    assert router._map()["nodes"] == {"1": f"127.0.0.1:{port}", "3": "three:7001"}
+    router.close()
