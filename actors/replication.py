@@ -36,6 +36,7 @@ from meterd.actors.replicating.heard_file import HeardFile, Places
 from meterd.actors.replicating.held_proposals import HeldProposals
 from meterd.actors.replicating.lateness import Lateness
 from meterd.actors.replicating.link_faults import LinkFaults
+from meterd.actors.replicating.own_address import OwnAddress
 from meterd.actors.replicating.peer_addresses import PeerAddresses
 from meterd.actors.replicating.peers import Own, Peers
 from meterd.actors.replicating.read_rounds import ReadRounds
@@ -52,7 +53,7 @@ from meterd.core.raft.events import OVERLOADED, FollowerBehind, ReadOps, Refused
 from meterd.core.raft.node import GoneBack, Node, Room
 from meterd.protocol.envelope import decode_answer_header
 from meterd.protocol.errors import BootFailed, InvariantViolation, Overloaded
-from meterd.protocol.log_format import GROUP_COUNT
+from meterd.protocol.log_format import GROUP_COUNT, META_GROUP
 from meterd.protocol.raft_messages import Envelope, node_of
 
 # I/O threads: a peer whose name is slow to resolve holds up those of its thread.
@@ -129,6 +130,7 @@ class Replication(Actor):
         self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
         self._reads = ReadRounds(self)
         self._led_notes = led_notes.LedNotes()
+        self._own_address = OwnAddress(node)
         self._behind_notes = behind_notes.BehindNotes(
             node.data_dir, self.send_small, lambda: self.send("retention_sweeper", [b"behind"])
         )
@@ -555,6 +557,14 @@ class Replication(Actor):
             if other.node != self._who.node_id:
                 self.send_small(other.node, note or [])
 
+    def _tell_own_address(self, now: float) -> None:
+        """Say where this node is, if the members do not."""
+        applied = int(self._requests.applied[META_GROUP])
+        members, engine = self._requests.respondent.members, self.replicas.node
+        said = self._own_address.due(members, engine, applied, now)
+        if said is not None:
+            self.send("ingest", said)
+
     def tick(self, now: float) -> float:
         wait = BEAT_SECONDS if self._peers is None else min(BEAT_SECONDS, self._peers.tick(now))
         if self._replicas is None:
@@ -587,6 +597,7 @@ class Replication(Actor):
                 self._addresses_due = now + BEAT_SECONDS
                 self._peers.update(self._addresses())
             self._tell_led(now)
+            self._tell_own_address(now)
             self.forwarding.pump()
             self._traffic.flush()
             due = min(due, self._peers.tell_due)
