@@ -159,14 +159,13 @@ def claim_directory(options: Options, notifier: Notifier) -> None:
 
 
 def _refuse_alone(options: Options, who: identity.Identity) -> None:
-    """A node of a cluster never serves as if it were alone.  Raises BootFailed."""
+    """A node of a cluster never serves as if it were alone.  Raises BootFailed.
+
+    Of one that was made alone and has grown the log says so (`replication.py`).
+    """
     others = [number for number, *_ in who.first_members if number != who.node_id]
     if others and not options.node.peers:
-        raise BootFailed(
-            endings.CONFIGURATION,
-            f"node {who.node_id} belongs to cluster {who.cluster_id_hex} with other nodes; start it"
-            " with --peers",
-        )
+        raise identity.needs_peers(who)
 
 
 def _first_identity(options: Options, notifier: Notifier) -> identity.Identity:

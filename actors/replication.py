@@ -309,7 +309,10 @@ class Replication(Actor):
         self._flushed_at = time.monotonic()
 
     def _on_opened(self, frames: list[bytes]) -> None:
-        """The log is open: continue every group where it ends, and have usage replay it."""
+        """The log is open: continue every group where it ends, and have usage replay it.
+
+        Raises BootFailed.
+        """
         end = msgpack.unpackb(frames[1], strict_map_key=False)
         logs = msgpack.unpackb(frames[2], strict_map_key=False)
         starts = unpack(logs)
@@ -325,6 +328,8 @@ class Replication(Actor):
             random=random.Random(),
             heard=self._heard.heard if self._heard is not None else None,
         )
+        if self._peers is None and not self._replicas.is_alone:
+            raise identity.needs_peers(self._who)  # it has grown since it was made
         # Usage may have fallen back to an older checkpoint than the one that these marks are of.
         self.send("usage", [b"replay", frames[1], logs["marks"][0]])
         if self._peers is not None:

@@ -189,6 +189,15 @@ def write(data_dir: str, identity: Identity) -> Identity:
     return identity
 
 
+def needs_peers(identity: Identity) -> BootFailed:
+    """Return why a node of a cluster does not start as if it were alone."""
+    return BootFailed(
+        endings.CONFIGURATION,
+        f"node {identity.node_id} belongs to cluster {identity.cluster_id_hex} with other nodes;"
+        " start it with --peers",
+    )
+
+
 def is_elsewhere(data_dir: str, identity: Identity) -> bool:
     """Does `node.json` not name the directory that it lies in?"""
     return identity.directory_inode != os.stat(data_dir).st_ino

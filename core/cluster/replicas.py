@@ -176,6 +176,11 @@ class Replicas:
         return self._node.deadline
 
     @property
+    def is_alone(self) -> bool:
+        """Is there no group that needs anybody else?"""
+        return self._all_alone
+
+    @property
     def opened(self) -> bool:
         """Does every group lead itself, and commit, that needs nobody else for it?"""
         if not self._opened:

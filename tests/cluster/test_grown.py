@@ -1,9 +1,10 @@
-"""A node that was made alone becomes a cluster, and others find it."""
+"""A node that was made alone becomes a cluster: others find it, and it needs them from then on."""
 
 from __future__ import annotations
 
 import pytest
 
+from meterd.actors import endings
 from meterd.client import Client, Event
 from tests.support.cluster import Cluster, peer
 from tests.support.meterctl import good, run, topology
@@ -38,3 +39,10 @@ def test_a_node_that_was_alone_grows() -> None:
         assert all(row["reachable"] for row in rows)
         with Client([two.address], timeout=SECONDS) as client:
             assert {client.usage(account, "calls").value for account in ACCOUNTS} == {1}
+
+        assert one.stop() == 0
+        one._flags = alone
+        one.start(wait=False)
+        assert one.process is not None
+        assert one.process.wait(SECONDS) == endings.CONFIGURATION
+        assert "start it with --peers" in one.log()
