@@ -124,6 +124,8 @@ def test_texts_of_the_written_size_fit_into_a_stage():
     """Of a request whose lengths take the most room."""
     lengths = EVENTS_MAX * 2 * (1 + PROPERTIES_MAX) + EVENTS_MAX
     assert WRITTEN_SIZE_MAX + lengths + ENTRY_SIZE_MAX < HEAP_SIZE_MAX
+
+
 def test_the_map_names_addresses_that_are_known(tmp_path):
     """One that was made alone has none before it has said so."""
     port = free_ports(1)[0]
