@@ -27,9 +27,10 @@ cluster: setup  ## three nodes on this machine until Ctrl-C: make cluster [DIR=d
 demo: setup  ## meter this machine, kill the node in between, write a bill
 	$(BIN)/python examples/machine_bill.py
 
-test: setup  ## all tests; those with real nodes one at a time, they keep the processors busy
+test: setup  ## all tests, two at a time; last those that keep the processors busy alone
 	$(BIN)/python -m pytest -n 2 -m "not cluster"
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "cluster and not alone"
+	$(BIN)/python -m pytest -m alone
 
 test-fast: setup  ## only those that start no node
 	$(BIN)/python -m pytest -n 2 -m "not cluster and not slow"

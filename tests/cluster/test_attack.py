@@ -10,7 +10,7 @@ from tests.support import siege
 from tests.support.node import Node
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.slow]
 
 MIB = 1 << 20
 GROWTH_MAX = 64 * MIB

@@ -8,7 +8,7 @@ from tests.support.absence import LITTLE_LOG, Absence
 from tests.support.cluster import Cluster
 from tests.support.column_load import ColumnLoad
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.slow]
 
 RATE = 5_000.0
 # Of the second case: so many that the log of the time before is deleted.

@@ -12,7 +12,7 @@ from tests.support.cluster import Cluster
 from tests.support.cluster_campaign import ENVIRONMENT, Campaign, Report
 from tests.support.cluster_strokes import draw_plan
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.slow]
 
 SEED = 3
 KINDS = ("kill_node", "kill_actor", "kill_in_view_change", "pause_node", "isolate")

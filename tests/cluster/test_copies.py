@@ -14,7 +14,7 @@ from tests.support.node import ROOT, Node
 from tests.support.steady_load import SteadyLoad, check_prefix, put_metrics
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.slow]
 
 # Log files and checkpoints that change several times while a copy is made.
 SETTINGS = {"METERD__WAL__SEGMENT_SIZE": "4MiB", "METERD__STORAGE__CHECKPOINT_EVENTS": "5000"}

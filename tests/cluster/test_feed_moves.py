@@ -13,7 +13,7 @@ from tests.support.cluster import Cluster
 from tests.support.meterctl import good, run, topology
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SECONDS = 240.0
 ACCOUNTS = [f"account-{n:03}" for n in range(120)]

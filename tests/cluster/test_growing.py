@@ -22,7 +22,7 @@ from tests.support.kill_load import Load
 from tests.support.meterctl import good, run, topology
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.slow]
 
 SEED = 4
 SECONDS = 240.0

@@ -11,7 +11,7 @@ from tests.support.failover import Trials, leaders_of
 from tests.support.node import Node
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SECONDS = 120.0
 SEED = 8

@@ -20,7 +20,7 @@ from tests.support.kill_campaign import (
 )
 from tests.support.node import Node
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.slow]
 
 SEED = 7
 KILLS_EACH = 2

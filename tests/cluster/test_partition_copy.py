@@ -32,7 +32,7 @@ from tests.support.meterctl import good, run
 from tests.support.one_node import OneNode
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SECONDS = 240.0
 ACCOUNTS, SIZE, OLD, LONG, SHORT = 300, 6_000, 12, 16, 2
