@@ -46,7 +46,7 @@ class Driver:
         self._wake.setblocking(False)
         self._poller.register(self._woken.fileno(), zmq.POLLIN)
         self._closed = False
-        self._driver_id = 0  # the thread that drives
+        self._inside: set[int] = set()  # threads in `run`
         self._released = threading.Event()  # closed, and the sockets with it
 
     def check_owner(self) -> None:
@@ -61,18 +61,9 @@ class Driver:
     def run(self, job: Job) -> None:
         """Return when the job is done."""
         self.check_owner()
-        waiter = None
-        with self._lock:
-            self.check_owner()
-            self._session.start(time.monotonic(), job)
-            self._tell_finished()
-            if job.done:
-                return
-            if self._driving is None:
-                self._driving = job
-            else:
-                waiter = self._waiters[job] = threading.Event()
+        self._inside.add(threading.get_ident())
         try:
+            waiter = self._begin(job)
             if waiter is not None:
                 self._interrupt_poll()
                 waiter.wait()
@@ -80,14 +71,33 @@ class Driver:
                 self._drive(job)
         finally:
             self._leave(job)
+            self._inside.discard(threading.get_ident())
+
+    def _begin(self, job: Job) -> threading.Event | None:
+        """Start a job; if it is not done and another thread drives, return what to wait for."""
+        waiter = None
+        with self._lock:
+            self.check_owner()
+            self._session.start(time.monotonic(), job)
+            self._tell_finished()
+            if job.done:
+                return None
+            if self._driving is None:
+                self._driving = job
+            else:
+                waiter = self._waiters[job] = threading.Event()
+        return waiter
 
     def close(self) -> None:
         """Close the sockets; threads that still wait get RuntimeError."""
         if self._closed or self._owner_pid != os.getpid():
             return
         self._closed = True
-        if self._driver_id == threading.get_ident():
-            return  # a signal has interrupted who drives
+        if threading.get_ident() in self._inside:
+            # A signal has interrupted a call, which may drive, wait or hold the lock: whoever is
+            # the last to leave closes the sockets.
+            self._interrupt_poll()
+            return
         with self._lock:
             if self._driving is None:
                 self._release()
@@ -103,7 +113,6 @@ class Driver:
             self._released.set()
 
     def _drive(self, job: Job) -> None:
-        self._driver_id = threading.get_ident()
         while True:
             if self._closed and not job.done:
                 raise RuntimeError("this client was closed")
@@ -152,20 +161,18 @@ class Driver:
             if not job.done:
                 self._session.abandon(job)
                 self._waiters.pop(job, None)
-            if self._driving is not job:
-                return
-            self._driver_id = 0
-            self._driving = next(iter(self._waiters), None)
-            if self._driving is not None:
-                self._waiters.pop(self._driving).set()
-            elif self._closed:
+            if self._driving is job:
+                self._driving = next(iter(self._waiters), None)
+                if self._driving is not None:
+                    self._waiters.pop(self._driving).set()
+            if self._driving is None and self._closed:
                 self._release()
 
     def _interrupt_poll(self) -> None:
         try:
             self._wake.send(b"\0")
-        except BlockingIOError:
-            return  # full: the driver will wake anyway
+        except OSError:
+            return  # full: the driver will wake anyway; or closed: nobody drives
 
     def _drain_wake(self) -> None:
         try:

@@ -621,6 +621,51 @@ def test_who_still_waits_hears_that_the_client_was_closed(count: int) -> None:
     assert {type(error) for error in errors} == {RuntimeError}
 
 
+INTERRUPTED = """
+import os, signal, sys, threading
+from meterd.client import Client, Event
+
+def interrupted(function):
+    def call(*given):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return function(*given)
+    return call
+
+def ask():
+    try:
+        client.ingest([Event("acme", "api_calls")])
+    except RuntimeError as error:
+        print(error, flush=True)
+
+client = Client([sys.argv[1]], 20.0)
+signal.signal(signal.SIGUSR1, lambda *_: client.close())
+others = [threading.Thread(target=ask) for _ in range(int(sys.argv[2]))]
+for other in others:
+    other.start()
+while len(client._session._active) < len(others):
+    pass
+if others:
+    threading.Event.wait = interrupted(threading.Event.wait)
+else:
+    client._session.start = interrupted(client._session.start)
+ask()
+for other in others:
+    other.join()
+assert client._driver._released.is_set()
+"""
+
+
+@pytest.mark.parametrize("others_count", [0, 2])
+def test_a_signal_closes_the_client_of_the_call_that_it_interrupts(others_count: int) -> None:
+    """That call holds the lock, or waits for the thread that drives: who closes waits for none."""
+    with FakeNode(["ignore"] * 1_000) as node:
+        command = [sys.executable, "-c", INTERRUPTED, node.address, str(others_count)]
+        root = Path(__file__).parent.parent.parent
+        done = subprocess.run(command, cwd=root, capture_output=True, timeout=60, check=False)
+    assert done.stderr == b""
+    assert done.stdout == b"this client was closed\n" * (others_count + 1)
+
+
 def test_a_client_that_was_forgotten_does_not_hang_its_program() -> None:
     program = (
         "import sys; from meterd.client import Client, Event\n"
