@@ -72,9 +72,12 @@ class Event:
         self.account: str = account
         self.metric = metric
         self.value: int | str = value if type(value) is int else exact_value(value)
-        for text in (account, metric, id, self.value):
-            if type(text) is str and not text.isascii():
+        # Nearly all are ASCII, and millions are made: one question for all of them is the cheapest.
+        if not (account.isascii() and metric.isascii() and id.isascii()):
+            for text in (account, metric, id):
                 check_text(text)
+        if type(self.value) is str and not self.value.isascii():
+            check_text(self.value)
         self.timestamp: int = timestamp
         self.id: str = id
         self.operation = operation
