@@ -2,7 +2,8 @@
 
 Memory that the supervisor maps before it forks: it outlives every actor and ends with the node, as
 the counters do.  Two places are written in turn, each with a number and a checksum in front, so
-whoever is killed while writing leaves the page before.
+whoever is killed while writing leaves the page before: the checksum covers the number, too, or one
+that is new in front of what is old would pass for the newest.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import zlib
 
 # Of each place; a page takes some ten thousand bytes, and memory that is not touched costs nothing.
 PLACE_SIZE = 1 << 20
-HEAD = struct.Struct("<QQI")  # number (0: never written), size of the page, its CRC-32
+HEAD = struct.Struct("<QQI")  # number (0: never written), size of the page, CRC-32 of both
 
 _shared: KeptPage | None = None
 
@@ -30,7 +31,7 @@ class KeptPage:
             return
         number = max(self._heads())[0] + 1
         at = number % 2 * PLACE_SIZE
-        HEAD.pack_into(self._memory, at, number, len(page), zlib.crc32(page))
+        HEAD.pack_into(self._memory, at, number, len(page), _checksum(number, page))
         self._memory[at + HEAD.size : at + HEAD.size + len(page)] = page
 
     def read(self) -> bytes | None:
@@ -38,12 +39,16 @@ class KeptPage:
         for number, size, checksum in sorted(self._heads(), reverse=True):
             at = number % 2 * PLACE_SIZE + HEAD.size
             page = self._memory[at : at + size]
-            if number and zlib.crc32(page) == checksum:
+            if number and _checksum(number, page) == checksum:
                 return page
         return None
 
     def _heads(self) -> list[tuple[int, int, int]]:
         return [HEAD.unpack_from(self._memory, at) for at in (0, PLACE_SIZE)]
+
+
+def _checksum(number: int, page: bytes) -> int:
+    return zlib.crc32(page, zlib.crc32(number.to_bytes(8, "little")))
 
 
 def shared() -> KeptPage:

@@ -115,6 +115,14 @@ def test_a_page_that_was_not_written_whole_leaves_the_one_before() -> None:
     assert kept.read() == b"fourth"
 
 
+def test_a_new_number_in_front_of_an_old_page_does_not_make_it_the_newest() -> None:
+    kept = KeptPage()
+    for page in (b"first", b"second"):
+        kept.write(page)
+    kept._memory[PLACE_SIZE : PLACE_SIZE + 8] = (3).to_bytes(8, "little")  # and killed then
+    assert kept.read() == b"second"
+
+
 def test_a_total_that_the_state_keeps_is_taken_as_it_is() -> None:
     """View changes are counted in the state: each process of usage says all of them again."""
     collected = Collected()
