@@ -79,13 +79,17 @@ def ask(client: "Client", kind: str, **fields: Any) -> dict[str, Any]:
 
 
 def first_answering(session: Session) -> Session:
-    """The session with that node alone: a job is one node's, and so is what is asked about it."""
-    if len(session.nodes) > 1:
-        for one in session.each_node():
+    """The session with that node alone: a job is one node's, and so is what is asked about it.
+
+    When none answers at a look it is the first, which then has all the time there is.
+    """
+    each = session.each_node()
+    if len(each) > 1:
+        for one in each:
             with suppress(MeterdError), one.looking().connect() as client:
                 ask(client, "job_list")
                 return one
-    return session
+    return each[0]
 
 
 def begin_job(session: Session, kind: str, **fields: Any) -> Row:

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from meterd.commands.jobs import first_answering
+from meterd.commands.session import Session
 from meterd.exits import AdminExit
 from meterd.protocol.body import pack
 from meterd.protocol.envelope import RequestHeader
@@ -57,6 +59,12 @@ def test_a_node_that_is_silent_is_asked_once_and_no_other_instead() -> None:
     assert "meterctl jobs list" in ended.errors
     assert first.kinds.count("backup_create") == 1
     assert second.kinds == []
+
+
+def test_where_nobody_answers_at_a_look_it_is_one_node_all_the_same() -> None:
+    """Whoever is asked of several how far a job is may be another one than has begun it."""
+    first, second = (f"127.0.0.1:{port}" for port in free_ports(2))
+    assert first_answering(Session((first, second), timeout=0.05)).nodes == (first,)
 
 
 @pytest.mark.parametrize("words", [("compact", "--no-wait"), ("wal", "archive", "--no-wait")])
