@@ -63,7 +63,8 @@ def drill(session: Session, source: str, name: str | None, node: int | None, scr
     from meterd.actors.backups import restoring
 
     shelf, contents = open_shelf(source)
-    manifest = restoring.choose(contents, name, node, configured_directory())
+    # With a name it is not asked whose backup is meant, and no configuration is needed.
+    manifest = restoring.choose(contents, name, node, "" if name else configured_directory())
     rpo = (time.time_ns() - manifest.cut.taken) / NS
     home = tempfile.mkdtemp(prefix="meterd-drill-", dir=scratch)
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,15 @@ def test_where_nobody_answers_at_a_look_it_is_one_node_all_the_same() -> None:
     """Whoever is asked of several how far a job is may be another one than has begun it."""
     first, second = (f"127.0.0.1:{port}" for port in free_ports(2))
     assert first_answering(Session((first, second), timeout=0.05)).nodes == (first,)
+
+
+def test_a_drill_of_a_named_backup_needs_no_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METERD__NODE__NONSENSE", "1")
+    ended = call("drill", "--from", tmp_path, "--backup", "x")
+    assert ended.code == AdminExit.NOT_FOUND, ended.errors
+    assert call("drill", "--from", tmp_path).code == AdminExit.CONFIGURATION
 
 
 @pytest.mark.parametrize("words", [("compact", "--no-wait"), ("wal", "archive", "--no-wait")])
