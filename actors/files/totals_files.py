@@ -16,9 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from meterd.actors.files.disk import atomic_write, sync_directory
 from meterd.actors.files.mapped import JustDeleted, map_file
 from meterd.actors.files.segment_files import read_segment
+from meterd.core.log.slice_places import Ints, of_segment
 from meterd.core.questions.folded import Folded, fold_question, folded, merged
 from meterd.core.questions.gathering import Gathering
 from meterd.core.questions.totals_file import SPAN_CELLS, TotalsFile, TotalsWriter
@@ -165,7 +168,8 @@ def fold(
             f" {len(registry.entries)} metrics; it stays"
         )
     covered = Covered(name.first, name.last)
-    return write(directory, covered, making, [] if whole is None else [whole])
+    reached = of_segment(reader.all_slices()).bounds()[1]
+    return write(directory, covered, making, [] if whole is None else [whole], reached)
 
 
 def _gathered(
@@ -187,9 +191,11 @@ def _gathered(
     yield gathering
 
 
-def write(directory: str, covered: Covered, making: Making, parts: Iterable[Folded]) -> int:
+def write(
+    directory: str, covered: Covered, making: Making, parts: Iterable[Folded], reached: Ints
+) -> int:
     """Write a totals file, durably, replacing one of the same name; return its events."""
-    writer = TotalsWriter(*covered, making.horizon, making.erasures.latest)
+    writer = TotalsWriter(*covered, making.horizon, making.erasures.latest, reached)
     for part in parts:
         writer.add(part)
     path = os.path.join(directory, covered.name)
@@ -224,7 +230,7 @@ def join(directory: str, covered: Covered, sources: Sequence[Source], making: Ma
     files = [source.file for source in sources]
     making = making._replace(horizon=max(making.horizon, *(file.horizon for file in files)))
     dropped = [0]
-    writer = TotalsWriter(*covered, making.horizon, making.erasures.latest)
+    writer = TotalsWriter(*covered, making.horizon, making.erasures.latest, reached_by(files))
     for part in _joined_parts(sources, making, dropped):
         writer.add(part)
     if writer.events + dropped[0] != sum(file.events for file in files):
@@ -232,6 +238,13 @@ def join(directory: str, covered: Covered, sources: Sequence[Source], making: Ma
     path = os.path.join(directory, covered.name)
     atomic_write(path, checkpoint_format.encode(*writer.finish()))
     return writer.events
+
+
+def reached_by(files: Sequence[TotalsFile]) -> Ints | None:
+    """Return the greatest index of an op with rows of each partition; None: one does not say."""
+    said = [file.reached for file in files]
+    known = [one for one in said if one is not None]
+    return np.maximum.reduce(known) if known and len(known) == len(said) else None
 
 
 def _joined_parts(

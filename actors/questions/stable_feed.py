@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from meterd.actors.files import totals_files
 from meterd.actors.questions.feed import Feed
 from meterd.actors.questions.log_files import LogFile, Part, View
 from meterd.actors.questions.reading import Steps
@@ -280,6 +281,12 @@ def _ends_key(question: Question, positions: Positions, wanted: Mask) -> Key:
     return question.account, positions[wanted].tobytes(), np.packbits(wanted).tobytes()
 
 
+def _folded(view: View) -> Ints:
+    """Return up to which index rows of each partition are folded; where nobody knows, all are."""
+    known = totals_files.reached_by(view.totals)
+    return np.full(PARTITION_COUNT, I64_MAX) if known is None else known
+
+
 def _find(
     view: View, places: Places, positions: Positions, wanted: Mask, unapplied: Positions
 ) -> FeedPlace:
@@ -295,9 +302,9 @@ def _find(
         lows = np.where((lows < 0) | ((low >= 0) & (low < lows)), low, lows)
         if found is not None and (lows[begun] >= 0).all():
             break
-    # Of a partition of which nothing is left all has gone that was applied and not read.
-    gone = (lows[begun] < 0) | (lows[begun] > following[begun])
-    if view.totals and gone.any():
+    # What lies between need not have had rows: each new leader begins with an op without any.
+    lacking = begun[(lows[begun] < 0) | (lows[begun] > following[begun])]
+    if view.totals and (_folded(view)[lacking] >= following[lacking]).any():
         raise RangeExpired(EXPIRED)
     place = None if found is None else places.table(view, found).begin(positions, wanted)
     if found is None or place is None:

@@ -109,8 +109,20 @@ def unpack_block(raw: Any, rows: int) -> tuple[Rows, Rows]:
 class TotalsWriter:
     """Makes a totals file of parts; every account of a part is behind those of the parts before."""
 
-    def __init__(self, first: int, last: int, horizon: int, applied: Mapping[int, int]) -> None:
-        """The log files covered, the totals horizon, and what is erased (`Erasures.latest`)."""
+    def __init__(
+        self,
+        first: int,
+        last: int,
+        horizon: int,
+        applied: Mapping[int, int],
+        reached: Rows | None = None,
+    ) -> None:
+        """The log files covered, the totals horizon, and what is erased (`Erasures.latest`).
+
+        reached: of each partition the greatest index of an op with rows there, or -1; None where
+        that is not known.
+        """
+        self._reached = reached
         self._state: dict[str, Any] = {
             "kind": KIND,
             "version": VERSIONS[-1],
@@ -182,6 +194,8 @@ class TotalsWriter:
             "seats": seats,
             "seat_members": seat_members,
         }
+        if self._reached is not None:
+            arrays["reached"] = self._reached
         state = self._state | {
             "events": self.events,
             "min_timestamp": self._bounds[0],
@@ -216,6 +230,11 @@ class TotalsFile:
     @property
     def account_count(self) -> int:
         return len(self._text_end)
+
+    @property
+    def reached(self) -> Rows | None:
+        """The greatest index of an op with rows of each partition, or -1; None: older files."""
+        return self._arrays.get("reached")
 
     @property
     def cell_count(self) -> int:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meterd.actors.files import totals_files
 from meterd.actors.questions import stable_feed
 from meterd.actors.questions.log_files import View
 from meterd.core.questions import feed_cursor
@@ -319,6 +320,52 @@ def test_a_cursor_behind_which_nothing_has_gone_goes_on(tmp_path: Path, remember
     replica.places = replica.places if remembers else stable_feed.Places()
     page = replica.page(Question("feed", after=after, **EVER))
     assert [event["id"] for event in page["events"]] == ["2"]
+
+
+def opens_term(replica: Replica, account: str) -> None:
+    """A new leader of a partition appends an op without rows, which is applied."""
+    number = partition(account)
+    replica.log.builder.indexes[number] = replica.log.builder.indexes.get(number, 0) + 1
+    replica.indexes[number] = replica.log.builder.indexes[number]
+
+
+@pytest.mark.parametrize("later", ["", "a", "b"])
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_new_leader_lets_no_cursor_expire(tmp_path: Path, remembers: bool, later: str) -> None:
+    """Nothing with rows lies between the cursor and what is left of a partition, if anything is."""
+    replica = Replica(tmp_path / "1")
+    replica.store(some("a", 1))
+    replica.log.seal(segmented=True)
+    replica.store(some("c/d", 1))
+    after = replica.page(Question("feed", **EVER))["next"]
+    replica.log.seal(segmented=True)
+    opens_term(replica, "a")
+    opens_term(replica, "e")  # which never had an event
+    replica.log.delete([1, 2], REGISTRY, 6)
+    totals_files.rewrite(str(replica.log.path), replica.log.files.totals(), replica.log.making(6))
+    replica.log.files.refresh()
+    if later:
+        replica.store(some(later, 2))
+    replica.places = replica.places if remembers else stable_feed.Places()
+    page = replica.page(Question("feed", after=after, **EVER))
+    assert [event["id"] for event in page["events"]] == ["2"] * bool(later)
+
+
+def test_where_totals_files_do_not_say_how_far_they_reach_all_may_have_gone(
+    tmp_path: Path,
+) -> None:
+    """Files of earlier versions."""
+    replica = Replica(tmp_path / "1")
+    replica.store(some("a", 1))
+    after = replica.page(Question("feed", **EVER))["next"]
+    replica.log.seal(segmented=True)
+    opens_term(replica, "a")
+    replica.log.delete([1], REGISTRY, 6)
+    (file,) = replica.log.files.totals()
+    file._arrays.pop("reached")
+    with pytest.raises(RangeExpired):
+        replica.page(Question("feed", after=after, **EVER))
+    assert totals_files.reached_by([file]) is None
 
 
 def test_but_not_when_some_of_a_partition_that_was_not_begun_may_have(tmp_path: Path) -> None:
