@@ -174,7 +174,8 @@ class Replication(Actor):
         members = self._requests.members
         known = {m.node: m.peer_address for m in members.present}
         reached = {} if self._peers is None else self._peers.reached()
-        return Places(members.version, known | {n: reached[n] for n in known.keys() & reached})
+        found = known | {n: reached[n] for n in known.keys() & reached}
+        return Places(members.version, {node: place for node, place in found.items() if place})
 
     @property
     def _knows_members(self) -> bool:

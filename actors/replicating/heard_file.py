@@ -129,5 +129,5 @@ def _places(said: Any) -> Places:
     """Read where nodes are; files of earlier versions do not say."""
     if said is None:
         return NOWHERE
-    addresses = {int(node): str(address) for node, address in said["addresses"].items()}
+    addresses = {int(node): str(address) for node, address in said["addresses"].items() if address}
     return Places(int(said["version"]), addresses)

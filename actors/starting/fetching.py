@@ -72,16 +72,21 @@ class Fetching:
         does not answer.
         """
         for node in sorted(self._addresses):
-            way = self._connect(self._addresses[node])
             try:
-                if not self._ask(way, attempts=1, copy="leave").get("leave"):
+                if not self._lets_go(self._addresses[node]):
                     return False
             except NoCopy:
                 if is_patient:
                     return False
-            finally:
-                way.close(linger=0)
         return True
+
+    def _lets_go(self, address: str) -> bool:
+        """Raises NoCopy."""
+        way = self._connect(address)
+        try:
+            return bool(self._ask(way, attempts=1, copy="leave").get("leave"))
+        finally:
+            way.close(linger=0)
 
     def fetch(self, donor: int) -> None:
         """Have all files of a donor.  Raises NoCopy, DiskFull, OSError."""
@@ -120,11 +125,16 @@ class Fetching:
             raise NoCopy(f"it takes {size >> 20} MiB, and {max(0, left) >> 20} may be taken")
 
     def _connect(self, address: str) -> zmq.Socket[bytes]:
+        """Raises NoCopy."""
         socket = sockets.context().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, ANSWER_SIZE_MAX)
         socket.setsockopt(zmq.IPV6, int(address.startswith("[")))
-        socket.connect(f"tcp://{address}")
+        try:
+            socket.connect(f"tcp://{address}")
+        except zmq.ZMQError as error:  # the members say where a node is, so it may be anything
+            socket.close(linger=0)
+            raise NoCopy(f"nobody is reached at {address}: {error}") from error
         return socket
 
     def _ask(

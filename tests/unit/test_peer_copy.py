@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -289,6 +290,23 @@ def test_a_copy_leaves_the_space_that_the_node_needs_without_it(
     with pytest.raises(NoCopy, match="change faster"):  # it has room; nothing ever comes
         fetching.fetch(8)
     assert "seg-1-1.seg" in asked
+
+
+@pytest.mark.parametrize("address", ["", "bad host:9001", "x:port"])
+def test_a_node_that_is_nowhere_gives_no_copy_and_ends_nobody(tmp_path: Path, address: str) -> None:
+    """The members, or an older file, may say anything."""
+    said = {"version": 3, "addresses": {"8": address}}
+    content = json.dumps({"format": 1, "members": {}, "places": said})
+    Path(tmp_path, "heard.json").write_text(content)
+    options = Options(node=Node(id=7, data_dir=str(tmp_path), peers="8:127.0.0.1:9001"))
+    fetching = Fetching(options, WHO, lambda _: None)
+    if not address:
+        assert fetching._addresses == {8: "127.0.0.1:9001"}
+        return
+    with pytest.raises(NoCopy):
+        fetching.fetch(8)
+    assert fetching.may_leave(is_patient=False)
+    assert not fetching.may_leave(is_patient=True)
 
 
 def test_what_cannot_be_had_is_asked_for_later_each_time(
