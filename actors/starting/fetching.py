@@ -25,6 +25,7 @@ from meterd.actors.replicating.heard_file import places_in
 from meterd.actors.starting import peer_copy
 from meterd.actors.starting.founding import BOOTSTRAP, VERSION, pack
 from meterd.actors.starting.identity import Identity
+from meterd.protocol.errors import DiskFull
 from meterd.protocol.log_format import ACTIVE_NAME, GROUP_COUNT, number_of
 
 ANSWER_SECONDS: Final = 2.0
@@ -118,9 +119,14 @@ class Fetching:
             way.close(linger=0)
 
     def _check_room(self, size: int) -> None:
-        """Leave the space that this node needs to go on without a copy.  Raises NoCopy."""
+        """Leave the space that this node needs to go on without a copy.
+
+        Raises NoCopy; DiskFull when it lacks that already, perhaps for what has come of the copy.
+        """
         space = space_of(self._data_dir)
         left = space.free - self._limits.resume_at(space.size)
+        if left < 0:
+            raise DiskFull(f"this node itself lacks {-left >> 20} MiB")
         if size > left:
             raise NoCopy(f"it takes {size >> 20} MiB, and {max(0, left) >> 20} may be taken")
 

@@ -30,6 +30,7 @@ from meterd.actors.starting.fetching import Fetching, NoCopy
 from meterd.actors.starting.identity import Identity
 from meterd.core.housekeeping.disk_state import Space
 from meterd.core.log.group_logs import GroupLogs
+from meterd.protocol.errors import DiskFull
 from tests.unit.test_log_mending import DAMAGED, OWNER, WHO, blocks, damage, written
 from tests.unit.test_log_mending import recover as mended
 
@@ -290,6 +291,24 @@ def test_a_copy_leaves_the_space_that_the_node_needs_without_it(
     with pytest.raises(NoCopy, match="change faster"):  # it has room; nothing ever comes
         fetching.fetch(8)
     assert "seg-1-1.seg" in asked
+
+
+def test_what_has_come_gives_way_where_the_node_itself_lacks_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most of a copy came, its donor went, and others have filled the disk since."""
+    options = Options(node=Node(id=7, data_dir=str(tmp_path), peers="8:127.0.0.1:9001"))
+    total = 1 << 40
+    free = limits_of(options.disk).resume_at(total) - 1
+    monkeypatch.setattr(fetching_module, "space_of", lambda _: Space(free, total, 1 << 20, 1 << 20))
+    monkeypatch.setattr(Fetching, "_list", lambda *_: [("seg-1-1.seg", 9), ("seg-2-2.seg", 9)])
+    monkeypatch.setattr(peer_copies.identity, "read", lambda _: WHO)
+    incoming = peer_copy.begin(str(tmp_path), 8)
+    (incoming / "seg-1-1.seg").write_bytes(b"123456789")
+    copies: Any = PeerCopies(SimpleNamespace(options=options))  # type: ignore[arg-type]
+    with pytest.raises(DiskFull):
+        copies._work(Task())
+    assert not incoming.exists()
 
 
 @pytest.mark.parametrize("address", ["", "bad host:9001", "x:port"])
