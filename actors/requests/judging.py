@@ -4,7 +4,7 @@ A refused row may name an event that is stored: then it is a duplicate or a conf
 rejected, and that is final.  So it is judged when everything is applied that came before it in its
 partition, also what waits for the other replicas: groups do not wait for each other, so that the
 record of a row is applied says nothing about it.  In a cluster a leader that was deposed may not
-know that, so it asks first, as for a question (`reads.py`).
+know that, so it asks first, as for a question (`questions/reads.py`).
 
 What cannot be judged is undecided: its client asks again.
 Bounded by what the router admits, and by `HELD_MAX`; beyond that the oldest is undecided.

@@ -5,7 +5,7 @@ still asks for.  So a partition is held when the plan gives it to the node, when
 configuration as applied, and for an hour after the last of its ops: whoever catches up applies ops
 of a time when the node was no member.  What has left is told so (`raft/leavers.py`).
 
-Does not know: what follows from it (`horizons.py`).
+Does not know: what follows from it (`core/state/horizons.py`).
 """
 
 from __future__ import annotations

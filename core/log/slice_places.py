@@ -1,7 +1,7 @@
 """Says where in one part of the log, a segment or a log file, the ops of each group lie.
 
 A row there is known by its *place*: its ordinal in a segment, its number in a log file.  Positions
-(`feed_cursor.py`) are the same on every replica, places are not.
+(`core/questions/feed_cursor.py`) are the same on every replica, places are not.
 
 Slices that count for nothing may be among them: of those that were refused or replaced no row is
 stored, so they only make a reader begin too early.
