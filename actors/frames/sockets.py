@@ -156,6 +156,15 @@ def receive_packed(socket: zmq.Socket[bytes], take: Take | None = None) -> list[
     return frames
 
 
+def source(frame: Any) -> int:
+    """Return the descriptor of the connection that a frame came from, -1 when it does not say."""
+    try:
+        descriptor: int = frame.get(zmq.SRCFD)
+    except zmq.ZMQError:
+        return -1
+    return descriptor
+
+
 def content(frame: Any) -> Frame:
     """Return the bytes of a received frame: a large one's where they are."""
     if len(frame) < VIEW_SIZE:

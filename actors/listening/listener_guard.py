@@ -116,7 +116,7 @@ class ListenerGuard:
         self._sender = self._next_sender(socket)
         frames: list[Frame] = [self._sender]
         frame: Any = socket.recv(sockets.NOBLOCK, False)
-        self.source = _source(frame)
+        self.source = sockets.source(frame)
         size = FRAME_OVERHEAD * limits.FRAME_COUNT
         while True:
             part = sockets.content(frame)
@@ -313,12 +313,3 @@ class ListenerGuard:
         if self._trimming and self._maybe_trim(now):
             before, self._resident = self._resident, self._memory.resident()
             self._trimming = before - self._resident > TRIM_GAIN_MIN
-
-
-def _source(frame: Any) -> int:
-    """Return the descriptor of the connection that a frame came from, -1 when it does not say."""
-    try:
-        descriptor: int = frame.get(zmq.SRCFD)
-    except zmq.ZMQError:
-        return -1
-    return descriptor

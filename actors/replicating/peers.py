@@ -368,7 +368,7 @@ class Peers:
             size += len(frame)
             if len(frames) <= FRAMES_MAX:
                 frames.append(sockets.content(frame))
-        self._source, self._size = _source(frame), size
+        self._source, self._size = sockets.source(frame), size
         return frames
 
     def accept(self, frames: Sequence[Frame]) -> Arrived | None:
@@ -448,15 +448,6 @@ def is_number(address: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _source(frame: Any) -> int:
-    """Return the descriptor of the connection that a frame came from, -1 when it does not say."""
-    try:
-        descriptor: int = frame.get(zmq.SRCFD)
-    except zmq.ZMQError:
-        return -1
-    return descriptor
 
 
 def _try(connection: zmq.Socket[bytes], frames: Sequence[Any]) -> bool:
