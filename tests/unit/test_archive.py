@@ -160,11 +160,12 @@ def test_it_goes_on_by_itself_when_a_file_gets_full(log, target, start):
 
     def done(count: int) -> bool:
         sweeper.actor.tick(time.monotonic())
-        return len(archived(target)) == count
+        return len(list(target.rglob("wal-*.log"))) == count
 
     eventually(lambda: done(3), "all are archived")
     seal(log)
     eventually(lambda: done(4), "the new one is archived")
+    assert archived(target) == whole(log) | {f"{PREFIX}/{full_name(4)}": content(log, 4)}
 
 
 def test_what_is_archived_is_known_after_a_restart(log, target, start):
