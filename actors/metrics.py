@@ -64,6 +64,7 @@ class Metrics(Actor):
                 " choose another --http-port",
             ) from error
         self.watch(self._http.fileno(), lambda: self._http.serve(time.monotonic()))
+        self.send("router", [b"hello", self.name.encode()])
         self.ready()
 
     def handle(self, frames: list[bytes]) -> None:

@@ -52,7 +52,8 @@ class RetentionSweeper(Actor):
         self._services = self._make_services()
         self._listeners = {kind: one for one in self._services for kind in one.messages}
         self._servers = {kind: one for one in self._services for kind in one.requests}
-        self.send("usage", [b"hello", self.name.encode()])
+        for actor in ("usage", "router"):
+            self.send(actor, [b"hello", self.name.encode()])
         self.ready()
 
     def _make_services(self) -> list[Service]:

@@ -73,8 +73,9 @@ EMPTY_SIZE_MAX = 256
 # Texts of all events of a request, written out. The rest of the room is for their lengths, which
 # take less than a megabyte: two bytes for each of 32 properties of 10,000 events.
 WRITTEN_SIZE_MAX = HEAP_SIZE_MAX - 1024 * 1024
-# What starts anew together with ingest.
-CHAIN = ("ingest", "replication")
+# Whose requests are lost or undecided when an actor starts anew: the query actor answers questions
+# that went to usage, and with ingest the whole chain starts.
+HELD_BY = {"ingest": ("ingest", "replication", "usage"), "query": ("usage",)}
 
 # rid, request id, kind, size, expires, descriptor of its connection
 Waiting = tuple[bytes, int, str, int, float, int]
@@ -286,8 +287,7 @@ class Router(Actor):
 
     def _on_hello(self, actor: str, process: str = "") -> None:
         """An actor has (re)started: what it held is lost or undecided; its clients ask again."""
-        chain = actor == "ingest"  # the query actor answers questions that went to usage
-        if chain:
+        if actor == "ingest":
             if process == self._chain:
                 return  # it has said so before, and we had asked
             first, self._chain = not self._chain, process
@@ -295,10 +295,10 @@ class Router(Actor):
                 self._serving = True
                 self.ready()
                 return
+        held_by = HELD_BY.get(actor, (actor,))
         for ticket, waiting in list(self._waiting.items()):
             rid, request_id, kind, size, *_ = waiting
-            served_by = kind_of(kind).actor
-            if served_by == "usage" or (chain and served_by in CHAIN):
+            if kind_of(kind).actor in held_by:
                 del self._waiting[ticket]
                 self._waiting_bytes -= size
                 error = Restarting(retry_after_ms=RESTARTING_RETRY_MS)

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgpack
 import numpy as np
@@ -34,11 +34,16 @@ PASSES_MAX: Final = 20  # over a donor's list, while its files change
 AGAIN_MAX: Final = 20  # pieces of one file that did not check, or belonged to another file
 ANSWER_SIZE_MAX: Final = 16 * 1024 * 1024
 PART = ".partial"
+Answer = TypeVar("Answer")
 NOTHING: Final = np.zeros(GROUP_COUNT, np.uint64)
 
 
 class NoCopy(Exception):
     """This donor cannot help now."""
+
+
+class _Silent(NoCopy):
+    """Nobody answers at this address."""
 
 
 class Fetching:
@@ -52,10 +57,14 @@ class Fetching:
         self._incoming = Path(node.data_dir, peer_copy.INCOMING)
         self._who = who
         self._progress = progress
-        # The operator's list need not name those that have come since, or know who has moved.
+        # The operator's list need not name those that have come since, or know who has moved;
+        # what was heard is older than a list that says so.
         listed = {peer.node: peer.address for peer in node.cluster_nodes}
-        self._addresses = listed | dict(places_in(node.data_dir))
-        self._addresses.pop(node.id, None)
+        self._addresses: dict[int, list[str]] = {}
+        for known in (places_in(node.data_dir), listed):
+            for number, address in known.items():
+                if number != node.id and address not in self._addresses.setdefault(number, []):
+                    self._addresses[number].append(address)
         self._asked = 0
         self._bytes = 0
         self.donors_of: list[int] = []  # whose log files the donor has
@@ -74,12 +83,22 @@ class Fetching:
         """
         for node in sorted(self._addresses):
             try:
-                if not self._lets_go(self._addresses[node]):
+                if not self._where_it_answers(node, self._lets_go):
                     return False
             except NoCopy:
                 if is_patient:
                     return False
         return True
+
+    def _where_it_answers(self, node: int, act: Callable[[str], Answer]) -> Answer:
+        """Do something with a node at the first of its addresses that answers.  Raises NoCopy."""
+        *others, last = self._addresses[node]
+        for address in others:
+            try:
+                return act(address)
+            except _Silent:
+                continue
+        return act(last)
 
     def _lets_go(self, address: str) -> bool:
         """Raises NoCopy."""
@@ -92,7 +111,10 @@ class Fetching:
     def fetch(self, donor: int) -> None:
         """Have all files of a donor.  Raises NoCopy, DiskFull, OSError."""
         peer_copy.begin(self._data_dir, donor)
-        way = self._connect(self._addresses[donor])
+        self._where_it_answers(donor, self._fetch_at)
+
+    def _fetch_at(self, address: str) -> None:
+        way = self._connect(address)
         try:
             for _ in range(PASSES_MAX):
                 wanted = [one for one in self._list(way) if one[0] != ACTIVE_NAME]
@@ -140,7 +162,7 @@ class Fetching:
             socket.connect(f"tcp://{address}")
         except zmq.ZMQError as error:  # the members say where a node is, so it may be anything
             socket.close(linger=0)
-            raise NoCopy(f"nobody is reached at {address}: {error}") from error
+            raise _Silent(f"nobody is reached at {address}: {error}") from error
         return socket
 
     def _ask(
@@ -165,7 +187,7 @@ class Fetching:
                     if "failed" in reply:
                         raise NoCopy(f"its disk fails: {reply['failed']}")
                     return reply
-        raise NoCopy("it does not answer")
+        raise _Silent("it does not answer")
 
     def _list(self, way: zmq.Socket[bytes]) -> list[tuple[str, int]]:
         reply = self._ask(way, copy="list")

@@ -40,6 +40,7 @@ from meterd.protocol.errors import (
     LocalProtocolError,
     MeterdError,
     RemoteProtocolError,
+    Restarting,
     Unreachable,
     exception_of,
 )
@@ -409,7 +410,8 @@ class Session:
         return min([first, *some], key=reluctance)
 
     def _on_error(self, now: float, call: Call, request_id: int | None, error: MeterdError) -> None:
-        if error.retry == "never":
+        may_go_on = isinstance(error, Restarting) and kind_of(call.kind).starts_job
+        if error.retry == "never" or may_go_on:
             self._finish(call, None, error)
             return
         if call.resting or request_id != call.request_ids[-1]:

@@ -98,7 +98,7 @@ def begin_job(session: Session, kind: str, **fields: Any) -> Row:
         with session.connect() as client:
             job: Row = ask(client, kind, **fields)["job"]
     except MeterdError as error:
-        if error.code not in ("unreachable", "deadline_exceeded"):
+        if error.code not in ("unreachable", "deadline_exceeded", "restarting"):
             raise
         known = admin_error_of(error)
         raise AdminError(

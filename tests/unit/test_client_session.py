@@ -279,6 +279,15 @@ def test_what_starts_a_job_is_sent_once_however_long_the_node_is_silent(kind: st
     assert isinstance(job.calls[0].error, Unreachable)
 
 
+@pytest.mark.parametrize("kind", JOB_STARTERS)
+def test_what_starts_a_job_is_not_sent_again_when_it_may_go_on(kind: str) -> None:
+    session, job = session_of(), job_of(kind)
+    session.start(0.0, job)
+    [(_, frames, _)] = sent(session)
+    session.on_answer(0.1, HERE, answer_to(frames, Restarting(retry_after_ms=5)))
+    assert job.done and isinstance(job.calls[0].error, Restarting)
+
+
 def test_what_starts_a_job_is_sent_again_to_who_had_no_room_for_it() -> None:
     session, job = session_of(), job_of("disk_status")
     session.start(0.0, job)

@@ -7,12 +7,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
+import zmq
 
 from meterd.actors.files.disk import LocalDisk
 from meterd.actors.housekeeping import peer_copies
@@ -27,10 +30,12 @@ from meterd.actors.starting import fetching as fetching_module
 from meterd.actors.starting.copy_giver import PIECE_SIZE, CopyGiver
 from meterd.actors.starting.copying import lacks
 from meterd.actors.starting.fetching import Fetching, NoCopy
+from meterd.actors.starting.founding import pack
 from meterd.actors.starting.identity import Identity
 from meterd.core.housekeeping.disk_state import Space
 from meterd.core.log.group_logs import GroupLogs
 from meterd.protocol.errors import DiskFull
+from tests.support.ports import free_ports
 from tests.unit.test_log_mending import DAMAGED, OWNER, WHO, blocks, damage, written
 from tests.unit.test_log_mending import recover as mended
 
@@ -271,7 +276,29 @@ def test_donors_are_all_nodes_that_there_are_also_those_that_no_list_names(tmp_p
     peer_copy.note_behind(str(tmp_path), 10, 7)
     fetching = Fetching(options, WHO, lambda _: None)
     assert fetching.donors() == [10, 8, 9]
-    assert fetching._addresses == {8: "eight:9001", 9: "moved:9001", 10: "ten:9001"}
+    places = {8: ["eight:9001"], 9: ["moved:9001", "nine:9001"], 10: ["ten:9001"]}
+    assert fetching._addresses == places
+
+
+@pytest.mark.parametrize("heard_is_right", [True, False])
+def test_a_donor_is_looked_for_where_it_was_heard_and_where_the_list_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard_is_right: bool
+) -> None:
+    """A cluster may move while a node is down: then what that node has heard is wrong."""
+    monkeypatch.setattr(fetching_module, "ANSWER_SECONDS", 0.3)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as donor:
+        port = donor.bind_to_random_port("tcp://127.0.0.1")
+        places = [f"127.0.0.1:{port}", f"127.0.0.1:{free_ports(1)[0]}"]
+        heard, listed = places if heard_is_right else places[::-1]
+        HeardFile(str(tmp_path)).close({}, Places(3, {8: heard}))
+        options = Options(node=Node(id=7, data_dir=str(tmp_path), peers=f"8:{listed}"))
+        fetching = Fetching(options, WHO, lambda _: None)
+        with ThreadPoolExecutor(1) as beside:
+            asked = beside.submit(fetching.may_leave, True)
+            rid, *question = donor.recv_multipart()
+            answer = {"id": msgpack.unpackb(question[2])["id"], "leave": True}
+            donor.send_multipart([rid, *pack(answer)])
+            assert asked.result() is True
 
 
 def test_a_copy_leaves_the_space_that_the_node_needs_without_it(
@@ -320,7 +347,7 @@ def test_a_node_that_is_nowhere_gives_no_copy_and_ends_nobody(tmp_path: Path, ad
     options = Options(node=Node(id=7, data_dir=str(tmp_path), peers="8:127.0.0.1:9001"))
     fetching = Fetching(options, WHO, lambda _: None)
     if not address:
-        assert fetching._addresses == {8: "127.0.0.1:9001"}
+        assert fetching._addresses == {8: ["127.0.0.1:9001"]}
         return
     with pytest.raises(NoCopy):
         fetching.fetch(8)

@@ -72,6 +72,15 @@ def test_questions_are_asked_again_when_the_query_actor_starts(router):
     assert restarting(router) == [1]
 
 
+@pytest.mark.parametrize(("actor", "lost"), [("retention_sweeper", [2, 3]), ("metrics", [4])])
+def test_who_starts_alone_makes_only_what_he_was_asked_undecided(router, actor, lost):
+    router.handle([b"hello", b"ingest", b"100"])
+    for number, kind in enumerate(("ingest", "usage", "rejected", "job_list", "metrics")):
+        wait(router, number, kind)
+    router.handle([b"hello", actor.encode()])
+    assert restarting(router) == lost
+
+
 def test_what_is_undecided_at_its_deadline_is_answered(router):
     """Else who has no timeout of his own would wait for ever."""
     router.handle([b"hello", b"ingest", b"100"])
