@@ -181,18 +181,18 @@ def send_at(address: str, rate: float, stop: Signal, stored: Any) -> None:
     import msgpack
     import zmq
 
-    from meterd.commands.bench_client import Body, Load
+    from meterd.commands.bench_client import Body, Load, Random
 
     load = Load((address,), 500, 1, 0, "sync", 10_000, 5, 1, rate=0.0, timeout=30.0)
     random = np.random.default_rng()
-    bodies = [Body(load, random) for _ in range(50)]
+    bodies, ids = [Body(load, random) for _ in range(50)], Random(random)
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.connect(f"tcp://{address}")
         due, number = time.monotonic(), 0
         while not stop.is_set():
             body = bodies[number % len(bodies)]
-            body.refresh(random)
+            body.refresh(ids)
             header = {"v": 1, "id": number, "kind": "ingest", "deadline": 30_000}
             socket.send_multipart([msgpack.packb(header), body.bytes])
             due, number = due + load.batch / rate, number + 1

@@ -38,17 +38,17 @@ Moments = dict[tuple[str, str], list[int]]
 
 def requests(node: Node, count: int) -> list[tuple[int, int]]:
     """Send so many events, one at a time; return when each was sent and answered."""
-    from meterd.commands.bench_client import Body, Load
+    from meterd.commands.bench_client import Body, Load, Random
 
     node.bench(batch=1, in_flight=1, seconds=1, warm_up=0)  # makes the metrics
     load = Load((node.address,), 1, 1, 0, "sync", 10_000, 5, 1, rate=0.0, timeout=30.0)
     random, taken = np.random.default_rng(), []
-    body = Body(load, random)
+    body, ids = Body(load, random), Random(random)
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.connect(f"tcp://{node.address}")
         for number in range(WARM_UP + count):
-            body.refresh(random)
+            body.refresh(ids)
             header = {"v": 1, "id": number, "kind": "ingest", "deadline": 30_000}
             frames = [msgpack.packb(header), body.bytes]
             begin = time.monotonic_ns()

@@ -50,6 +50,8 @@ POLL_MS = 100  # how long a wait lasts before the process looks whether its pare
 BACK_OFF_MAX = 0.1  # seconds; a node that is overloaded asks for more patience than a bench has
 LATE_SECONDS_MAX = 1.0  # requests that came later than due are made up for, up to so much of them
 CACHED_ANSWERS = 64
+RANDOM_SIZE = 64 * 1024
+MORE, NOBLOCK = int(zmq.SNDMORE), int(zmq.NOBLOCK)  # an enum costs a call each time
 _ID_PREFIX = b"\xcf"  # msgpack: a 64-bit number follows, big-endian
 _BODY_ERRORS_UNDECIDED = ("restarting", "deadline_exceeded", "internal", "shutting_down")
 
@@ -99,6 +101,22 @@ class SharedRun:
         return int(self.counts[:, COUNTS.index(name)].sum())
 
 
+class Random:
+    """Random bytes, made many at a time: a call of numpy costs as much as a small request."""
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        self._generator, self._bytes, self._at = generator, b"", 0
+
+    def take(self, size: int) -> bytes:
+        """Return the next `size` bytes, a multiple of eight; none is given twice."""
+        begin, self._at = self._at, self._at + size
+        if self._at > len(self._bytes):
+            words = max(size, RANDOM_SIZE) // 8
+            self._bytes = self._generator.bit_generator.random_raw(words).tobytes()
+            begin, self._at = 0, size
+        return self._bytes[begin : self._at]
+
+
 class Body:
     """A request body that can be sent again and again as different events."""
 
@@ -126,14 +144,14 @@ class Body:
         timestamps_end = len(packed)
         packed += msgpack.packb("id") + msgpack.packb({"uuid": bytes(16 * count)})
         self.bytes = packed
-        self.timestamps = np.frombuffer(packed, "<i8", count, timestamps_end - 8 * count)
-        self.ids = np.frombuffer(packed, np.uint8)[-16 * count :]
+        self._timestamps = slice(timestamps_end - 8 * count, timestamps_end)
+        self._ids = slice(len(packed) - 16 * count, len(packed))
 
-
-    def refresh(self, random: np.random.Generator) -> None:
+    def refresh(self, random: Random) -> None:
         """Make other events of it: new ids, and the time now."""
-        self.timestamps[:] = time.time_ns()
-        self.ids[:] = random.bit_generator.random_raw(len(self.ids) // 8).view(np.uint8)
+        count = len(self.values)
+        self.bytes[self._timestamps] = time.time_ns().to_bytes(8, "little") * count
+        self.bytes[self._ids] = random.take(16 * count)
 
 
 class Client:
@@ -146,9 +164,10 @@ class Client:
         self.shared_counts = shared.counts[number]
         self.shared_latency = shared.latency[number]
         self.sums = (shared.stored[number], shared.undecided[number])
-        self.random = np.random.Generator(np.random.SFC64())
+        generator = np.random.Generator(np.random.SFC64())
+        self.random = Random(generator)
         count = min(BODIES_MAX, max(BODIES_MIN, BODY_ROWS // load.batch))
-        self.bodies = [Body(load, self.random) for _ in range(count)]
+        self.bodies = [Body(load, generator) for _ in range(count)]
         self.whole = [0] * count  # how often all rows of a body were stored
         self.latency = [0] * BUCKETS
         self.pending: dict[int, tuple[int, int]] = {}  # request id → (sent at, body number)
@@ -242,7 +261,7 @@ class Client:
         body = self.bodies[body_number]
         body.refresh(self.random)
         way = self.ways[body_number]
-        way.send(self.header + request_id.to_bytes(8, "big"), zmq.SNDMORE)
+        way.send(self.header + request_id.to_bytes(8, "big"), MORE)
         way.send(body.bytes)
         self.pending[request_id] = (time.perf_counter_ns(), body_number)
 
@@ -252,29 +271,28 @@ class Client:
             left = math.ceil((self.due - time.monotonic()) * 1000)
             self.take_polled(max(0, min(POLL_MS, left)))
         elif len(self.sockets) == 1:
-            self.take_from(self.ways[0])
+            self.take_from(self.ways[0], self.load.in_flight)
         elif len(self.pending) == 1:
             ((_, body_number),) = self.pending.values()
-            self.take_from(self.ways[body_number])
+            self.take_from(self.ways[body_number], 1)
         else:
             self.take_polled(POLL_MS)
 
     def take_polled(self, wait_ms: int) -> None:
         for socket, _ in self.poller.poll(wait_ms):
-            self.take_from(socket)
+            self.take_from(socket, self.load.in_flight, NOBLOCK)
 
-    def take_from(self, socket: zmq.Socket[bytes]) -> None:
-        """Take what is there, at most as much as may be under way."""
+    def take_from(self, socket: zmq.Socket[bytes], count: int, flags: int = 0) -> None:
+        """Take up to so many answers; without NOBLOCK each is waited for, for POLL_MS."""
         receive = socket.recv
-        for _ in range(self.load.in_flight):
+        for _ in range(count):
             try:
-                header = msgpack.unpackb(receive())
+                header = msgpack.unpackb(receive(flags))
             except zmq.Again:
                 return
             self.take_answer(header, receive())
-            is_only = len(self.sockets) == 1 and not self.held
-            if not is_only and not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
-                return
+            if self.held and not flags:
+                return  # the next request is due soon
 
     def take_answer(self, header: dict[str, Any], body: bytes) -> None:
         sent_at, body_number = self.pending.pop(header["id"], (0, 0))

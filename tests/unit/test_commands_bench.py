@@ -1,12 +1,14 @@
 """The load generator's arithmetic: percentiles, and bodies that are new events each time."""
 
+import time
+
 import msgpack
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.commands.bench_client import Body, Load, SharedRun
+from meterd.commands.bench_client import RANDOM_SIZE, Body, Load, Random, SharedRun
 from meterd.commands.bench_report import BUCKETS, bucket_of, duration_of, percentile_us
 
 
@@ -45,11 +47,16 @@ def test_a_body_holds_the_events_it_says_and_patching_changes_nothing_else(
     load = make_load(batch=batch, accounts=accounts, events_per_account=run_length)
     body = Body(load, np.random.default_rng(seed))
     before = msgpack.unpackb(body.bytes)
-    body.timestamps[:] = 123
-    body.ids[:] = list(range(16)) * batch
-    after = msgpack.unpackb(body.bytes)
-    assert after["id"] == {"uuid": bytes(range(16)) * batch}
-    assert np.frombuffer(after["timestamp"], "<i8").tolist() == [123] * batch
+    random, began, ids = Random(np.random.default_rng(seed)), time.time_ns(), set()
+    for _ in range(RANDOM_SIZE // (16 * batch) + 2):
+        body.refresh(random)
+        after = msgpack.unpackb(body.bytes)
+        made = after["id"]["uuid"]
+        ids |= {made[at : at + 16] for at in range(0, len(made), 16)}
+        assert len(made) == 16 * batch
+        stamps = np.frombuffer(after["timestamp"], "<i8")
+        assert len(stamps) == batch and began <= stamps.min() <= stamps.max() <= time.time_ns()
+    assert len(ids) == (RANDOM_SIZE // (16 * batch) + 2) * batch
     unchanged = before.keys() - {"id", "timestamp"}
     assert {key: before[key] for key in unchanged} == {key: after[key] for key in unchanged}
     text, offsets = after["account"]["text"], np.frombuffer(after["account"]["offsets"], "<u4")
