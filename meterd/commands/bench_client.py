@@ -345,9 +345,10 @@ class Client:
     def give_up_on_old(self) -> None:
         """Count requests that were not answered in time as such, and send others instead."""
         horizon = time.perf_counter_ns() - int(self.load.timeout * 1e9)
-        for request_id, (sent_at, body_number) in list(self.pending.items()):
+        while self.pending:
+            request_id, (sent_at, body_number) = next(iter(self.pending.items()))
             if sent_at > horizon:
-                break  # they are in the order of sending
+                return  # they are in the order of sending
             del self.pending[request_id]
             self.counts["unanswered"] += 1
             self.add_rows(1, body_number, np.ones(self.load.batch, bool))
