@@ -85,15 +85,6 @@ class Identity:
         return bytes.fromhex(self.identity_key_hex)
 
 
-def claim(data_dir: str, node_id: int, bootstrap: str) -> tuple[Identity, bool]:
-    """Read the identity of a directory, or make a cluster of one where that is allowed.
-
-    Returns the identity and whether it is new.  Raises BootFailed.
-    """
-    found = of_history(data_dir, node_id, bootstrap)
-    return (write(data_dir, new_cluster(node_id)), True) if found is None else (found, False)
-
-
 def of_history(data_dir: str, node_id: int, bootstrap: str) -> Identity | None:
     """Read the identity of a directory; return None where there is none and one may be made.
 

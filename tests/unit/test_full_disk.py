@@ -411,7 +411,7 @@ def test_more_files_than_are_looked_at_are_said_to_be_more(tmp_path, monkeypatch
 
 def test_a_directory_with_a_history_may_be_taken_when_it_is_full(small, caplog):
     path = str(small.data_dir)
-    identity.claim(path, 0, "auto")
+    identity.write(path, identity.new_cluster(0))
     (small.data_dir / "lock").touch()
     small.fill()
     small.fill_inodes()
@@ -427,7 +427,7 @@ def test_a_directory_with_a_history_may_be_taken_when_it_is_full(small, caplog):
 def test_a_new_node_needs_room_and_says_so(small):
     small.fill()
     with pytest.raises(BootFailed, match="No space left"):
-        identity.claim(str(small.data_dir), 0, "auto")
+        identity.write(str(small.data_dir), identity.new_cluster(0))
 
 
 def test_nothing_of_a_file_is_lost_when_its_directory_is_full(small):

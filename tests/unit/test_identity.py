@@ -15,15 +15,19 @@ NODE = identity.Identity(3, "00" * 16, "11" * 16, 1, 1, "2026-01-01T00:00:00Z")
 
 def refusal(data_dir: Path, node_id: int, bootstrap: str) -> BootFailed:
     with pytest.raises(BootFailed) as caught:
-        identity.claim(str(data_dir), node_id, bootstrap)
+        identity.of_history(str(data_dir), node_id, bootstrap)
     return caught.value
 
 
+def new_cluster(data_dir: Path, node_id: int) -> identity.Identity:
+    return identity.write(str(data_dir), identity.new_cluster(node_id))
+
+
 def test_an_empty_directory_is_made_once_and_then_recovered(tmp_path: Path) -> None:
-    made, new = identity.claim(str(tmp_path), 3, "auto")
-    assert new
-    assert identity.claim(str(tmp_path), 3, "auto") == (made, False)
-    assert identity.claim(str(tmp_path), 3, "recover") == (made, False)
+    assert identity.of_history(str(tmp_path), 3, "auto") is None
+    made = new_cluster(tmp_path, 3)
+    assert identity.of_history(str(tmp_path), 3, "auto") == made
+    assert identity.of_history(str(tmp_path), 3, "recover") == made
     assert made.cluster_id != made.identity_key
     assert len(made.cluster_id) == len(made.identity_key) == 16
 
@@ -31,18 +35,18 @@ def test_an_empty_directory_is_made_once_and_then_recovered(tmp_path: Path) -> N
 def test_two_new_clusters_differ(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    one, two = (identity.claim(str(tmp_path / name), 0, "new")[0] for name in ("one", "two"))
+    one, two = (new_cluster(tmp_path / name, 0) for name in ("one", "two"))
     assert one.cluster_id != two.cluster_id
     assert one.identity_key != two.identity_key
 
 
 def test_a_directory_with_a_history_is_never_made_new(tmp_path: Path) -> None:
-    identity.claim(str(tmp_path), 0, "new")
+    new_cluster(tmp_path, 0)
     assert refusal(tmp_path, 0, "new").exit_code == 79
 
 
 def test_the_directory_of_another_node_is_refused_and_names_it(tmp_path: Path) -> None:
-    identity.claim(str(tmp_path), 3, "auto")
+    new_cluster(tmp_path, 3)
     failure = refusal(tmp_path, 4, "auto")
     assert failure.exit_code == 79
     assert "--node-id 3" in failure.reason

@@ -60,7 +60,7 @@ def of_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Record
 
 
 def opened(directory: Path, **node: Any) -> Iterator[Recorded]:
-    identity.claim(str(directory), 7, "auto")
+    identity.write(str(directory), identity.new_cluster(7))
     reading, writing = os.pipe()
     options = Options.from_mapping({"node": {"data_dir": str(directory), "id": 7} | node})
     actor = Recorded(options, str(directory), Lifeline(writing))

@@ -33,7 +33,7 @@ class Recorded(Usage):
 
 @pytest.fixture
 def usage(tmp_path: Path) -> Iterator[Recorded]:
-    identity.claim(str(tmp_path), 7, "auto")
+    identity.write(str(tmp_path), identity.new_cluster(7))
     reading, writing = os.pipe()
     limits = dict.fromkeys(("accounts", "series", "cells"), 10_000)
     options = Options.from_mapping({"node": {"data_dir": str(tmp_path), "id": 7}, "limits": limits})

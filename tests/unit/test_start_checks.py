@@ -57,7 +57,7 @@ def start(directory: Path, lifeline: Lifeline) -> Silent:
 @pytest.fixture
 def directory(tmp_path: Path, lifeline: Lifeline) -> Path:
     """Three full log files and an active one; two checkpoints, the newest at the third file."""
-    identity.claim(str(tmp_path), 7, "auto")
+    identity.write(str(tmp_path), identity.new_cluster(7))
     writer, replica, groups, at = start(tmp_path, lifeline), Replica(Groups()), Groups(), {}
     while writer._log.file_number < FILES:
         entry = meta_entry(replica, Random(1), 900_000)

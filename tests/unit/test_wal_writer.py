@@ -56,7 +56,7 @@ def lifeline() -> Iterator[Lifeline]:
 
 @pytest.fixture
 def writer(tmp_path: Path, lifeline: Lifeline) -> Recorded:
-    identity.claim(str(tmp_path), 7, "auto")
+    identity.write(str(tmp_path), identity.new_cluster(7))
     return started(tmp_path, lifeline)
 
 
@@ -246,7 +246,7 @@ def test_a_full_disk_stops_admission_and_acknowledges_nothing(
     tmp_path: Path, lifeline: Lifeline
 ) -> None:
     """The file system fills up while records wait; an operator makes room."""
-    identity.claim(str(tmp_path), 7, "auto")
+    identity.write(str(tmp_path), identity.new_cluster(7))
     disk = CrashDisk()
     disk.room = SEGMENT_SIZE
     writer = started(tmp_path, lifeline, disk)
