@@ -131,12 +131,6 @@ def open_body(body: Bytes, lz4_size: int | None) -> Bytes:
     return opened
 
 
-def compress_body(body: bytes) -> bytes:
-    """Return the body as one LZ4 block; its size before goes into the header's `lz4`."""
-    compressed: bytes = lz4.block.compress(body, store_size=False)
-    return compressed
-
-
 def text_bytes(text: str) -> bytes:
     """Return the bytes a text had on the wire, whether or not they were UTF-8."""
     return text.encode("utf-8", "surrogateescape")

@@ -6,7 +6,7 @@ are kept apart. What breaks the structure (sizes, offsets, indexes, unknown keys
 meaningless, and the whole body raises RemoteProtocolError. What is wrong with one row (a decimal
 that does not fit, text that is not UTF-8) becomes that row's `reason`.
 
-`encode_columns` and `encode_plain` are the other direction, for clients.
+`encode_columns` is the other direction, for clients.
 """
 
 from typing import Any
@@ -54,7 +54,7 @@ from meterd.protocol.limits import (
     PROPERTY_KEYS_PER_REQUEST_MAX,
     UUID_SIZE,
 )
-from meterd.protocol.plain_events import decode_plain, encode_plain
+from meterd.protocol.plain_events import decode_plain
 
 __all__ = [
     "ABSENT",
@@ -65,7 +65,6 @@ __all__ = [
     "TextColumn",
     "decode_events",
     "encode_columns",
-    "encode_plain",
 ]
 
 KEYS = frozenset(

@@ -1,18 +1,17 @@
-"""Decodes the plain form of an ingest body, a list of maps, and encodes it for simple clients.
+"""Decodes the plain form of an ingest body: a list of maps, for simple clients.
 
 A field of the wrong type, or one that is missing, is the fault of its event; only what makes the
 list itself meaningless (an entry that is no map, an unknown key) fails the request. A field that
 may be left out may also be nil.
 """
 
-from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from meterd.protocol.body import pack, text_bytes, unknown_name
+from meterd.protocol.body import text_bytes, unknown_name
 from meterd.protocol.decimal_text import parse_decimal
 from meterd.protocol.errors import (
     BAD_ACCOUNT,
@@ -54,11 +53,6 @@ EVENT_KEYS = frozenset({"account", "id", "metric", "operation", "properties", "t
 OPERATION_NUMBERS: dict[object, int] = {None: 0} | {
     word: number for number, word in enumerate(OPERATIONS)
 }
-
-
-def encode_plain(events: Iterable[Mapping[str, object]], durability: Durability = "sync") -> bytes:
-    """Encode events as a list of maps, as they are."""
-    return pack({"durability": durability, "events": [dict(event) for event in events]})
 
 
 def decode_plain(fields: dict[str, Any], durability: Durability) -> EventColumns:

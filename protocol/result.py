@@ -10,14 +10,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from meterd.protocol.body import pack, unpack_answer
 from meterd.protocol.errors import (
     CONFLICT,
     DUPLICATE,
-    REASONS,
     REJECTED,
     STATUSES,
     UNKNOWN,
@@ -45,19 +41,6 @@ class IngestResult(NamedTuple):
     unknown: int = 0
     accepted: int = 0
     items: Sequence[Item] = ()
-
-
-def result_of(status: NDArray[np.uint8], reason: NDArray[np.uint8]) -> IngestResult:
-    """Return the result for the status and reason numbers of all rows of a `sync` request."""
-    stored, *others = np.bincount(status, minlength=len(STATUSES)).tolist()
-    if not any(others):
-        return IngestResult(stored, stored)
-    duplicate, conflict, rejected, unknown = others
-    items = [
-        (row, STATUSES[status[row]], REASONS[reason[row]])
-        for row in np.flatnonzero(status).tolist()
-    ]
-    return IngestResult(len(status), stored, duplicate, conflict, rejected, unknown, items=items)
 
 
 def encode_result(result: IngestResult) -> bytes:

@@ -10,10 +10,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd.protocol.body import compress_body
-from meterd.protocol.columns import ColumnInput, decode_events, encode_columns, encode_plain
+from meterd.protocol.columns import ColumnInput, decode_events, encode_columns
 from meterd.protocol.errors import REASONS
-from tests.support.wire import rows_of
+from tests.support.wire import compress_body, encode_plain, rows_of
 
 I64 = st.integers(-(2**63), 2**63 - 1)
 TEXT = st.text(max_size=20)

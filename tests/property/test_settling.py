@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from meterd.client.settling import Settling
 from meterd.protocol.errors import REJECTED, STATUSES, STORED, UNKNOWN
-from meterd.protocol.result import decode_result, encode_result, result_of
+from meterd.protocol.result import decode_result, encode_result
+from tests.support.wire import result_of
 
 rows = st.integers(1, 8)
 

@@ -5,16 +5,25 @@
 tests/data/frames/, which a change of the encoders must not alter by accident.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import lz4.block
 import numpy as np
+from numpy.typing import NDArray
 
-from meterd.protocol.body import compress_body, pack
-from meterd.protocol.columns import ABSENT, ColumnInput, EventColumns, encode_columns, encode_plain
+from meterd.protocol.body import pack
+from meterd.protocol.columns import ABSENT, ColumnInput, EventColumns, encode_columns
 from meterd.protocol.envelope import AnswerHeader, RequestHeader, encode_answer, encode_request
-from meterd.protocol.errors import BadRequest, Overloaded, RemoteProtocolError, error_body
-from meterd.protocol.event_columns import text_rows
+from meterd.protocol.errors import (
+    REASONS,
+    STATUSES,
+    BadRequest,
+    Overloaded,
+    RemoteProtocolError,
+    error_body,
+)
+from meterd.protocol.event_columns import Durability, text_rows
 from meterd.protocol.metric import MetricDefinition
 from meterd.protocol.result import IngestResult, encode_result
 
@@ -85,6 +94,27 @@ def check_columns(columns: EventColumns) -> None:
         assert text.offsets.dtype == np.uint32 and text.text.dtype == np.uint8
         assert len(ends) == count + 1 and ends == sorted(ends)
         assert ends[0] == 0 and ends[-1] == len(text.text)
+
+
+def compress_body(body: bytes) -> bytes:
+    """Return the body as one LZ4 block; its size before goes into the header's `lz4`."""
+    compressed: bytes = lz4.block.compress(body, store_size=False)
+    return compressed
+
+
+def encode_plain(events: Iterable[Mapping[str, object]], durability: Durability = "sync") -> bytes:
+    """Encode events as a list of maps, as they are."""
+    return pack({"durability": durability, "events": [dict(event) for event in events]})
+
+
+def result_of(status: NDArray[np.uint8], reason: NDArray[np.uint8]) -> IngestResult:
+    """Return the result for the status and reason numbers of all rows of a `sync` request."""
+    stored, *others = np.bincount(status, minlength=len(STATUSES)).tolist()
+    items = [
+        (row, STATUSES[status[row]], REASONS[reason[row]])
+        for row in np.flatnonzero(status).tolist()
+    ]
+    return IngestResult(len(status), stored, *others, items=items or ())
 
 
 def plain_event(**fields: object) -> dict[str, object]:

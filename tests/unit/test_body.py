@@ -6,7 +6,6 @@ import msgpack
 import pytest
 
 from meterd.protocol.body import (
-    compress_body,
     open_body,
     pack,
     text_bytes,
@@ -15,6 +14,7 @@ from meterd.protocol.body import (
     unpack_answer,
 )
 from meterd.protocol.errors import LocalProtocolError, RemoteProtocolError
+from tests.support.wire import compress_body
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from meterd.protocol import limits
-from meterd.protocol.body import compress_body, pack
+from meterd.protocol.body import pack
 from meterd.protocol.columns import decode_events
 from meterd.protocol.errors import REASONS, RemoteProtocolError
-from tests.support.wire import check_columns, rows_of
+from tests.support.wire import check_columns, compress_body, rows_of
 
 ABSENT = "absent"
 

@@ -2,10 +2,11 @@
 
 import pytest
 
-from meterd.protocol.body import compress_body, pack
+from meterd.protocol.body import pack
 from meterd.protocol.errors import BadRequest, RemoteProtocolError, UnsupportedAggregation
 from meterd.protocol.messages import KINDS, check_request, kind_of
 from meterd.protocol.metric import MetricDefinition
+from tests.support.wire import compress_body
 
 ASKED = {"account": "acme", "metric": "api_calls"}
 

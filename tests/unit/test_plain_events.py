@@ -3,7 +3,7 @@
 import msgpack
 import pytest
 
-from meterd.protocol.columns import decode_events, encode_plain
+from meterd.protocol.columns import decode_events
 from meterd.protocol.errors import REASONS, RemoteProtocolError
 from tests.support.wire import MOMENT, plain_event, rows_of
 
@@ -167,7 +167,6 @@ def test_too_many_property_keys_in_one_request_are_too_large():
     assert caught.value.code == "too_large"
 
 
-def test_encode_plain_takes_events_as_they_are():
-    columns = decode_events(encode_plain([plain_event(value="1.5")], "async"), None)
-    assert columns.durability == "async"
-    assert rows_of(columns)[0]["value"] == (15, 1)
+def test_a_list_of_events_says_how_durable_they_must_be():
+    assert decode(plain_event()).durability == "sync"
+    assert decode(plain_event(), durability="async").durability == "async"

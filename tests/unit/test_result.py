@@ -5,7 +5,8 @@ import pytest
 
 from meterd.protocol.body import pack, unpack
 from meterd.protocol.errors import RemoteProtocolError
-from meterd.protocol.result import IngestResult, decode_result, encode_result, result_of
+from meterd.protocol.result import IngestResult, decode_result, encode_result
+from tests.support.wire import result_of
 
 
 def result(statuses, reasons):

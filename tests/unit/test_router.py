@@ -12,12 +12,13 @@ from meterd.actors.router import WRITTEN_SIZE_MAX, Router
 from meterd.core.cluster.members import first
 from meterd.core.kernels.stage import ENTRY_SIZE_MAX
 from meterd.core.staging import HEAP_SIZE_MAX
-from meterd.protocol.body import compress_body, pack, unpack_answer
+from meterd.protocol.body import pack, unpack_answer
 from meterd.protocol.envelope import RequestHeader, decode_answer, encode_request
 from meterd.protocol.errors import exception_of
 from meterd.protocol.limits import EVENTS_MAX, PROPERTIES_MAX
 from tests.support.ports import free_ports
 from tests.support.recording import recorded
+from tests.support.wire import compress_body
 
 PROTOCOL = Path(__file__).resolve().parent.parent.parent / "docs" / "PROTOCOL.md"
 
