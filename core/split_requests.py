@@ -96,10 +96,6 @@ class SplitTable(Generic[T]):
             ended += self._give_up(split, [t for t, due in split.due.items() if due <= now])
         return ended
 
-    def next_due(self) -> float | None:
-        """Return when `expire` has something to do."""
-        return min((due for split in self._splits for due in split.due.values()), default=None)
-
     def _give_up(self, split: Split[T], tokens: Sequence[Token]) -> Iterator[Split[T]]:
         for token in tokens:
             done = self.settle(token, None)

@@ -26,7 +26,6 @@ from meterd.protocol.errors import BootFailed, Corrupt, InvariantViolation, NotF
 from meterd.protocol.log_format import ACTIVE_NAME
 
 Level = Literal["manifest", "checksum", "replay"]
-LEVELS: tuple[Level, ...] = ("manifest", "checksum", "replay")
 DIFFERENCES_MAX = 20
 # Files fetched at once: hashing takes one processor, the store's and the disk's delays another.
 FILES_AT_ONCE = 4

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from meterd.actors.checking import fsck_files
 from meterd.actors.checking.fsck_files import DAMAGE, NEWER, NOTE, WARNING, Finding
@@ -27,7 +27,6 @@ from meterd.protocol.errors import BootFailed, Busy, Corrupt, NotFound
 from meterd.protocol.log_format import ACTIVE_NAME, SPARE_NAME, Damaged
 
 Level = Literal["quick", "full"]
-LEVELS: Final[tuple[Level, ...]] = ("quick", "full")
 
 IDENTITIES = "files of identities checked"
 LOG_FILES = "all log files checked"

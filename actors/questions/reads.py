@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 # Questions that wait; the router admits no more requests than that by default.
 WAITS_MAX = 10_000
-# How often to look for questions whose time is over, while any wait.
-LOOK_SECONDS = 0.05
 # Another node's question for an index waits no longer.
 INDEX_SECONDS = 5.0
 

@@ -43,7 +43,6 @@ CLUSTER_VERSION: Final = 1
 FIRST_DIRECTORY: Final = "first"
 
 LEARNER, VOTER, DRAINED, REMOVED = "learner", "voter", "drained", "removed"
-STATES: Final = (LEARNER, VOTER, DRAINED, REMOVED)
 # What `node_state` may do.
 CHANGES: Final = {
     (LEARNER, VOTER),

@@ -53,25 +53,9 @@ def stretches(transitions: Transitions) -> Stretches:
     return Stretches(start, offset, local_end)
 
 
-def check_transitions(transitions: Transitions) -> None:
-    """Raise ValueError unless these are transitions as this module says."""
-    moments = [at for at, _ in transitions]
-    if not moments or moments[0] != I64_MIN:
-        raise ValueError("transitions begin at the beginning of time")
-    if any(later <= earlier for earlier, later in pairwise(moments)):
-        raise ValueError("transitions rise")
-    if any(abs(seconds) * SECOND > OFFSET_NS_MAX for _, seconds in transitions):
-        raise ValueError("no clock is that far from UTC")
-
-
 def offset_at(transitions: Transitions, moment: int) -> int:
     """Return the offset from UTC in seconds that holds at a moment."""
     return transitions[bisect_right(transitions, moment, key=_moment) - 1][1]
-
-
-def local_of(transitions: Transitions, moment: int) -> int:
-    """Return what the local clock shows, as ns since its own 1970-01-01 00:00."""
-    return moment + offset_at(transitions, moment) * SECOND
 
 
 def moments_of_local(transitions: Transitions, local: Moments) -> Moments:

@@ -176,7 +176,6 @@ class Node:
         self._incarnations: dict[int, int] = {}  # node -> newest incarnation
         self._held: dict[int, list[tuple[int, Outgoing]]] = {}  # block -> messages
         self._held_count = 0
-        self.held_lost = 0
         self._writers: dict[int, list[int]] = {}  # block -> groups that wrote to it
         self._deadline: int | None = None  # not looked for since this step began
         self._begin_step()
@@ -389,14 +388,12 @@ class Node:
                 self._actions.append(action)
 
     def _send(self, to: int, message: Outgoing, after: int = 0) -> None:
-        """Send a message when block `after` is durable."""
+        """Send a message when block `after` is durable; with `held_max` waiting it is lost."""
         if after <= self.durable:
             self._outgoing.setdefault(to, []).append(message)
         elif self._held_count < self.settings.held_max:
             self._held.setdefault(after, []).append((to, message))
             self._held_count += 1
-        else:
-            self.held_lost += 1
 
     def _on_durable(self, event: Durable) -> None:
         self.durable = event.block

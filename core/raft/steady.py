@@ -36,7 +36,6 @@ from meterd.protocol.raft_slices import AckSlices, AppendSlices, Digests, Ints, 
 # Records that parked groups' ops lie in; when there are more the oldest one's groups come back.
 HISTORY_MAX: Final = 512
 NEVER: Final = 1 << 60
-NO_ROW: Final = -1
 # Uncommitted ops of a group that has no followers; there are no flights to count.
 LONE_MAX: Final = 256
 
@@ -74,7 +73,7 @@ class Remembered(NamedTuple):
     epochs: Ints
     before: Digests
     before_term: Ints
-    rows: Ints  # of each group, or NO_ROW
+    rows: Ints  # of each group; below 0: none
 
 
 class Steady:

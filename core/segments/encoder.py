@@ -303,9 +303,6 @@ class _Sets:
         self._waiting = []
 
 
-_NONE: Final = np.empty(0, np.uint8)
-
-
 def _compressed(raw: Bytes) -> tuple[Bytes, bool]:
     """Return bytes as they are stored, and whether that is LZ4."""
     packed = lz4.block.compress(raw, store_size=False)

@@ -38,7 +38,6 @@ from meterd.protocol.segment_format import BLOCK_ROWS
 # Identities that are handed over together: one run of them.
 BATCH: Final = 2_000_000
 ROWS_MAX: Final = table_kernels.RECORD_ROWS_MAX
-STORED, TOO_OLD = 0, kernels.TOO_OLD
 
 
 class Rows(NamedTuple):
@@ -105,7 +104,7 @@ class IdentityRebuild:
             (self._horizon, I64_MAX),
         )
         outcome = self._scratch.outcome[:count]
-        expired = int(np.count_nonzero(outcome == TOO_OLD))
+        expired = int(np.count_nonzero(outcome == kernels.TOO_OLD))
         if stored == kernels.UNKNOWN_METRIC or int(stored) + expired != count:
             raise InvariantViolation("stored events contradict each other or the registry")
         self.expired += expired

@@ -17,6 +17,7 @@ from meterd.core.cluster.plan_changes import Change, HandOver, Led
 from meterd.core.raft.membership import is_single_change
 from meterd.protocol.errors import ChangeRefused
 from meterd.protocol.log_format import SLICE
+from meterd.protocol.messages import NODE_STATES
 from meterd.protocol.raft_messages import CONFIG, Configuration, member_id, node_of
 from meterd.protocol.raft_records import engine_body, engine_record
 
@@ -34,7 +35,7 @@ commands = st.one_of(
     ),
     st.fixed_dictionaries({"op": st.just("node_recover"), "node": numbers}),
     st.fixed_dictionaries(
-        {"op": st.just("node_state"), "node": numbers, "state": st.sampled_from(rules.STATES)}
+        {"op": st.just("node_state"), "node": numbers, "state": st.sampled_from(NODE_STATES)}
     ),
     st.fixed_dictionaries(
         {

@@ -18,7 +18,7 @@ from tests.sim.failover import plan_of
 from tests.sim.world import World
 
 GROUPS = 12  # of failover.plan_of
-SECOND, TURN = 1_000_000, 100_000  # µs
+TURN = 100_000  # µs
 # From the moment when a node may lead: a look, a transfer, and beats in between.
 SOON_MS = 3_000
 # A clock so far from the others' that its node must not lead.

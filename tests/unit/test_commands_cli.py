@@ -33,7 +33,6 @@ from tests.support.backup_manifests import manifest
 from tests.support.ports import free_ports
 
 DOCUMENT = (Path(admin.__file__).parent.parent / "docs" / "METERCTL.md").read_text()
-GLOBAL = {"nodes", "timeout", "output", "yes", "help", "version"}
 
 
 def commands_below(group, path=()):

@@ -94,12 +94,6 @@ def names_of(*numbers: int) -> set[str]:
     return {SegmentName(n, n).file(suffix) for n in numbers for suffix in SUFFIXES}
 
 
-def age(log: LogDirectory, number: int, seconds: int) -> None:
-    """Let a segment have been made so long ago."""
-    moment = time.time() - seconds
-    os.utime(log.path / SegmentName(number, number).file(".idx"), (moment, moment))
-
-
 def test_a_sealed_file_gets_its_segment_and_both_who_need_it_are_told(log, sweeper):
     number = write_full_file(log, OLD, segmented=False)
     announce(sweeper, log, number)
