@@ -12,7 +12,8 @@ durable, and, on a leader, its term is open, no transfer is under way, and every
 
 Invariants:
   * an entry of `_history` or `_waiting` counts for a group only while its epoch is the same
-  * for a parked group the ops after `parked_last` are exactly its valid rows in `_history`
+  * the ops of a parked group that its `Group` does not know are its valid rows in `_history`, but
+    for the oldest ones, which may be forgotten
 """
 
 from __future__ import annotations

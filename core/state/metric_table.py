@@ -2,7 +2,7 @@
 
 Memory holds the cells of every period of a metric from the one before the current on, as far ahead
 as events may lie.  Which those are follows from the leader's time alone, so all replicas agree; it
-is worked out again when a period ends (`Bounds.until`) or the registry changes.
+is worked out again when a period ends (`MetricBook.until`) or the registry changes.
 """
 
 from __future__ import annotations
