@@ -431,9 +431,9 @@ class Replication(Actor):
             origin = append.cause or b""
             self._give_record([sequence, append.head, append.payload, origin])
         self._reads.refused(step.refused)
-        for peer, envelope in step.envelopes:
+        for _, envelope in step.envelopes:
             self._reads.leaving(envelope)
-            self._send_envelope(peer, envelope)
+            self._send_envelope(envelope)
         if len(groups):
             self._begin_untold()
             self._committed[groups] = index  # it never goes back
@@ -486,7 +486,7 @@ class Replication(Actor):
         else:
             self.tick_by(self._untold_due)
 
-    def _send_envelope(self, peer: int, envelope: Envelope) -> None:
+    def _send_envelope(self, envelope: Envelope) -> None:
         """Have a member of another node sent what is for it, at the end of the turn."""
         if self._peers is not None and self._catching_up is not None:
             now = self._catching_up.hold(envelope)

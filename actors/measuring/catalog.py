@@ -60,8 +60,8 @@ def _counter(name: str, help: str, label: str = "", values: tuple[str, ...] = ()
     return _family(name, "counter", help, label, values)
 
 
-def _gauge(name: str, help: str, label: str = "", values: tuple[str, ...] = ()) -> Family:
-    return _family(name, "gauge", help, label, values)
+def _gauge(name: str, help: str, label: str = "") -> Family:
+    return _family(name, "gauge", help, label, ())
 
 
 def _histogram(name: str, help: str, label: str = "", values: tuple[str, ...] = ()) -> Family:
