@@ -33,16 +33,13 @@ class Looped(Actor):
 
 
 @pytest.fixture
-def actor(tmp_path: Path) -> Iterator[Looped]:
-    reading, writing = os.pipe()
-    made = Looped(Options.from_mapping({}), str(tmp_path), Lifeline(writing))
+def actor(tmp_path: Path, lifeline: Lifeline) -> Iterator[Looped]:
+    made = Looped(Options.from_mapping({}), str(tmp_path), lifeline)
     made.taken = []
     yield made
     while OPENED:
         OPENED.pop().close(linger=0)
     sockets.close()
-    os.close(reading)
-    os.close(writing)
 
 
 def pair(kind: int, other: int) -> tuple[Any, Any]:

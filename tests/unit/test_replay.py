@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,18 +30,15 @@ class Recorded(Usage):
 
 
 @pytest.fixture
-def usage(tmp_path: Path) -> Iterator[Recorded]:
+def usage(tmp_path: Path, lifeline: Lifeline) -> Recorded:
     identity.write(str(tmp_path), identity.new_cluster(7))
-    reading, writing = os.pipe()
     limits = dict.fromkeys(("accounts", "series", "cells"), 10_000)
     options = Options.from_mapping({"node": {"data_dir": str(tmp_path), "id": 7}, "limits": limits})
-    actor = Recorded(options, str(tmp_path), Lifeline(writing))
+    actor = Recorded(options, str(tmp_path), lifeline)
     actor.open()
     # Records of the builder are made under version 1 of the registry.
     actor.state.registry.version = 1
-    yield actor
-    os.close(reading)
-    os.close(writing)
+    return actor
 
 
 def test_a_checkpoint_saved_on_the_way_begins_after_what_it_holds(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -34,14 +34,6 @@ class Silent(WalWriter):
 
     def send(self, actor: str, frames: list[bytes]) -> None:
         pass
-
-
-@pytest.fixture
-def lifeline() -> Iterator[Lifeline]:
-    reading, writing = os.pipe()
-    yield Lifeline(writing)
-    os.close(reading)
-    os.close(writing)
 
 
 def start(directory: Path, lifeline: Lifeline) -> Silent:

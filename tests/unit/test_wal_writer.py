@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from random import Random
@@ -44,14 +44,6 @@ class Recorded(WalWriter):
     def taken(self) -> list[Any]:
         """Return what was sent since the last call."""
         return self.__dict__.pop("sent", [])
-
-
-@pytest.fixture
-def lifeline() -> Iterator[Lifeline]:
-    reading, writing = os.pipe()
-    yield Lifeline(writing)
-    os.close(reading)
-    os.close(writing)
 
 
 @pytest.fixture
