@@ -86,4 +86,5 @@ def test_shrinking_keeps_the_failure() -> None:
 
 
 def test_a_seed_runs_the_same_way_twice() -> None:
-    assert run_seed(7, trace=True).trace == run_seed(7, trace=True).trace
+    trace = run_seed(7, trace=True).trace
+    assert trace and trace == run_seed(7, trace=True).trace

@@ -52,8 +52,7 @@ def replication(monkeypatch: pytest.MonkeyPatch, **replicas: Any) -> Any:
     made._replicas = SimpleNamespace(deadline=math.inf, node=None, **replicas)
     made._requests = SimpleNamespace(turn=lambda *_: None)
     made._handing_over = SimpleNamespace(leaving=lambda now: False)
-    made.sent = []
-    monkeypatch.setattr(Replication, "leaving", False, raising=False)
+    made.sent, made.leaving = [], False
     monkeypatch.setattr(Replication, "send", lambda self, *said: self.sent.append(said))
     monkeypatch.setattr(Replication, "_tell_leaders", lambda _: None)
     monkeypatch.setattr(Replication, "_carry_out", lambda *_: None)
