@@ -49,7 +49,7 @@ class CutFacts(NamedTuple):
     """How far the log is applied at a moment, and what only memory knows then."""
 
     cut: Cut
-    refused: Refused  # of log files without an index
+    refused: Refused  # of log files without a segment
     registry: bytes
     horizon: int
 

@@ -1,7 +1,7 @@
 """Moves bytes between memory and files without the kernel's page cache (O_DIRECT).
 
-What a node writes it reads again only after a start, in a question about the past, or once for an
-index.  The page cache would copy all of it, keep it, and take pages of memory for it; moved
+What a node writes it reads again only after a start, in a question about the past, or once for a
+segment.  The page cache would copy all of it, keep it, and take pages of memory for it; moved
 directly it costs neither.  What direct transfer demands, and how it is met:
 
   * memory that begins at a page, offsets and sizes in whole sectors: memory comes from

@@ -2,7 +2,7 @@
 
 A backup asks (`cut`) and is answered with everything about that moment which only memory knows: the
 end of the durable log, up to where each group is committed and applied, the bitmaps of log files
-without an index, the registry.  The end, not the position: what is applied may lie behind a slice
+without a segment, the registry.  The end, not the position: what is applied may lie behind a slice
 that waits, and what waits may be replaced behind it, so only the whole log says what counts.
 """
 

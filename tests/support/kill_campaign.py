@@ -5,7 +5,7 @@ next moment or while the node recovers from the first.  Victims are the actors a
 after a supervisor's death the daemon is started again at once, while its children still have to
 end by themselves.  Clients (`kill_load`) send all the time, so every stroke meets requests in
 flight.  Half of the strokes come at a random moment; the other half come just after a file of the
-data directory has appeared, gone or got another name, which is when rotations, indexes and
+data directory has appeared, gone or got another name, which is when rotations, segments and
 checkpoints are half done.
 
 From time to time, and at the end after a clean restart and after one more kill, the clients
@@ -45,7 +45,7 @@ UNIT_OF = {kind.name: tuple(member.name for member in unit) for unit in UNITS fo
 SUPERVISOR = "supervisor"
 VICTIMS = (*UNIT_OF, SUPERVISOR)
 ACCOUNTS = 300
-# Small, so that files become full, indexes are built and checkpoints saved all the time.
+# Small, so that files become full, segments are made and checkpoints saved all the time.
 ENVIRONMENT = {
     "METERD__WAL__SEGMENT_SIZE": "4MiB",
     "METERD__STORAGE__CHECKPOINT_EVENTS": "3000",
