@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
+from meterd.core.cluster.report import answers
 from meterd.core.raft import transfer
 from meterd.core.raft.events import TransferLeadership
 from meterd.core.raft.node import Node, Request
@@ -39,7 +40,7 @@ class Resignation:
         """
         requests: list[Request] = []
         awaited = under_way = 0
-        there = {m for m in node.peers if m not in leaving and _is_heard(node, m, now)}
+        there = {m for m in node.peers if m not in leaving and answers(node, m, now)}
         able: dict[int, list[int]] = {}
         for number, view in node.views().items():
             if view.role != LEADER:
@@ -58,11 +59,6 @@ class Resignation:
                 under_way += 1
         self.is_done = not (awaited or under_way)
         return requests
-
-
-def _is_heard(node: Node, member: int, now: int) -> bool:
-    heard = node.clocks.heard(member, now)
-    return heard is not None and heard[1] < node.settings.suspicion_ms
 
 
 def _has_all(node: Node, view: View, member: int) -> bool:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from meterd.core.kernels import cells as cell_rows
 from meterd.core.kernels.cells import CELL_WORDS, POSITION_ROW_BITS
-from meterd.core.kernels.hashing import partition_of
 from meterd.core.kernels.reduce import ADD
+from meterd.core.questions import partition_sets
 from meterd.core.questions.folded import (
     ACCOUNT,
     BUCKET,
@@ -102,7 +102,7 @@ class Balances:
         """Have what another node has of some partitions (bool[256]), instead of what is here."""
 
         def is_theirs(account: str) -> bool:
-            return bool(partitions[_partition_of(account)])
+            return bool(partitions[partition_sets.partition(account)])
 
         kept = [part.without(is_theirs) for part in self._parts]
         taken = [part.without(lambda account: not is_theirs(account)) for part in other._parts]
@@ -149,11 +149,6 @@ class Balances:
         for partition, name, digest, *rows in state["imports"]:
             # Earlier versions did not say how many rows there were.
             self._remember((partition, name), digest, rows[0] if rows else 0)
-
-
-def _partition_of(account: str) -> int:
-    text = np.frombuffer(account.encode(), np.uint8)
-    return int(partition_of(text, 0, len(text)))
 
 
 def _asked(part: Folded, question: Question) -> Folded | None:

@@ -13,7 +13,7 @@ from meterd.commands.durations import parse_duration
 from meterd.commands.jobs import ask, await_job, begin_job, first_answering
 from meterd.commands.moments import format_moment
 from meterd.commands.session import AdminError, AdminGroup, Session, command, exit_of
-from meterd.commands.tables import Column, format_bytes, group_thousands
+from meterd.commands.tables import Column, format_bytes, group_thousands, number_or_dash
 from meterd.exits import AdminExit
 from meterd.protocol.errors import MeterdError
 from meterd.protocol.limits import NODE_MAX
@@ -115,7 +115,7 @@ _LISTING = Listing(
         row["name"],
         row["type"] or "-",
         format_moment(row["cut_time"]) if row["cut_time"] else "-",
-        "-" if row["events"] is None else group_thousands(row["events"]),
+        number_or_dash(row["events"]),
         "-" if row["size"] is None else format_bytes(row["size"]),
         "-" if row["written"] is None else format_bytes(row["written"]),
         row["state"],

@@ -1,12 +1,11 @@
 """The cluster section of `meterctl status`: nodes, leaders, lag, terms and health at a glance."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from meterd.commands.cluster import META_GROUP, ask_cluster, partition_rows
 from meterd.commands.console import Row
 from meterd.commands.session import AdminError, Session
-from meterd.commands.tables import Column, group_thousands, render
+from meterd.commands.tables import Column, number_or_dash, render
 
 # How many partitions can be written to: all, some, none.
 WHOLE, DEGRADED, LOST = "ok", "degraded", "lost"
@@ -84,9 +83,5 @@ def cluster_lines(section: Row) -> Iterator[str]:
 def _cells(node: Row) -> list[str]:
     state = node["state"] if node["reachable"] else f"{node['state']}: {node['error']}"
     keys = ("leads", "holds", "planned", "term", "lag_ops", "unapplied", "holes")
-    numbers = [_number(node[key]) for key in keys]
+    numbers = [number_or_dash(node[key]) for key in keys]
     return [str(node["node"]), node["address"] or "-", state or "-", *numbers]
-
-
-def _number(value: Any) -> str:
-    return "-" if value is None else group_thousands(value)

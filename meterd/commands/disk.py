@@ -9,7 +9,7 @@ from meterd.commands.console import Row
 from meterd.commands.moments import format_duration
 from meterd.commands.nodes import ask_nodes, merge, reached
 from meterd.commands.session import AdminGroup, Session
-from meterd.commands.tables import Column, format_bytes, group_thousands, render
+from meterd.commands.tables import Column, format_bytes, group_thousands, number_or_dash, render
 from meterd.exits import AdminExit
 
 DAY_SECONDS = 86_400
@@ -130,7 +130,7 @@ def _part_lines(node: Row, inodes: bool) -> Iterator[str]:
         [
             name,
             format_bytes(one["bytes"]),
-            "-" if one["files"] is None else group_thousands(one["files"]),
+            number_or_dash(one["files"]),
         ]
         for name, one in parts
     )

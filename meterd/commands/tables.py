@@ -61,6 +61,11 @@ def group_thousands(number: str | int) -> str:
     return f"{sign}{int(whole):,}" + (f".{fraction}" if fraction else "")
 
 
+def number_or_dash(number: str | int | None) -> str:
+    """As `group_thousands`; what is not known is a dash."""
+    return "-" if number is None else group_thousands(number)
+
+
 def format_bytes(count: int) -> str:
     """A size for people: `1.5 GiB`."""
     size = float(count)

@@ -8,7 +8,7 @@ import click
 from meterd.commands.cluster import ask_cluster, end, group_name, group_of, partition_rows
 from meterd.commands.console import Row
 from meterd.commands.session import Session, command
-from meterd.commands.tables import Column, format_bytes, group_thousands, render
+from meterd.commands.tables import Column, format_bytes, number_or_dash, render
 
 LAG_WARN, LAG_CRITICAL = 100, 1_000
 OK, WARN, CRITICAL = "ok", "warn", "critical"
@@ -16,10 +16,6 @@ OK, WARN, CRITICAL = "ok", "warn", "critical"
 
 def _right(*titles: str) -> list[Column]:
     return [Column(title, right=True) for title in titles]
-
-
-def _number(value: Any) -> str:
-    return "-" if value is None else group_thousands(value)
 
 
 def _numbers(values: list[int]) -> str:
@@ -82,15 +78,15 @@ def _partition_cells(row: Row) -> list[str]:
 
 def _node_cells(node: Row) -> list[str]:
     state = node.get("state", "-") if node["reachable"] else f"{node['error']}"
-    own = [_number(node.get(key)) if node["reachable"] else "-" for key in ("leads", "holds")]
+    own = [node.get(key) if node["reachable"] else None for key in ("leads", "holds")]
     return [
         str(node["node"]),
         node.get("address", node.get("client_address", "-")),
         state,
-        _number(node.get("incarnation")),
-        *own,
-        _number(node.get("planned")),
-        _number(node.get("members_version")),
+        number_or_dash(node.get("incarnation")),
+        *map(number_or_dash, own),
+        number_or_dash(node.get("planned")),
+        number_or_dash(node.get("members_version")),
     ]
 
 
@@ -159,7 +155,7 @@ def _consensus_lines(shown: Row, each: bool) -> Iterator[str]:
 
 def _group_cells(row: Row) -> list[str]:
     numbers = [
-        _number(row[key])
+        number_or_dash(row[key])
         for key in ("term", "commit", "applied", "last", "lag", "holes", "view_changes")
     ]
     leader = "none" if row["leader"] is None else str(row["leader"])
@@ -168,7 +164,7 @@ def _group_cells(row: Row) -> list[str]:
 
 
 def _consensus_cells(node: Row) -> list[str]:
-    return [str(node["node"]), *(_number(node.get(key)) for key in _CONSENSUS)]
+    return [str(node["node"]), *(number_or_dash(node.get(key)) for key in _CONSENSUS)]
 
 
 @command("replication", short_help="Show the links between nodes, and who lacks what.")
@@ -217,10 +213,10 @@ def _link_cells(row: Row) -> list[str]:
     return [
         str(row["from"]),
         str(row["node"]),
-        *(_number(row[key]) for key in ("heard_ms", "round_trip_ms", "clock_offset_ms")),
+        *(number_or_dash(row[key]) for key in ("heard_ms", "round_trip_ms", "clock_offset_ms")),
         f"{row['in_flight']} ({format_bytes(row['in_flight_bytes'])})",
-        _number(row["lag_ops"]),
+        number_or_dash(row["lag_ops"]),
         format_bytes(row["lag_bytes"]),
-        _number(row["lagging_groups"]),
+        number_or_dash(row["lagging_groups"]),
         status,
     ]

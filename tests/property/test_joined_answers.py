@@ -24,19 +24,11 @@ from meterd.core.questions.question import Question
 from meterd.protocol.errors import NotLeader
 from meterd.protocol.limits import PARTITION_COUNT
 from meterd.protocol.raft_messages import Configuration, member_id
+from tests.support.log_directory import finish
 
 EVERY = range(PARTITION_COUNT)
 accounts = st.text("abc/é", min_size=1, max_size=6).filter(lambda name: not name.startswith("/"))
 sets = st.sets(st.integers(0, PARTITION_COUNT - 1))
-
-
-def finished(steps: Any) -> Any:
-    """Run a generator to its end; return its result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return done.value
 
 
 @given(sets)
@@ -74,7 +66,7 @@ def test_joined_rows_are_in_the_order_of_all(found, aggregation, sort, nodes):
     for names in parts[1:]:
         columns.append(Columns())
         columns[-1].add(ranking(names).rows(0, len(names)))
-    whole = finished(join(ranking(parts[0]), columns))
+    whole = finish(join(ranking(parts[0]), columns))
 
     def usage(name: str) -> Fraction:
         amount, count = found[name]
@@ -132,7 +124,7 @@ def next_page(logs: dict[int, Log], cursor: str | None, limit: int, own: int = 1
     ]
     context = {"until": 0.0, "added": {}}
     question = Question("feed", limit=limit, after=cursor)
-    return finished(joined_feed.read_feed(Others(logs), read, question, parts, context))
+    return finish(joined_feed.read_feed(Others(logs), read, question, parts, context))
 
 
 @given(
