@@ -7,8 +7,8 @@ an answer holds exactly what had been acknowledged, whatever is written meanwhil
 Questions take turns, a piece of a segment or log file at a time, so a long invoice run neither
 holds up a short question nor the beat.  The rows of an invoice run stay in memory until its last
 page was fetched or nobody has come for a while; a cursor names run and row, so pages belong to one
-log position.  A question that other nodes have a part of (`other_nodes.py`) is set aside until
-something of it has come.
+log position.  A question that other nodes have a part of (`questions/other_nodes.py`) is set aside
+until something of it has come.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The WAL-writer actor: makes records durable, many at once, and says so.
 
 All that waits when a turn ends becomes one block, written and synced once; what arrives meanwhile
-waits in the inbox and becomes the next block.  So the time a sync takes sets the size of the
-batch, and there is no timer.  What happens to files is in `wal_log.py` and `wal_recovery.py`.
+waits in the inbox and becomes the next block.  So the time a sync takes sets the size of the batch,
+and there is no timer.  What happens to files is in `log/wal_log.py` and `log/wal_recovery.py`.
 
 When there is no room for the next file, the records that wait are kept, unacknowledged, router and
 sweeper are told that new requests must be refused, and making the file is tried again every

@@ -160,6 +160,18 @@ def test_every_module_says_what_it_is(name: str) -> None:
     assert docstring, "no module docstring"
 
 
+def test_modules_that_are_named_are_there() -> None:
+    """As a whole path, one in the layer, or one in the same folder."""
+    lost = []
+    for name in LAYERED:
+        path = ROOT / name
+        places = (ROOT, ROOT / name.split("/")[0], path.parent)
+        for module in re.findall(r"`([\w/]+\.py)`", path.read_text()):
+            if not any((place / module).is_file() for place in places):
+                lost.append(f"{name}: {module}")
+    assert not lost
+
+
 @pytest.mark.parametrize("name", sorted(f"bin/{path.name}" for path in (ROOT / "bin").iterdir()))
 def test_the_programs_of_a_checkout_are_shims(name: str) -> None:
     assert (ROOT / name).read_text().count("\n") <= SHIM_LINES_MAX

@@ -1,8 +1,8 @@
 """Checks a data directory that no node uses, and changes nothing in it.
 
 The first checks are those of a start, by the same code and in the same order
-(`start_checks.py`); at level `full` every other byte of every file follows (`fsck_files.py`).  A
-start ends with the first damage; here all of it is found.
+(`starting/start_checks.py`); at level `full` every other byte of every file follows
+(`fsck_files.py`).  A start ends with the first damage; here all of it is found.
 """
 
 from __future__ import annotations

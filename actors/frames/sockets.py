@@ -31,9 +31,9 @@ INTERNAL_HIGH_WATER_MARK = 100_000
 INTERNAL_BUFFER_SIZE = 4 * 1024 * 1024
 # Answers that wait for one client, for each request that clients may have in flight together.  A
 # client that reads loses none then: ZeroMQ tells a sender of messages that were taken only once for
-# half its mark, so as many again seem to wait.  `actors.listener_guard` bounds their memory.
+# half its mark, so as many again seem to wait.  `listening/listener_guard.py` bounds their memory.
 CLIENT_HIGH_WATER_MARK_FACTOR = 2
-# No limit to the messages waiting from one client: `actors.listener_guard` bounds their memory.
+# No limit to the messages waiting from one client: the same module bounds their memory.
 # With one, libzmq 4.3.5 aborts the process when a peer at the mark goes away and a heartbeat is
 # due: any peer could end the router that way.
 CLIENT_RECEIVE_HIGH_WATER_MARK = 0

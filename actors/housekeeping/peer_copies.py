@@ -1,8 +1,8 @@
 """Fetches a copy of a peer while the node runs, when a leader says that this node lacks something.
 
 When the files have come the other nodes are asked for leave, so that not many are away at once;
-then the node ends, and its next start uses the copy (`copying.py`).  A job of its own lane: it
-shows among the jobs, and can be cancelled.
+then the node ends, and its next start uses the copy (`starting/copying.py`).  A job of its own
+lane: it shows among the jobs, and can be cancelled.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A name that a copy has listed must be found until it comes to it: log files have a second name for
 an hour after they became full (`wal-….open`), and two checkpoints are kept in turn
-(`held_checkpoint.py`).  Copies without `-H` hold such files twice, so an hour must be enough;
-`backup hold` keeps them for longer, and a disk that gets full ends them at once.
+(`keeping/held_checkpoint.py`).  Copies without `-H` hold such files twice, so an hour must be
+enough; `backup hold` keeps them for longer, and a disk that gets full ends them at once.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Sees to it that an answer holds all that was acknowledged before the question came.
 
 For what this node leads that is so while it has the lease, once it has applied what is committed
-(`lease_words.py`), else after a read round of its replication.  For what others lead their nodes
-are asked for an index, which is then waited for here: any node answers from its own replicas, and
-nothing it answers is old.
+(`frames/lease_words.py`), else after a read round of its replication.  For what others lead their
+nodes are asked for an index, which is then waited for here: any node answers from its own replicas,
+and nothing it answers is old.
 
 The lease is looked at once, before the answer is computed: what is computed later is from a state
 at least as new, so the answer was right at that moment, which is after the question came.

@@ -1,7 +1,7 @@
 """The part of the replication actor that operators talk to: how the cluster is, who is to lead.
 
-It also carries the plan out (`core.plan_keeper`), keeps what usage says of the members, answers
-nodes that have no identity yet, and gives the numbers to telemetry.
+It also carries the plan out (`core/cluster/plan_keeper.py`), keeps what usage says of the members,
+answers nodes that have no identity yet, and gives the numbers to telemetry.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Gets an empty directory its identity, before the node has actors (docs/CLUSTER.md).
 
 A process of its own, because the supervisor holds no socket: it asks the peers, answers those that
-ask, writes `node.json` and ends.  What to do is decided in `core.founding`.
+ask, writes `node.json` and ends.  What to do is decided in `core/cluster/founding.py`.
 
 The questions travel to the replication port, [`bootstrap`, version, map], and are answered by a
 node that has its identity, too (`Respondent`).

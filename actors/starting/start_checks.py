@@ -5,7 +5,7 @@
 | data directory writable and locked | `node` | it is ours alone (`directory.py`) |
 | identity checked | `node` | it belongs to this node and version (`identity.py`) |
 | checkpoint checked | `wal_writer` | magic, version, checksums; a damaged newest falls back |
-| log checked | `wal_writer` | checksums and hash chain from the checkpoint on (`wal_recovery.py`) |
+| log checked | `wal_writer` | checksums, hash chain behind the checkpoint (`log/wal_recovery.py`) |
 | segments checked | `wal_writer` | size and header of all log files, segments, totals files |
 
 Each is logged with its duration; the first that fails ends the start and names file and offset.

@@ -2,7 +2,8 @@
 
 A partition's own log moves them, so what an event is judged by does not depend on other partitions.
 What is dropped for all partitions together (identities, segments, cells of totals files) goes by
-the least of those that the node holds (`held_partitions.py`): the others' logs do not come here.
+the least of those that the node holds (`core/cluster/held_partitions.py`): the others' logs do not
+come here.
 
 Horizons are beginnings of days (identities know the day of their event) and never move back, though
 the least of them may when a partition comes; that of totals is never in front of that of events.
