@@ -1,4 +1,4 @@
-"""Remembers which rows of log files were not stored, for files that have no index yet.
+"""Remembers which rows of log files were not stored, for files that have no segment yet.
 
 One bit a row, numbered as in the file.  Most rows are stored, so a bitmap is all zeros and
 packs to nothing; it is bounded by the rows of a file either way.
