@@ -63,8 +63,9 @@ class Archive(Service):
 
     def __init__(self, sweeper: RetentionSweeper, holding: LogHolding) -> None:
         super().__init__(sweeper)
-        self._state = ArchiveState(self.directory)
-        self._prefix = name_prefix(self.directory, identity.read(self.directory))
+        who = identity.read(self.directory)
+        self._state = ArchiveState(self.directory, who.incarnation)
+        self._prefix = name_prefix(self.directory, who)
         self._outcomes: deque[Outcome] = deque()  # from the job's thread, one a file
         self._failures = 0  # in a row
         self._last_failure: dict[str, Any] | None = None

@@ -6,7 +6,8 @@ no archive.  The file is a shortcut, not the truth: without it archiving begins 
 again and finds what is stored already.
 
 A restored directory uses numbers of log files again that the life it gave up has used: what
-`archive.bin` of that life says is left alone, and archiving begins anew (`name_prefix`).
+`archive.bin` of that life says is left alone, and archiving begins anew (`name_prefix`).  So does
+the node that takes the place of one whose directory was given up: its log begins with file 1.
 
 Written by the job's thread and by the actor's loop, so a lock is held over each change.
 """
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 from meterd.actors.files.disk import atomic_write
 from meterd.actors.starting import restored
 from meterd.actors.starting.identity import Identity
+from meterd.core.cluster.members import FIRST_INCARNATION
 from meterd.protocol import checkpoint_format
 from meterd.protocol.log_format import Damaged
 
@@ -43,6 +45,8 @@ class Gap(NamedTuple):
 def name_prefix(directory: str, who: Identity) -> str:
     """Return what the names of a directory's objects begin with.  Raises Corrupt."""
     prefix = f"{who.cluster_id_hex}/node-{who.node_id}"
+    if who.incarnation > FIRST_INCARNATION:
+        prefix = f"{prefix}/incarnation-{who.incarnation}"
     moment = restored.moment(directory)
     return f"{prefix}/restored-{moment}" if moment else prefix
 
@@ -50,9 +54,10 @@ def name_prefix(directory: str, who: Identity) -> str:
 class ArchiveState:
     """What is known of one target; another target begins anew."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, incarnation: int = FIRST_INCARNATION) -> None:
         """Raises Corrupt when `restored.json` is damaged."""
         self._path = Path(directory, FILE_NAME)
+        self._incarnation = incarnation
         self._restored = restored.moment(directory)
         self._lock = threading.Lock()
         self.target = ""
@@ -116,6 +121,11 @@ class ArchiveState:
                 "this directory was restored: archiving begins anew, under names of its own"
             )
             return
+        if state.get("incarnation", FIRST_INCARNATION) != self._incarnation:
+            logger.info(
+                "archiving begins anew, under the names of incarnation %d", self._incarnation
+            )
+            return
         self.target, self.through = state["target"], state["through"]
         self.gaps = tuple(Gap(*gap) for gap in state["gaps"])
         self.last_success = state["last_success"]
@@ -130,6 +140,7 @@ class ArchiveState:
             "gaps": [list(gap) for gap in gaps],
             "last_success": last_success,
             "restored": self._restored,
+            "incarnation": self._incarnation,
         }
         atomic_write(os.fspath(self._path), checkpoint_format.encode(state, {}))
         self.target, self.through, self.gaps = target, through, gaps

@@ -21,7 +21,7 @@ from meterd.protocol.envelope import RequestHeader, decode_answer, encode_reques
 from tests.support.log_builder import CLUSTER_ID, IDENTITY_KEY
 
 
-def recorded(cls: type[Actor], path: Path, **sections: dict[str, Any]) -> Any:
+def recorded(cls: type[Actor], path: Path, incarnation: int = 1, **sections: dict[str, Any]) -> Any:
     """An opened actor on a data directory; `actor.sent` holds (to whom, frames)."""
 
     class Recorded(cls):  # type: ignore[misc, valid-type]
@@ -40,7 +40,7 @@ def recorded(cls: type[Actor], path: Path, **sections: dict[str, Any]) -> Any:
             return found
 
     Recorded.__name__ = cls.__name__
-    who = Identity(1, CLUSTER_ID.hex(), IDENTITY_KEY.hex(), 1, 1, "")
+    who = Identity(1, CLUSTER_ID.hex(), IDENTITY_KEY.hex(), incarnation, 1, "")
     (path / identity.FILE_NAME).write_bytes(identity.encode(who))
     options = Options.from_mapping({"node": {"data_dir": str(path)}} | sections)
     lifeline = os.pipe()

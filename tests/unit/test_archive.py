@@ -64,9 +64,9 @@ def seal(log: LogDirectory) -> None:
 class Sweeper:
     """A retention sweeper with an archive, and what can be seen of it."""
 
-    def __init__(self, log: LogDirectory, **options: Any) -> None:
+    def __init__(self, log: LogDirectory, incarnation: int = 1, **options: Any) -> None:
         options = {"check_interval": "100ms", "timeout": "10s"} | options
-        self.actor = recorded(RetentionSweeper, log.path, archive=options)
+        self.actor = recorded(RetentionSweeper, log.path, incarnation, archive=options)
 
     def ask(self, kind: str, **body: Any) -> tuple[str, Any]:
         self.actor.handle([b"requests", *bundle([b"rid", *request(kind, body)])])
@@ -227,6 +227,18 @@ def test_a_restored_directory_archives_under_names_of_its_own(log, target, start
         assert archived(target) == expected
         assert sweeper.status.items() >= {"through": 3, "gaps": []}.items()
         assert start(target=str(target)).status["through"] == 3
+
+
+def test_a_node_in_the_place_of_a_lost_one_archives_under_names_of_its_own(log, target, start):
+    """Its log begins with file 1 again, and what the lost one has archived stays as it is."""
+    lost = target / PREFIX / full_name(1)
+    lost.parent.mkdir(parents=True)
+    lost.write_bytes(b"what the lost one has archived")
+    sweeper = start(incarnation=2, target=str(target))
+    assert sweeper.run()["state"] == "done"
+    own = {f"{PREFIX}/incarnation-2/{full_name(n)}": content(log, n) for n in (1, 2, 3)}
+    assert archived(target) == own | {f"{PREFIX}/{full_name(1)}": lost.read_bytes()}
+    assert start(incarnation=2, target=str(target)).status["through"] == 3
 
 
 @pytest.mark.parametrize("verify", ["content", "size"])
