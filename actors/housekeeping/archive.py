@@ -150,8 +150,14 @@ class Archive(Service):
         """Return number and size of the full files that are not archived, oldest first."""
         through = self._through() or 0
         numbers = sorted(filter(None, map(number_of, os.listdir(self.directory))))
-        paths = [(n, os.path.join(self.directory, full_name(n))) for n in numbers if n > through]
-        return [(number, os.stat(path).st_size) for number, path in paths]
+        waiting = []
+        for number in numbers:
+            # In the job's thread one that is given up meanwhile may be deleted meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                if number > through:
+                    path = os.path.join(self.directory, full_name(number))
+                    waiting.append((number, os.stat(path).st_size))
+        return waiting
 
     def _look(self) -> list[tuple[int, int]]:
         """Return what waits, once gaps are noted and the queue is not longer than it may be."""

@@ -133,6 +133,12 @@ class CommandCopier:
 
     def copy(self, path: str, name: str, advance: Advance) -> str:
         """A command that fails where the very copy is stored already has not failed."""
+        try:
+            return self._copy(path, name, advance)
+        except OSError as error:  # no room for what a command says, or the file has gone
+            raise ArchiveFailed("failed", str(error)) from error
+
+    def _copy(self, path: str, name: str, advance: Advance) -> str:
         failure: ArchiveFailed | None = None
         try:
             with self._started(self._command, path, name, subprocess.DEVNULL) as command:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,8 @@ import msgpack
 import pytest
 
 from meterd.actors.frames.bundle import bundle
-from meterd.actors.housekeeping import archive_state, object_store
-from meterd.actors.housekeeping.archive_copy import RESULTS, STORED, CommandCopier
+from meterd.actors.housekeeping import archive, archive_state, object_store
+from meterd.actors.housekeeping.archive_copy import RESULTS, STORED, ArchiveFailed, CommandCopier
 from meterd.actors.housekeeping.archive_state import ArchiveState, Gap
 from meterd.actors.keeping.registry_file import REGISTRY_FILE
 from meterd.actors.measuring import catalog
@@ -25,7 +26,7 @@ from meterd.actors.starting.restored import Restored
 from meterd.core.state.registry import Registry
 from meterd.protocol import checkpoint_format
 from meterd.protocol.errors import DiskFull, Exists, StoreFailed
-from meterd.protocol.log_format import full_name
+from meterd.protocol.log_format import full_name, number_of
 from tests.support.log_builder import CLUSTER_ID, LoggedEvent
 from tests.support.log_directory import LogDirectory
 from tests.support.periods import DAY
@@ -527,6 +528,38 @@ def test_a_command_that_cannot_be_started_has_failed(log, start, command):
     sweeper = start(command=command)
     assert sweeper.run()["error"]["code"] == "archive_failed"
     assert sweeper.counted == {"failed": 1}
+
+
+def test_what_the_machine_lacks_fails_the_attempt_and_not_the_actor(
+    log, target, start, tmp_path, monkeypatch
+):
+    def full(*_: Any) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    sweeper = start(command=script(tmp_path, STORE))
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", full)
+        job = sweeper.run()
+    assert job["state"] == "failed" and "No usable temporary" in job["error"]["message"]
+    assert sweeper.counted == {"failed": 1}
+    assert sweeper.run()["state"] == "done"
+
+
+def test_a_file_that_goes_while_its_copy_is_compared_fails_the_attempt(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"x")
+    copier = CommandCopier("rm {path}", "echo x", 10.0)
+    with pytest.raises(ArchiveFailed, match="No such file"):
+        copier.copy(str(path), "name", lambda _: None)
+
+
+def test_a_file_that_goes_while_they_are_listed_does_not_wait(log, target, start, monkeypatch):
+    def listed(name: str) -> int | None:
+        return number_of(full_name(9) if name == "lock" else name)
+
+    (log.path / "lock").touch()
+    monkeypatch.setattr(archive, "number_of", listed)
+    assert start(target=str(target)).status["queue_files"] == 3
 
 
 def test_a_command_that_lies_is_found_out(log, target, start, tmp_path):
