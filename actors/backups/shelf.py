@@ -7,6 +7,7 @@ there it is the manifest alone that makes it one.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -22,6 +23,8 @@ from meterd.protocol.errors import NotFound, StoreFailed
 
 PARTIAL = ".partial"
 NAME_PREFIX = "meterd-"
+# How often to look again while backups are made or deleted in the same place.
+LOOKS_MAX = 10
 
 
 @dataclass
@@ -58,11 +61,27 @@ class Shelf:
 
     def contents(self) -> Contents:
         """Look at everything.  Raises StoreFailed."""
+        directories = self._directories()
+        for _ in range(LOOKS_MAX):
+            found = self._look(directories)
+            # What has got another name meanwhile was seen in pieces: it would pass for damaged.
+            before, directories = directories, self._directories()
+            if directories == before:
+                break
+        return found
+
+    def _directories(self) -> set[str]:
+        """Return the names in a directory of backups, also of those that have no file yet."""
+        names: set[str] = set()
+        if self._renames:
+            with contextlib.suppress(OSError):  # the store says that better
+                names = {entry.name for entry in os.scandir(self.store.url) if entry.is_dir()}
+        return names
+
+    def _look(self, directories: set[str]) -> Contents:
         found = Contents()
         found.sizes = {one.name: one.size for one in self.store.list()}
-        names = {name.partition("/")[0] for name in found.sizes if "/" in name}
-        if self._renames:  # what has no file yet is not listed
-            names |= {path.name for path in Path(self.store.url).iterdir() if path.is_dir()}
+        names = {name.partition("/")[0] for name in found.sizes if "/" in name} | directories
         for name in sorted(name for name in names if name.startswith(NAME_PREFIX)):
             if name.endswith(PARTIAL):
                 found.partial.append(name)

@@ -134,14 +134,16 @@ class DirectoryStore:
     def list(self, prefix: str = "") -> Iterator[Stored]:
         with _failures(self.url, prefix):
             self._check_root()
-            found = [
-                (str(path.relative_to(self._root)), path)
-                for path in self._root.rglob("*")
-                if path.is_file()
-            ]
-            for name, path in sorted(found):
+            for name in sorted(self._files()):
+                # What goes while this looks is not there: others may write and delete here.
                 if name.startswith(prefix) and NAME.fullmatch(name):
-                    yield Stored(name, path.stat().st_size)
+                    with contextlib.suppress(FileNotFoundError):
+                        yield Stored(name, (self._root / name).stat().st_size)
+
+    def _files(self) -> Iterator[str]:
+        for directory, _, names in os.walk(self._root, onerror=_unless_gone):
+            for name in names:
+                yield os.path.relpath(os.path.join(directory, name), self._root)
 
     def delete(self, name: str) -> None:
         path = self._path(name)
@@ -167,6 +169,11 @@ class DirectoryStore:
             return _name_it(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _write(path: Path, source: Source) -> None:

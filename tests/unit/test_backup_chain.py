@@ -4,6 +4,7 @@ import pytest
 
 from meterd.actors.backups.restoring import choose
 from meterd.actors.backups.shelf import Shelf
+from meterd.actors.housekeeping.object_store import DirectoryStore
 from meterd.actors.starting import identity
 from meterd.protocol.backup_manifest import FILE_NAME
 from meterd.protocol.errors import BadRequest, Corrupt, NotFound
@@ -105,3 +106,24 @@ def test_nodes_of_one_number_in_two_clusters_are_told_apart(shared):
     assert choose(contents, None, 2, data_dir).name == "meterd-node-2"
     with pytest.raises(BadRequest, match="node 2 of several clusters"):
         choose(contents, None, 2)
+
+
+@pytest.mark.parametrize("meanwhile", ["made", "deleted"])
+def test_what_gets_another_name_while_it_is_looked_at_is_no_damage(store, monkeypatch, meanwhile):
+    """As when another node's backup is finished, or one is pruned."""
+    whole, partial = store / CHAIN[2], store / f"{CHAIN[2]}.partial"
+    ends = [whole, partial] if meanwhile == "deleted" else [partial, whole]
+    if meanwhile == "made":
+        whole.rename(partial)
+    listed = DirectoryStore.list
+
+    def slow_list(self):
+        found = [*listed(self)]
+        if ends[0].exists():
+            ends[0].rename(ends[1])
+        return iter(found)
+
+    monkeypatch.setattr(DirectoryStore, "list", slow_list)
+    contents = Shelf.at(str(store)).contents()
+    there = set(CHAIN) if meanwhile == "made" else set(CHAIN[:2])
+    assert (set(contents.manifests), contents.broken) == (there, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def put(store: ObjectStore, name: str, content: bytes) -> None:
 
 def get(store: ObjectStore, name: str) -> bytes:
     return b"".join(store.get(name))
+
+
+def test_what_goes_while_it_is_listed_is_not_there(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    for name in ("a/1", "b/1", "c/1"):
+        put(store, name, b"x")
+    found = store.list()
+    assert next(found).name == "a/1"
+    shutil.rmtree(tmp_path / "b")
+    assert [one.name for one in found] == ["c/1"]
 
 
 @pytest.mark.parametrize("size", [0, 1, 3 * object_store.PIECE_SIZE + 7, LARGE, LARGE + 5])
