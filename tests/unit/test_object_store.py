@@ -78,6 +78,30 @@ def test_an_object_is_never_replaced(store: ObjectStore, size: int) -> None:
     assert get(store, "one") == b"old"
 
 
+@pytest.mark.parametrize("first", [b"mine", b"that", b"another"])
+def test_an_answer_that_is_lost_is_no_refusal(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, first: bytes
+) -> None:
+    """The library sends a request again, and finds what it has stored; or what another has."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    store: Any = open_store(f"s3://{BUCKET}/lost")
+    send = store._client.put_object
+
+    def send_twice(**request: Any) -> None:
+        send(**request | {"Body": first})
+        send(**request)
+
+    store._client.put_object = send_twice
+    if first == b"mine":
+        put(store, "one", b"mine")
+    else:
+        with pytest.raises(Exists):
+            put(store, "one", b"mine")
+    assert get(store, "one") == first
+    store.delete("one")
+
+
 @pytest.mark.parametrize("size", [5, LARGE + 5])
 def test_a_source_that_fails_leaves_nothing(store: ObjectStore, size: int) -> None:
     class Failing(io.BytesIO):
