@@ -22,7 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from meterd.actors.files.disk import FILE_MODE, sync_data, sync_directory, write_all
-from meterd.protocol.errors import BadRequest, Exists, FsyncFailed, NotFound, StoreFailed
+from meterd.protocol.errors import (
+    BadRequest,
+    DiskFull,
+    Exists,
+    FsyncFailed,
+    NotFound,
+    StoreFailed,
+)
 
 if TYPE_CHECKING:
     from meterd.actors.housekeeping.s3_store import S3Store
@@ -212,6 +219,8 @@ def _failures(url: str, name: str) -> Iterator[None]:
         if not os.path.isdir(url):
             raise StoreFailed(f"{url}: no such directory") from None
         raise NotFound(f"{url} has no {name}") from None
+    except DiskFull as full:  # say which disk: it is not the node's own
+        raise DiskFull(f"{url}: {name}: {full}") from full
     except (OSError, FsyncFailed) as error:
         # Not the node's own disk: what was written there is read back, and written again.
         raise StoreFailed(f"{url}: {name}: {error}") from error

@@ -219,7 +219,7 @@ def test_a_full_directory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise DiskFull("No space left on device")
 
     monkeypatch.setattr(object_store, "write_all", full)
-    with pytest.raises(DiskFull):
+    with pytest.raises(DiskFull, match=f"{tmp_path}: one: No space left"):
         put(DirectoryStore(str(tmp_path)), "one", b"x")
     assert os.listdir(tmp_path) == []
 
