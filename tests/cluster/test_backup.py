@@ -454,6 +454,30 @@ def test_nothing_expires_after_a_restore_until_the_grace_is_over(tool, tmp_path)
             eventually(lambda: client.ingest([event]).rejected == 1, "it has expired")
 
 
+def test_the_archive_brings_back_what_came_after_the_backup(tool, tmp_path):
+    """As docs/BACKUP.md says."""
+    store, archive = tmp_path / "backups", tmp_path / "archive"
+    archive.mkdir()
+    with Node(environment=SETTINGS | {"METERD__ARCHIVE__TARGET": str(archive)}) as node:
+        with Client([node.address]) as client:
+            put_metrics(client)
+        with SteadyLoad(node.address) as load:
+            eventually(lambda: load.acknowledged > 5_000, "events are stored")
+            backed_up = tool.create(node, store)["events"]
+            eventually(lambda: files_now(archive, "*/*/wal-*.log") > 2, "files get full", 60)
+        tool.run("-n", node.address, "wal", "archive")
+        held = load.acknowledged
+    data_dir = tmp_path / "data"
+    assert tool.run("restore", "node", "--from", store, "--data-dir", data_dir, "--yes")["done"]
+    (backup,) = store.iterdir()
+    archived = sorted(archive.rglob("wal-*.log"))[manifest_of(backup).cut.file_number - 1 :]
+    for path in archived:
+        shutil.copy(path, data_dir)
+    (data_dir / archived[-1].name).rename(data_dir / "wal.log")
+    with Node(data_dir=data_dir) as node, Client([node.address], timeout=30) as client:
+        assert backed_up < check_prefix(client, 0) <= held
+
+
 def test_a_bucket_holds_backups_as_well(tool, tmp_path, monkeypatch):
     with S3Server() as server:
         for name, value in server.environment.items():
