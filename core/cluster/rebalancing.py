@@ -40,6 +40,17 @@ def balanced_plan(members: Members) -> list[list[Any]]:
     ]
 
 
+def stopped_at(voters: list[int], planned: list[int]) -> list[int]:
+    """Return the voters that a group is to have when its move ends where it is.
+
+    Half-way it has one more, or one less, than before and after: such a step is done first, or a
+    majority of an even number would be needed for good.
+    """
+    size = min(len(planned), len(voters) | 1)
+    order = [*sorted(voters, key=lambda node: node not in planned), *planned]
+    return sorted([*dict.fromkeys(order)][:size])
+
+
 def _now(members: Members, able: list[int]) -> tuple[Mask, Mask]:
     """Return which of the nodes has a replica of each partition by the plan, and which leads it."""
     has = np.zeros((PARTITION_COUNT, len(able)), np.bool_)

@@ -14,7 +14,7 @@ from meterd.commands.cluster import ask_cluster, end, group_name
 from meterd.commands.console import Row
 from meterd.commands.session import AdminGroup, Session
 from meterd.commands.tables import Column, render
-from meterd.core.cluster.rebalancing import balanced_plan
+from meterd.core.cluster.rebalancing import balanced_plan, stopped_at
 
 
 @click.group("rebalance", cls=AdminGroup, default="status", subcommand_metavar="[COMMAND]")
@@ -65,11 +65,10 @@ def cancel(session: Session, groups: bool) -> None:
     document = ask_cluster(session)
     moves = []
     for group in document["groups"]:
-        voters, planned = document["plan"][group["group"]]
-        if group["voters"] != voters:
-            now = group["voters"]
-            keeps = planned if planned in now else now[0]
-            moves.append([group["group"], now, keeps])
+        planned, leader = document["plan"][group["group"]]
+        stay = stopped_at(group["voters"], planned)
+        if stay != planned:
+            moves.append([group["group"], stay, leader if leader in stay else stay[0]])
     if moves:
         change(session, "plan_move", moves=moves)
     _show_moves(session, document, moves, groups, "stay where they are")

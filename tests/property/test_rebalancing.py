@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meterd.core.cluster.members import DRAINED, GROUP_COUNT, Members, Seat, first
-from meterd.core.cluster.rebalancing import balanced_plan
+from meterd.core.cluster.rebalancing import balanced_plan, stopped_at
 from meterd.core.cluster.spreading import Mask, spread
 from meterd.protocol.limits import PARTITION_COUNT
 
@@ -171,3 +171,23 @@ def test_no_way_is_cheaper(rows: list[list[bool]], wanted: int, random) -> None:
             value = (cost(now, other), -int((other & now & keep).sum()))
             best = value if best is None else min(best, value)
     assert best == (cost(now, held), -int((held & now & keep).sum()))
+
+
+@pytest.mark.parametrize(
+    ("voters", "planned", "stay"),
+    [
+        ([1, 2, 3], [2, 3, 4], [1, 2, 3]),  # nothing has begun
+        ([1, 2, 3, 4], [2, 3, 4], [2, 3, 4]),  # who comes is there
+        ([1, 2, 3, 4], [4, 5, 6], [1, 2, 4]),  # the first of three
+        ([2, 3], [2, 3, 4], [2, 3, 4]),  # who goes was lost, and has gone first
+        ([2, 3, 4], [2, 3, 4], [2, 3, 4]),
+        ([1], [1, 2, 3], [1]),
+        ([1, 2], [1, 2, 3], [1, 2, 3]),
+        ([1, 2], [1, 2], [1, 2]),
+        ([1, 2, 3], [1, 2], [1, 2]),
+    ],
+)
+def test_a_move_that_is_stopped_leaves_no_voter_too_many(
+    voters: list[int], planned: list[int], stay: list[int]
+) -> None:
+    assert stopped_at(voters, planned) == stay
