@@ -308,12 +308,31 @@ def promote(session: Session, number: int) -> None:
 @click.argument("number", type=click.IntRange(1, 255), metavar="NODE")
 @click.pass_obj
 def remove(session: Session, number: int) -> None:
-    """Remove a node that has no replicas by the plan. It comes back only as a new incarnation.
+    """Remove a node that has no replicas. It comes back only as a new incarnation.
 
-    Exit code 6 when it has replicas: drain it and run `rebalance run` before.
+    Exit code 6 when it has replicas: drain it and run `rebalance run` before, and wait until
+    `rebalance status` has nothing to move.
     """
+    _refuse_voter(session, number)
     session.confirm(f"Remove node {number} from the cluster?")
     _show_node(session, _set_state(session, number, "removed"))
+
+
+def _refuse_voter(session: Session, number: int) -> None:
+    """Raise AdminError while a node still votes somewhere: the plan alone may be far ahead.
+
+    The others take a removed node for one that is lost, so each of those groups would give it up
+    before its successor votes, and one more failure would leave it without a leader.
+    """
+    voters = [group["voters"] for group in ask_cluster(session)["groups"]]
+    held = sum(number in numbers for numbers in voters)
+    if held:
+        raise AdminError(
+            AdminExit.REFUSED,
+            "change_refused",
+            f"node {number} still has replicas of {held} groups",
+            f"meterctl drain {number}, rebalance run, and wait until rebalance has nothing to move",
+        )
 
 
 @node.command("recover", short_help="Let a node whose disk is lost come back.")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from meterd import admin
 from meterd.commands import changes
 from meterd.commands.cluster import META_GROUP, partition_rows
 from meterd.commands.cluster_summary import cluster_lines, is_degraded, section_of
@@ -181,3 +182,22 @@ def test_caught_up_is_who_has_what_was_committed_when_it_was_asked(
     monkeypatch.setattr(changes, "_has_caught_up", caught_up)
     changes.await_condition(Session(), "caught-up", 60.0)
     assert seen == [{0: 7}] * 3
+
+
+@pytest.mark.parametrize("replicas", [0, 2])
+def test_a_node_is_removed_when_it_votes_nowhere_any_more(
+    monkeypatch: pytest.MonkeyPatch, replicas: int
+) -> None:
+    """The plan, which is all that the cluster's own rule looks at, may be far ahead of what is."""
+    groups = [{"voters": [1, 2, 3]}] * replicas + [{"voters": [2, 3, 4]}] * 3
+    asked: list[dict[str, Any]] = []
+
+    def change(_session: Session, kind: str, **fields: Any) -> dict[str, Any]:
+        asked.append({"kind": kind, **fields})
+        return {"node": 1, "state": "removed", "incarnation": 1}
+
+    monkeypatch.setattr(changes, "ask_cluster", lambda _: LED | {"groups": groups})
+    monkeypatch.setattr(changes, "change", change)
+    code = admin.run(args=["--yes", "node", "remove", "1"])
+    assert code == (AdminExit.REFUSED if replicas else AdminExit.GOOD)
+    assert asked == [{"kind": "node_state", "node": 1, "state": "removed"}] * (not replicas)
