@@ -180,6 +180,17 @@ class Replication(Actor):
         """Has the state machine told more than how the cluster began?"""
         return self._requests.members.version > 0
 
+    def _take_members(self, packed: bytes) -> None:
+        """Usage says who belongs to the cluster.  Raises BootFailed."""
+        knew = self._knows_members
+        self._requests.take_members(packed)
+        given_up = identity.given_up(self._who, self._requests.members)
+        if given_up is not None:
+            if not knew:
+                raise given_up  # nobody would ever elect it, or answer
+            logger.warning("it ends when it is started again: %s", given_up.reason)
+        self._meet_members()
+
     def _meet_members(self) -> None:
         if self._replicas is not None and self._knows_members:
             self._replicas.node.meet(one.member for one in self._requests.members.present)
@@ -260,8 +271,7 @@ class Replication(Actor):
             links, now = self._links(), _clock().now
             self._requests.take(frames, node, links, now, self.request, leaving)
         elif kind == b"members":
-            self._requests.take_members(frames[1])
-            self._meet_members()
+            self._take_members(frames[1])
             if self._peers is not None:
                 self._peers.update(self._addresses())
         elif kind == b"room":

@@ -189,6 +189,23 @@ def needs_peers(identity: Identity) -> BootFailed:
     )
 
 
+def given_up(identity: Identity, known: Members) -> BootFailed | None:
+    """Return why a node does not start that the cluster has removed, or thinks to be lost."""
+    own = known.nodes.get(identity.node_id)
+    incarnation = max(identity.incarnation, members.FIRST_INCARNATION)
+    # A member that has come back learns of its earlier lives, one after the other.
+    if own is None or own.incarnation < incarnation:
+        return None
+    if own.incarnation == incarnation and own.state != members.REMOVED:
+        return None
+    return BootFailed(
+        endings.IDENTITY,
+        f"node {identity.node_id} was given up by cluster {identity.cluster_id_hex} in incarnation"
+        f" {incarnation}, which is this directory's; to have it back as another one start it with"
+        " an empty directory and --bootstrap join",
+    )
+
+
 def is_elsewhere(data_dir: str, identity: Identity) -> bool:
     """Does `node.json` not name the directory that it lies in?"""
     return identity.directory_inode != os.stat(data_dir).st_ino

@@ -12,6 +12,7 @@ from random import Random
 
 import pytest
 
+from meterd.actors.endings import IDENTITY
 from meterd.client import Client, Event
 from tests.support.cluster import Cluster, ClusterNode
 from tests.support.cluster_campaign import ACCOUNTS, ENVIRONMENT
@@ -90,6 +91,17 @@ def replicas(asked: ClusterNode) -> dict[int, list[int]]:
     return {row["group"]: row["replicas"] for row in rows}
 
 
+def ends_as_removed(node: ClusterNode) -> None:
+    """It was stopped before or after it had heard of that, and says so then."""
+    node.start(wait=False)
+    eventually(lambda: "was given up" in node.log(), "it hears that it is removed", SECONDS)
+    assert node.process is not None
+    if node.process.poll() is None:
+        node.stop()
+        node.start(wait=False)
+    assert node.process.wait(SECONDS) == IDENTITY, node.log()
+
+
 def test_a_fourth_node_comes_and_the_first_goes(grown: Grown) -> None:
     cluster = grown.cluster
     one, two, three = cluster.nodes
@@ -118,6 +130,7 @@ def test_a_fourth_node_comes_and_the_first_goes(grown: Grown) -> None:
     grown.load.stop()  # its clients would have to be told of other nodes than the first
     good(two, "node", "remove", "1")
     assert one.stop() == 0, one.log()
+    ends_as_removed(one)
     left = [two, three, four]
     with Client([node.address for node in left], timeout=SECONDS) as client:
         events = [Event(f"team-{number}", "calls", id=f"after-{number}") for number in range(500)]

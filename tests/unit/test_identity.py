@@ -1,13 +1,16 @@
 """Who owns a data directory, and which directories are refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meterd.actors import endings
 from meterd.actors.starting import directory, identity
+from meterd.core.cluster.members import REMOVED, Member, Members
 from meterd.protocol.errors import BootFailed
 
 NODE = identity.Identity(3, "00" * 16, "11" * 16, 1, 1, "2026-01-01T00:00:00Z")
@@ -113,3 +116,28 @@ def test_a_directory_that_cannot_be_made_names_the_reason(tmp_path: Path) -> Non
     with pytest.raises(BootFailed) as caught:
         directory.take(str(tmp_path / "file" / "data"))
     assert caught.value.exit_code == 73
+
+
+@pytest.mark.parametrize(
+    ("known", "state", "own", "ends"),
+    [
+        (1, "voter", 1, False),
+        (1, REMOVED, 1, True),
+        (2, "learner", 1, True),  # recovered, or added again: for another directory
+        (2, REMOVED, 1, True),
+        (1, REMOVED, 2, False),  # it has come back, and learns what was before
+        (1, "voter", 0, False),  # it was made alone
+    ],
+)
+def test_a_node_that_was_given_up_does_not_start(
+    known: int, state: str, own: int, ends: bool
+) -> None:
+    members = Members([Member(3, known, "three:8001", "three:7001", state, "d")])
+    found = identity.given_up(replace(NODE, incarnation=own), members)
+    assert (found is not None) == ends
+    if found is not None:
+        assert found.exit_code == endings.IDENTITY and "--bootstrap join" in found.reason
+
+
+def test_nothing_is_said_of_a_node_that_the_members_do_not_name() -> None:
+    assert identity.given_up(NODE, Members()) is None
