@@ -33,7 +33,7 @@ from meterd.actors.replicating.follower_needs import FollowerNeeds
 from meterd.actors.replicating.handing_over import LEAVING, TURN_SECONDS, HandingOver
 from meterd.actors.replicating.heard_file import HeardFile, Places
 from meterd.actors.replicating.held_proposals import HeldProposals
-from meterd.actors.replicating.lateness import Lateness
+from meterd.actors.replicating.lateness import Lateness, Stranded
 from meterd.actors.replicating.link_faults import LinkFaults
 from meterd.actors.replicating.own_address import OwnAddress
 from meterd.actors.replicating.peer_addresses import PeerAddresses
@@ -127,6 +127,7 @@ class Replication(Actor):
         self._flushed_at = 0.0
         self.forwarding = Forwarding(self, self.send_bulk, self.send_small, self.handle)
         self._reads = ReadRounds(self)
+        self._stranded = Stranded()
         self._led_notes = led_notes.LedNotes()
         self._own_address = OwnAddress(node)
         self._behind_notes = behind_notes.BehindNotes(
@@ -587,8 +588,7 @@ class Replication(Actor):
         if clock.now >= self._replicas.deadline:
             self._carry_out(self._replicas.tick(clock))
         self._take_held()  # what was under way may have been given up, without a message
-        if self._lateness is not None and self._lateness.look(self._requests.applied, now):
-            self._handing_over.decline(self._requests.members, now)
+        self._look_whether_late(now)
         leaving = self._handing_over.leaving(now)
         self._requests.turn(self._replicas.node, clock.now, self.request, leaving)
         if self.leaving:
@@ -619,6 +619,18 @@ class Replication(Actor):
             due = min(due, self._untold_due)
         due = min(due, self._read_due)
         return min(wait, max(0.0, due - clock.now / 1000))
+
+    def _look_whether_late(self, now: float) -> None:
+        """Have nobody make this node lead, or others lead, while it cannot apply what there is."""
+        if self._lateness is None:
+            return
+        applied, node = self._requests.applied, self.replicas.node
+        is_late = self._lateness.look(applied, now)
+        if is_late:
+            self._handing_over.decline(self._requests.members, now)
+        meta = node.view(META_GROUP)
+        if self._stranded.look(is_late, meta, int(applied[META_GROUP]), now) and not self.leaving:
+            self._handing_over.relieve(node, now, self.request)
 
     def _renew_leases(self) -> None:
         if self._replicas is not None and self._peers is not None:

@@ -4,7 +4,8 @@ Who is asked, and for what, says `core/cluster/resigning.py`.
 
 The supervisor asks for it with SIGUSR1 and waits for ``handed_over`` on the lifeline.  Meanwhile,
 and until it ends, the node tells all others `leaving`: whoever leads instead would soon hand back
-what the plan wants to be led here.  A node whose usage is late (`lateness.py`) says the same.
+what the plan wants to be led here.  A node whose usage is late (`lateness.py`) says the same, and
+has others lead, too, where it is stranded.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class HandingOver:
         self._send_small = send_small
         self._say = say
         self._resignation = Resignation()
+        self._relief = Resignation()
         self._tell_due = 0.0
         self._said = False
         self._leaving: dict[int, float] = {}  # member → when it last said so
@@ -58,6 +60,12 @@ class HandingOver:
             for other in members.present:
                 if other.member != self._own:
                     self._send_small(other.node, [LEAVING])
+
+    def relieve(self, node: Node, now: float, step: Step) -> None:
+        """Have others lead, who are not late: this node goes on, and can answer nothing."""
+        self.take(self._own, now)
+        for request in self._relief.due(node, self.leaving(now), int(now * 1000)):
+            step(request)
 
     def turn(self, node: Node, members: Members, now: float, step: Step) -> None:
         """Do what is due because this node is about to stop; call it every `TURN_SECONDS`."""

@@ -11,7 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from meterd.core.raft.steady import View
 from meterd.protocol.log_format import GROUP_COUNT
+from meterd.protocol.raft_messages import NOBODY
 
 # How long usage may take; it says only a few times a second how far it is.
 LATE_SECONDS: Final = 2.0
@@ -39,3 +41,24 @@ class Lateness:
                 self._is_late = bool((applied < self._before).any())
             self._before = self._committed.copy()
         return self._is_late
+
+
+class Stranded:
+    """Knows whether usage is late because nothing comes of the meta group.
+
+    A slice waits for the registry that it was made under.  Where the link to the leader of the meta
+    group is broken, and to others is not, this node goes on to lead and to commit what it cannot
+    apply: nobody else would take over from it, and it answers nothing.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def look(self, is_late: bool, meta: View, applied: int, now: float) -> bool:
+        """Has that been so for a while?  `meta`: the group's view; `applied`: up to where."""
+        lacks = is_late and (meta.leader == NOBODY or applied < meta.leader_commit)
+        if not lacks:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        return self._since is not None and now - self._since >= LATE_SECONDS

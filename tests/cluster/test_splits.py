@@ -219,3 +219,23 @@ def test_one_link_less_stops_nothing_and_both_its_ends_say_so(three: Cluster) ->
         with alone(node, SECONDS) as client:
             assert totals(client) == dict.fromkeys(ACCOUNTS, 6)
     check_logs(three)
+
+
+def test_one_link_less_to_who_leads_the_meta_group_stops_nothing(three: Cluster) -> None:
+    """Who does not hear of a new metric can apply nothing made under it, and has others lead."""
+    eventually(lambda: all(map(is_calm, three.nodes)), "leaders are at home", SECONDS)
+    meta = cluster_of(three.node(1))["meta_leader"]
+    cut, third = (number for number in three.numbers if number != meta)
+    three.links.cut([(meta, cut), (cut, meta)])
+    with alone(three.node(third), SECONDS) as client:
+        client.put_metric("fresh", aggregation="sum")
+    sent = [Event(name, "fresh", 1, timestamp=NOW, id=f"fresh-{name}") for name in ACCOUNTS]
+    with three.client(timeout=SECONDS) as client:
+        assert client.ingest(sent).unknown == 0
+        assert stored(client, "second", ACCOUNTS) == len(ACCOUNTS)
+    three.links.heal()
+    eventually(lambda: all(map(is_calm, three.nodes)), "leaders are at home again", SECONDS)
+    for node in three.nodes:
+        with alone(node, SECONDS) as client:
+            assert totals(client) == dict.fromkeys(ACCOUNTS, 2)
+    check_logs(three)

@@ -12,7 +12,7 @@ import pytest
 
 from meterd.actors.replicating.cluster_requests import ClusterRequests
 from meterd.actors.replicating.handing_over import LEAVING, REPEAT_SECONDS, HandingOver
-from meterd.actors.replicating.lateness import LATE_SECONDS, Lateness
+from meterd.actors.replicating.lateness import LATE_SECONDS, Lateness, Stranded
 from meterd.actors.requests.split_answers import GONE_SECONDS, SplitAnswers
 from meterd.core.cluster.members import first
 from meterd.core.raft.events import TransferLeadership
@@ -67,6 +67,46 @@ def test_nobody_hands_over_to_a_node_that_declines() -> None:
     begun = requests._transfer(node, fields, asked.append, ())  # type: ignore[arg-type]
     assert begun == {"begun": [5], "refused": {}}
     assert [one.event for one in asked] == [TransferLeadership(other)]
+
+
+def meta(leader: int, leader_commit: int) -> Any:
+    return SimpleNamespace(leader=leader, leader_commit=leader_commit)
+
+
+@pytest.mark.parametrize("view", [meta(0, 7), meta(2, 8)])
+def test_a_node_is_stranded_when_it_is_late_and_nothing_comes_of_the_meta_group(view: Any) -> None:
+    """It knows of no leader, or lacks for a while what that has committed."""
+    stranded = Stranded()
+    assert not stranded.look(True, view, 7, 10.0)
+    assert not stranded.look(True, view, 7, 9.9 + LATE_SECONDS)
+    assert stranded.look(True, view, 7, 10.0 + LATE_SECONDS)
+    assert not stranded.look(False, view, 7, 12.5)
+    assert not stranded.look(True, view, 7, 13.0)
+
+
+def test_a_node_that_is_late_only_is_not_stranded() -> None:
+    stranded = Stranded()
+    for now in (10.0, 20.0, 30.0):
+        assert not stranded.look(True, meta(2, 7), 7, now)
+
+
+def test_who_is_relieved_gives_nothing_to_those_that_are_late_and_says_nothing() -> None:
+    """The supervisor waits for `handed_over` only when the node is to stop."""
+    own, two, three = (MEMBERS.nodes[number].member for number in (1, 2, 3))
+    said: list[str] = []
+    handing = HandingOver(own, lambda *_: True, said.append)
+    handing.take(two, 10.0)
+    there: list[Any] = []
+
+    class Relief:
+        def due(self, _node: Any, leaving: Any, _now: int) -> list[Any]:
+            there.extend({own, two, three} - set(leaving))
+            return [TransferLeadership(three)]
+
+    handing._relief = Relief()  # type: ignore[assignment]
+    asked: list[Any] = []
+    handing.relieve(SimpleNamespace(), 10.1, asked.append)  # type: ignore[arg-type]
+    assert there == [three] and asked == [TransferLeadership(three)] and not said
 
 
 @pytest.mark.parametrize(("leader", "ended"), [(1, True), (3, False)])
