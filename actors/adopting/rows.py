@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from meterd.actors.adopting.loaded import Loaded
 from meterd.actors.files.mapped import map_file
 from meterd.actors.housekeeping.segment_merger import SegmentMerger
-from meterd.core.log.record_part import rows_of
+from meterd.core.log.record_cut import rows_of
 from meterd.core.log.scan import FileScan
 from meterd.protocol.log_format import ACTIVE_NAME, EVENTS, full_name
 from meterd.protocol.segment_format import FILE, SegmentName

@@ -1,8 +1,8 @@
 """Cuts slices out of a record: the same ops as a record that holds nothing else.
 
-Replica sets differ, and replicas that are behind take one op at a time.  Neither content hash nor
-digest of a slice changes: rows keep their order, and where a heap entry ends is no part of a
-content (docs/STORAGE.md, "Hash chain").
+Replica sets differ, replicas that are behind take one op at a time, and groups are committed one by
+one.  Neither content hash nor digest of a slice changes: rows keep their order, and where a heap
+entry ends is no part of a content (docs/STORAGE.md, "Hash chain").
 
 Does not know: sockets, files.
 """
@@ -12,11 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from meterd.core.frozen import frozen
 from meterd.core.kernels.row_columns import cut_slices
 from meterd.protocol import log_format
 from meterd.protocol.log_format import EVENTS, RECORD_HEADER_SIZE, SLICE, Record
+
+
+def rows_of(record: Record, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which rows belong to the chosen slices."""
+    return np.repeat(chosen, record.slices["count"].astype(np.int64))
 
 
 def cut(record: Record, numbers: Sequence[int]) -> Record:

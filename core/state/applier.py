@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from meterd.core.cluster.group_facts import OPENS_TERM, GroupFacts
 from meterd.core.log.commit_queue import Ready
-from meterd.core.log.record_part import rows_of
+from meterd.core.log.record_cut import rows_of
 from meterd.core.log.refused_rows import RefusedRows
 from meterd.core.state.machine import StateMachine
 from meterd.protocol.errors import (

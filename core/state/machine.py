@@ -28,7 +28,7 @@ from meterd.core.kernels.bloom import HAS_FLUSHING, Filter
 from meterd.core.kernels.index import ENTRIES, Index
 from meterd.core.kernels.memory import handle_of, reserve
 from meterd.core.kernels.tables import Capacity, Tables, make_tables
-from meterd.core.log.record_part import part_of, rows_of
+from meterd.core.log.record_cut import cut, rows_of
 from meterd.core.staging import Refusals, code_hash
 from meterd.core.state.balances import Balances
 from meterd.core.state.erasures import ERASURES_MAX, Erasure, Erasures, erasure_of, none_erased
@@ -146,7 +146,7 @@ class StateMachine:
         outcome = np.full(record.row_count, UNKNOWN, np.uint8)
         partitions = record.slices["partition"].astype(np.intp)
         for mask, times in self.horizons.parts(partitions, chosen):
-            part = record if mask.all() else part_of(record, mask)
+            part = record if mask.all() else cut(record, np.flatnonzero(mask).tolist())
             outcome[rows_of(record, mask)] = self._apply_rows(part, times)
         return outcome
 

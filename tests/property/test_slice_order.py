@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meterd.core.cluster.proposals import command
-from meterd.core.log.record_part import part_of, rows_of
+from meterd.core.log.record_cut import rows_of
 from meterd.core.state.machine import StateMachine
 from meterd.protocol import log_format
 from meterd.protocol.columns import decode_events
@@ -119,22 +119,3 @@ def test_the_order_between_groups_changes_nothing(taken, random):
     assert parts.leader_time == whole.leader_time
     counts = ("accounts", "events")
     assert [parts.counts()[name] for name in counts] == [whole.counts()[name] for name in counts]
-
-
-@given(st.lists(events, min_size=1, max_size=25), st.randoms(use_true_random=False))
-def test_a_part_of_a_record_has_the_rows_of_its_slices(batch, random):
-    log = Log()
-    log.add(batch, NOW)
-    (record,) = log.records
-    chosen = np.array([random.random() < 0.5 for _ in record.slices], np.bool_)
-    part, rows = part_of(record, chosen), rows_of(record, chosen)
-    mine, all_of_it = log_format.columns(part), log_format.columns(record)
-    assert part.row_count == rows.sum() == part.slices["count"].sum()
-    for name in ("timestamp", "value", "metric", "operation"):
-        assert (getattr(mine, name) == getattr(all_of_it, name)[rows]).all()
-    ends = [0, *all_of_it.heap_end.tolist()]
-    entries = [all_of_it.heap[ends[i] : ends[i + 1]].tobytes() for i in np.flatnonzero(rows)]
-    assert b"".join(entries) == mine.heap.tobytes()
-    assert mine.heap_end.tolist() == np.cumsum([len(one) for one in entries]).tolist()
-    size = log_format.payload_layout(part.row_count, part.heap_size).size
-    assert len(part.payload) == size
