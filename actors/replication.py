@@ -42,13 +42,14 @@ from meterd.actors.replicating.read_rounds import ReadRounds
 from meterd.actors.replicating.replica_traffic import ReplicaTraffic
 from meterd.actors.requests.answering import error_frames
 from meterd.actors.requests.forwarding import KINDS, Forwarding
-from meterd.actors.starting import identity, peer_list
+from meterd.actors.starting import identity, peer_list, restored
 from meterd.actors.wal_writer import COMMITTED
 from meterd.core.cluster.proposals import Proposal
 from meterd.core.cluster.replicas import Clock, Replicas, Step
 from meterd.core.cluster.report import Link
 from meterd.core.log.group_logs import unpack
 from meterd.core.raft.events import OVERLOADED, FollowerBehind, ReadOps, Refused
+from meterd.core.raft.following import TwoHistories
 from meterd.core.raft.node import GoneBack, Node, Room
 from meterd.protocol.envelope import decode_answer_header
 from meterd.protocol.errors import BootFailed, InvariantViolation, Overloaded
@@ -218,7 +219,11 @@ class Replication(Actor):
         if self._replicas is None or found is None:
             return
         if isinstance(found, Envelope):
-            self._carry_out(self._replicas.receive(found, _clock()))
+            try:
+                self._carry_out(self._replicas.receive(found, _clock()))
+            except TwoHistories as error:
+                self._end_if_restored(error)
+                raise
         elif found.frames and bytes(found.frames[0]) == behind_notes.BEHIND:
             self._behind_notes.take(node_of(found.source), found.frames, self._replicas.node)
         elif found.frames and bytes(found.frames[0]) == LEAVING:
@@ -228,6 +233,18 @@ class Replication(Actor):
                 self._carry_out(self._replicas.step(event, _clock()))
         elif found.frames and bytes(found.frames[0]) in KINDS:
             self.forwarding.on_peer(node_of(found.source), found.frames)
+
+    def _end_if_restored(self, error: TwoHistories) -> None:
+        """Restored to another moment than others a node may hold what they know nothing of.
+
+        Raises BootFailed: to start again would not help.
+        """
+        if restored.moment(self.options.node.data_dir):
+            raise BootFailed(
+                endings.IDENTITY,
+                f"{error}: this directory was restored to another moment than those of other nodes;"
+                f" say meterctl node recover {self._who.node_id} and begin with an empty one",
+            ) from error
 
     @property
     def replicas(self) -> Replicas:

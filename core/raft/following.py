@@ -19,6 +19,10 @@ from meterd.protocol.errors import InvariantViolation
 from meterd.protocol.raft_messages import UNKNOWN, Append, AppendReply, Beat, BeatReply, Op
 
 
+class TwoHistories(InvariantViolation):
+    """A leader has another op under an index and term than this node; a restore can do that."""
+
+
 def heed_leader(group: GroupState, term: int, leader: int) -> bool:
     """Follow whoever leads in `term`; return False when that term is over."""
     if term < group.term:
@@ -55,7 +59,7 @@ def on_append(group: GroupState, sender: int, message: Append) -> None:
 
 
 def _agrees(group: GroupState, message: Append) -> bool:
-    """Whether my log holds the op before the first one sent.  Raises InvariantViolation."""
+    """Whether my log holds the op before the first one sent.  Raises TwoHistories."""
     log, prev = group.log, message.prev_index
     if prev > log.last:
         return False
@@ -68,8 +72,8 @@ def _agrees(group: GroupState, message: Append) -> bool:
     return True
 
 
-def _two_histories(group: GroupState, index: int, term: int) -> InvariantViolation:
-    return InvariantViolation(f"group {group.group}: op ({index}, {term}) has two histories")
+def _two_histories(group: GroupState, index: int, term: int) -> TwoHistories:
+    return TwoHistories(f"group {group.group}: op ({index}, {term}) has two histories")
 
 
 def _take(group: GroupState, ops: tuple[Op, ...], prev: int) -> int:

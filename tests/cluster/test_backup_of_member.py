@@ -124,6 +124,39 @@ def test_members_are_restored_alone_and_all_together(tmp_path: Path) -> None:
             assert [row.count for row in rows] == [2] * COMMITTED
 
 
+def test_one_that_was_restored_to_another_past_says_what_helps(tmp_path: Path) -> None:
+    """Two are restored to a moment before the leaders changed, and use the same term again."""
+    shelf = str(tmp_path / "shelf")
+    Path(shelf).mkdir()
+    with Cluster(3) as cluster:
+        *first, last = cluster.nodes
+        with cluster.client(timeout=SECONDS) as client:
+            client.put_metric("calls", "sum")
+            client.ingest(events("kept"))
+        meterctl(last, "wait", "--for", "caught-up")
+        for node in first:
+            meterctl(node, "backup", "create", "--to", shelf)
+        meterctl(last, "leader", "transfer", *map(str, range(256)), "--to", "3")
+        with cluster.client(timeout=SECONDS) as client:
+            client.ingest(events("later"))
+        meterctl(last, "backup", "create", "--to", shelf)
+        made = meterctl(last, "backup", "list", "--from", shelf)["backups"]
+        names = {row["node_id"]: row["name"] for row in made}
+        for node in cluster.nodes:
+            assert node.stop() == 0
+        for node in cluster.nodes:
+            restore(node, "node", shelf, names[node.number])
+        for node in first:
+            node.start(wait=False)
+        for node in first:
+            node.ready()
+        with cluster.client(timeout=SECONDS) as client:
+            assert client.ingest(events("new")).stored == COMMITTED
+        last.start(wait=False)
+        assert last.process.wait(SECONDS) == DaemonExit.IDENTITY
+        assert "meterctl node recover 3" in last.log()
+
+
 def restore(node: Node, scope: str, shelf: str, name: str) -> None:
     """Give a stopped node the directory of a backup."""
     where = ("--from", shelf, "--backup", name, "--data-dir", str(node.data_dir))
