@@ -10,6 +10,7 @@ wait) → serving.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -89,6 +90,7 @@ UNTOLD_RECORDS_MAX = 16
 # Who must know who leads.
 ROUTING = ("router", "ingest", "usage")
 
+logger = logging.getLogger(__name__)
 
 
 class Replication(Actor):

@@ -79,6 +79,8 @@ def _two_histories(group: GroupState, index: int, term: int) -> TwoHistories:
 def _take(group: GroupState, ops: tuple[Op, ...], prev: int) -> int:
     """Append what is new; return the last index that is now as the leader has it.
 
+    Raises TwoHistories: a digest covers all before it, so that of the last known op says it.
+
     Only an op of another term at the same index shows a conflict.  A shorter append does not: it
     may be an old one, and what lies behind it may be acked since.
     """
@@ -88,6 +90,8 @@ def _take(group: GroupState, ops: tuple[Op, ...], prev: int) -> int:
         if op.index > log.last or log.term_at(op.index) != op.term:
             break
         known += 1
+    if known and log.digest_at(prev + known) != ops[known - 1].digest:
+        raise _two_histories(group, prev + known, ops[known - 1].term)
     if log.holes:
         repair.take(group, ops[:known])
     new = ops[known:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meterd.core.raft.events import FollowerBehind, Forgotten, OpsGone, OpsRead, ReadOps
-from meterd.core.raft.following import on_append
+from meterd.core.raft.following import TwoHistories, on_append
 from meterd.core.raft.progress import PROBE
 from meterd.core.raft.repair import FOR_REPAIR
 from meterd.protocol.errors import InvariantViolation
@@ -146,3 +146,16 @@ def test_an_append_that_says_something_else_about_a_snapshot_stops_the_node() ->
     on_append(follower, 1, message)
     with pytest.raises(InvariantViolation, match="two histories"):
         on_append(follower, 1, message._replace(ops=broken))
+
+
+def test_an_op_with_other_content_under_the_same_index_and_term_is_not_acknowledged() -> None:
+    """Directories restored to different moments may hold such; then no majority has the op."""
+    lab = with_a_tail(1)
+    leader, follower = lab.groups[1], lab.groups[3]
+    last = follower.log.ops[COMMITTED - 1]
+    prev = follower.log.ops[COMMITTED - 2]
+    same = Append(0, leader.term, prev.index, prev.term, prev.digest, (last,), COMMITTED)
+    assert (last.index, last.term) <= (follower.log.last, follower.log.last_term)
+    on_append(follower, 1, same)
+    with pytest.raises(TwoHistories):
+        on_append(follower, 1, same._replace(ops=(last._replace(digest=7),)))
