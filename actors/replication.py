@@ -648,7 +648,7 @@ class Replication(Actor):
         if is_late:
             self._handing_over.decline(self._requests.members, now)
         meta = node.view(META_GROUP)
-        if self._stranded.look(is_late, meta, int(applied[META_GROUP]), now) and not self.leaving:
+        if self._stranded.look(is_late, meta, now) and not self.leaving:
             self._handing_over.relieve(node, now, self.request)
 
     def _renew_leases(self) -> None:

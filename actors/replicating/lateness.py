@@ -54,9 +54,12 @@ class Stranded:
     def __init__(self) -> None:
         self._since: float | None = None
 
-    def look(self, is_late: bool, meta: View, applied: int, now: float) -> bool:
-        """Has that been so for a while?  `meta`: the group's view; `applied`: up to where."""
-        lacks = is_late and (meta.leader == NOBODY or applied < meta.leader_commit)
+    def look(self, is_late: bool, meta: View, now: float) -> bool:
+        """Has that been so for a while?  `meta`: the group's view.
+
+        What is here and not applied does not count: a node that is busy gets on.
+        """
+        lacks = is_late and (meta.leader == NOBODY or meta.last < meta.leader_commit)
         if not lacks:
             self._since = None
         elif self._since is None:

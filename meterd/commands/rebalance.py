@@ -113,9 +113,11 @@ def _move_rows(document: Row, moves: list[list[Any]]) -> list[Row]:
 
 
 def _node_rows(document: Row, moves: list[Row]) -> list[Row]:
-    """Return how many groups each node has and leads now, and when these moves are done."""
+    """Return how many groups each node has and leads now, and when all is as planned."""
     now = {group["group"]: (group["voters"], group["leader"]) for group in document["groups"]}
-    after = now | {row["group"]: (row["to"], row["leader_to"]) for row in moves}
+    # Where nothing moves another one may lead for the moment.
+    planned = {group: tuple(document["plan"][group]) for group in now}
+    after = planned | {row["group"]: (row["to"], row["leader_to"]) for row in moves}
     return [
         {
             "node": one["node"],

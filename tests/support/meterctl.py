@@ -54,12 +54,20 @@ def good(node: Node, *arguments: str, timeout: float = SHORT_SECONDS) -> Any:
 def topology(node: Node, *options: str, timeout: float = SHORT_SECONDS) -> Any:
     """Return what `topology` says once nothing is missing; just after a change something may be."""
 
-    def whole() -> Any:
+    found: Any = None
+
+    def whole() -> bool:
+        nonlocal found
         code, found = run(node, "topology", *options, timeout=timeout)
         assert code in (AdminExit.GOOD, AdminExit.NO), f"{code} {found}"
-        return found if code == AdminExit.GOOD else None
+        return code == AdminExit.GOOD
 
-    return eventually(whole, "nothing is missing", WHOLE_SECONDS)
+    try:
+        eventually(whole, "nothing is missing", WHOLE_SECONDS)
+    except AssertionError as error:
+        lacking = [row for row in found["partitions"] if not row["leader"] or row["missing"]]
+        raise AssertionError(f"{error}: {found['nodes']} {lacking}") from None
+    return found
 
 
 def said(stream: io.TextIOWrapper) -> str:

@@ -70,24 +70,24 @@ def test_nobody_hands_over_to_a_node_that_declines() -> None:
 
 
 def meta(leader: int, leader_commit: int) -> Any:
-    return SimpleNamespace(leader=leader, leader_commit=leader_commit)
+    return SimpleNamespace(leader=leader, leader_commit=leader_commit, last=7)
 
 
 @pytest.mark.parametrize("view", [meta(0, 7), meta(2, 8)])
 def test_a_node_is_stranded_when_it_is_late_and_nothing_comes_of_the_meta_group(view: Any) -> None:
     """It knows of no leader, or lacks for a while what that has committed."""
     stranded = Stranded()
-    assert not stranded.look(True, view, 7, 10.0)
-    assert not stranded.look(True, view, 7, 9.9 + LATE_SECONDS)
-    assert stranded.look(True, view, 7, 10.0 + LATE_SECONDS)
-    assert not stranded.look(False, view, 7, 12.5)
-    assert not stranded.look(True, view, 7, 13.0)
+    assert not stranded.look(True, view, 10.0)
+    assert not stranded.look(True, view, 9.9 + LATE_SECONDS)
+    assert stranded.look(True, view, 10.0 + LATE_SECONDS)
+    assert not stranded.look(False, view, 12.5)
+    assert not stranded.look(True, view, 13.0)
 
 
 def test_a_node_that_is_late_only_is_not_stranded() -> None:
     stranded = Stranded()
     for now in (10.0, 20.0, 30.0):
-        assert not stranded.look(True, meta(2, 7), 7, now)
+        assert not stranded.look(True, meta(2, 7), now)
 
 
 def test_who_is_relieved_gives_nothing_to_those_that_are_late_and_says_nothing() -> None:
