@@ -26,7 +26,7 @@ from tests.support.waiting import eventually
 pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.slow]
 
 SEED = 4
-SECONDS = 240.0
+SECONDS = 600.0
 
 
 class Grown:
