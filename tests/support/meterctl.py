@@ -64,7 +64,8 @@ def topology(node: Node, *options: str, timeout: float = SHORT_SECONDS) -> Any:
     try:
         eventually(whole, "nothing is missing", WHOLE_SECONDS)
     except AssertionError as error:
-        lacking = [row for row in found.get("partitions", ()) if not row["leader"] or row["missing"]]
+        rows = found.get("partitions", ())
+        lacking = [row for row in rows if not row["leader"] or row["missing"]]
         raise AssertionError(f"{error}: {found['nodes']} {lacking}") from None
     return found
 
